@@ -1,0 +1,79 @@
+"""saescope: find the SAE features behind a behaviour, on the machine you have.
+
+Names are imported when first used, so `import saescope` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from saescope.version import __version__
+
+if TYPE_CHECKING:
+    from saescope.analysis.contrast import Contrast, Settings, contrast
+    from saescope.analysis.profile import Profile, profile
+    from saescope.engine.extract import extract
+    from saescope.engine.lm import LM, load_lm
+    from saescope.engine.load import load_sae, open_sae
+    from saescope.engine.sae import SparseActs, TopKSae
+    from saescope.engine.scan import scan
+    from saescope.errors import PromptError, ResourceError, RunError, SaescopeError, SourceError
+    from saescope.sources.catalog import Feature
+    from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
+    from saescope.store.masking import Masking
+    from saescope.store.runs import Run
+
+__all__ = [
+    "LM",
+    "Contrast",
+    "Feature",
+    "Masking",
+    "Profile",
+    "Prompt",
+    "PromptError",
+    "PromptSet",
+    "ResourceError",
+    "Run",
+    "RunError",
+    "SaescopeError",
+    "Settings",
+    "SourceError",
+    "SparseActs",
+    "TopKSae",
+    "__version__",
+    "bundled_prompts",
+    "contrast",
+    "extract",
+    "load_lm",
+    "load_sae",
+    "open_sae",
+    "profile",
+    "read_prompts",
+    "scan",
+    "texts",
+]
+
+_HOME = {
+    "analysis.contrast": ("Contrast", "Settings", "contrast"),
+    "analysis.profile": ("Profile", "profile"),
+    "engine.extract": ("extract",),
+    "engine.lm": ("LM", "load_lm"),
+    "engine.load": ("load_sae", "open_sae"),
+    "engine.sae": ("SparseActs", "TopKSae"),
+    "engine.scan": ("scan",),
+    "errors": ("PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
+    "sources.catalog": ("Feature",),
+    "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
+    "store.masking": ("Masking",),
+    "store.runs": ("Run",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'saescope' has no attribute {name!r}")
+    return getattr(import_module(f"saescope.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

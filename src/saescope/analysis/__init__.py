@@ -1,0 +1,1 @@
+"""Features to findings: statistics over stored runs. Imports no torch."""

@@ -1,0 +1,69 @@
+"""Rates, intervals, tests and false discovery control: pure functions on arrays. Knows no run and no feature."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.integer[Any]]
+
+
+def wilson(rate: npt.ArrayLike, n: npt.ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Wilson score interval of a binomial rate over n trials; (0, 1) where n is 0 (Wilson 1927)."""
+    rate, n = np.asarray(rate, np.float64), np.asarray(n, np.float64)
+    z2 = ndtri(0.5 + confidence / 2) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+        half = np.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    low = np.where(n > 0, np.clip(centre - half, 0, 1), 0.0)
+    high = np.where(n > 0, np.clip(centre + half, 0, 1), 1.0)
+    # The ends are exact at 0 and 1, where rounding would leave the rate outside its own interval.
+    return np.where(rate <= 0, 0.0, low), np.where(rate >= 1, 1.0, high)
+
+
+def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
+    """Independent trials that the clustered ones are worth: for prompts (axis 0) with `hits` of `n` tokens each.
+
+    Tokens of a prompt are not independent; the ratio estimator's variance over prompts (Kish 1965) says by how much.
+    Where it cannot be told (every prompt alike), the number of prompts is taken, the least the data can be worth.
+    """
+    n = np.asarray(n, np.float64)[:, None]
+    hits = np.asarray(hits, np.float64)
+    prompts, total = int((n > 0).sum()), float(n.sum())
+    if prompts < 2:
+        return np.full(hits.shape[1], float(prompts))
+    rate = hits.sum(0) / total
+    variance = prompts / (prompts - 1) * ((hits - rate * n) ** 2).sum(0) / total**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        worth = rate * (1 - rate) / variance
+    return np.where(variance > 0, np.clip(worth, min(prompts, total), total), float(prompts))
+
+
+def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats:
+    """One-sided Fisher's exact p that `hits` of n is more than `other_hits` of other_n, elementwise.
+
+    Few distinct pairs of counts occur among many features, so each pair's hypergeometric tail is computed once.
+    """
+    from scipy.stats import hypergeom
+
+    hits, other_hits = np.broadcast_arrays(hits, other_hits)
+    code = hits.astype(np.int64) * (other_n + 1) + other_hits
+    pairs, where = np.unique(code, return_inverse=True)
+    k1, k2 = pairs // (other_n + 1), pairs % (other_n + 1)
+    tails = np.asarray(hypergeom.sf(k1 - 1, n + other_n, k1 + k2, n))
+    clipped: Floats = np.clip(tails[where].reshape(hits.shape), 0.0, 1.0)
+    return clipped
+
+
+def least_p(n: int, other_n: int) -> float:
+    """The smallest p that two groups of this size can give in fisher_greater: all against none."""
+    return float(fisher_greater(np.array([n]), n, np.array([0]), other_n)[0])
+
+
+def benjamini_hochberg(p: Floats) -> Floats:
+    """Adjusted p-values that control the false discovery rate over all of `p` (Benjamini and Hochberg 1995)."""
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p)) if len(p) else p

@@ -1,0 +1,1 @@
+"""Text to features: the only room that runs a model."""

@@ -1,0 +1,81 @@
+"""Sparse autoencoders with the k strongest features a token: encode, decode, directions.
+
+Encoding never holds more than a block of (tokens × d_sae); its product is computed and returned in float32, because
+bfloat16 pre-activations tie across the border of the top k and make the set depend on the batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saescope.errors import SourceError
+from saescope.sources.catalog import SaeSpec
+
+_BLOCK_BYTES = 128 * 2**20
+
+
+class SparseActs(NamedTuple):
+    """The k strongest features of each token, strongest first; an activation of 0 does not fire."""
+
+    acts: Float[Tensor, "*b k"]
+    ids: Int[Tensor, "*b k"]
+
+
+@final
+@dataclass(frozen=True)
+class TopKSae:
+    """An SAE whose features fire where they are among the k largest pre-activations and above 0."""
+
+    spec: SaeSpec
+    W_enc: Float[Tensor, "d_sae d_model"]
+    b_enc: Float[Tensor, "d_sae"]
+    W_dec: Float[Tensor, "d_model d_sae"] | None = None
+    b_dec: Float[Tensor, "d_model"] | None = None
+
+    def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
+        """resid · W_encᵀ + b_enc in float32; nothing is subtracted or normalised first (Qwen-Scope's definition)."""
+        return torch.addmm(self.b_enc, resid.to(self.W_enc.device, torch.float32), self.W_enc.T)
+
+    @torch.inference_mode()
+    def encode(self, resid: Float[Tensor, "*b d_model"]) -> SparseActs:
+        """The k strongest features of every residual, strongest first.
+
+        Raises SourceError for another width than the SAE's, and for pre-activations that are not finite.
+        """
+        if resid.shape[-1] != self.spec.d_model:
+            raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
+        flat = resid.reshape(-1, self.spec.d_model)
+        acts = torch.empty(len(flat), self.spec.k, device=self.W_enc.device)
+        ids = torch.empty(len(flat), self.spec.k, device=self.W_enc.device, dtype=torch.int64)
+        for rows in _blocks(len(flat), 4 * self.spec.d_sae):
+            top = torch.topk(self.pre_acts(flat[rows]), self.spec.k, dim=-1, sorted=True)
+            acts[rows], ids[rows] = top.values, top.indices
+        if not torch.isfinite(acts).all():
+            raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
+        shape = (*resid.shape[:-1], self.spec.k)
+        return SparseActs(acts.relu_().reshape(shape), ids.reshape(shape))
+
+    @torch.inference_mode()
+    def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
+        """acts · W_decᵀ + b_dec, gathering only the k columns that fire; needs an SAE loaded with its decoder."""
+        if self.W_dec is None or self.b_dec is None:
+            raise SourceError(f"{_shown(self.spec)} was loaded without its decoder: load_sae(..., decoder=True)")
+        acts, ids = sparse.acts.reshape(-1, self.spec.k), sparse.ids.reshape(-1, self.spec.k)
+        columns = self.W_dec.T
+        out = torch.empty(len(acts), self.spec.d_model, device=columns.device)
+        for rows in _blocks(len(acts), 4 * self.spec.k * self.spec.d_model):
+            out[rows] = torch.einsum("nk,nkd->nd", acts[rows], columns[ids[rows]])
+        return (out + self.b_dec).reshape(*sparse.acts.shape[:-1], self.spec.d_model)
+
+
+def _blocks(n: int, row_bytes: int) -> Iterator[slice]:
+    size = max(1, _BLOCK_BYTES // row_bytes)
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _shown(spec: SaeSpec) -> str:
+    return f"the SAE of layer {spec.layer} ({spec.release})"

@@ -1,0 +1,109 @@
+"""Each token's strongest features, for a few prompts and in memory: what a person looks at first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saescope.engine.extract import BATCH_TOKENS, compute, plan
+from saescope.engine.lm import LM
+from saescope.engine.sae import TopKSae
+from saescope.engine.tokens import TokenText
+from saescope.errors import PromptError
+from saescope.sources.catalog import Feature
+from saescope.sources.prompts import Prompt
+from saescope.store.masking import Masking
+from saescope.store.runs import LayerFeatures
+
+
+@dataclass(frozen=True)
+class ScannedToken:
+    """One token: where it is, its norm and its strongest features in every layer, and whether it is a sink there."""
+
+    pos: int
+    id: int
+    token: str
+    sink: bool
+    norm: dict[int, float]
+    features: dict[int, list[tuple[Feature, float]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        return {
+            "pos": self.pos,
+            "id": self.id,
+            "token": self.token,
+            "sink": self.sink,
+            "norm": {str(layer): norm for layer, norm in self.norm.items()},
+            "features": {
+                str(layer): [{"feature": str(feature), "act": act} for feature, act in top]
+                for layer, top in self.features.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class ScannedPrompt:
+    """One prompt's tokens in order."""
+
+    text: str
+    tokens: list[ScannedToken]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        return {"text": self.text, "tokens": [token.to_dict() for token in self.tokens]}
+
+
+def scan(
+    lm: LM,
+    saes: Sequence[TopKSae],
+    prompts: Sequence[Prompt],
+    *,
+    n_top: int = 5,
+    masking: Masking | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[ScannedPrompt]:
+    """The `n_top` strongest features of every token that fire, by layer; sinks are judged over these prompts."""
+    if n_top < 1:
+        raise PromptError(f"--n-top is {n_top}: it must be at least 1")
+    work = plan(lm, prompts, batch_tokens)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
+    order = np.concatenate([np.arange(starts[p], starts[p + 1]) for batch in work.batches for p in batch])
+    parts = [features for _, features in compute(lm, saes, work)]
+    layers = {sae.spec.layer: _in_order([part[sae.spec.layer] for part in parts], order) for sae in saes}
+    pos = np.concatenate([np.arange(len(row)) for row in work.rows])
+    rule = masking or Masking()
+    sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)
+    text = TokenText(lm.tokenizer)
+    return [
+        ScannedPrompt(
+            text=prompt.shown,
+            tokens=[
+                ScannedToken(
+                    pos=at,
+                    id=token,
+                    token=text(token),
+                    sink=bool(sinks[row]),
+                    norm={layer: float(f.norms[row]) for layer, f in layers.items()},
+                    features={layer: _top(layer, f, row, n_top) for layer, f in layers.items()},
+                )
+                for at, (row, token) in enumerate(zip(range(start, start + len(ids)), ids, strict=True))
+            ],
+        )
+        for prompt, ids, start in zip(prompts, work.rows, starts[:-1].tolist(), strict=True)
+    ]
+
+
+def _in_order(parts: Sequence[LayerFeatures], order: np.ndarray[Any, np.dtype[np.intp]]) -> LayerFeatures:
+    back = np.argsort(order)
+    return LayerFeatures(
+        norms=np.concatenate([p.norms for p in parts])[back],
+        acts=np.concatenate([p.acts for p in parts])[back],
+        ids=np.concatenate([p.ids for p in parts])[back],
+    )
+
+
+def _top(layer: int, features: LayerFeatures, row: int, n_top: int) -> list[tuple[Feature, float]]:
+    pairs = zip(features.ids[row, :n_top].tolist(), features.acts[row, :n_top].tolist(), strict=True)
+    return [(Feature(layer, feature), act) for feature, act in pairs if act > 0]

@@ -1,0 +1,28 @@
+"""Everything saescope refuses, as one tree.
+
+SaescopeError                 one clear line: what, which value, what to do; exit code 2 on the command line
+├── PromptError               prompts or prompt sets that cannot be used
+├── SourceError               a model or SAE that is missing, damaged, or does not fit
+├── RunError                  a stored run that is missing, damaged, or in the way
+└── ResourceError             the machine ran out: disk, memory
+"""
+
+
+class SaescopeError(Exception):
+    """Base of every error a user can cause and mend."""
+
+
+class PromptError(SaescopeError):
+    """Prompts or prompt sets that cannot be used."""
+
+
+class SourceError(SaescopeError):
+    """A model or SAE that is missing, damaged, or does not fit the other."""
+
+
+class RunError(SaescopeError):
+    """A stored run that is missing, damaged, or in the way."""
+
+
+class ResourceError(SaescopeError):
+    """The machine ran out of something."""

@@ -1,0 +1,1 @@
+"""What goes in: prompts, models and SAEs, and where they come from."""

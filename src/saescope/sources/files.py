@@ -1,0 +1,174 @@
+"""Where a checkpoint's files are: a local folder, or a hub repository that is fetched file by file."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, TypeVar, final
+
+from saescope.errors import SourceError
+
+T = TypeVar("T")
+
+_WHOLE_HASH_LIMIT = 64 * 2**20
+_SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
+
+
+class Files(Protocol):
+    """The files of one checkpoint, by name."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """The hub commit it was resolved to, or None for a local folder."""
+        ...
+
+    def names(self) -> frozenset[str]:
+        """All file names, relative to the checkpoint's root."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """A local path of this file, fetched first where need be; raises SourceError if it is missing."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class LocalFiles:
+    """A folder on this machine."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder as the user gave it."""
+        return str(self.folder)
+
+    @property
+    def revision(self) -> None:
+        """A folder has no revision."""
+        return
+
+    def names(self) -> frozenset[str]:
+        """Names of the files directly in the folder."""
+        return frozenset(p.name for p in self.folder.iterdir() if p.is_file())
+
+    def path(self, name: str) -> Path:
+        """The file's path; raises SourceError if it is not there."""
+        path = self.folder / name
+        if not path.is_file():
+            raise SourceError(f"{self.folder} has no file {name}")
+        return path
+
+
+@final
+@dataclass(frozen=True)
+class HubFiles:
+    """A hub repository at one commit; files come through huggingface_hub's cache."""
+
+    repo: str
+    wanted: str | None
+    offline: bool
+
+    @property
+    def name(self) -> str:
+        """The repository id."""
+        return self.repo
+
+    @cached_property
+    def _commit_and_names(self) -> tuple[str, frozenset[str]]:
+        from huggingface_hub import HfApi, snapshot_download
+
+        if self.offline:
+            folder = Path(_hub(self, lambda: snapshot_download(self.repo, revision=self.wanted, local_files_only=True)))
+            return folder.name, frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        info = _hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted))
+        return str(info.sha), frozenset(s.rfilename for s in info.siblings or ())
+
+    @property
+    def revision(self) -> str:
+        """The commit the wanted revision stands for; later files all come from this one."""
+        return self._commit_and_names[0]
+
+    def names(self) -> frozenset[str]:
+        """File names at that commit (offline: those in the cache)."""
+        return self._commit_and_names[1]
+
+    def path(self, name: str) -> Path:
+        """A path in the cache, downloaded (and resumed) if it is not there yet."""
+        from huggingface_hub import hf_hub_download
+
+        if name not in self.names():
+            where = "the offline cache of " if self.offline else ""
+            raise SourceError(f"{where}{self.repo} (revision {self.revision}) has no file {name}")
+        return Path(
+            _hub(
+                self,
+                lambda: hf_hub_download(self.repo, name, revision=self.revision, local_files_only=self.offline),
+            )
+        )
+
+
+def _hub(files: HubFiles, call: Callable[[], T]) -> T:
+    """Run a hub call, turning its failures into one line that says what to do."""
+    from huggingface_hub import errors
+
+    at = f" at revision {files.wanted}" if files.wanted else ""
+    try:
+        return call()
+    except errors.GatedRepoError as error:
+        raise SourceError(f"{files.repo} is gated: accept its terms on the hub and log in (hf auth login)") from error
+    except errors.RepositoryNotFoundError as error:
+        raise SourceError(
+            f"no folder and no hub repository named {files.repo!r}: check the spelling, or log in if it is private"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SourceError(f"{files.repo} has no revision {files.wanted!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        hint = "run once without --offline" if files.offline else "check the connection, or give a local folder"
+        raise SourceError(f"{files.repo}{at} is not in the local cache: {hint}") from error
+    except Exception as error:  # connection failures come as whatever HTTP library the hub client uses
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"cannot fetch {files.repo}{at}: {reason}") from error
+
+
+def open_files(ref: str, *, offline: bool = False) -> Files:
+    """Find the checkpoint `ref`: an existing folder, or else a hub id `owner/name`, optionally `@revision`.
+
+    Raises SourceError when it can be neither.
+    """
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return LocalFiles(folder)
+    if folder.exists():
+        raise SourceError(f"{ref} is a file; give the folder it lies in")
+    repo, _, revision = ref.partition("@")
+    if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
+        raise SourceError(f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base")
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+    return HubFiles(repo, revision or None, offline)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash that tells files apart: SHA-256 of small files, of size and 256 samples of 16 KiB of large ones.
+
+    Reading all of a 16 GB checkpoint only to name it would cost more than the job; the prefix says which it is.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _WHOLE_HASH_LIMIT:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+            return f"sha256:{digest.hexdigest()}"
+        digest.update(str(size).encode())
+        for i in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return f"sampled-sha256:{digest.hexdigest()}"

@@ -1,0 +1,1 @@
+"""One file a format: a checkpoint file in, named tensors out, nothing else."""

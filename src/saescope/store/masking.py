@@ -1,0 +1,52 @@
+"""Which positions count in statistics.
+
+Position 0 and sinks (norms far over the layer's median) lie outside what an SAE was trained on, and would dominate
+every mean; both are left out unless asked for, and every result says how many were.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The rules: whether position 0 and sinks count, and how many medians make a sink."""
+
+    keep_pos0: bool = False
+    keep_sinks: bool = False
+    sink_ratio: float = 10.0
+
+    def candidates(self, pos: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Positions that count before sinks are looked for."""
+        return np.ones(len(pos), bool) if self.keep_pos0 else pos > 0
+
+    def apply(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> "Positions":
+        """Find sinks among one layer's tokens, and which positions are scored.
+
+        The median is the lower one, so that one sink among two tokens does not hide itself.
+        """
+        candidates = self.candidates(pos)
+        limit = np.inf
+        if candidates.any():
+            among = np.sort(norms[candidates])
+            limit = self.sink_ratio * float(among[(len(among) - 1) // 2])
+        sinks = norms > limit
+        scored = candidates if self.keep_sinks else candidates & ~sinks
+        return Positions(
+            sinks=sinks,
+            scored=scored,
+            masked_pos0=int((~candidates).sum()),
+            masked_sinks=int((candidates & ~scored).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One layer's tokens: which are sinks, which are scored, and how many each rule left out."""
+
+    sinks: npt.NDArray[np.bool_]
+    scored: npt.NDArray[np.bool_]
+    masked_pos0: int
+    masked_sinks: int

@@ -1,0 +1,62 @@
+"""The `saescope` command. Commands are imported when called; nothing here needs torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Toml
+
+from saescope.errors import SaescopeError
+from saescope.version import __version__
+
+DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
+
+app = App(
+    name="saescope",
+    help="Find the SAE features behind a behaviour, on the machine you have.",
+    version=__version__,
+    config=Toml("saescope.toml", use_commands_as_keys=False),
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    help_format="plaintext",
+)
+_COMMANDS = {
+    "demo": "The main job on the embedded pair: profile, scan and contrast.",
+    "scan": "Each token's strongest features.",
+    "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
+    "profile": "Tokens, residual norms and sinks of prompt sets.",
+}
+for verb, text in _COMMANDS.items():
+    app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line and exit with 0, 2 (one line says what is wrong) or 130 (interrupted)."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        app(arguments, result_action="return_none")
+        sys.stdout.flush()
+    except (SaescopeError, CycloptsError) as error:
+        return _refuse(str(error))
+    except MemoryError as error:
+        return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
+    except KeyboardInterrupt:
+        print(
+            "saescope: interrupted; finished batches are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+def _refuse(reason: str) -> int:
+    print("saescope: " + " ".join(reason.split()), file=sys.stderr)
+    return WRONG_USE

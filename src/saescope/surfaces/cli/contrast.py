@@ -1,0 +1,86 @@
+"""`saescope contrast`: features that set prompt sets apart."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from saescope.analysis.contrast import Contrast, FeatureContrast, Settings
+from saescope.analysis.contrast import contrast as contrast_run
+from saescope.sources.prompts import BUNDLED
+from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
+from saescope.surfaces.cli.show import note, percent, print_json, stdout, table
+
+_COLUMNS = ("set", "feature", "other set", "fires", "elsewhere", "held out", "elsewhere", "prompts", "95 % CI", "q",
+            "mean act", "confirmed")  # fmt: skip
+
+
+def contrast(
+    sets: str = BUNDLED,
+    /,
+    *,
+    n_top: int = 10,
+    alpha: float = 0.05,
+    shuffles: int = 20,
+    seed: int = 0,
+    out: Path | None = None,
+    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    masks: Masks = Masks(),  # noqa: B008 (frozen)
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Find features that set prompt sets apart, and confirm them on held-out prompts.
+
+    Parameters
+    ----------
+    sets
+        Prompt sets: a folder of NAME.txt or NAME.jsonl, one .jsonl, .csv or .parquet with a `set` column, or a run
+        made before (no model is needed then). The bundled languages when left out.
+    n_top
+        Features to show for a set.
+    alpha
+        False discovery rate of finding, and of confirming.
+    shuffles
+        How often the control repeats the search with shuffled labels.
+    seed
+        Decides which prompts are held out, and the shuffles.
+    out
+        Directory for the run; runs/NAME-HASH when left out.
+    json
+        Print one JSON document instead of tables.
+    """
+    settings = Settings(alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking())
+    settings.check()
+    run = obtain_run(sets, inputs, out, least_sets=2)
+    wanted = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
+    result = contrast_run(run, settings, wanted)
+    if json:
+        print_json(result.to_dict())
+    else:
+        show_contrast(stdout(), result)
+        note(f"run: {run.path}")
+
+
+def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
+    """One table a layer: every set's best features with their evidence, then what was masked and the control."""
+    for layer, found in result.layers.items():
+        made = table(f"features that set the sets apart, layer {layer}", *_COLUMNS, left=3)
+        for name, one in found.sets.items():
+            for n, feature in enumerate(one.features[:n_top]):
+                made.add_row(name if n == 0 else "", *_cells(feature), end_section=n == len(one.features[:n_top]) - 1)
+        console.print(made)
+        console.print(
+            f"left out: {found.masked_pos0} first positions, {found.masked_sinks} sinks. "
+            f"Tested: {found.tested} features. Control: {found.shuffled_confirmed} confirmed "
+            f"in {result.settings.shuffles} searches with shuffled labels."
+        )
+    for line in result.warnings:
+        console.print(f"[yellow]warning:[/] {line}")
+
+
+def _cells(f: FeatureContrast) -> list[str]:
+    return [
+        str(f.feature), f.other_set, percent(f.rate), percent(f.other_rate), percent(f.holdout_rate),
+        percent(f.holdout_other_rate), percent(f.prompt_rate), f"{100 * f.ci[0]:.0f}-{100 * f.ci[1]:.0f} %",
+        f"{f.q:.1e}", f"{f.mean_act:.3g}", "[green]yes[/]" if f.confirmed else "no",
+    ]  # fmt: skip

@@ -1,0 +1,136 @@
+"""Options that every command takes, and how they become a model and SAEs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from saescope.demo import MODEL, SAE
+from saescope.errors import PromptError, SourceError
+from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, parse_sae_name, releases_for
+from saescope.sources.prompts import PromptSet, read_prompts
+from saescope.store.masking import Masking
+from saescope.store.runs import MANIFEST, Run
+from saescope.surfaces.cli.show import note, progress
+
+if TYPE_CHECKING:
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import TopKSae
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where model and SAE come from and how they are computed."""
+
+    model: str | None = None
+    "Model: a folder or a hub id, OWNER/NAME or OWNER/NAME@REVISION. Left out with --sae: the embedded pair."
+
+    sae: str | None = None
+    "SAE: a folder of layer<N>.sae.pt, one such file, a hub id or a registry name."
+
+    layers: str | None = None
+    "Layers, as 0,17,35 or all; the middle one when left out."
+
+    k: int | None = None
+    "The SAE's own number of features a token, where neither its name nor a cfg.json says it."
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    "Compute the model in this dtype; auto takes the checkpoint's."
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    "Compute on this device; auto takes the best one there is."
+
+    batch_tokens: int = 2048
+    "Tokens in one batch at most."
+
+    offline: bool = False
+    "Fetch nothing: only local folders and the hub's cache."
+
+    def load(self) -> "tuple[LM, list[TopKSae]]":
+        """The model cut after its last wanted layer, and its SAEs without their decoders."""
+        from saescope.engine.lm import load_lm
+        from saescope.engine.load import load_sae, open_sae
+
+        model, sae = self._names()
+        source = open_sae(sae, k=self.k, offline=self.offline)
+        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
+            note(QWEN_SCOPE_NOTICE)
+        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
+        return lm, [load_sae(source, layer, decoder=False, device=lm.device) for layer in layers]
+
+    def _names(self) -> tuple[str, str]:
+        if self.model is None and self.sae is None:
+            return str(MODEL), str(SAE)
+        if self.sae is None:
+            known = releases_for(str(self.model).partition("@")[0])
+            if not known:
+                raise SourceError(f"no SAE is known for {self.model}: give one with --sae")
+            return str(self.model), known[0].repo
+        if self.model is None:
+            release = find_release(self.sae)
+            if release is None:
+                raise SourceError(f"which model belongs to {self.sae} is not known: give it with --model")
+            return release.model, self.sae
+        return self.model, self.sae
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """Which positions count."""
+
+    keep_pos0: Annotated[bool, Parameter(negative="")] = False
+    "Count position 0 too."
+
+    keep_sinks: Annotated[bool, Parameter(negative="")] = False
+    "Count sinks too."
+
+    sink_ratio: float = 10.0
+    "A sink's norm is over this many medians of its layer."
+
+    def masking(self) -> Masking:
+        """The rules as the store applies them."""
+        return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio)
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """`0,17,35` as numbers; raises SourceError on anything else."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SourceError(f"--layers {text!r} is neither numbers such as 0,17,35 nor all") from error
+
+
+def obtain_run(sets: str, inputs: Inputs, out: Path | None, least_sets: int = 1) -> Run:
+    """The run at this path, or the run of these prompt sets, computed unless it is already there."""
+    path = Path(sets).expanduser()
+    if (path / MANIFEST).is_file():
+        return Run.open(path)
+    prompts = read_prompts(sets)
+    if len(prompts) < least_sets:
+        raise PromptError(f"{sets} has one set ({prompts[0].name}): add another to compare it with")
+    lm, saes = inputs.load()
+    return run_of(lm, saes, prompts, path.stem, inputs.batch_tokens, out)
+
+
+def run_of(
+    lm: "LM",
+    saes: "Sequence[TopKSae]",
+    sets: Sequence[PromptSet],
+    name: str,
+    batch_tokens: int,
+    out: Path | None,
+) -> Run:
+    """Extract these sets into `out`, or into runs/NAME-HASH, named by the hash of what makes it."""
+    from saescope.engine.extract import extract, job
+
+    if out is None:
+        out = Path("runs") / f"{name}-{job(lm, saes, sets, batch_tokens).fingerprint[:12]}"
+    with progress("features") as advance:
+        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, progress=advance)

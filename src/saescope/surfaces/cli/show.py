@@ -1,0 +1,64 @@
+"""How results look: JSON or tables on stdout, progress and notes on stderr."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_PLAIN_WIDTH = 160
+
+
+def stdout() -> Console:
+    """The console for results; wide where it is no terminal, so that pipes and files keep whole cells."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def note(text: str) -> None:
+    """One line for the person, not for the program that reads stdout."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns hold words and the others numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", expand=False)
+    for n, column in enumerate(columns):
+        made.add_column(column, justify="left" if n < left else "right", overflow="fold")
+    return made
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it."""
+    return f"{100 * share:.1f} %"
+
+
+def cell(text: str) -> str:
+    """A token or prompt as a table cell: control characters escaped, markup taken literally, spaces visible."""
+    from rich.markup import escape
+
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escape(shown.replace(" ", "·") if shown.startswith(" ") or shown.endswith(" ") else shown)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that is gone when the work is done."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
