@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from saescope.store.runs import Run
 
 __all__ = [
-    "LM",
     "Contrast",
     "Feature",
+    "LM",
     "Masking",
     "Profile",
     "Prompt",

@@ -1,27 +1,26 @@
 """Which features set prompt sets apart, and whether they still do on prompts that had no part in finding them.
 
-Candidates come from the discovery part: a test on prompts, Benjamini-Hochberg over the dictionary. They are confirmed
-on the held-out part by the same test over the candidates alone. The same procedure on shuffled labels says what it
-finds where nothing is. All of it comes from a stored run; no model is needed to ask again.
+The unit is the prompt. Candidates come from the discovery part: a set's prompts against all others, with
+Benjamini-Hochberg over the dictionary, and ahead of each other set alone. They are confirmed on the held-out part,
+again against each other set, with Benjamini-Hochberg over the candidates. The same search with shuffled labels says
+what it finds where nothing is. All of it comes from a stored run; no model is needed to ask again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
 from saescope.analysis import stats
-from saescope.analysis.stats import Floats, Ints
+from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import LayerFeatures, Run
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -146,51 +145,69 @@ def contrast(run: Run, settings: Settings | None = None, layers: Sequence[int] |
 
 @dataclass(frozen=True)
 class _Counts:
-    """Firings of one layer by prompt: `hits` (prompts × features that fire at all), `n` scored positions a prompt."""
+    """Firings by prompt: `hits` (prompts × features, sparse) of `n` scored positions each, and each prompt's set."""
 
     features: Ints
     hits: Any
     n: Ints
+    labels: Ints
+    n_sets: int
 
     def part(self, rows: Bools) -> "_Counts":
-        return _Counts(self.features, self.hits[rows], self.n[rows])
+        """Some of the prompts, without those that have no scored position."""
+        rows = rows & (self.n > 0)
+        return _Counts(self.features, self.hits[rows], self.n[rows], self.labels[rows], self.n_sets)
+
+    def columns(self, which: Bools | Ints) -> "_Counts":
+        """Some of the features."""
+        return _Counts(self.features[which], self.hits[:, which], self.n, self.labels, self.n_sets)
+
+    @property
+    def member(self) -> Floats:
+        """Which set (row) each prompt (column) is in, as 0 and 1."""
+        return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
+
+    def rates(self) -> Floats:
+        """Share of scored positions that fire, by set and feature."""
+        return np.asarray((self.member @ self.hits) / np.maximum(self.member @ self.n, 1)[:, None])
+
+    def prompt_rates(self) -> Floats:
+        """Share of prompts that fire at all, by set and feature."""
+        return np.asarray((self.member @ (self.hits > 0)) / np.maximum(self.member.sum(1), 1)[:, None])
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """By set and feature: position rates, prompt counts, and p against the hardest other set."""
+class _Found:
+    """What the discovery part proposes (p, q against all other prompts) and the held-out part confirms."""
 
-    rate: Floats
-    other_rate: Floats
-    other: Ints
-    prompts: Ints
-    any_hits: Ints
     p: Floats
-
-    @property
-    def score(self) -> Floats:
-        return self.rate - self.other_rate
+    q: Floats
+    tested: Bools
+    candidates: Bools
+    confirmed: Bools
 
 
 def _layer(run: Run, layer: int, parts: Bools, settings: Settings) -> LayerContrast:
     features = run.features(layer)
     positions = settings.masking.apply(run.token_pos, features.norms)
     counts = _count(run, features, positions.scored)
-    labels = run.set_of_prompt
     _refuse_unscored(run, counts)
-    found = _find(counts, labels, parts, len(run.sets), settings.alpha)
+    discovery, holdout = counts.part(parts), counts.part(~parts)
+    screen = _Screen(discovery)
+    found = _find(screen, holdout, settings.alpha)
     rng = np.random.default_rng(settings.seed)
-    shuffled = [
-        _find(counts, rng.permutation(labels), parts, len(run.sets), settings.alpha).confirmed.sum()
-        for _ in range(settings.shuffles)
-    ]
+    shuffled = 0
+    for _ in range(settings.shuffles):
+        halves = [replace(part, labels=rng.permutation(part.labels)) for part in (discovery, holdout)]
+        shuffled += int(_find(screen.relabelled(halves[0]), halves[1], settings.alpha).confirmed.sum())
     means = _mean_acts(run, features, positions.scored, counts.features)
+    evidence = _Evidence(counts, discovery, holdout, found, means)
     return LayerContrast(
-        sets={name: _describe(run, layer, i, counts, found, means, settings) for i, name in enumerate(run.sets)},
+        sets={name: _describe(run, layer, i, evidence, settings) for i, name in enumerate(run.sets)},
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,
         tested=int(found.tested.sum()),
-        shuffled_confirmed=int(sum(shuffled)),
+        shuffled_confirmed=shuffled,
     )
 
 
@@ -200,104 +217,91 @@ def _count(run: Run, features: LayerFeatures, scored: Bools) -> _Counts:
     present, column = np.unique(features.ids[fires], return_inverse=True)
     shape = (len(run.prompts), len(present))
     hits = sparse.coo_array((np.ones(len(prompt), np.int32), (prompt, column)), shape).tocsr()
-    return _Counts(present, hits, np.bincount(run.token_prompt[scored], minlength=len(run.prompts)))
+    n = np.bincount(run.token_prompt[scored], minlength=len(run.prompts))
+    return _Counts(present, hits, n, run.set_of_prompt, len(run.sets))
 
 
 def _refuse_unscored(run: Run, counts: _Counts) -> None:
     for i, name in enumerate(run.sets):
-        if counts.n[run.set_of_prompt == i].sum() == 0:
+        if counts.n[counts.labels == i].sum() == 0:
             raise PromptError(
                 f"set {name!r} has no scored position (position 0 and sinks do not count): "
                 "use prompts of at least two tokens, or --keep-pos0"
             )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Discovery and confirmation: evidence of all, discovery and held-out prompts, and what follows from it."""
+class _Screen:
+    """The test of every set against all other prompts, for any labelling with the same set sizes.
 
-    everywhere: _Evidence
-    discovery: _Evidence
-    holdout: _Evidence
-    tested: Bools
-    q: Floats
-    candidates: Bools
-    confirmed: Bools
-
-
-def _find(counts: _Counts, labels: Ints, parts: Bools, n_sets: int, alpha: float) -> _Found:
-    discovery = _evidence(counts.part(parts), labels[parts], n_sets)
-    holdout = _evidence(counts.part(~parts), labels[~parts], n_sets)
-    tested = _testable(counts.part(parts), discovery, alpha)
-    q = np.ones_like(discovery.p)
-    confirmed = np.zeros(q.shape, bool)
-    for i in range(n_sets):
-        q[i, tested] = stats.benjamini_hochberg(discovery.p[i, tested])
-    candidates = (q <= alpha) & (discovery.score > 0)
-    for i in range(n_sets):
-        held = stats.benjamini_hochberg(holdout.p[i, candidates[i]])
-        confirmed[i, candidates[i]] = (held <= alpha) & (holdout.score[i, candidates[i]] > 0)
-    return _Found(_evidence(counts, labels, n_sets), discovery, holdout, tested, q, candidates, confirmed)
-
-
-def _testable(counts: _Counts, evidence: _Evidence, alpha: float) -> Bools:
-    """Features that fire on enough prompts for any split of the labels to be significant.
-
-    The choice looks at how many prompts a feature fires on, never in which set, so the false discovery rate over the
-    rest holds (Tarone 1990, Gilbert 2005); rare features would only dilute it.
+    Of a set of n prompts, it asks how many are among the n on which the feature fires most, and how probable as many
+    are by chance (Fisher's exact test; which prompts those are does not depend on the labels). One test thus serves
+    features that are rare and features that fire in every prompt, but more in these.
     """
-    sizes = evidence.prompts
-    if len(sizes) == 0 or sizes.min() == 0:
-        return np.zeros(counts.hits.shape[1], bool)
-    n, other = int(sizes.min()), int(np.sort(sizes)[1])
-    needed = next(
-        (t for t in range(1, n + 1) if 2 * stats.fisher_greater(np.array([t]), n, np.array([0]), other)[0] <= alpha),
-        n + 1,
-    )
-    return np.asarray((counts.hits > 0).sum(axis=0)).reshape(-1) >= needed
+
+    def __init__(self, counts: _Counts) -> None:
+        self.counts = counts
+        self._sizes = np.bincount(counts.labels, minlength=counts.n_sets)
+        self._strongest = {n: stats.strongest(counts.hits, counts.n, n) for n in set(self._sizes.tolist()) if n}
+
+    def relabelled(self, counts: _Counts) -> "_Screen":
+        """The same prompts with their labels shuffled; what does not depend on labels is not computed again."""
+        screen = copy(self)
+        screen.counts = counts
+        return screen
+
+    def p(self) -> Floats:
+        """p by set and feature; 1 for a set without prompts."""
+        p = np.ones((self.counts.n_sets, self.counts.hits.shape[1]))
+        for i, size in enumerate(self._sizes.tolist()):
+            if 0 < size < len(self.counts.n):
+                chosen = self._strongest[size]
+                inside = chosen[self.counts.labels == i].sum(0)
+                p[i] = stats.fisher_greater(inside, size, chosen.sum(0) - inside, len(self.counts.n) - size)
+        return p
+
+    def testable(self, alpha: float) -> Bools:
+        """Features that fire on enough prompts for some labelling to be significant at `alpha`.
+
+        The choice looks at how many prompts a feature fires on, never in which set, so the false discovery rate over
+        the rest holds (Tarone 1990, Gilbert 2005); features that fire on one prompt would only dilute it.
+        """
+        size, total = int(self._sizes.min(initial=len(self.counts.n))), len(self.counts.n)
+        enough = (t for t in range(1, total + 1) if stats.least_p(size, total - size, t) <= alpha)
+        return np.asarray((self.counts.hits > 0).sum(axis=0)).reshape(-1) >= next(enough, total + 1)
 
 
-def _evidence(counts: _Counts, labels: Ints, n_sets: int) -> _Evidence:
-    counted = counts.n > 0
-    member = sparse.csr_array((labels == np.arange(n_sets)[:, None]) & counted)
-    prompts = np.asarray(member.sum(axis=1)).reshape(-1).astype(np.int64)
-    tokens = np.maximum(member @ counts.n, 1)
-    fires, most = _firing_prompts(counts)
-    rate = (member.astype(np.int64) @ counts.hits).toarray() / tokens[:, None]
-    any_hits, most_hits = ((member.astype(np.int64) @ x).toarray() for x in (fires, most))
-    p = np.zeros_like(rate)
-    for i in range(n_sets):
-        for j in range(n_sets):
-            if i != j:
-                p[i] = np.maximum(p[i], _pair_p(any_hits, most_hits, prompts, i, j))
-    other, other_rate = _largest_other(rate)
-    return _Evidence(rate, other_rate, other, prompts, any_hits, p)
+def _find(screen: _Screen, holdout: _Counts, alpha: float) -> _Found:
+    discovery = screen.counts
+    p, tested = screen.p(), screen.testable(alpha)
+    q, candidates, confirmed = np.ones_like(p), np.zeros(p.shape, bool), np.zeros(p.shape, bool)
+    for i in range(discovery.n_sets):
+        q[i, tested] = stats.benjamini_hochberg(p[i, tested])
+        proposed = np.flatnonzero(q[i] <= alpha)
+        proposed = proposed[_hardest_p(discovery.columns(proposed), i) <= alpha]
+        candidates[i, proposed] = True
+        # The held-out prompts had no part in proposing: their own rate of false discoveries is controlled by itself.
+        confirmed[i, proposed] = stats.benjamini_hochberg(_hardest_p(holdout.columns(proposed), i)) <= alpha
+    return _Found(p, q, tested, candidates, confirmed)
 
 
-def _firing_prompts(counts: _Counts) -> tuple[Any, Any]:
-    """Where a feature fires in a prompt at all, and where at half of its scored positions or more."""
-    rows = np.repeat(np.arange(counts.hits.shape[0]), np.diff(counts.hits.indptr))
-    fires, most = counts.hits.astype(np.int64), counts.hits.astype(np.int64)
-    fires.data[:] = 1
-    most.data[:] = 2 * counts.hits.data >= counts.n[rows]
-    return fires, most
+def _hardest_p(counts: _Counts, i: int) -> Floats:
+    """The largest p of set i against each other set alone; 1 where its rate is not above every other one."""
+    rates = counts.rates()
+    p = np.where(rates[i] > np.delete(rates, i, axis=0).max(axis=0), 0.0, 1.0)
+    for j in range(counts.n_sets):
+        if i != j:
+            rows = (counts.labels == i) | (counts.labels == j)
+            p = np.maximum(p, _pair_p(counts.hits[rows], counts.n[rows], counts.labels[rows] == i))
+    return p
 
 
-def _pair_p(any_hits: Ints, most_hits: Ints, prompts: Ints, i: int, j: int) -> Floats:
-    """Twice the smaller of two exact tests: prompts that fire at all, and prompts that fire at half of their positions.
-
-    The first sees rare features in short prompts, the second general ones in long prompts.
-    """
-    tests = [stats.fisher_greater(hits[i], int(prompts[i]), hits[j], int(prompts[j])) for hits in (any_hits, most_hits)]
-    return np.minimum(1.0, 2 * np.minimum(*tests))
-
-
-def _largest_other(rate: Floats) -> tuple[Ints, Floats]:
-    """For every set and feature, the other set with the largest rate, and that rate."""
-    order = np.argsort(rate, axis=0, kind="stable")
-    first, second = order[-1], order[-2]
-    other = np.where(np.arange(len(rate))[:, None] == first, second, first)
-    return other, np.take_along_axis(rate, other, axis=0)
+def _pair_p(hits: Any, n: Ints, first: Bools) -> Floats:
+    size = int(first.sum())
+    if size in (0, len(n)):
+        return np.ones(hits.shape[1])
+    chosen = stats.strongest(hits, n, size)
+    inside = chosen[first].sum(0)
+    return stats.fisher_greater(inside, size, chosen.sum(0) - inside, len(n) - size)
 
 
 def _mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
@@ -307,59 +311,77 @@ def _mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) 
     cell = group * len(present) + np.searchsorted(present, features.ids[fires])
     size = len(run.sets) * len(present)
     sums = np.bincount(cell, weights=features.acts[fires], minlength=size)
-    means: Floats = sums / np.maximum(np.bincount(cell, minlength=size), 1)
-    return means.reshape(len(run.sets), -1)
+    fired = np.maximum(np.bincount(cell, minlength=size), 1)
+    return np.asarray(sums / fired).reshape(len(run.sets), len(present))
 
 
-def _describe(
-    run: Run, layer: int, i: int, counts: _Counts, found: _Found, means: Floats, settings: Settings
-) -> SetContrast:
-    every, rows = found.everywhere, run.set_of_prompt == i
-    ranked = np.lexsort((-every.score[i], -found.discovery.score[i]))[: settings.n_top]
-    shown = ranked[every.rate[i, ranked] > 0]
-    worth = stats.effective_n(counts.hits[rows][:, shown].toarray(), counts.n[rows])
-    rate_low, rate_high = stats.wilson(every.rate[i, shown], worth)
-    prompt_rates = every.any_hits / np.maximum(every.prompts, 1)[:, None]
-    low, high = stats.wilson(prompt_rates[i, shown], every.prompts[i])
-    others = np.delete(prompt_rates, i, axis=0).max(axis=0)
-    features = [
-        FeatureContrast(
-            feature=Feature(layer, int(counts.features[f])),
-            rate=float(every.rate[i, f]),
-            other_rate=float(every.other_rate[i, f]),
-            other_set=run.sets[every.other[i, f]],
-            score=float(every.score[i, f]),
-            rate_ci=(float(rate_low[at]), float(rate_high[at])),
-            prompt_rate=float(prompt_rates[i, f]),
-            prompt_other_rate=float(others[f]),
-            ci=(float(low[at]), float(high[at])),
-            p=float(found.discovery.p[i, f]),
-            q=float(found.q[i, f]),
-            discovery_score=float(found.discovery.score[i, f]),
-            confirmed=bool(found.confirmed[i, f]),
-            holdout_rate=float(found.holdout.rate[i, f]),
-            holdout_other_rate=float(found.holdout.other_rate[i, f]),
-            holdout_score=float(found.holdout.score[i, f]),
-            holdout_p=float(found.holdout.p[i, f]),
-            mean_act=float(means[i, f]),
-        )
-        for at, f in enumerate(shown.tolist())
-    ]
+@dataclass(frozen=True)
+class _Evidence:
+    """All that a set's rows are written from."""
+
+    everywhere: _Counts
+    discovery: _Counts
+    holdout: _Counts
+    found: _Found
+    means: Floats
+
+
+def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Settings) -> SetContrast:
+    """One set's rows, ordered by the discovery part alone so that the held-out figures of the first are unbiased."""
+    everywhere, found = evidence.everywhere, evidence.found
+    rows = everywhere.labels == i
+    discovery_score = _score(evidence.discovery.rates(), i)
+    ranked = np.argsort(-discovery_score, kind="stable")[: settings.n_top]
+    shown = ranked[everywhere.rates()[i, ranked] > 0]
+    counts, holdout = everywhere.columns(shown), evidence.holdout.columns(shown)
+    rates, prompt_rates, held = counts.rates(), counts.prompt_rates(), holdout.rates()
+    others, prompt_others, held_others = (np.delete(r, i, axis=0).max(axis=0) for r in (rates, prompt_rates, held))
+    names = np.delete(np.array(run.sets), i)[np.delete(rates, i, axis=0).argmax(axis=0)]
+    rate_ci = stats.wilson(rates[i], stats.effective_n(counts.hits[rows].toarray(), counts.n[rows]))
+    ci = stats.wilson(prompt_rates[i], float((rows & (counts.n > 0)).sum()))
+    holdout_p = _hardest_p(holdout, i)
     return SetContrast(
-        tokens=int(counts.n[rows].sum()),
+        tokens=int(everywhere.n[rows].sum()),
         prompts=int(rows.sum()),
         candidates=int(found.candidates[i].sum()),
         confirmed=int(found.confirmed[i].sum()),
-        features=features,
+        features=[
+            FeatureContrast(
+                feature=Feature(layer, int(everywhere.features[f])),
+                rate=float(rates[i, at]),
+                other_rate=float(others[at]),
+                other_set=str(names[at]),
+                score=float(rates[i, at] - others[at]),
+                rate_ci=(float(rate_ci[0][at]), float(rate_ci[1][at])),
+                prompt_rate=float(prompt_rates[i, at]),
+                prompt_other_rate=float(prompt_others[at]),
+                ci=(float(ci[0][at]), float(ci[1][at])),
+                p=float(found.p[i, f]),
+                q=float(found.q[i, f]),
+                discovery_score=float(discovery_score[f]),
+                confirmed=bool(found.confirmed[i, f]),
+                holdout_rate=float(held[i, at]),
+                holdout_other_rate=float(held_others[at]),
+                holdout_score=float(held[i, at] - held_others[at]),
+                holdout_p=float(holdout_p[at]),
+                mean_act=float(evidence.means[i, f]),
+            )
+            for at, f in enumerate(shown.tolist())
+        ],
     )
+
+
+def _score(rates: Floats, i: int) -> Floats:
+    """Set i's rate minus the largest in another set."""
+    return np.asarray(rates[i] - np.delete(rates, i, axis=0).max(axis=0))
 
 
 def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
     sizes = sorted(holdout.values())
-    if 2 * stats.least_p(sizes[0], sizes[1]) <= alpha:
+    if stats.least_p(sizes[0], sizes[1], sizes[0]) <= alpha:
         return []
     return [f"no feature can be confirmed: the smallest sets hold out {sizes[0]} and {sizes[1]} prompts; "
-            "10 prompts a set are the least that can"]  # fmt: skip
+            "8 prompts a set are the least that can"]  # fmt: skip
 
 
 def _set_dict(result: SetContrast) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from scipy.special import ndtri
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+
+_CHUNK = 4096
 
 
-def wilson(rate: npt.ArrayLike, n: npt.ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95) -> tuple[Floats, Floats]:
     """Wilson score interval of a binomial rate over n trials; (0, 1) where n is 0 (Wilson 1927)."""
     rate, n = np.asarray(rate, np.float64), np.asarray(n, np.float64)
     z2 = ndtri(0.5 + confidence / 2) ** 2
@@ -57,9 +60,25 @@ def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats
     return clipped
 
 
-def least_p(n: int, other_n: int) -> float:
-    """The smallest p that two groups of this size can give in fisher_greater: all against none."""
-    return float(fisher_greater(np.array([n]), n, np.array([0]), other_n)[0])
+def strongest(hits: Any, n: Ints, top: int) -> Bools:
+    """For every feature, the `top` prompts on which the largest share of positions fires: ties in, silent ones out.
+
+    `hits` is a sparse array (prompts, features) of positions that fire, `n` the positions of each prompt, at least 1.
+    """
+    prompts, features = hits.shape
+    chosen = np.zeros((prompts, features), bool)
+    columns = hits.tocsc()
+    for start in range(0, features, _CHUNK):
+        shares = columns[:, start : start + _CHUNK].toarray() / n[:, None]
+        least = np.partition(shares, prompts - top, axis=0)[prompts - top] if top < prompts else shares.min(axis=0)
+        chosen[:, start : start + _CHUNK] = (shares >= least) & (shares > 0)
+    return chosen
+
+
+def least_p(n: int, other_n: int, hits: int) -> float:
+    """The smallest p that two groups of this size can give when `hits` prompts fire in all: every one in the first."""
+    first = min(hits, n)
+    return float(fisher_greater(np.array([first]), n, np.array([hits - first]), other_n)[0])
 
 
 def benjamini_hochberg(p: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from saescope.errors import SourceError
 
@@ -22,7 +22,7 @@ class Feature(NamedTuple):
         return f"{self.layer}/{self.id}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Feature":
         """Read `LAYER/ID`; raises SourceError on anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None:

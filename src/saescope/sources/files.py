@@ -2,11 +2,12 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar, final
+from typing import TypeVar, final
 
 from saescope.errors import SourceError
 
@@ -16,31 +17,31 @@ _WHOLE_HASH_LIMIT = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
-class Files(Protocol):
+class Files(ABC):
     """The files of one checkpoint, by name."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What the user called it."""
-        ...
 
     @property
+    @abstractmethod
     def revision(self) -> str | None:
         """The hub commit it was resolved to, or None for a local folder."""
-        ...
 
+    @abstractmethod
     def names(self) -> frozenset[str]:
         """All file names, relative to the checkpoint's root."""
-        ...
 
+    @abstractmethod
     def path(self, name: str) -> Path:
         """A local path of this file, fetched first where need be; raises SourceError if it is missing."""
-        ...
 
 
 @final
 @dataclass(frozen=True)
-class LocalFiles:
+class LocalFiles(Files):
     """A folder on this machine."""
 
     folder: Path
@@ -69,7 +70,7 @@ class LocalFiles:
 
 @final
 @dataclass(frozen=True)
-class HubFiles:
+class HubFiles(Files):
     """A hub repository at one commit; files come through huggingface_hub's cache."""
 
     repo: str

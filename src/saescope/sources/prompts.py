@@ -193,7 +193,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of over 4,300 digits
             raise PromptError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise PromptError(f"{path}:{number}: a {type(row).__name__}, not an object with text or messages")
@@ -267,7 +267,7 @@ def _messages(value: Any, at: str) -> tuple[Message, ...] | None:
     if isinstance(value, str):  # a CSV cell can hold them only as JSON
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise PromptError(f"{at}: `messages` is not JSON: {error}") from error
     if not isinstance(value, list) or not value:
         raise PromptError(f"{at}: `messages` is not a non-empty list")

@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny
+
+from saescope.engine.lm import LM, load_lm
+from saescope.engine.load import load_sae, open_sae
+from saescope.engine.sae import TopKSae
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tiny model and SAE on disk."""
+
+    model: Path
+    sae: Path
+
+    def load(self, *layers: int) -> tuple[LM, list[TopKSae]]:
+        source = open_sae(str(self.sae))
+        return load_lm(self.model, layers), [load_sae(source, layer) for layer in layers]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    return Pair(tiny.save_model(folder / "model"), tiny.save_sae(folder / "sae"))
+
+
+@pytest.fixture
+def sets_folder(tmp_path: Path) -> Path:
+    """Three sets of twelve short prompts."""
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    for name, words in {"red": "ab cd", "green": "wx yz", "blue": "12 34"}.items():
+        lines = [f"{words} {words[n % 5]}{n} {words}" for n in range(12)]
+        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder

@@ -1,0 +1,119 @@
+"""Contrast counts right, finds what was planted, and finds nothing where nothing is."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from stored import write_run
+
+from saescope.analysis.contrast import Settings, contrast
+from saescope.errors import PromptError
+
+LENGTH = 8
+
+
+def random_fires(rng: np.random.Generator, sets: int, prompts: int, d_sae: int) -> npt.NDArray[np.bool_]:
+    """Features that each prompt fires at its own rate, alike in every set."""
+    base = rng.beta(0.5, 3, size=d_sae)
+    by_prompt = rng.beta(2 * base + 1e-3, 2 * (1 - base) + 1e-3, size=(sets * prompts, d_sae))
+    return rng.random((sets * prompts * LENGTH, d_sae)) < np.repeat(by_prompt, LENGTH, axis=0)
+
+
+def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
+    fires = np.zeros((24, 3), bool)  # two sets × three prompts × four tokens
+    fires[[1, 2, 3, 5, 6, 9], 0] = True
+    fires[[13, 17], 0] = True
+    fires[[0, 4, 8, 12], 1] = True  # position 0 only: never counted
+    run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3}, {5: fires})
+    found = contrast(run, Settings(shuffles=0)).layers[5].sets["a"]
+    [feature] = found.features
+    assert (found.tokens, found.prompts) == (9, 3)
+    assert str(feature.feature) == "5/0"
+    assert feature.rate == pytest.approx(6 / 9)
+    assert feature.other_rate == pytest.approx(2 / 9)
+    assert feature.score == pytest.approx(4 / 9)
+    assert (feature.prompt_rate, feature.prompt_other_rate) == (1.0, pytest.approx(2 / 3))
+    assert feature.mean_act == pytest.approx(1.0)
+    assert feature.ci[0] < 1.0 <= feature.ci[1]
+    assert feature.rate_ci[0] < 6 / 9 < feature.rate_ci[1]
+
+
+def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:
+    fires = np.zeros((36, 1), bool)
+    for n, count in enumerate((9, 3, 6)):
+        fires[[12 * n + at for at in (1, 2, 3, 5, 6, 7, 9, 10, 11)][:count], 0] = True
+    run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3, "c": [4] * 3}, {0: fires})
+    found = contrast(run, Settings(shuffles=0)).layers[0].sets
+    assert (found["a"].features[0].other_set, found["a"].features[0].other_rate) == ("c", pytest.approx(6 / 9))
+    assert (found["b"].features[0].other_set, found["c"].features[0].other_set) == ("a", "a")
+    assert found["b"].features[0].score == pytest.approx(3 / 9 - 1)
+
+
+def test_planted_features_are_confirmed_within_the_stated_rate(tmp_path: Path) -> None:
+    planted, false_shares, recall = 12, [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        fires = random_fires(rng, sets=3, prompts=24, d_sae=400)
+        first_set = np.arange(len(fires)) < 24 * LENGTH
+        fires[:, :planted] = rng.random((len(fires), planted)) < np.where(first_set, 0.6, 0.08)[:, None]
+        run = write_run(tmp_path / str(seed), {name: [LENGTH] * 24 for name in "abc"}, {0: fires})
+        found = contrast(run, Settings(n_top=400, shuffles=0)).layers[0].sets
+        confirmed = [(name, f.feature.id) for name, c in found.items() for f in c.features if f.confirmed]
+        false = [1 for name, feature in confirmed if name != "a" or feature >= planted]
+        false_shares.append(len(false) / max(1, len(confirmed)))
+        recall.append((len(confirmed) - len(false)) / planted)
+    assert np.mean(false_shares) <= 0.05
+    assert np.mean(recall) > 0.9
+
+
+def test_a_set_split_at_random_confirms_nothing(tmp_path: Path) -> None:
+    confirmed = 0
+    for seed in range(20):
+        fires = random_fires(np.random.default_rng(seed), sets=2, prompts=30, d_sae=1000)
+        run = write_run(tmp_path / str(seed), {"left": [LENGTH] * 30, "right": [LENGTH] * 30}, {0: fires})
+        confirmed += sum(c.confirmed for c in contrast(run, Settings(shuffles=0)).layers[0].sets.values())
+    assert confirmed == 0
+
+
+def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fires = random_fires(rng, sets=4, prompts=15, d_sae=2000)
+    for n in range(4):
+        rows = slice(15 * LENGTH * n, 15 * LENGTH * (n + 1))
+        fires[:, n] = rng.random(len(fires)) < 0.02
+        fires[rows, n] = rng.random(15 * LENGTH) < 0.95
+    run = write_run(tmp_path / "run", {name: [LENGTH] * 15 for name in "abcd"}, {17: fires}, paired=True)
+    result = contrast(run, Settings(shuffles=5))
+    for n, found in enumerate(result.layers[17].sets.values()):
+        best = found.features[0]
+        assert (best.feature.id, best.confirmed) == (n, True)
+        assert best.q <= 0.05
+        assert best.holdout_score > 0.8
+    assert result.layers[17].shuffled_confirmed == 0
+    assert result.discovery == dict.fromkeys("abcd", 9)
+    assert result.warnings == []
+
+
+def test_too_few_prompts_are_said_to_be_too_few(tmp_path: Path) -> None:
+    fires = np.ones((40, 1), bool)
+    run = write_run(tmp_path / "run", {"a": [4] * 5, "b": [4] * 5}, {0: fires})
+    assert "no feature can be confirmed" in contrast(run, Settings(shuffles=0)).warnings[0]
+
+
+def test_one_set_alone_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"alone": [4] * 5}, {0: np.ones((20, 1), bool)})
+    with pytest.raises(PromptError, match="alone"):
+        contrast(run)
+
+
+def test_set_of_one_token_prompts_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"long": [4] * 5, "short": [1] * 5}, {0: np.ones((25, 1), bool)})
+    with pytest.raises(PromptError, match="'short' has no scored position"):
+        contrast(run)
+
+
+def test_same_settings_give_the_same_answer(tmp_path: Path) -> None:
+    fires = random_fires(np.random.default_rng(3), sets=2, prompts=12, d_sae=50)
+    run = write_run(tmp_path / "run", {"a": [LENGTH] * 12, "b": [LENGTH] * 12}, {0: fires})
+    assert contrast(run, Settings(seed=7)).to_dict() == contrast(run, Settings(seed=7)).to_dict()
