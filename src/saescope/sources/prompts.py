@@ -212,7 +212,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     raise PromptError(f"{path}:{reader.line_num}: has not as many cells as the header")
                 yield reader.line_num, {key: value for key, value in row.items() if value != ""}
         except csv.Error as error:
-            raise PromptError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+            raise PromptError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -1,0 +1,1 @@
+"""Everything that makes the tiny language model this project ships: its text and its training."""

@@ -1,0 +1,1 @@
+"""A grammar that says the same meanings in six languages."""

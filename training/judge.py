@@ -1,0 +1,55 @@
+"""How good the pair is: the model's loss beside n-gram models, and each SAE's reconstruction on fresh documents."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from saescope.engine.load import load_sae
+from training.language_model import held_out_loss, ngram_losses
+from training.residuals import collect
+from training.tokens import rows
+
+_WIDTH, _N_TRAIN, _N_TEST = 128, 8000, 512
+TRAIN_SEED, TEST_SEED = 500_000, 900_000
+
+
+@dataclass(frozen=True)
+class SaeQuality:
+    """Share of variance unexplained (FVU), mean features that fire a token, and share that never fires."""
+
+    layer: int
+    fvu: float
+    l0: float
+    dead: float
+
+
+def judge_model(folder: Path) -> dict[str, float]:
+    """Cross-entropy in nats a token on fresh documents: this model, a bigram and a unigram model."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    test = np.stack(list(islice(rows(tokenizer, _WIDTH, TEST_SEED), _N_TEST)))
+    train = np.stack(list(islice(rows(tokenizer, _WIDTH, TRAIN_SEED), _N_TRAIN)))
+    unigram, bigram = ngram_losses(train, test, len(tokenizer))
+    return {"model": held_out_loss(model, test), "bigram": bigram, "unigram": unigram}
+
+
+@torch.inference_mode()
+def judge_sae(model: Path, saes: Path, layer: int, n_documents: int = 2000) -> SaeQuality:
+    """FVU, L0 and dead share on documents that had no part in training."""
+    sae = load_sae(saes, layer)
+    resid = collect(model, layer, n_documents, TEST_SEED + 1).resid
+    sparse = sae.encode(resid)
+    error = (resid - sae.decode(sparse)).pow(2).sum()
+    fires = sparse.acts > 0
+    alive = torch.bincount(sparse.ids[fires], minlength=sae.spec.d_sae) > 0
+    return SaeQuality(
+        layer=layer,
+        fvu=float(error / (resid - resid.mean(0)).pow(2).sum()),
+        l0=float(fires.sum(1).float().mean()),
+        dead=float(1 - alive.float().mean()),
+    )
