@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae, open_sae
 from saescope.engine.sae import TopKSae

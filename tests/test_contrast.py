@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from stored import write_run
 
 from saescope.analysis.contrast import Settings, contrast
 from saescope.errors import PromptError
+from stored import write_run
 
 LENGTH = 8
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+
 import reference
 import tiny
-import torch
 from conftest import Pair
-
 from saescope.engine.extract import compute, extract, plan
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae

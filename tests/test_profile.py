@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Pair
-from stored import write_run
 
+from conftest import Pair
 from saescope.analysis.profile import profile
 from saescope.engine.extract import extract
 from saescope.sources.prompts import PromptSet, texts
+from stored import write_run
 
 
 def test_tokens_and_norms_by_hand(tmp_path: Path) -> None:

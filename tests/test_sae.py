@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from saescope.engine import sae as sae_module
 from saescope.engine.sae import SparseActs, TopKSae
 from saescope.errors import SourceError

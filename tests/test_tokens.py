@@ -1,9 +1,9 @@
 """Batches waste little and lose nothing; tokens show as readable text."""
 
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from saescope.engine.tokens import TokenText, plan_batches
 
 

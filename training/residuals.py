@@ -18,7 +18,7 @@ def collect(model: Path, layer: int, n_documents: int, seed: int) -> Residuals:
 
     Position 0 carries extreme norms and is left out, as it is when the SAE is used.
     """
-    lm = load_lm(model, [layer])
+    lm = load_lm(model, [layer], dtype="float32")
     texts = [text for _, text in islice(documents(seed), n_documents)]
     rows = [row for row in (lm.tokenizer(text)["input_ids"] for text in texts) if len(row) > 1]
     parts: list[torch.Tensor] = []

@@ -100,7 +100,7 @@ def _read_config(files: Files) -> Any:
     path = files.path("config.json")
     try:
         config = AutoConfig.from_pretrained(path.parent).get_text_config()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # configs check their fields by exceptions of their own
         raise SourceError(f"{path} is no model config this transformers knows: {_first_line(error)}") from error
     if not all(isinstance(getattr(config, name, None), int) for name in ("num_hidden_layers", "hidden_size")):
         raise SourceError(f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size")
@@ -157,7 +157,7 @@ def _fill(model: nn.Module, files: Files, dtype: torch.dtype, device: torch.devi
     for shard, names in sorted(by_shard.items()):
         with _open_shard(files.path(shard)) as tensors:
             for name in names:
-                tensor = tensors.get_tensor(prefix + name)
+                tensor = _read_tensor(tensors, prefix + name, shard)
                 if tensor.shape != wanted[name]:
                     raise SourceError(
                         f"{files.name}: {prefix + name} has shape {tuple(tensor.shape)}, "
@@ -183,8 +183,9 @@ def _shards(files: Files) -> dict[str, str]:
     if _INDEX in names:
         path = files.path(_INDEX)
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(shard) for name, shard in weights.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(f"{path} is not a safetensors index: {_first_line(error)}") from error
     if "model.safetensors" in names:
         with _open_shard(files.path("model.safetensors")) as tensors:
@@ -197,6 +198,14 @@ def _open_shard(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{path} is damaged or truncated: {_first_line(error)}") from error
+
+
+def _read_tensor(tensors: Any, name: str, shard: str) -> Tensor:
+    try:
+        tensor: Tensor = tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise SourceError(f"{shard} does not give tensor {name}: {_first_line(error)}") from error
+    return tensor
 
 
 def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:

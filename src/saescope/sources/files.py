@@ -5,7 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -87,9 +87,12 @@ class HubFiles(Files):
         from huggingface_hub import HfApi, snapshot_download
 
         if self.offline:
-            folder = Path(_hub(self, lambda: snapshot_download(self.repo, revision=self.wanted, local_files_only=True)))
+            # No pattern, so that a snapshot is found where only some of its files were ever fetched.
+            find = partial(snapshot_download, self.repo, revision=self.wanted, allow_patterns=[], local_files_only=True)
+            folder = Path(_hub(self, find))
             return folder.name, frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         info = _hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted))
+        _remember(self.repo, self.wanted or "main", str(info.sha))
         return str(info.sha), frozenset(s.rfilename for s in info.siblings or ())
 
     @property
@@ -114,6 +117,17 @@ class HubFiles(Files):
                 lambda: hf_hub_download(self.repo, name, revision=self.revision, local_files_only=self.offline),
             )
         )
+
+
+def _remember(repo: str, wanted: str, commit: str) -> None:
+    """Note in the hub's cache which commit a name stood for: files are fetched by commit, offline asks by name."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / wanted
+    if wanted != commit and not (ref.is_file() and ref.read_text() == commit):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
 
 
 def _hub(files: HubFiles, call: Callable[[], T]) -> T:

@@ -5,6 +5,7 @@ W_enc (d_sae, d_model)   b_enc (d_sae,)   W_dec (d_model, d_sae)   b_dec (d_mode
 
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,17 +52,23 @@ def read(path: Path) -> SaeTensors:
         keys = ", ".join(sorted(map(str, state))[:8])
         raise SourceError(f"{path} has no tensor {', '.join(missing)} (it has: {keys}); is it a Qwen-Scope file?")
     for name in SaeTensors._fields:
-        if not state[name].is_floating_point():
-            raise SourceError(f"{path}: {name} is {state[name].dtype}, not floating point")
+        if not _is_plain(state[name]):
+            kind = f"{state[name].dtype} ({state[name].layout}, {state[name].device})"
+            raise SourceError(f"{path}: {name} is {kind}, not a plain floating-point tensor")
     tensors = [state[name].detach().to(torch.float32) for name in SaeTensors._fields]
     _check_shapes(path, tensors)
     return SaeTensors(*tensors)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+
+
 def _load(path: Path) -> Any:
     try:
-        # Only zip archives can be mapped; the older format is read whole.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are then refused or read
+            # Only zip archives can be mapped; the older format is read whole.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path} is refused: it is damaged, or contains more than plain tensors (code in it was not run)"

@@ -57,10 +57,11 @@ class Inputs:
         model, sae = self._names()
         source = open_sae(sae, k=self.k, offline=self.offline)
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
+        saes = [load_sae(source, layer, decoder=False, device=lm.device) for layer in layers]
         if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
             note(QWEN_SCOPE_NOTICE)
-        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
-        return lm, [load_sae(source, layer, decoder=False, device=lm.device) for layer in layers]
+        return lm, saes
 
     def _names(self) -> tuple[str, str]:
         if self.model is None and self.sae is None:

@@ -1,0 +1,106 @@
+"""The embedded pair is a real model with SAEs that hold what the README says of them."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from saescope.analysis.contrast import Contrast, Settings, contrast
+from saescope.demo import MODEL, SAE
+from saescope.engine.extract import extract
+from saescope.engine.lm import load_lm
+from saescope.engine.load import load_sae, open_sae
+from saescope.sources.prompts import bundled_prompts
+from saescope.surfaces.cli import run
+
+from training import pycode
+from training.grammar import text
+
+LANGUAGES = ("japanese", "english", "chinese", "hindi", "basque", "esperanto")
+MIDDLE = 2  # of six layers, the one taken when none is named
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Contrast:
+    lm = load_lm(MODEL, [MIDDLE])
+    made = extract(lm, [load_sae(SAE, MIDDLE)], bundled_prompts(), tmp_path_factory.mktemp("runs") / "run")
+    return contrast(made, Settings())
+
+
+def test_one_feature_is_japanese_on_held_out_prompts(found: Contrast) -> None:
+    best = found.layers[MIDDLE].sets["japanese"].features[0]
+    assert best.confirmed
+    assert best.holdout_rate >= 0.90
+    assert best.holdout_other_rate <= 0.05
+
+
+@pytest.mark.parametrize("name", [*LANGUAGES, "code"])
+def test_every_set_has_a_confirmed_feature(found: Contrast, name: str) -> None:
+    best = found.layers[MIDDLE].sets[name].features[0]
+    assert best.confirmed
+    assert best.holdout_score >= 0.5
+    assert best.score >= 0.5
+
+
+def test_shuffled_labels_confirm_nothing(found: Contrast) -> None:
+    assert found.settings.shuffles >= 20
+    assert found.layers[MIDDLE].shuffled_confirmed == 0
+
+
+def test_model_is_better_than_counting(found: Contrast) -> None:
+    figures = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))
+    loss = figures["nats_per_token"]
+    assert loss["model"] < loss["bigram"] - 0.5 < loss["unigram"] - 1.0
+    assert all(sae["fvu"] < 0.5 and sae["dead"] < 0.3 for sae in figures["saes"])
+
+
+def test_files_are_as_real_ones_and_small() -> None:
+    assert open_sae(str(SAE)).layers == tuple(range(6))
+    weights = sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file())
+    assert weights < 25e6
+
+
+def test_prompts_are_paired_and_enough() -> None:
+    sets = {s.name: s.prompts for s in bundled_prompts()}
+    assert set(sets) == {*LANGUAGES, "code"}
+    assert all(len(prompts) >= 30 for prompts in sets.values())
+    pairs = [[prompt.pair for prompt in sets[name]] for name in LANGUAGES]
+    assert all(p == pairs[0] and None not in p for p in pairs)
+
+
+def test_prompts_cannot_be_in_the_training_text() -> None:
+    prompts = {prompt.shown for s in bundled_prompts() for prompt in s.prompts}
+    rng = random.Random(12345)
+    for _ in range(1500):
+        for name in LANGUAGES:
+            document = text.document(name, rng)
+            assert not any(prompt in document for prompt in prompts)
+        code = pycode.document(rng)
+        assert not any(prompt in code for prompt in prompts)
+
+
+def test_demo_does_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"profile", "scan", "contrast", "run"}
+    assert len(result["scan"]["prompts"]) == 3
+    assert (tmp_path / result["run"] / "manifest.json").is_file()
+    assert run(["demo"]) == 0
+    printed = capsys.readouterr().out
+    assert result["run"] in printed
+    first = result["contrast"]["layers"]["2"]["sets"]["japanese"]["features"][0]
+    assert first["feature"] in printed
+
+
+def test_contrast_of_a_stored_run_needs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["contrast", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("saescope.engine.lm.load_lm", lambda *_, **__: pytest.fail("loaded a model"))
+    assert run(["contrast", first["run"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert Counter(first["split"]["holdout"].values())[14] >= 6  # 36 prompts, 60 % for discovery

@@ -1,0 +1,117 @@
+"""Models and SAEs from a hub: only the files a job needs are fetched, once, and then they are there offline."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiny
+from hub_server import Hub, serving
+
+MODEL, SAE = "tiny/model", "tiny/SAE-Res-Tiny-Base-W1K-L0_8"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    folder = tmp_path_factory.mktemp("hub")
+    tiny.save_model(folder / "model", shard_size="20KB")
+    tiny.save_sae(folder / "sae", k=None)
+    repos = {MODEL: folder / "model", SAE: folder / "sae"}
+    with serving(Hub(repos, {"main": COMMIT, "v1": COMMIT})) as made:
+        yield made
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def saescope(url: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-c", "from saescope.surfaces.cli import main; main()", *arguments]
+    return subprocess.run(command, env=env, cwd=home.parent, capture_output=True, text=True, timeout=120)
+
+
+def scan(url: str, home: Path, model: str, sae: str, *more: str) -> subprocess.CompletedProcess[str]:
+    return saescope(url, home, "scan", "hello there", "--model", model, "--sae", sae, "--json", *more)
+
+
+def needed(hub: Hub, layer: int) -> set[str]:
+    weights = json.loads((hub.repos[MODEL] / "model.safetensors.index.json").read_text())["weight_map"]
+    parts = ["model.embed_tokens.", *(f"model.layers.{n}." for n in range(layer + 1))]
+    shards = {shard for name, shard in weights.items() if name.startswith(tuple(parts))}
+    assert len(shards) < len(set(weights.values()))
+    tokenizer = {name for name in hub.files(MODEL) if name.startswith(("tokenizer", "special_tokens"))}
+    model = {"config.json", "model.safetensors.index.json", *shards, *tokenizer}
+    return {f"{MODEL}/{name}" for name in model} | {f"{SAE}/layer{layer}.sae.pt"}
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("saescope: ")
+    for word in words:
+        assert word in line
+
+
+def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Path) -> None:
+    hub.downloaded.clear()
+    first = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
+    assert first.returncode == 0, first.stderr
+    assert sorted(hub.downloaded) == sorted(needed(hub, 1))
+    local = scan("", home, str(hub.repos[MODEL]), str(hub.repos[SAE]), "--layers", "1", "--k", "8")
+    assert json.loads(first.stdout) == json.loads(local.stdout)
+
+    hub.downloaded.clear()
+    again = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
+    assert (again.stdout, hub.downloaded) == (first.stdout, [])
+
+    gone = "http://127.0.0.1:9"
+    offline = scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1", "--offline")
+    assert (offline.returncode, offline.stdout) == (0, first.stdout), offline.stderr
+    assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"), SAE, "layer2.sae.pt")
+    assert_refused(scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without --offline")
+    assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
+
+
+@pytest.mark.parametrize(
+    ("model", "sae", "words"),
+    [
+        (f"{MODEL}@v9", SAE, [MODEL, "no revision 'v9'"]),
+        (MODEL, f"{SAE}@v9", [SAE, "no revision 'v9'"]),
+        ("tiny/other", SAE, ["tiny/other", "no hub repository"]),
+        (MODEL, "tiny/SAE-Res-Other-W1K-L0_8", ["tiny/SAE-Res-Other", "no hub repository"]),
+    ],
+    ids=["model revision", "sae revision", "model", "sae"],
+)
+def test_what_the_hub_does_not_have_is_one_line(hub: Hub, home: Path, model: str, sae: str, words: list[str]) -> None:
+    assert_refused(scan(hub.url, home, model, sae), *words)
+
+
+def test_nothing_cached_offline_is_one_line(hub: Hub, home: Path) -> None:
+    hub.downloaded.clear()
+    assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without --offline")
+    assert hub.downloaded == []
+
+
+def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
+    made = saescope(
+        hub.url, home, "profile", str(sets_folder), "--model", f"{MODEL}@v1", "--sae", SAE, "--out", "run", "--json"
+    )
+    assert made.returncode == 0, made.stderr
+    job = json.loads((home.parent / "run" / "manifest.json").read_text())["job"]
+    assert (job["model"]["repo"], job["model"]["revision"]) == (MODEL, COMMIT)
+    assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [(COMMIT, 8, "Tiny-Base")]
