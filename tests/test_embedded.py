@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from saescope.analysis.contrast import Contrast, Settings, contrast
 from saescope.demo import MODEL, SAE
 from saescope.engine.extract import extract
@@ -13,7 +14,6 @@ from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae, open_sae
 from saescope.sources.prompts import bundled_prompts
 from saescope.surfaces.cli import run
-
 from training import pycode
 from training.grammar import text
 
@@ -80,7 +80,9 @@ def test_prompts_cannot_be_in_the_training_text() -> None:
         assert not any(prompt in code for prompt in prompts)
 
 
-def test_demo_does_the_whole_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_does_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["demo", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -30,7 +30,7 @@ class SaeRecipe:
     general_weight: float = 0.5
     margin_weight: float = 0.5
     margin: float = 0.5
-    documents: int = 64
+    documents: int = 32
     steps: int = 4000
     peak_lr: float = 2e-3
     dead_after: int = 300

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saescope.engine.lm import LM
 from saescope.errors import PromptError, SourceError
-from saescope.sources.prompts import Prompt
+from saescope.sources.prompts import Prompt, PromptSet
 
 # A batch costs reading all weights once, about as much as this many tokens of arithmetic; weighed against padding.
 _BATCH_COST_TOKENS = 32
@@ -43,6 +43,16 @@ def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
                 f"prompt {prompt.id} has token {max(row)}, the model knows {lm.vocab_size:,}: not its tokenizer"
             )
     return rows
+
+
+def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
+    """Raises PromptError for a set of which no prompt has a second token: position 0 does not count."""
+    for group in sets:
+        if all(len(row) == 1 for row in tokenize(lm, group.prompts)):
+            raise PromptError(
+                f"set {group.name!r} has no scored position: all its prompts are one token long and position 0 does "
+                "not count; use longer prompts, or --keep-pos0"
+            )
 
 
 def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:

@@ -96,7 +96,7 @@ def bundled_prompts() -> tuple[PromptSet, ...]:
 
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
     """Plain texts as one set."""
-    return _group(Prompt(id=f"{name}:{n}", set=name, text=line) for n, line in enumerate(lines, 1))
+    return _group(_prompt({"text": line}, f"{name}:{n}", n, name, name) for n, line in enumerate(lines, 1))
 
 
 def read_lines(path: str | Path) -> list[str]:

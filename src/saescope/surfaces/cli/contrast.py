@@ -51,8 +51,8 @@ def contrast(
     """
     settings = Settings(alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking())
     settings.check()
-    run = obtain_run(sets, inputs, out, least_sets=2)
-    wanted = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
+    wanted = None if inputs.layers == "all" else parse_layers(inputs.layers)
+    run = obtain_run(sets, inputs, out, compared=settings.masking)
     result = contrast_run(run, settings, wanted)
     if json:
         print_json(result.to_dict())

@@ -72,7 +72,7 @@ class Inputs:
                 raise SourceError(f"no SAE is known for {self.model}: give one with --sae")
             return str(self.model), known[0].repo
         if self.model is None:
-            release = find_release(self.sae)
+            release = find_release(self.sae.partition("@")[0])
             if release is None:
                 raise SourceError(f"which model belongs to {self.sae} is not known: give it with --model")
             return release.model, self.sae
@@ -94,7 +94,9 @@ class Masks:
     "A sink's norm is over this many medians of its layer."
 
     def masking(self) -> Masking:
-        """The rules as the store applies them."""
+        """The rules as the store applies them; raises PromptError for a ratio that makes every position a sink."""
+        if not self.sink_ratio > 1:
+            raise PromptError(f"--sink-ratio is {self.sink_ratio}: it must be over 1, the median itself")
         return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio)
 
 
@@ -108,16 +110,23 @@ def parse_layers(text: str | None) -> list[int] | None:
         raise SourceError(f"--layers {text!r} is neither numbers such as 0,17,35 nor all") from error
 
 
-def obtain_run(sets: str, inputs: Inputs, out: Path | None, least_sets: int = 1) -> Run:
-    """The run at this path, or the run of these prompt sets, computed unless it is already there."""
+def obtain_run(sets: str, inputs: Inputs, out: Path | None, compared: Masking | None = None) -> Run:
+    """The run at this path, or the run of these prompt sets, computed unless it is already there.
+
+    Where the sets are to be `compared` under these rules, what cannot be is refused before anything is computed.
+    """
     path = Path(sets).expanduser()
     if (path / MANIFEST).is_file():
         return Run.open(path)
     prompts = read_prompts(sets)
-    if len(prompts) < least_sets:
+    if compared and len(prompts) < 2:
         raise PromptError(f"{sets} has one set ({prompts[0].name}): add another to compare it with")
     lm, saes = inputs.load()
-    return run_of(lm, saes, prompts, path.stem, inputs.batch_tokens, out)
+    if compared and not compared.keep_pos0:
+        from saescope.engine.tokens import refuse_single_tokens
+
+        refuse_single_tokens(lm, prompts)
+    return run_of(lm, saes, prompts, path.resolve().stem, inputs.batch_tokens, out)
 
 
 def run_of(

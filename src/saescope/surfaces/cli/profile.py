@@ -33,8 +33,9 @@ def profile(
     json
         Print one JSON document instead of tables.
     """
+    masking = masks.masking()
     run = obtain_run(sets, inputs, out)
-    result = profile_run(run, masks.masking())
+    result = profile_run(run, masking)
     if json:
         print_json(result.to_dict())
     else:

@@ -41,11 +41,12 @@ def scan(
         raise PromptError("nothing to scan: give prompts, or --file with a prompt a line")
     if any(not line.strip() for line in lines):
         raise PromptError("a prompt to scan is empty: give some text")
+    masking = masks.masking()
     lm, saes = inputs.load()
     from saescope.engine.scan import scan as scan_prompts
 
     prompts = texts(lines)[0].prompts
-    scanned = scan_prompts(lm, saes, prompts, n_top=n_top, masking=masks.masking(), batch_tokens=inputs.batch_tokens)
+    scanned = scan_prompts(lm, saes, prompts, n_top=n_top, masking=masking, batch_tokens=inputs.batch_tokens)
     if json:
         print_json({"prompts": [prompt.to_dict() for prompt in scanned]})
     else:
