@@ -187,7 +187,6 @@ OPTIONS = [
     (["--k", "999"], "k is 999"),
     (["--batch-tokens", "0"], "--batch-tokens is 0"),
     (["--n-top", "0"], "--n-top is 0"),
-    (["--n-top", "1.5"], "1.5"),
     (["--dtype", "int8"], "int8"),
     (["--device", "tpu"], "tpu"),
     (["--sink-ratio", "0"], "--sink-ratio is 0"),
@@ -339,7 +338,8 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
     done = subprocess.run([*MAIN, *command], capture_output=True, text=True, preexec_fn=small_disk)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
-    assert line.startswith("saescope: cannot write the run run: File too large")
+    assert line.startswith("saescope: cannot write the run run: ")
+    assert "File too large" in line
     assert not Path("run").exists()
     assert run([*command, "--json"]) == 0
     resumed = json.loads(capfd.readouterr().out)
@@ -352,7 +352,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     sets = tmp_path / "many"
     sets.mkdir()
     for name in ("a", "b"):
-        (sets / f"{name}.txt").write_text("\n".join(f"{name} prompt {n} of many" for n in range(1500)))
+        (sets / f"{name}.txt").write_text("\n".join(f"{name} prompt {n} of many" for n in range(150)))
     command = [*MAIN, "profile", str(sets), *of(pair, "--batch-tokens", "1"), "--out", "run"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -367,7 +367,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert not Path("run").exists()
     kept = len(list(Path(".run.partial").glob("batch-*.npz")))
-    assert 5 < kept < 3000
+    assert 5 < kept < 300
     assert run(command[len(MAIN) :]) == 0
     assert run([*command[len(MAIN) : -1], "whole"]) == 0
     tables = [json.loads(Path(name, "manifest.json").read_text())["tables"] for name in ("run", "whole")]

@@ -1,73 +1,17 @@
 """`python -m training`: make the embedded pair and its prompt sets from nothing, about an hour on two cores.
 
-Steps can be named to run some alone; each reads what the ones before it left in training/build, and `publish` copies
-the result into the package.
+Steps can be named to run some alone: model, saes, judge, publish.
 """
 
 import argparse
-import json
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
-from saescope.demo import MODEL, SAE
-from training.judge import judge_model, judge_sae
-from training.language_model import LanguageModelRecipe, train_language_model
-from training.prompts import write_prompts
-from training.residuals import collect
-from training.saes import SaeRecipe, save, train_sae
-from training.tokens import train_tokenizer
-
-BUILD = Path(__file__).parent / "build"
-N_TOKENIZER_DOCUMENTS, VOCAB_SIZE, TOKENIZER_SEED = 30_000, 4096, 100
-N_SAE_DOCUMENTS, SAE_SEED = 30_000, 200_000
-
-
-def make_model() -> None:
-    """Tokenizer and language model."""
-    folder = _fresh(BUILD / "model")
-    tokenizer = train_tokenizer(N_TOKENIZER_DOCUMENTS, VOCAB_SIZE, TOKENIZER_SEED, folder)
-    train_language_model(LanguageModelRecipe(), tokenizer, folder)
-
-
-def make_saes() -> None:
-    """An SAE for every layer."""
-    folder, recipe = _fresh(BUILD / "sae"), SaeRecipe()
-    for layer in range(LanguageModelRecipe().layers):
-        save(train_sae(recipe, collect(BUILD / "model", layer, N_SAE_DOCUMENTS, SAE_SEED)), folder, layer)
-        print(f"layer {layer} done", flush=True)
-    (folder / "cfg.json").write_text(json.dumps({"k": recipe.k, "trained_on": "saescope-tiny"}), encoding="utf-8")
-
-
-def judge() -> None:
-    """Measure the model and its SAEs, and keep the figures beside them."""
-    losses = judge_model(BUILD / "model")
-    qualities = [judge_sae(BUILD / "model", BUILD / "sae", layer) for layer in range(LanguageModelRecipe().layers)]
-    figures = {"nats_per_token": losses, "saes": [asdict(quality) for quality in qualities]}
-    (BUILD / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    print(json.dumps(figures, indent=1))
-
-
-def publish() -> None:
-    """Copy model, SAEs, figures and fresh prompt sets into the package."""
-    for made, place in ((BUILD / "model", MODEL), (BUILD / "sae", SAE)):
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(made, place)
-    shutil.copy(BUILD / "figures.json", MODEL.parent / "figures.json")
-    write_prompts(MODEL.parent / "prompts.jsonl")
-
-
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-STEPS: dict[str, Callable[[], None]] = {"model": make_model, "saes": make_saes, "judge": judge, "publish": publish}
+from training.steps import STEPS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="steps to run; all when left out")
-    for step in parser.parse_args().steps or STEPS:
+    parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; all when left out")
+    named = parser.parse_args().steps
+    if unknown := set(named) - set(STEPS):
+        parser.error(f"no step {', '.join(sorted(unknown))}")
+    for step in named or STEPS:
         STEPS[step]()

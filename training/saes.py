@@ -24,14 +24,14 @@ class SaeRecipe:
     """Sizes, loss weights and schedule of one layer's SAE; `general` 0 is plain TopK."""
 
     d_sae: int = 512
-    k: int = 16
+    k: int = 32
     general: int = 8
     per_document: bool = True
     general_weight: float = 0.5
-    margin_weight: float = 0.5
-    margin: float = 0.5
+    margin_weight: float = 5.0
+    margin: float = 3.0
     documents: int = 32
-    steps: int = 4000
+    steps: int = 3000
     peak_lr: float = 2e-3
     dead_after: int = 300
     dead_weight: float = 1 / 32

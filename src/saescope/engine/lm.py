@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from saescope.engine.pages import Pages, mapped_pages
 from saescope.errors import SourceError
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.files import Files, fingerprint, open_files
@@ -33,12 +34,17 @@ _INDEX = "model.safetensors.index.json"
 @final
 @dataclass(frozen=True)
 class LM:
-    """A decoder cut after its last needed layer, its tokenizer, and what it is."""
+    """A decoder cut after its last needed layer, its tokenizer, and what it is.
+
+    `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
+    be changed in place: changes would be lost with the pages.
+    """
 
     spec: ModelSpec
     model: nn.Module
     tokenizer: Any
     blocks: nn.ModuleList
+    mapped: tuple[list[Pages], ...]
     max_length: int
     vocab_size: int
     dtype: torch.dtype
@@ -77,6 +83,7 @@ def load_lm(
         model=model,
         tokenizer=tokenizer,
         blocks=_blocks(model),
+        mapped=tuple(mapped_pages(block.parameters()) for block in _blocks(model)),
         max_length=int(getattr(config, "max_position_embeddings", 2**31)),
         vocab_size=int(config.vocab_size),
         dtype=kind,

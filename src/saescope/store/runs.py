@@ -157,6 +157,7 @@ class RunWriter:
         self.out = out
         self.job = job
         self._partial = out.parent / f".{out.name}.partial"
+        self._made_parent = not out.parent.exists()
 
     def published(self) -> Run | None:
         """The finished run of this very job, if it is there; raises RunError if something else is in the way."""
@@ -183,6 +184,8 @@ class RunWriter:
         except BaseException:
             if not self._finished():
                 shutil.rmtree(self._partial, ignore_errors=True)
+                if self._made_parent:
+                    self.out.parent.rmdir()
             raise
 
     def _finished(self) -> list[Path]:

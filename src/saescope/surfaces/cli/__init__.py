@@ -2,7 +2,9 @@
 
 import os
 import sys
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Toml
@@ -10,13 +12,14 @@ from cyclopts.config import Toml
 from saescope.errors import SaescopeError
 from saescope.version import __version__
 
+CONFIG = "saescope.toml"
 DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
 
 app = App(
     name="saescope",
     help="Find the SAE features behind a behaviour, on the machine you have.",
     version=__version__,
-    config=Toml("saescope.toml", use_commands_as_keys=False),
+    config=Toml(CONFIG, use_commands_as_keys=False, allow_unknown=True),
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
@@ -40,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
+        _check_config(Path(CONFIG))
         app(arguments, result_action="return_none")
         sys.stdout.flush()
     except (SaescopeError, CycloptsError) as error:
@@ -55,6 +59,21 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+def _check_config(path: Path) -> None:
+    """Refuse a file that is not TOML or has a key no command knows; what another command takes may stand in it."""
+    if not path.is_file():
+        return
+    try:
+        keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
+    options = (argument for verb in _COMMANDS for argument in app[verb].assemble_argument_collection())
+    known = {name.removeprefix("--").replace("-", "_") for argument in options for name in argument.names}
+    for key in keys:
+        if key.replace("-", "_") not in known:
+            raise SaescopeError(f"{path}: no command has an option {key!r}; see saescope COMMAND --help")
 
 
 def _refuse(reason: str) -> int:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,10 +12,17 @@ from rich.table import Table
 _PLAIN_WIDTH = 160
 
 
+@final
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller: rich would end the program as failed when `head` has seen enough."""
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
     """The console for results; wide where it is no terminal, so that pipes and files keep whole cells."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    console = _Results(highlight=False)
+    return console if console.is_terminal else _Results(highlight=False, width=_PLAIN_WIDTH)
 
 
 def note(text: str) -> None:

@@ -1,0 +1,78 @@
+"""The steps that make the embedded pair; each reads what the ones before it left in training/build."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from saescope.demo import MODEL, SAE
+from training.judge import judge_model, judge_sae
+from training.language_model import LanguageModelRecipe, train_language_model
+from training.prompts import write_prompts
+from training.residuals import collect
+from training.saes import SaeRecipe, save, train_sae
+from training.tokens import train_tokenizer
+
+BUILD = Path(__file__).parent / "build"
+N_TOKENIZER_DOCUMENTS, VOCAB_SIZE, TOKENIZER_SEED = 30_000, 4096, 100
+N_SAE_DOCUMENTS, SAE_SEED = 20_000, 200_000
+
+
+def make_model() -> None:
+    """Tokenizer and language model."""
+    folder = _fresh(BUILD / "model")
+    tokenizer = train_tokenizer(N_TOKENIZER_DOCUMENTS, VOCAB_SIZE, TOKENIZER_SEED, folder)
+    train_language_model(LanguageModelRecipe(), tokenizer, folder)
+
+
+def make_saes() -> None:
+    """An SAE for every layer, a layer on each core."""
+    folder = _fresh(BUILD / "sae")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_one_thread) as workers:
+        list(workers.map(partial(make_sae, folder), range(LanguageModelRecipe().layers)))
+    config = {"k": SaeRecipe().k, "trained_on": "saescope-tiny"}
+    (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def make_sae(folder: Path, layer: int) -> None:
+    """The SAE of one layer."""
+    save(train_sae(SaeRecipe(), collect(BUILD / "model", layer, N_SAE_DOCUMENTS, SAE_SEED)), folder, layer)
+    print(f"layer {layer} done", flush=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def judge() -> None:
+    """Measure the model and its SAEs, and keep the figures beside them."""
+    losses = judge_model(BUILD / "model")
+    qualities = [judge_sae(BUILD / "model", BUILD / "sae", layer) for layer in range(LanguageModelRecipe().layers)]
+    figures = {"nats_per_token": losses, "saes": [asdict(quality) for quality in qualities]}
+    (BUILD / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print(json.dumps(figures, indent=1))
+
+
+def publish() -> None:
+    """Copy model, SAEs, figures and fresh prompt sets into the package."""
+    for made, place in ((BUILD / "model", MODEL), (BUILD / "sae", SAE)):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(made, place, copy_function=shutil.copyfile)  # contents, not permissions
+    shutil.copy(BUILD / "figures.json", MODEL.parent / "figures.json")
+    write_prompts(MODEL.parent / "prompts.jsonl")
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+STEPS: dict[str, Callable[[], None]] = {"model": make_model, "saes": make_saes, "judge": judge, "publish": publish}
