@@ -1,10 +1,18 @@
 """Batches waste little and lose nothing; tokens show as readable text."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from saescope.engine.tokens import TokenText, plan_batches
+from conftest import Pair
+from saescope.engine.lm import load_lm
+from saescope.engine.tokens import TokenText, plan_batches, tokenize
+from saescope.errors import PromptError, SourceError
+from saescope.sources.prompts import Message, Prompt, texts
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 300))
@@ -27,3 +35,28 @@ def test_token_text_is_whole_characters_or_bytes() -> None:
     ids = tok(" t\n日は")["input_ids"]
     assert [text(i) for i in ids] == [" t", "\n", "\\xe6", "\\x97", "\\xa5", "\\xe3\\x81", "\\xaf"]
     assert text(tok.eos_token_id) == "<|endoftext|>"
+
+
+def test_chat_goes_through_the_template(tmp_path: Path) -> None:
+    tok = tiny.tokenizer()
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tok.chat_template = turns + "{% if add_generation_prompt %}<a>{% endif %}"
+    lm = load_lm(tiny.save_model(tmp_path / "model", tok=tok), [0])
+    question = Message("user", "hi")
+    asked = Prompt("1", "chat", messages=(question,))
+    answered = Prompt("2", "chat", messages=(question, Message("assistant", "yo")))
+    shown = [tok.decode(row) for row in tokenize(lm, [asked, answered])]
+    assert shown == ["<user>hi<a>", "<user>hi<assistant>yo"]
+
+
+def test_chat_without_a_template_is_refused(pair: Pair) -> None:
+    lm, _ = pair.load(0)
+    with pytest.raises(PromptError, match="no chat template"):
+        tokenize(lm, [Prompt("1", "chat", messages=(Message("user", "hi"),))])
+
+
+def test_token_the_model_does_not_know_is_refused(pair: Pair, tmp_path: Path) -> None:
+    lm, _ = pair.load(0)
+    other = tiny.tokenizer([(a, b) for a in "abcdef" for b in "ghij"])
+    with pytest.raises(SourceError, match="not its tokenizer"):
+        tokenize(replace(lm, tokenizer=other), texts(["fj fj"])[0].prompts)

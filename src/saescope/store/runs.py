@@ -80,6 +80,8 @@ class Run:
             raise RunError(
                 f"{path} has schema {schema}, this saescope reads {tables.SCHEMA_VERSION}: make the run again"
             )
+        if missing := {"fingerprint", "job", "tables"} - manifest.keys():
+            raise RunError(f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again")
         return cls(path, manifest)
 
     @cached_property
