@@ -12,8 +12,7 @@ from saescope.sources.prompts import BUNDLED
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
 from saescope.surfaces.cli.show import note, percent, print_json, stdout, table
 
-_COLUMNS = ("set", "feature", "other set", "fires", "elsewhere", "held out", "elsewhere", "prompts", "95 % CI", "q",
-            "mean act", "confirmed")  # fmt: skip
+_COLUMNS = ("set", "feature", "fires / elsewhere", "held out", "prompts, 95 % CI", "confirmed")
 
 
 def contrast(
@@ -64,7 +63,7 @@ def contrast(
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
     """One table a layer: every set's best features with their evidence, then what was masked and the control."""
     for layer, found in result.layers.items():
-        made = table(f"features that set the sets apart, layer {layer}", *_COLUMNS, left=3)
+        made = table(f"features that set the sets apart, layer {layer}", *_COLUMNS, left=2)
         for name, one in found.sets.items():
             for n, feature in enumerate(one.features[:n_top]):
                 made.add_row(name if n == 0 else "", *_cells(feature), end_section=n == len(one.features[:n_top]) - 1)
@@ -80,7 +79,9 @@ def show_contrast(console: Console, result: Contrast, n_top: int | None = None) 
 
 def _cells(f: FeatureContrast) -> list[str]:
     return [
-        str(f.feature), f.other_set, percent(f.rate), percent(f.other_rate), percent(f.holdout_rate),
-        percent(f.holdout_other_rate), percent(f.prompt_rate), f"{100 * f.ci[0]:.0f}-{100 * f.ci[1]:.0f} %",
-        f"{f.q:.1e}", f"{f.mean_act:.3g}", "[green]yes[/]" if f.confirmed else "no",
-    ]  # fmt: skip
+        str(f.feature),
+        f"{100 * f.rate:.1f} / {percent(f.other_rate)} {f.other_set}",
+        f"{100 * f.holdout_rate:.1f} / {percent(f.holdout_other_rate)}",
+        f"{100 * f.prompt_rate:.0f} ({100 * f.ci[0]:.0f}-{100 * f.ci[1]:.0f})",
+        f"[green]q {f.q:.0e}[/]" if f.confirmed else "no",
+    ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,7 +38,7 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns hold words and the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", expand=False)
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD)
     for n, column in enumerate(columns):
         made.add_column(column, justify="left" if n < left else "right", overflow="fold")
     return made
