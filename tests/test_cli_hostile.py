@@ -344,7 +344,7 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
     assert run([*command, "--json"]) == 0
     resumed = json.loads(capfd.readouterr().out)
     assert run([*command[:-1], "other", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out) == resumed
+    assert {**json.loads(capfd.readouterr().out), "run": "run"} == resumed
     assert sorted(p.name for p in Path().iterdir()) == ["other", "run"]
 
 
@@ -352,7 +352,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     sets = tmp_path / "many"
     sets.mkdir()
     for name in ("a", "b"):
-        (sets / f"{name}.txt").write_text("\n".join(f"{name} prompt {n} of many" for n in range(150)))
+        (sets / f"{name}.txt").write_text("\n".join(f"{name} prompt {n} of many" for n in range(40)))
     command = [*MAIN, "profile", str(sets), *of(pair, "--batch-tokens", "1"), "--out", "run"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -367,7 +367,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert not Path("run").exists()
     kept = len(list(Path(".run.partial").glob("batch-*.npz")))
-    assert 5 < kept < 300
+    assert 5 < kept < 80
     assert run(command[len(MAIN) :]) == 0
     assert run([*command[len(MAIN) : -1], "whole"]) == 0
     tables = [json.loads(Path(name, "manifest.json").read_text())["tables"] for name in ("run", "whole")]
