@@ -1,11 +1,14 @@
 """The main path equals a plain per-prompt computation through transformers, whatever the shapes and batches."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 import reference
 import tiny
@@ -57,11 +60,8 @@ def _features(lm: LM, saes: list[TopKSae], batch_tokens: int) -> list[npt.NDArra
             found = layers[sae.spec.layer]
             dense = np.zeros((len(found.acts), sae.spec.d_sae), np.float32)
             np.put_along_axis(dense, found.ids.astype(np.int64), found.acts, axis=1)
-            for p, part in zip(
-                work.batches[number],
-                np.split(dense, np.cumsum([len(work.rows[p]) for p in work.batches[number]])[:-1]),
-                strict=True,
-            ):
+            order = work.order(number)
+            for p, part in zip(order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True):
                 rows[p].append(part)
     return [np.concatenate(parts, axis=1) for parts in rows.values()]
 
@@ -72,6 +72,20 @@ def test_batched_equals_single_equals_padded(pair: Pair) -> None:
     for budget in (40, 100, 10_000):
         for one, many in zip(alone, _features(lm, saes, budget), strict=True):
             np.testing.assert_allclose(one, many, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = kind(**sizes, num_key_value_heads=2, vocab_size=300, initializer_range=0.2, pad_token_id=None)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    lm, saes = load_lm(tmp_path, [1]), [load_sae(tiny.save_sae(tmp_path / "sae"), 1)]
+    assert lm.packs
+    packed, alone = _features(lm, saes, 10_000), _features(replace(lm, packs=False), saes, 1)
+    for one, many in zip(alone, packed, strict=True):
+        np.testing.assert_allclose(one, many, atol=2e-5)
 
 
 def test_last_layer_is_before_the_final_norm(pair: Pair) -> None:
@@ -202,7 +216,8 @@ def test_sink_reaches_no_statistic(tmp_path: Path) -> None:
         return extract(lm, [sae], [left, right], tmp_path / out)
 
     with_sink, without = run("%", "with"), run("", "without")
-    kept, plain = (contrast(r, Settings(shuffles=0)).to_dict() for r in (with_sink, without))
+    found = (json.dumps(contrast(r, Settings(shuffles=0)).to_dict()) for r in (with_sink, without))
+    kept, plain = (json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in found)
     assert kept["masked"] == {"pos0": 18, "sinks": 9}
     assert plain["masked"] == {"pos0": 18, "sinks": 0}
     assert kept["layers"] == {"1": {**plain["layers"]["1"], "masked": {"pos0": 18, "sinks": 9}}}

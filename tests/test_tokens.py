@@ -15,18 +15,21 @@ from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Message, Prompt, texts
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 300))
-def test_every_prompt_is_in_one_batch_within_budget(lengths: list[int], budget: int) -> None:
-    batches = plan_batches(lengths, budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=80), st.integers(1, 300), st.booleans())
+def test_every_prompt_is_in_one_row_within_budget(lengths: list[int], budget: int, packed: bool) -> None:
+    batches = plan_batches(lengths, budget, packed=packed)
+    assert sorted(i for batch in batches for row in batch for i in row) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-    assert batches == plan_batches(lengths, budget)
+        width = max(sum(lengths[i] for i in row) for row in batch)
+        assert len(batch) * width <= budget or batch == [[batch[0][0]]]
+        assert packed or all(len(row) == 1 for row in batch)
+    assert batches == plan_batches(lengths, budget, packed=packed)
 
 
-def test_like_lengths_go_together() -> None:
-    batches = plan_batches([100, 5, 101, 6, 5, 99], 2048)
-    assert [sorted(batch) for batch in batches] == [[0, 2, 5], [1, 3, 4]]
+def test_short_prompts_share_rows_and_long_ones_do_not() -> None:
+    assert plan_batches([100, 5, 101, 6, 5, 99], 2048, packed=True) == [[[2], [0], [5], [3, 1, 4]]]
+    assert plan_batches([100, 5, 101, 6, 5, 99], 2048, packed=False) == [[[2], [0], [5]], [[3], [1], [4]]]
+    assert plan_batches([64] * 4, 128, packed=True) == [[[0], [1]], [[2], [3]]]
 
 
 def test_token_text_is_whole_characters_or_bytes() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from saescope.engine.lm import load_lm
 from saescope.engine.residual import capture
-from saescope.engine.tokens import pad, plan_batches
+from saescope.engine.tokens import lay_out, plan_batches
 from training.corpus import documents
 from training.saes import Residuals
 
@@ -22,8 +22,8 @@ def collect(model: Path, layer: int, n_documents: int, seed: int) -> Residuals:
     texts = [text for _, text in islice(documents(seed), n_documents)]
     rows = [row for row in (lm.tokenizer(text)["input_ids"] for text in texts) if len(row) > 1]
     parts: list[torch.Tensor] = []
-    for batch in plan_batches([len(row) for row in rows], 8192):
-        tokens = pad([rows[i] for i in batch], lm.device)
+    for batch in plan_batches([len(row) for row in rows], 8192, packed=False):
+        tokens = lay_out(batch, rows, lm.device)
         with capture(lm, [layer]) as resid:
             lm.model(input_ids=tokens.ids, use_cache=False)
         parts += [row[mask][1:] for row, mask in zip(resid[layer], tokens.mask, strict=True)]

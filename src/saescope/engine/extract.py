@@ -15,7 +15,7 @@ from torch import Tensor
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
 from saescope.engine.sae import TopKSae
-from saescope.engine.tokens import TokenText, pad, plan_batches, tokenize
+from saescope.engine.tokens import Batch, TokenText, lay_out, plan_batches, tokenize
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.runs import Job, LayerFeatures, Run, RunWriter
@@ -31,7 +31,11 @@ class Plan:
     """Tokenised prompts and the batches they are computed in."""
 
     rows: list[list[int]]
-    batches: list[list[int]]
+    batches: list[Batch]
+
+    def order(self, number: int) -> list[int]:
+        """The prompts of one batch in the order of its tokens."""
+        return [prompt for row in self.batches[number] for prompt in row]
 
 
 def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> Plan:
@@ -39,7 +43,7 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
     rows = tokenize(lm, prompts)
-    return Plan(rows, plan_batches([len(row) for row in rows], batch_tokens))
+    return Plan(rows, plan_batches([len(row) for row in rows], batch_tokens, packed=lm.packs))
 
 
 def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
@@ -65,9 +69,9 @@ def compute(
     for number, batch in enumerate(work.batches):
         if number in skip:
             continue
-        tokens = pad([work.rows[p] for p in batch], lm.device)
+        tokens = lay_out(batch, work.rows, lm.device)
         with torch.inference_mode(), capture(lm, [sae.spec.layer for sae in saes]) as resid:
-            lm.model(input_ids=tokens.ids, use_cache=False)
+            lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
         yield number, {sae.spec.layer: _encode(sae, resid.pop(sae.spec.layer)[tokens.mask]) for sae in saes}
 
 
@@ -103,7 +107,8 @@ def extract(
     if (run := writer.published()) is not None:
         return run
     work = plan(lm, prompts, batch_tokens)
-    sizes = [sum(len(work.rows[p]) for p in batch) for batch in work.batches]
+    orders = [work.order(n) for n in range(len(work.batches))]
+    sizes = [sum(len(work.rows[p]) for p in order) for order in orders]
     with writer.collecting() as finished:
         done = sum(sizes[n] for n in finished)
         for number, features in compute(lm, saes, work, frozenset(finished)):
@@ -113,7 +118,7 @@ def extract(
                 progress(done, sum(sizes))
         text = TokenText(lm.tokenizer)
         tokens = [[(token, text(token)) for token in row] for row in work.rows]
-        return writer.publish(sets, tokens, work.batches, _record())
+        return writer.publish(sets, tokens, orders, _record())
 
 
 def job(lm: LM, saes: Sequence[TopKSae], sets: Sequence[PromptSet], batch_tokens: int) -> Job:

@@ -28,6 +28,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 _PREFIXES = ("model.", "", "model.language_model.", "language_model.model.")
+# Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
+_PACKING = ("llama", "mistral", "qwen2", "qwen3")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -37,7 +39,7 @@ class LM:
     """A decoder cut after its last needed layer, its tokenizer, and what it is.
 
     `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
-    be changed in place: changes would be lost with the pages.
+    be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row.
     """
 
     spec: ModelSpec
@@ -45,6 +47,7 @@ class LM:
     tokenizer: Any
     blocks: nn.ModuleList
     mapped: tuple[list[Pages], ...]
+    packs: bool
     max_length: int
     vocab_size: int
     dtype: torch.dtype
@@ -84,6 +87,7 @@ def load_lm(
         tokenizer=tokenizer,
         blocks=_blocks(model),
         mapped=tuple(mapped_pages(block.parameters()) for block in _blocks(model)),
+        packs=config.model_type in _PACKING,
         max_length=int(getattr(config, "max_position_embeddings", 2**31)),
         vocab_size=int(config.vocab_size),
         dtype=kind,

@@ -69,7 +69,8 @@ def scan(
         raise PromptError(f"--n-top is {n_top}: it must be at least 1")
     work = plan(lm, prompts, batch_tokens)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
-    order = np.concatenate([np.arange(starts[p], starts[p + 1]) for batch in work.batches for p in batch])
+    orders = (work.order(n) for n in range(len(work.batches)))
+    order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
     parts = [features for _, features in compute(lm, saes, work)]
     layers = {sae.spec.layer: _in_order([part[sae.spec.layer] for part in parts], order) for sae in saes}
     pos = np.concatenate([np.arange(len(row)) for row in work.rows])
