@@ -1,0 +1,1 @@
+"""saescope beside what else computes the same features, on this machine."""

@@ -1,0 +1,90 @@
+"""The sizes of models and SAEs that are measured, and what they take on disk."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+K = 50
+
+
+class Tensor(NamedTuple):
+    """One weight: its name, its sizes, and the standard deviation it is drawn with (None: all ones)."""
+
+    name: str
+    sizes: tuple[int, ...]
+    std: float | None
+
+    @property
+    def n_values(self) -> int:
+        """Number of values."""
+        rows, *rest = self.sizes
+        return rows * (rest[0] if rest else 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense Qwen3 model and the width of the SAEs trained on it."""
+
+    name: str
+    layers: int
+    d_model: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    d_sae: int
+
+    @property
+    def sae_folder(self) -> str:
+        """The release's name by Qwen-Scope's grammar."""
+        return f"SAE-Res-{self.name}-Base-W{self.d_sae // 1024}K-L0_{K}"
+
+    @property
+    def model_bytes(self) -> int:
+        """All weights in bfloat16."""
+        return 2 * sum(tensor.n_values for tensor in self.tensors())
+
+    @property
+    def sae_bytes(self) -> int:
+        """One layer's SAE in float32."""
+        return 4 * (2 * self.d_sae * self.d_model + self.d_sae + self.d_model)
+
+    def cut(self, layers: int) -> "Shape":
+        """The same with only its first layers."""
+        return replace(self, layers=layers)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every weight; scaled so that each block adds about as much to the residual as the embedding starts with."""
+        yield Tensor("model.embed_tokens.weight", (self.vocab, self.d_model), 0.5)
+        for layer in range(self.layers):
+            yield from self._block(f"model.layers.{layer}.")
+        yield Tensor("model.norm.weight", (self.d_model,), None)
+        if not self.tied:
+            yield Tensor("lm_head.weight", (self.vocab, self.d_model), self.d_model**-0.5)
+
+    def _block(self, at: str) -> Iterator[Tensor]:
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        linear = {
+            "self_attn.q_proj": (queries, self.d_model),
+            "self_attn.k_proj": (keys, self.d_model),
+            "self_attn.v_proj": (keys, self.d_model),
+            "self_attn.o_proj": (self.d_model, queries),
+            "mlp.gate_proj": (self.mlp, self.d_model),
+            "mlp.up_proj": (self.mlp, self.d_model),
+            "mlp.down_proj": (self.d_model, self.mlp),
+        }
+        for name, sizes in linear.items():
+            yield Tensor(f"{at}{name}.weight", sizes, sizes[1] ** -0.5)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield Tensor(f"{at}{name}.weight", (self.d_model,), None)
+        for name in ("self_attn.q_norm", "self_attn.k_norm"):
+            yield Tensor(f"{at}{name}.weight", (self.head_dim,), None)
+
+
+SHAPES = {
+    "tiny": Shape("Tiny", 4, 64, 128, 4, 2, 16, 8_192, True, 1_024),
+    "qwen3-1.7b": Shape("Qwen3-1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True, 32_768),
+    "qwen3-8b": Shape("Qwen3-8B", 36, 4096, 12_288, 32, 8, 128, 151_936, False, 65_536),
+}
