@@ -381,7 +381,7 @@ def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
     if stats.least_p(sizes[0], sizes[1], sizes[0]) <= alpha:
         return []
     return [f"no feature can be confirmed: the smallest sets hold out {sizes[0]} and {sizes[1]} prompts; "
-            "8 prompts a set are the least that can"]  # fmt: skip
+            "give 8 prompts a set or more"]  # fmt: skip
 
 
 def _set_dict(result: SetContrast) -> dict[str, Any]:
