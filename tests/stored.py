@@ -8,7 +8,9 @@ import numpy.typing as npt
 
 from saescope.sources.catalog import ModelSpec, SaeSpec
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
-from saescope.store.runs import Job, LayerFeatures, Run, RunWriter
+from saescope.store.runs import Job, Run
+from saescope.store.tables import LayerFeatures, PromptResids
+from saescope.store.writer import RunWriter
 
 
 def write_run(
@@ -17,10 +19,14 @@ def write_run(
     fires: Mapping[int, npt.NDArray[np.bool_]],
     norms: npt.NDArray[np.float32] | None = None,
     paired: bool = False,
+    resids: npt.NDArray[np.float32] | None = None,
+    errors: npt.NDArray[np.float32] | None = None,
+    model: str = "planned",
 ) -> Run:
     """A run of sets with prompts of these lengths, where token t fires feature f in layer n if fires[n][t, f].
 
-    Every activation is 1 + id / d_sae; k is the most that any token fires.
+    Every activation is 1 + id / d_sae; k is the most that any token fires. `resids` (prompts, d_model) are each
+    prompt's mean and last residual, `errors` every token's reconstruction error.
     """
     sets = [
         PromptSet(
@@ -31,6 +37,9 @@ def write_run(
     ]
     tokens = [[(i, f"t{i}") for i in range(n)] for group in lengths.values() for n in group]
     total = sum(map(len, tokens))
+    vectors = resids if resids is not None else np.ones((len(tokens), 4), np.float32)
+    counted = np.array([max(0, len(prompt) - 1) for prompt in tokens], np.int32)
+    resid = PromptResids(counted, vectors, vectors)
     d_sae = next(iter(fires.values())).shape[1]
     features, saes = {}, []
     for layer, where in fires.items():
@@ -38,11 +47,13 @@ def write_run(
         ids = np.argsort(~where, axis=1, kind="stable")[:, :k]
         acts = np.where(np.take_along_axis(where, ids, 1), 1 + ids / d_sae, 0).astype(np.float32)
         values = norms if norms is not None else np.ones(total, np.float32)
-        features[layer] = LayerFeatures(values, acts, ids.astype(np.uint16))
-        saes.append(SaeSpec("planned", None, layer, 4, d_sae, k, "topk", None, ""))
-    writer = RunWriter(
-        out, Job(ModelSpec("planned", None, 9, 4, ""), tuple(saes), fingerprint(sets), "float32", "cpu", 1, {})
-    )
+        border = np.zeros(total, np.float32)
+        features[layer] = (LayerFeatures(values, acts, ids.astype(np.uint16), border, errors), resid)
+        saes.append(SaeSpec("planned", None, layer, vectors.shape[1], d_sae, k, "topk", None, ""))
+    spec = ModelSpec(model, None, 9, vectors.shape[1], "")
+    job = Job(spec, tuple(saes), fingerprint(sets), "float32", "cpu", 1, errors is not None, {})
+    writer = RunWriter(out, job)
+    record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": model, "saes": {}}}
     with writer.collecting():
         writer.put(0, features)
-        return writer.publish(sets, tokens, [list(range(len(tokens)))], {})
+        return writer.publish(sets, tokens, [list(range(len(tokens)))], record)

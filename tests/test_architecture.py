@@ -15,7 +15,7 @@ ROOT = Path(saescope.__file__).parent
 ALLOWED = {
     "errors": set[str](),
     "version": set[str](),
-    "sources": {"errors"},
+    "sources": {"demo", "errors"},
     "store": {"errors", "sources"},
     "engine": {"errors", "sources", "store", "version"},
     "analysis": {"errors", "sources", "store"},

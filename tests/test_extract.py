@@ -57,7 +57,7 @@ def _features(lm: LM, saes: list[TopKSae], batch_tokens: int) -> list[npt.NDArra
     rows: dict[int, list[npt.NDArray[np.float32]]] = {p: [] for p in range(len(tiny.TEXTS))}
     for number, layers in compute(lm, saes, work):
         for sae in saes:
-            found = layers[sae.spec.layer]
+            found, _ = layers[sae.spec.layer]
             dense = np.zeros((len(found.acts), sae.spec.d_sae), np.float32)
             np.put_along_axis(dense, found.ids.astype(np.int64), found.acts, axis=1)
             order = work.order(number)

@@ -34,7 +34,7 @@ def test_stored_is_read_back(run: Run) -> None:
 
 def test_any_parquet_reader_can_open_it(run: Run) -> None:
     row = pq.ParquetFile(run.path / "layer7.parquet").read().to_pylist()[0]
-    assert set(row) == {"norm", "ids", "acts"}
+    assert set(row) == {"norm", "ids", "acts", "border", "error"}
     assert len(row["ids"]) == len(row["acts"]) == 3
 
 
@@ -65,6 +65,7 @@ def test_layer_that_is_not_there_is_refused(run: Run) -> None:
 
 def test_manifest_says_what_made_it(run: Run) -> None:
     manifest = json.loads((run.path / "manifest.json").read_text())
-    assert set(manifest["tables"]) == {"prompts.parquet", "tokens.parquet", "layer3.parquet", "layer7.parquet"}
+    tables = {"prompts", "tokens", "layer3", "layer7", "resid3", "resid7"}
+    assert set(manifest["tables"]) == {f"{name}.parquet" for name in tables}
     assert [sae["layer"] for sae in manifest["job"]["saes"]] == [3, 7]
     assert len(manifest["fingerprint"]) == 64

@@ -7,20 +7,21 @@ what it finds where nothing is. All of it comes from a stored run; no model is n
 """
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import numpy as np
-from scipy import sparse
 
 from saescope.analysis import stats
-from saescope.analysis.stats import Bools, Floats, Ints
+from saescope.analysis.counts import Counts, count_fires, mean_acts, refuse_unscored
+from saescope.analysis.search import Found, find, hardest_p, shuffled_confirmed
+from saescope.analysis.stats import Bools, Floats
+from saescope.analysis.table import Table
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_prompts
 from saescope.store.masking import Masking
-from saescope.store.runs import LayerFeatures, Run
+from saescope.store.runs import Run
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class LayerContrast:
     shuffled_confirmed: int
 
 
+@final
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Table):
     """The answer to `contrast`, for every layer of a run."""
 
     run: str
@@ -97,6 +99,15 @@ class Contrast:
             "warnings": self.warnings,
             "run": self.run,
         }  # fmt: skip
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a layer, set and feature."""
+        return [
+            {"layer": n, "set": name, **_feature_dict(feature)}
+            for n, layer in self.layers.items()
+            for name, one in layer.sets.items()
+            for feature in one.features
+        ]
 
 
 @dataclass(frozen=True)
@@ -143,64 +154,16 @@ def contrast(run: Run, settings: Settings | None = None, layers: Sequence[int] |
     )
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Firings by prompt: `hits` (prompts × features, sparse) of `n` scored positions each, and each prompt's set."""
-
-    features: Ints
-    hits: Any
-    n: Ints
-    labels: Ints
-    n_sets: int
-
-    def part(self, rows: Bools) -> "_Counts":
-        """Some of the prompts, without those that have no scored position."""
-        rows = rows & (self.n > 0)
-        return _Counts(self.features, self.hits[rows], self.n[rows], self.labels[rows], self.n_sets)
-
-    def columns(self, which: Bools | Ints) -> "_Counts":
-        """Some of the features."""
-        return _Counts(self.features[which], self.hits[:, which], self.n, self.labels, self.n_sets)
-
-    @property
-    def member(self) -> Floats:
-        """Which set (row) each prompt (column) is in, as 0 and 1."""
-        return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
-
-    def rates(self) -> Floats:
-        """Share of scored positions that fire, by set and feature."""
-        return np.asarray((self.member @ self.hits) / np.maximum(self.member @ self.n, 1)[:, None])
-
-    def prompt_rates(self) -> Floats:
-        """Share of prompts that fire at all, by set and feature."""
-        return np.asarray((self.member @ (self.hits > 0)) / np.maximum(self.member.sum(1), 1)[:, None])
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the discovery part proposes (p, q against all other prompts) and the held-out part confirms."""
-
-    p: Floats
-    q: Floats
-    tested: Bools
-    candidates: Bools
-    confirmed: Bools
-
-
 def _layer(run: Run, layer: int, parts: Bools, settings: Settings) -> LayerContrast:
     features = run.features(layer)
     positions = settings.masking.apply(run.token_pos, features.norms)
-    counts = _count(run, features, positions.scored)
-    _refuse_unscored(run, counts)
+    counts = count_fires(run, features, positions.scored)
+    refuse_unscored(run, counts)
     discovery, holdout = counts.part(parts), counts.part(~parts)
-    screen = _Screen(discovery)
-    found = _find(screen, holdout, settings.alpha)
+    found = find(discovery, holdout, settings.alpha)
     rng = np.random.default_rng(settings.seed)
-    shuffled = 0
-    for _ in range(settings.shuffles):
-        halves = [replace(part, labels=rng.permutation(part.labels)) for part in (discovery, holdout)]
-        shuffled += int(_find(screen.relabelled(halves[0]), halves[1], settings.alpha).confirmed.sum())
-    means = _mean_acts(run, features, positions.scored, counts.features)
+    shuffled = shuffled_confirmed(discovery, holdout, settings.alpha, settings.shuffles, rng)
+    means = mean_acts(run, features, positions.scored, counts.features)
     evidence = _Evidence(counts, discovery, holdout, found, means)
     return LayerContrast(
         sets={name: _describe(run, layer, i, evidence, settings) for i, name in enumerate(run.sets)},
@@ -211,118 +174,14 @@ def _layer(run: Run, layer: int, parts: Bools, settings: Settings) -> LayerContr
     )
 
 
-def _count(run: Run, features: LayerFeatures, scored: Bools) -> _Counts:
-    fires = (features.acts > 0) & scored[:, None]
-    prompt = np.broadcast_to(run.token_prompt[:, None], fires.shape)[fires]
-    present, column = np.unique(features.ids[fires], return_inverse=True)
-    shape = (len(run.prompts), len(present))
-    hits = sparse.coo_array((np.ones(len(prompt), np.int32), (prompt, column)), shape).tocsr()
-    n = np.bincount(run.token_prompt[scored], minlength=len(run.prompts))
-    return _Counts(present, hits, n, run.set_of_prompt, len(run.sets))
-
-
-def _refuse_unscored(run: Run, counts: _Counts) -> None:
-    for i, name in enumerate(run.sets):
-        if counts.n[counts.labels == i].sum() == 0:
-            raise PromptError(
-                f"set {name!r} has no scored position (position 0 and sinks do not count): "
-                "use prompts of at least two tokens, or --keep-pos0"
-            )
-
-
-class _Screen:
-    """The test of every set against all other prompts, for any labelling with the same set sizes.
-
-    Of a set of n prompts, it asks how many are among the n on which the feature fires most, and how probable as many
-    are by chance (Fisher's exact test; which prompts those are does not depend on the labels). One test thus serves
-    features that are rare and features that fire in every prompt, but more in these.
-    """
-
-    def __init__(self, counts: _Counts) -> None:
-        self.counts = counts
-        self._sizes = np.bincount(counts.labels, minlength=counts.n_sets)
-        self._strongest = {n: stats.strongest(counts.hits, counts.n, n) for n in set(self._sizes.tolist()) if n}
-
-    def relabelled(self, counts: _Counts) -> "_Screen":
-        """The same prompts with their labels shuffled; what does not depend on labels is not computed again."""
-        screen = copy(self)
-        screen.counts = counts
-        return screen
-
-    def p(self) -> Floats:
-        """p by set and feature; 1 for a set without prompts."""
-        p = np.ones((self.counts.n_sets, self.counts.hits.shape[1]))
-        for i, size in enumerate(self._sizes.tolist()):
-            if 0 < size < len(self.counts.n):
-                chosen = self._strongest[size]
-                inside = chosen[self.counts.labels == i].sum(0)
-                p[i] = stats.fisher_greater(inside, size, chosen.sum(0) - inside, len(self.counts.n) - size)
-        return p
-
-    def testable(self, alpha: float) -> Bools:
-        """Features that fire on enough prompts for some labelling to be significant at `alpha`.
-
-        The choice looks at how many prompts a feature fires on, never in which set, so the false discovery rate over
-        the rest holds (Tarone 1990, Gilbert 2005); features that fire on one prompt would only dilute it.
-        """
-        size, total = int(self._sizes.min(initial=len(self.counts.n))), len(self.counts.n)
-        enough = (t for t in range(1, total + 1) if stats.least_p(size, total - size, t) <= alpha)
-        return np.asarray((self.counts.hits > 0).sum(axis=0)).reshape(-1) >= next(enough, total + 1)
-
-
-def _find(screen: _Screen, holdout: _Counts, alpha: float) -> _Found:
-    discovery = screen.counts
-    p, tested = screen.p(), screen.testable(alpha)
-    q, candidates, confirmed = np.ones_like(p), np.zeros(p.shape, bool), np.zeros(p.shape, bool)
-    for i in range(discovery.n_sets):
-        q[i, tested] = stats.benjamini_hochberg(p[i, tested])
-        proposed = np.flatnonzero(q[i] <= alpha)
-        proposed = proposed[_hardest_p(discovery.columns(proposed), i) <= alpha]
-        candidates[i, proposed] = True
-        # The held-out prompts had no part in proposing: their own rate of false discoveries is controlled by itself.
-        confirmed[i, proposed] = stats.benjamini_hochberg(_hardest_p(holdout.columns(proposed), i)) <= alpha
-    return _Found(p, q, tested, candidates, confirmed)
-
-
-def _hardest_p(counts: _Counts, i: int) -> Floats:
-    """The largest p of set i against each other set alone; 1 where its rate is not above every other one."""
-    rates = counts.rates()
-    p = np.where(rates[i] > np.delete(rates, i, axis=0).max(axis=0), 0.0, 1.0)
-    for j in range(counts.n_sets):
-        if i != j:
-            rows = (counts.labels == i) | (counts.labels == j)
-            p = np.maximum(p, _pair_p(counts.hits[rows], counts.n[rows], counts.labels[rows] == i))
-    return p
-
-
-def _pair_p(hits: Any, n: Ints, first: Bools) -> Floats:
-    size = int(first.sum())
-    if size in (0, len(n)):
-        return np.ones(hits.shape[1])
-    chosen = stats.strongest(hits, n, size)
-    inside = chosen[first].sum(0)
-    return stats.fisher_greater(inside, size, chosen.sum(0) - inside, len(n) - size)
-
-
-def _mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
-    """Mean activation by set and feature over the scored positions where it fires."""
-    fires = (features.acts > 0) & scored[:, None]
-    group = np.broadcast_to(run.set_of_prompt[run.token_prompt][:, None], fires.shape)[fires]
-    cell = group * len(present) + np.searchsorted(present, features.ids[fires])
-    size = len(run.sets) * len(present)
-    sums = np.bincount(cell, weights=features.acts[fires], minlength=size)
-    fired = np.maximum(np.bincount(cell, minlength=size), 1)
-    return np.asarray(sums / fired).reshape(len(run.sets), len(present))
-
-
 @dataclass(frozen=True)
 class _Evidence:
     """All that a set's rows are written from."""
 
-    everywhere: _Counts
-    discovery: _Counts
-    holdout: _Counts
-    found: _Found
+    everywhere: Counts
+    discovery: Counts
+    holdout: Counts
+    found: Found
     means: Floats
 
 
@@ -339,7 +198,7 @@ def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Setti
     names = np.delete(np.array(run.sets), i)[np.delete(rates, i, axis=0).argmax(axis=0)]
     rate_ci = stats.wilson(rates[i], stats.effective_n(counts.hits[rows].toarray(), counts.n[rows]))
     ci = stats.wilson(prompt_rates[i], float((rows & (counts.n > 0)).sum()))
-    holdout_p = _hardest_p(holdout, i)
+    holdout_p = hardest_p(holdout, i)
     return SetContrast(
         tokens=int(everywhere.n[rows].sum()),
         prompts=int(rows.sum()),
@@ -390,9 +249,12 @@ def _set_dict(result: SetContrast) -> dict[str, Any]:
         "prompts": result.prompts,
         "candidates": result.candidates,
         "confirmed": result.confirmed,
-        "features": [{**vars(f), "feature": str(f.feature), "rate_ci": list(f.rate_ci), "ci": list(f.ci)}
-                     for f in result.features],
-    }  # fmt: skip
+        "features": [_feature_dict(feature) for feature in result.features],
+    }
+
+
+def _feature_dict(f: FeatureContrast) -> dict[str, Any]:
+    return {**vars(f), "feature": str(f.feature), "rate_ci": list(f.rate_ci), "ci": list(f.ci)}
 
 
 def _masked(layers: Sequence[LayerContrast]) -> dict[str, int]:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
+from saescope.analysis.table import Table
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 
@@ -36,8 +37,9 @@ class SetProfile:
     layers: dict[int, LayerNorms]
 
 
+@final
 @dataclass(frozen=True)
-class Profile:
+class Profile(Table):
     """The answer to `profile`."""
 
     run: str
@@ -54,6 +56,19 @@ class Profile:
             "warnings": self.warnings,
             "run": self.run,
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a set and layer."""
+        return [
+            {
+                "set": name,
+                **{key: value for key, value in vars(s).items() if key != "layers"},
+                "layer": n,
+                **vars(norms),
+            }
+            for name, s in self.sets.items()
+            for n, norms in s.layers.items()
+        ]
 
 
 def profile(run: Run, masking: Masking | None = None) -> Profile:

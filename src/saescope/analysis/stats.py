@@ -1,16 +1,18 @@
 """Rates, intervals, tests and false discovery control: pure functions on arrays. Knows no run and no feature."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
+from scipy.special import gammaln, ndtri
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
 
 _CHUNK = 4096
+_TAILS_LIMIT = 200_000
 
 
 def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95) -> tuple[Floats, Floats]:
@@ -45,19 +47,36 @@ def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
 
 
 def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats:
-    """One-sided Fisher's exact p that `hits` of n is more than `other_hits` of other_n, elementwise.
-
-    Few distinct pairs of counts occur among many features, so each pair's hypergeometric tail is computed once.
-    """
+    """One-sided Fisher's exact p that `hits` of n is more than `other_hits` of other_n, elementwise."""
+    hits, other_hits = np.broadcast_arrays(hits, other_hits)
+    if (n + 1) * (other_n + 1) <= _TAILS_LIMIT:
+        return np.asarray(_tails(n, other_n)[hits, other_hits])
+    # Few distinct pairs of counts occur among many features: each pair's tail is computed once.
     from scipy.stats import hypergeom
 
-    hits, other_hits = np.broadcast_arrays(hits, other_hits)
     code = hits.astype(np.int64) * (other_n + 1) + other_hits
     pairs, where = np.unique(code, return_inverse=True)
     k1, k2 = pairs // (other_n + 1), pairs % (other_n + 1)
     tails = np.asarray(hypergeom.sf(k1 - 1, n + other_n, k1 + k2, n))
     clipped: Floats = np.clip(tails[where].reshape(hits.shape), 0.0, 1.0)
     return clipped
+
+
+@lru_cache(maxsize=64)
+def _tails(n: int, other_n: int) -> Floats:
+    """The hypergeometric tail for every pair of counts: [k1, k2] is P(at least k1 of n | k1 + k2 of both)."""
+    k1, k2 = np.arange(n + 1)[:, None], np.arange(other_n + 1)[None, :]
+    ways = _log_choose(n, k1) + _log_choose(other_n, k2)
+    tails = np.empty((n + 1, other_n + 1))
+    for total in range(n + other_n + 1):
+        first = np.arange(max(0, total - other_n), min(n, total) + 1)
+        chance = np.exp(ways[first, total - first] - _log_choose(n + other_n, np.array(total)))
+        tails[first, total - first] = np.cumsum(chance[::-1])[::-1]
+    return np.minimum(tails, 1.0)
+
+
+def _log_choose(n: int, k: Ints) -> Floats:
+    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def strongest(hits: Any, n: Ints, top: int) -> Bools:
@@ -83,6 +102,8 @@ def least_p(n: int, other_n: int, hits: int) -> float:
 
 def benjamini_hochberg(p: Floats) -> Floats:
     """Adjusted p-values that control the false discovery rate over all of `p` (Benjamini and Hochberg 1995)."""
-    from scipy.stats import false_discovery_control
-
-    return np.asarray(false_discovery_control(p)) if len(p) else p
+    order = np.argsort(p)[::-1]
+    adjusted = p[order] * len(p) / np.arange(len(p), 0, -1)
+    q = np.empty_like(p)
+    q[order] = np.minimum(np.minimum.accumulate(adjusted), 1.0)
+    return q

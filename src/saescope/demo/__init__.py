@@ -4,3 +4,5 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
 SAE = Path(__file__).parent / "sae"
+# What comes with saescope can be named wherever a folder or hub id can.
+EMBEDDED = {"saescope-tiny": MODEL, "saescope-tiny-sae": SAE}

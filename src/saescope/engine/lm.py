@@ -40,6 +40,7 @@ class LM:
 
     `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
     be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row.
+    `source` is what opens the same checkpoint again.
     """
 
     spec: ModelSpec
@@ -52,6 +53,7 @@ class LM:
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
+    source: str
 
 
 def load_lm(
@@ -92,6 +94,7 @@ def load_lm(
         vocab_size=int(config.vocab_size),
         dtype=kind,
         device=on,
+        source=files.source,
     )
 
 

@@ -111,7 +111,8 @@ def load_sae(
         trained_on=source.trained_on,
         fingerprint=fingerprint(path),
     )
-    return TopKSae(spec, *(tensor.to(device) for tensor in used))
+    tensors = dict(zip(weights._fields, (tensor.to(device) for tensor in used), strict=False))
+    return TopKSae(spec, **tensors, source=source.files.source)
 
 
 def _names(files: Files) -> list[str]:

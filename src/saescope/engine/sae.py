@@ -28,36 +28,47 @@ class SparseActs(NamedTuple):
 @final
 @dataclass(frozen=True)
 class TopKSae:
-    """An SAE whose features fire where they are among the k largest pre-activations and above 0."""
+    """An SAE whose features fire where they are among the k largest pre-activations and above 0.
+
+    `source` is what opens it again.
+    """
 
     spec: SaeSpec
     W_enc: Float[Tensor, "d_sae d_model"]
     b_enc: Float[Tensor, "d_sae"]
     W_dec: Float[Tensor, "d_model d_sae"] | None = None
     b_dec: Float[Tensor, "d_model"] | None = None
+    source: str = ""
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
         """resid · W_encᵀ + b_enc in float32; nothing is subtracted or normalised first (Qwen-Scope's definition)."""
         return torch.addmm(self.b_enc, resid.to(self.W_enc.device, torch.float32), self.W_enc.T)
 
-    @torch.inference_mode()
     def encode(self, resid: Float[Tensor, "*b d_model"]) -> SparseActs:
         """The k strongest features of every residual, strongest first.
 
         Raises SourceError for another width than the SAE's, and for pre-activations that are not finite.
         """
+        return self.encode_with_border(resid)[0]
+
+    @torch.inference_mode()
+    def encode_with_border(self, resid: Float[Tensor, "*b d_model"]) -> tuple[SparseActs, Float[Tensor, "*b"]]:
+        """As `encode`, and the strongest pre-activation that is not among the k: NaN where every feature is."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
         flat = resid.reshape(-1, self.spec.d_model)
-        acts = torch.empty(len(flat), self.spec.k, device=self.W_enc.device)
-        ids = torch.empty(len(flat), self.spec.k, device=self.W_enc.device, dtype=torch.int64)
+        k, device = self.spec.k, self.W_enc.device
+        acts = torch.full((len(flat), k + 1), torch.nan, device=device)
+        ids = torch.empty(len(flat), k, device=device, dtype=torch.int64)
+        n_wanted = min(k + 1, self.spec.d_sae)
         for rows in _blocks(len(flat), 4 * self.spec.d_sae):
-            top = torch.topk(self.pre_acts(flat[rows]), self.spec.k, dim=-1, sorted=True)
-            acts[rows], ids[rows] = top.values, top.indices
-        if not torch.isfinite(acts).all():
+            top = torch.topk(self.pre_acts(flat[rows]), n_wanted, dim=-1, sorted=True)
+            acts[rows, :n_wanted], ids[rows] = top.values, top.indices[:, :k]
+        if not torch.isfinite(acts[:, :k]).all():
             raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
-        shape = (*resid.shape[:-1], self.spec.k)
-        return SparseActs(acts.relu_().reshape(shape), ids.reshape(shape))
+        shape = resid.shape[:-1]
+        strongest = acts[:, :k].relu().reshape(*shape, k)
+        return SparseActs(strongest, ids.reshape(*shape, k)), acts[:, k].reshape(shape)
 
     @torch.inference_mode()
     def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:

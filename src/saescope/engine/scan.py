@@ -14,7 +14,7 @@ from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
-from saescope.store.runs import LayerFeatures
+from saescope.store.tables import LayerFeatures
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def scan(
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))
     order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
-    parts = [features for _, features in compute(lm, saes, work)]
-    layers = {sae.spec.layer: _in_order([part[sae.spec.layer] for part in parts], order) for sae in saes}
+    parts = [batch for _, batch in compute(lm, saes, work)]
+    layers = {sae.spec.layer: _in_order([part[sae.spec.layer][0] for part in parts], order) for sae in saes}
     pos = np.concatenate([np.arange(len(row)) for row in work.rows])
     rule = masking or Masking()
     sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)
@@ -102,6 +102,7 @@ def _in_order(parts: Sequence[LayerFeatures], order: np.ndarray[Any, np.dtype[np
         norms=np.concatenate([p.norms for p in parts])[back],
         acts=np.concatenate([p.acts for p in parts])[back],
         ids=np.concatenate([p.ids for p in parts])[back],
+        border=np.concatenate([p.border for p in parts])[back],
     )
 
 

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, final
 
+from saescope.demo import EMBEDDED
 from saescope.errors import SourceError
 
 T = TypeVar("T")
@@ -30,6 +31,11 @@ class Files(ABC):
     def revision(self) -> str | None:
         """The hub commit it was resolved to, or None for a local folder."""
 
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """What opens these very files again, from whatever folder."""
+
     @abstractmethod
     def names(self) -> frozenset[str]:
         """All file names, relative to the checkpoint's root."""
@@ -42,14 +48,20 @@ class Files(ABC):
 @final
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """A folder on this machine."""
+    """A folder on this machine, perhaps one that comes with saescope under a name."""
 
     folder: Path
+    title: str | None = None
 
     @property
     def name(self) -> str:
-        """The folder as the user gave it."""
-        return str(self.folder)
+        """The folder as the user gave it, or its name."""
+        return self.title or str(self.folder)
+
+    @property
+    def source(self) -> str:
+        """The whole path, or the name."""
+        return self.title or str(self.folder.resolve())
 
     @property
     def revision(self) -> None:
@@ -81,6 +93,11 @@ class HubFiles(Files):
     def name(self) -> str:
         """The repository id."""
         return self.repo
+
+    @property
+    def source(self) -> str:
+        """The repository at its commit."""
+        return f"{self.repo}@{self.revision}"
 
     @cached_property
     def _commit_and_names(self) -> tuple[str, frozenset[str]]:
@@ -154,10 +171,12 @@ def _hub(files: HubFiles, call: Callable[[], T]) -> T:
 
 
 def open_files(ref: str, *, offline: bool = False) -> Files:
-    """Find the checkpoint `ref`: an existing folder, or else a hub id `owner/name`, optionally `@revision`.
+    """Find the checkpoint `ref`: an existing folder, one that comes with saescope, or a hub id `owner/name@revision`.
 
-    Raises SourceError when it can be neither.
+    Raises SourceError when it can be none.
     """
+    if ref in EMBEDDED:
+        return LocalFiles(EMBEDDED[ref], title=ref)
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return LocalFiles(folder)

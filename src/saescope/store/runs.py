@@ -1,17 +1,12 @@
 """A run: one published, immutable directory of features with a manifest that says what made it.
 
-While it is being made it lies beside its final place as `.NAME.partial`, a file for every finished batch; the same job
-started again goes on from there. It gets its name in one rename, whole or not at all.
+This file reads and checks runs; writer.py makes them.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -21,10 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saescope.errors import ResourceError, RunError
+from saescope.errors import RunError
 from saescope.sources.catalog import ModelSpec, SaeSpec
-from saescope.sources.prompts import Prompt, PromptSet
+from saescope.sources.prompts import Message, Prompt, PromptSet
 from saescope.store import tables
+from saescope.store.tables import LayerFeatures, PromptResids
 
 MANIFEST = "manifest.json"
 
@@ -39,6 +35,7 @@ class Job:
     dtype: str
     device: str
     batch_tokens: int
+    errors: bool
     versions: Mapping[str, str]
 
     @cached_property
@@ -46,15 +43,6 @@ class Job:
         """SHA-256 over every field and the schema's version."""
         text = json.dumps([tables.SCHEMA_VERSION, asdict(self)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class LayerFeatures:
-    """One layer's features of all tokens: norms (tokens,), acts and ids (tokens, k), strongest first."""
-
-    norms: npt.NDArray[np.float32]
-    acts: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.unsignedinteger[Any]]
 
 
 @final
@@ -80,7 +68,7 @@ class Run:
             raise RunError(
                 f"{path} has schema {schema}, this saescope reads {tables.SCHEMA_VERSION}: make the run again"
             )
-        if missing := {"fingerprint", "job", "tables"} - manifest.keys():
+        if missing := {"fingerprint", "job", "command", "inputs", "tables"} - manifest.keys():
             raise RunError(f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again")
         return cls(path, manifest)
 
@@ -89,6 +77,11 @@ class Run:
         """The SAE of every layer."""
         return {spec["layer"]: SaeSpec(**spec) for spec in self.manifest["job"]["saes"]}
 
+    @cached_property
+    def model(self) -> ModelSpec:
+        """The model that was run."""
+        return ModelSpec(**self.manifest["job"]["model"])
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers in this run, ascending."""
@@ -96,14 +89,18 @@ class Run:
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
-        """All prompts in order; chats come back as the text shown for them."""
-        rows = self._read("prompts.parquet").to_pylist()
-        return tuple(Prompt(id=r["id"], set=r["set"], text=r["text"], pair=r["pair"], split=r["split"]) for r in rows)
+        """All prompts in order."""
+        return tuple(_prompt(row) for row in self.read("prompts.parquet").to_pylist())
 
     @cached_property
     def sets(self) -> tuple[str, ...]:
         """Names of the sets in order."""
         return tuple(dict.fromkeys(p.set for p in self.prompts))
+
+    @property
+    def prompt_sets(self) -> tuple[PromptSet, ...]:
+        """The prompts as they were read, set by set."""
+        return tuple(PromptSet(name, tuple(p for p in self.prompts if p.set == name)) for name in self.sets)
 
     @cached_property
     def set_of_prompt(self) -> npt.NDArray[np.intp]:
@@ -113,7 +110,7 @@ class Run:
 
     @cached_property
     def _tokens(self) -> pa.Table:
-        return self._read("tokens.parquet")
+        return self.read("tokens.parquet")
 
     @cached_property
     def token_prompt(self) -> npt.NDArray[np.int32]:
@@ -137,165 +134,73 @@ class Run:
 
     def features(self, layer: int) -> LayerFeatures:
         """One layer's features; raises RunError if the run does not hold that layer."""
+        self.check_layer(layer)
+        return tables.features_of(self.read(tables.features_name(layer)), self.saes[layer].k)
+
+    def resids(self, layer: int) -> PromptResids:
+        """One layer's residuals by prompt; raises RunError if the run does not hold that layer."""
+        self.check_layer(layer)
+        return tables.resid_of(self.read(tables.resid_name(layer)), self.model.d_model)
+
+    def check_layer(self, layer: int) -> None:
+        """Raises RunError if the run does not hold this layer."""
         if layer not in self.saes:
             raise RunError(f"{self.path} holds layers {', '.join(map(str, self.layers))}, not {layer}")
-        table = self._read(tables.layer_name(layer))
-        k = self.saes[layer].k
-        norms = np.asarray(table["norm"].to_numpy())
-        return LayerFeatures(norms, tables.matrix(table["acts"], k), tables.matrix(table["ids"], k))
 
-    def _read(self, name: str) -> pa.Table:
+    def read(self, name: str) -> pa.Table:
+        """One table by its file name; raises RunError if it is damaged or missing."""
         try:
             return pq.read_table(self.path / name)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{self.path / name} is damaged or missing: make the run again") from error
 
 
-@final
-class RunWriter:
-    """Collects a job's batches beside the final place, then publishes them as a run in one rename."""
-
-    def __init__(self, out: Path, job: Job) -> None:
-        self.out = out
-        self.job = job
-        self._partial = out.parent / f".{out.name}.partial"
-        self._made_parent = not out.parent.exists()
-
-    def published(self) -> Run | None:
-        """The finished run of this very job, if it is there; raises RunError if something else is in the way."""
-        if not self.out.exists():
-            return None
-        if not (self.out / MANIFEST).is_file():
-            raise RunError(f"{self.out} exists and is no run: choose another --out")
-        run = Run.open(self.out)
-        if run.manifest["fingerprint"] != self.job.fingerprint:
-            raise RunError(f"{self.out} holds another job's run: choose another --out, or remove it")
-        return run
-
-    @contextmanager
-    def collecting(self) -> Iterator[set[int]]:
-        """Open the partial directory and yield the numbers of batches that are already there.
-
-        Whatever ends the block early, finished batches stay for the next attempt; a directory without any is removed.
-        """
-        with self._disk():
-            self._resume_or_clear()
-            finished = {int(path.stem.removeprefix("batch-")) for path in self._finished()}
-        try:
-            yield finished
-        except BaseException:
-            if not self._finished():
-                shutil.rmtree(self._partial, ignore_errors=True)
-                if self._made_parent:
-                    self.out.parent.rmdir()
-            raise
-
-    def _finished(self) -> list[Path]:
-        return sorted(self._partial.glob("batch-*.npz"))
-
-    def put(self, number: int, features: Mapping[int, LayerFeatures]) -> None:
-        """Keep one finished batch."""
-        arrays = {f"{layer}.{name}": a for layer, f in features.items() for name, a in vars(f).items()}
-        path = self._partial / f"batch-{number:06d}.npz"
-        temporary = path.with_suffix(".tmp")
-        with self._disk():
-            try:
-                with temporary.open("wb") as file:
-                    np.savez(file, **arrays)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    def publish(
-        self,
-        sets: Sequence[PromptSet],
-        tokens: Sequence[Sequence[tuple[int, str]]],
-        batches: Sequence[Sequence[int]],
-        record: Mapping[str, Any],
-    ) -> Run:
-        """Order the batches' rows by prompt, write the tables and the manifest, and rename.
-
-        `tokens` holds (id, text) of every token of every prompt; `batches` the prompts of every batch, in its row
-        order; `record` is kept in the manifest beside the job.
-        """
-        with self._disk():
-            staging = self._partial / "run"
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            self._write_prompts(staging, sets, tokens)
-            starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
-            order = np.concatenate([np.arange(starts[p], starts[p + 1]) for batch in batches for p in batch])
-            with ExitStack() as stack:
-                archives = [stack.enter_context(np.load(path)) for path in self._finished()]
-                for spec in self.job.saes:
-                    self._write_layer(staging, spec, archives, order)
-            self._write_manifest(staging, record)
-            staging.rename(self.out)
-            shutil.rmtree(self._partial)
-        return Run.open(self.out)
-
-    def _resume_or_clear(self) -> None:
-        mark = self._partial / "job"
-        if not (mark.is_file() and mark.read_text() == self.job.fingerprint):
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            mark.write_text(self.job.fingerprint)
-
-    def _write_prompts(
-        self, staging: Path, sets: Sequence[PromptSet], tokens: Sequence[Sequence[tuple[int, str]]]
-    ) -> None:
-        prompts = [prompt for group in sets for prompt in group.prompts]
-        rows = [
-            {"id": p.id, "set": p.set, "pair": p.pair, "split": p.split, "text": p.shown, "n_tokens": len(t)}
-            for p, t in zip(prompts, tokens, strict=True)
-        ]
-        _write(staging / "prompts.parquet", pa.Table.from_pylist(rows, schema=tables.PROMPTS))
-        flat = [(n, pos, *token) for n, row in enumerate(tokens) for pos, token in enumerate(row)]
-        columns = zip(*flat, strict=True)
-        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, tables.TOKENS, strict=True)]
-        _write(staging / "tokens.parquet", pa.table(arrays, schema=tables.TOKENS))
-
-    def _write_layer(
-        self,
-        staging: Path,
-        spec: SaeSpec,
-        archives: Sequence[Mapping[str, npt.NDArray[Any]]],
-        order: npt.NDArray[np.intp],
-    ) -> None:
-        columns = {}
-        for name in ("norms", "acts", "ids"):
-            batched = np.concatenate([archive[f"{spec.layer}.{name}"] for archive in archives])
-            columns[name] = np.empty_like(batched)
-            columns[name][order] = batched
-        _write(staging / tables.layer_name(spec.layer), tables.layer_table(**columns, d_sae=spec.d_sae))
-
-    def _write_manifest(self, staging: Path, record: Mapping[str, Any]) -> None:
-        hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())}
-        manifest = {
-            "schema": tables.SCHEMA_VERSION,
-            "fingerprint": self.job.fingerprint,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "job": asdict(self.job),
-            **record,
-            "tables": hashes,
-        }
-        with (staging / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResourceError(
-                f"cannot write the run {self.out}: {error.strerror or error}; "
-                "nothing was published; free space or choose another --out, and the same command goes on"
-            ) from error
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    turns = json.loads(row["messages"]) if row["messages"] is not None else None
+    return Prompt(
+        id=row["id"],
+        set=row["set"],
+        text=row["text"] if turns is None else None,
+        messages=None if turns is None else tuple(Message(**turn) for turn in turns),
+        pair=row["pair"],
+        split=row["split"],
+    )
 
 
-def _write(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path, compression="zstd")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def verify(path: str | Path) -> list[str]:
+    """What is wrong with a run's files, a line each: hashes, tables that are missing or too many, and their schema.
+
+    Raises RunError where there is no readable manifest to judge by.
+    """
+    run = Run.open(path)
+    expected = run.manifest["tables"]
+    present = {p.name for p in run.path.iterdir()} - {MANIFEST}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} does not belong to the run" for name in sorted(present - expected.keys())]
+    for name in sorted(expected.keys() & present):
+        if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != expected[name]:
+            problems.append(f"{name} is not the file that was published: its SHA-256 differs")
+    text = json.dumps([tables.SCHEMA_VERSION, run.manifest["job"]], sort_keys=True, ensure_ascii=False)
+    if hashlib.sha256(text.encode()).hexdigest() != run.manifest["fingerprint"]:
+        problems.append(f"{MANIFEST} was changed: its fingerprint is not that of its job")
+    return problems or _schema_problems(run)
+
+
+def _schema_problems(run: Run) -> list[str]:
+    wanted = {"prompts.parquet": tables.PROMPTS.names, "tokens.parquet": tables.TOKENS.names}
+    for layer in run.layers:
+        wanted[tables.features_name(layer)] = list(tables.FEATURE_COLUMNS)
+        wanted[tables.resid_name(layer)] = list(tables.RESID_COLUMNS)
+    problems = [f"{name} is not listed in {MANIFEST}" for name in wanted.keys() - run.manifest["tables"].keys()]
+    rows = {}
+    for name in wanted.keys() & run.manifest["tables"].keys():
+        table = run.read(name)
+        rows[name] = table.num_rows
+        if table.column_names != wanted[name]:
+            problems.append(f"{name} has columns {', '.join(table.column_names)}, not {', '.join(wanted[name])}")
+    for name, count in rows.items():
+        by_token = name == "tokens.parquet" or name.startswith("layer")
+        other = "tokens.parquet" if by_token else "prompts.parquet"
+        if count != rows.get(other, count):
+            problems.append(f"{name} has {count} rows, {other} {rows[other]}")
+    return sorted(problems)

@@ -13,7 +13,7 @@ from saescope.errors import SaescopeError
 from saescope.version import __version__
 
 CONFIG = "saescope.toml"
-DONE, WRONG_USE, INTERRUPTED = 0, 2, 130
+DONE, FOUND, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 app = App(
     name="saescope",
@@ -36,7 +36,7 @@ for verb, text in _COMMANDS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with 0, 2 (one line says what is wrong) or 130 (interrupted)."""
+    """Run one command line and exit with 0, 1 (a finding), 2 (one line says what is wrong) or 130."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -44,8 +44,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
         _check_config(Path(CONFIG))
-        app(arguments, result_action="return_none")
+        code = app(arguments, result_action="return_value")
         sys.stdout.flush()
+        return FOUND if code == FOUND else DONE
     except (SaescopeError, CycloptsError) as error:
         return _refuse(str(error))
     except MemoryError as error:

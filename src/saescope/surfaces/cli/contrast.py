@@ -1,7 +1,9 @@
 """`saescope contrast`: features that set prompt sets apart."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -9,8 +11,10 @@ from rich.console import Console
 from saescope.analysis.contrast import Contrast, FeatureContrast, Settings
 from saescope.analysis.contrast import contrast as contrast_run
 from saescope.sources.prompts import BUNDLED
+from saescope.store.masking import Masking
+from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
-from saescope.surfaces.cli.show import note, percent, print_json, stdout, table
+from saescope.surfaces.cli.show import percent, present, table
 
 _COLUMNS = ("set", "feature", "fires / elsewhere", "held out", "prompts, 95 % CI", "confirmed")
 
@@ -51,13 +55,15 @@ def contrast(
     settings = Settings(alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking())
     settings.check()
     wanted = None if inputs.layers == "all" else parse_layers(inputs.layers)
-    run = obtain_run(sets, inputs, out, compared=settings.masking)
-    result = contrast_run(run, settings, wanted)
-    if json:
-        print_json(result.to_dict())
-    else:
-        show_contrast(stdout(), result)
-        note(f"run: {run.path}")
+    options = {"settings": asdict(settings), "layers": wanted}
+    run = obtain_run(sets, inputs, out, {"verb": "contrast", "options": options}, compared=settings.masking)
+    present(run, answer(run, options), show_contrast, json=json)
+
+
+def answer(run: Run, options: Mapping[str, Any]) -> Contrast:
+    """What the command asks of a run."""
+    settings = dict(options["settings"])
+    return contrast_run(run, Settings(**{**settings, "masking": Masking(**settings["masking"])}), options["layers"])
 
 
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:

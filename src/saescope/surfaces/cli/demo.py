@@ -33,7 +33,7 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
     lm, saes = inputs.load()
     from saescope.engine.scan import scan
 
-    run = run_of(lm, saes, sets, BUNDLED, inputs.batch_tokens, out)
+    run = run_of(lm, saes, sets, BUNDLED, inputs.batch_tokens, out, {"verb": "demo", "options": {}})
     profiled = profile_run(run)
     prompts = texts(next(s for s in sets if s.name == name).prompts[0].shown for name in _SHOWN)[0].prompts
     scanned = scan(lm, saes, prompts)

@@ -1,13 +1,12 @@
 """Options that every command takes, and how they become a model and SAEs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from saescope.demo import MODEL, SAE
 from saescope.errors import PromptError, SourceError
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, parse_sae_name, releases_for
 from saescope.sources.prompts import PromptSet, read_prompts
@@ -18,6 +17,9 @@ from saescope.surfaces.cli.show import note, progress
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
     from saescope.engine.sae import TopKSae
+
+
+EMBEDDED_PAIR = ("saescope-tiny", "saescope-tiny-sae")
 
 
 @Parameter(name="*")
@@ -65,7 +67,7 @@ class Inputs:
 
     def _names(self) -> tuple[str, str]:
         if self.model is None and self.sae is None:
-            return str(MODEL), str(SAE)
+            return EMBEDDED_PAIR
         if self.sae is None:
             known = releases_for(str(self.model).partition("@")[0])
             if not known:
@@ -110,10 +112,13 @@ def parse_layers(text: str | None) -> list[int] | None:
         raise SourceError(f"--layers {text!r} is neither numbers such as 0,17,35 nor all") from error
 
 
-def obtain_run(sets: str, inputs: Inputs, out: Path | None, compared: Masking | None = None) -> Run:
+def obtain_run(
+    sets: str, inputs: Inputs, out: Path | None, command: Mapping[str, Any], compared: Masking | None = None
+) -> Run:
     """The run at this path, or the run of these prompt sets, computed unless it is already there.
 
-    Where the sets are to be `compared` under these rules, what cannot be is refused before anything is computed.
+    `command` is what its manifest will say was asked. Where the sets are to be `compared` under these rules, what
+    cannot be is refused before anything is computed.
     """
     path = Path(sets).expanduser()
     if (path / MANIFEST).is_file():
@@ -126,7 +131,7 @@ def obtain_run(sets: str, inputs: Inputs, out: Path | None, compared: Masking | 
         from saescope.engine.tokens import refuse_single_tokens
 
         refuse_single_tokens(lm, prompts)
-    return run_of(lm, saes, prompts, path.resolve().stem, inputs.batch_tokens, out)
+    return run_of(lm, saes, prompts, path.resolve().stem, inputs.batch_tokens, out, command)
 
 
 def run_of(
@@ -136,6 +141,7 @@ def run_of(
     name: str,
     batch_tokens: int,
     out: Path | None,
+    command: Mapping[str, Any],
 ) -> Run:
     """Extract these sets into `out`, or into runs/NAME-HASH, named by the hash of what makes it."""
     from saescope.engine.extract import extract, job
@@ -143,4 +149,4 @@ def run_of(
     if out is None:
         out = Path("runs") / f"{name}-{job(lm, saes, sets, batch_tokens).fingerprint[:12]}"
     with progress("features") as advance:
-        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, progress=advance)
+        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, command=command, progress=advance)

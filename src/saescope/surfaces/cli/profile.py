@@ -1,7 +1,9 @@
 """`saescope profile`: tokens, norms and sinks of prompt sets."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -9,8 +11,10 @@ from rich.console import Console
 from saescope.analysis.profile import Profile
 from saescope.analysis.profile import profile as profile_run
 from saescope.sources.prompts import BUNDLED
+from saescope.store.masking import Masking
+from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run
-from saescope.surfaces.cli.show import cell, note, print_json, stdout, table
+from saescope.surfaces.cli.show import cell, present, table
 
 
 def profile(
@@ -33,14 +37,14 @@ def profile(
     json
         Print one JSON document instead of tables.
     """
-    masking = masks.masking()
-    run = obtain_run(sets, inputs, out)
-    result = profile_run(run, masking)
-    if json:
-        print_json(result.to_dict())
-    else:
-        show_profile(stdout(), result)
-        note(f"run: {run.path}")
+    options = {"masking": asdict(masks.masking())}
+    run = obtain_run(sets, inputs, out, {"verb": "profile", "options": options})
+    present(run, answer(run, options), show_profile, json=json)
+
+
+def answer(run: Run, options: Mapping[str, Any]) -> Profile:
+    """What the command asks of a run."""
+    return profile_run(run, Masking(**options["masking"]))
 
 
 def show_profile(console: Console, result: Profile) -> None:

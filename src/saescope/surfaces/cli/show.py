@@ -3,13 +3,17 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from saescope.analysis.table import Table as Result
+from saescope.store.runs import Run
+
+T = TypeVar("T", bound=Result)
 _PLAIN_WIDTH = 160
 
 
@@ -34,6 +38,15 @@ def note(text: str) -> None:
 def print_json(result: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+
+
+def present(run: Run, result: T, show: Callable[[Console, T], None], *, json: bool) -> None:
+    """A result for programs or for people; people are told where its run lies."""
+    if json:
+        print_json(result.to_dict())
+    else:
+        show(stdout(), result)
+        note(f"run: {run.path}")
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:

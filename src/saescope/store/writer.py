@@ -1,0 +1,194 @@
+"""Making a run: batches collect beside its final place, and it gets its name in one rename, whole or not at all.
+
+While it is being made it is `.NAME.partial`, a file for every finished batch; the same job started again goes on from
+there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saescope.errors import ResourceError, RunError
+from saescope.sources.prompts import PromptSet
+from saescope.store import tables
+from saescope.store.runs import MANIFEST, Job, Run
+from saescope.store.tables import LayerFeatures, PromptResids
+
+
+@final
+class RunWriter:
+    """Collects a job's batches beside the final place, then publishes them as a run in one rename."""
+
+    def __init__(self, out: Path, job: Job) -> None:
+        self.out = out
+        self.job = job
+        self._partial = out.parent / f".{out.name}.partial"
+        self._made_parent = not out.parent.exists()
+
+    def published(self) -> Run | None:
+        """The finished run of this very job, if it is there; raises RunError if something else is in the way."""
+        if not self.out.exists():
+            return None
+        if not (self.out / MANIFEST).is_file():
+            raise RunError(f"{self.out} exists and is no run: choose another --out")
+        run = Run.open(self.out)
+        if run.manifest["fingerprint"] != self.job.fingerprint:
+            raise RunError(f"{self.out} holds another job's run: choose another --out, or remove it")
+        return run
+
+    @contextmanager
+    def collecting(self) -> Iterator[set[int]]:
+        """Open the partial directory and yield the numbers of batches that are already there.
+
+        Whatever ends the block early, finished batches stay for the next attempt; a directory without any is removed.
+        """
+        with self._disk():
+            self._resume_or_clear()
+            finished = {int(path.stem.removeprefix("batch-")) for path in self._finished()}
+        try:
+            yield finished
+        except BaseException:
+            if not self._finished():
+                shutil.rmtree(self._partial, ignore_errors=True)
+                if self._made_parent:
+                    self.out.parent.rmdir()
+            raise
+
+    def _finished(self) -> list[Path]:
+        return sorted(self._partial.glob("batch-*.npz"))
+
+    def put(self, number: int, layers: Mapping[int, tuple[LayerFeatures, PromptResids]]) -> None:
+        """Keep one finished batch."""
+        arrays = {
+            f"{layer}.{name}": array
+            for layer, parts in layers.items()
+            for part in parts
+            for name, array in vars(part).items()
+            if array is not None
+        }
+        path = self._partial / f"batch-{number:06d}.npz"
+        temporary = path.with_suffix(".tmp")
+        with self._disk():
+            try:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def publish(
+        self,
+        sets: Sequence[PromptSet],
+        tokens: Sequence[Sequence[tuple[int, str]]],
+        batches: Sequence[Sequence[int]],
+        record: Mapping[str, Any],
+    ) -> Run:
+        """Order the batches' rows by prompt, write the tables and the manifest, and rename.
+
+        `tokens` holds (id, text) of every token of every prompt; `batches` the prompts of every batch, in its row
+        order; `record` is kept in the manifest beside the job.
+        """
+        with self._disk():
+            staging = self._partial / "run"
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            self._write_prompts(staging, sets, tokens)
+            of_prompts = np.array([p for batch in batches for p in batch])
+            starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
+            of_tokens = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in of_prompts])
+            with ExitStack() as stack:
+                archives = [stack.enter_context(np.load(path)) for path in self._finished()]
+                for spec in self.job.saes:
+                    read = partial(_in_order, archives, spec.layer)
+                    error = read("error", of_tokens) if self.job.errors else None
+                    columns = {name: read(name, of_tokens) for name in ("norms", "acts", "ids", "border")}
+                    features = LayerFeatures(**columns, error=error)
+                    _write(staging / tables.features_name(spec.layer), tables.features_table(features, spec.d_sae))
+                    resid = PromptResids(*(read(name, of_prompts) for name in tables.RESID_COLUMNS))
+                    _write(staging / tables.resid_name(spec.layer), tables.resid_table(resid))
+            self._write_manifest(staging, record)
+            staging.rename(self.out)
+            shutil.rmtree(self._partial)
+        return Run.open(self.out)
+
+    def _resume_or_clear(self) -> None:
+        mark = self._partial / "job"
+        if not (mark.is_file() and mark.read_text() == self.job.fingerprint):
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+            mark.write_text(self.job.fingerprint)
+
+    def _write_prompts(
+        self, staging: Path, sets: Sequence[PromptSet], tokens: Sequence[Sequence[tuple[int, str]]]
+    ) -> None:
+        prompts = [prompt for group in sets for prompt in group.prompts]
+        rows = [
+            {
+                "id": p.id,
+                "set": p.set,
+                "pair": p.pair,
+                "split": p.split,
+                "text": p.shown,
+                "messages": p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False),
+                "n_tokens": len(t),
+            }
+            for p, t in zip(prompts, tokens, strict=True)
+        ]
+        _write(staging / "prompts.parquet", pa.Table.from_pylist(rows, schema=tables.PROMPTS))
+        flat = [(n, pos, *token) for n, row in enumerate(tokens) for pos, token in enumerate(row)]
+        columns = zip(*flat, strict=True)
+        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, tables.TOKENS, strict=True)]
+        _write(staging / "tokens.parquet", pa.table(arrays, schema=tables.TOKENS))
+
+    def _write_manifest(self, staging: Path, record: Mapping[str, Any]) -> None:
+        hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())}
+        manifest = {
+            "schema": tables.SCHEMA_VERSION,
+            "fingerprint": self.job.fingerprint,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "job": asdict(self.job),
+            **record,
+            "tables": hashes,
+        }
+        with (staging / MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump(manifest, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write the run {self.out}: {error.strerror or error}; "
+                "nothing was published; free space or choose another --out, and the same command goes on"
+            ) from error
+
+
+def _in_order(
+    archives: Sequence[Mapping[str, npt.NDArray[Any]]], layer: int, name: str, order: npt.NDArray[np.intp]
+) -> npt.NDArray[Any]:
+    batched = np.concatenate([archive[f"{layer}.{name}"] for archive in archives])
+    ordered = np.empty_like(batched)
+    ordered[order] = batched
+    return ordered
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path, compression="zstd")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
