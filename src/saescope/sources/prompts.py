@@ -117,7 +117,7 @@ def split_prompts(prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, see
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
-        members[_split_key(prompt)].append(i)
+        members[split_key(prompt)].append(i)
     # Keys that occur in the same sets are divided together: each set then gets its share to within one prompt.
     alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, rows in members.items():
@@ -131,7 +131,8 @@ def split_prompts(prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, see
     return [prompt.split or part for prompt, part in zip(prompts, parts, strict=True)]
 
 
-def _split_key(prompt: Prompt) -> str:
+def split_key(prompt: Prompt) -> str:
+    """What stays on one side of the split: a pair, or a prompt that has none."""
     return f"pair\0{prompt.pair}" if prompt.pair is not None else f"id\0{prompt.set}\0{prompt.id}"
 
 
