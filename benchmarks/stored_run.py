@@ -30,7 +30,8 @@ def write(out: Path, seed: int = 0) -> None:
     )
     writer = RunWriter(out, job)
     with writer.collecting():
-        writer.put(0, {layer: (_features(rng, total), _resids(rng)) for layer in range(LAYERS)})
+        for layer in range(LAYERS):
+            writer.put(0, layer, _features(rng, total), _resids(rng))
         tokens = [[(i, f"t{i}") for i in range(TOKENS)]] * (SETS * PROMPTS)
         record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": "random", "saes": {}}}
         writer.publish(sets, tokens, [list(range(len(tokens)))], record)

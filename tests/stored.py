@@ -55,5 +55,6 @@ def write_run(
     writer = RunWriter(out, job)
     record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": model, "saes": {}}}
     with writer.collecting():
-        writer.put(0, features)
+        for layer, (found, prompts) in features.items():
+            writer.put(0, layer, found, prompts)
         return writer.publish(sets, tokens, [list(range(len(tokens)))], record)

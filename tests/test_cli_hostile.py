@@ -356,7 +356,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     command = [*MAIN, "profile", str(sets), *of(pair, "--batch-tokens", "1"), "--out", "run"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(Path().glob(".run.partial/batch-00000[5-9].npz")):
+    while not list(Path().glob(".run.partial/layer*-batch00000[5-9].npz")):
         assert started.poll() is None, started.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -366,7 +366,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith("saescope: interrupted")
     assert "Traceback" not in err
     assert not Path("run").exists()
-    kept = len(list(Path(".run.partial").glob("batch-*.npz")))
+    kept = len(list(Path(".run.partial").glob("layer*-batch*.npz")))
     assert 5 < kept < 80
     assert run(command[len(MAIN) :]) == 0
     assert run([*command[len(MAIN) : -1], "whole"]) == 0

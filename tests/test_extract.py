@@ -54,16 +54,15 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
 def _features(lm: LM, saes: list[TopKSae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
     work = plan(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
-    rows: dict[int, list[npt.NDArray[np.float32]]] = {p: [] for p in range(len(tiny.TEXTS))}
-    for number, layers in compute(lm, saes, work):
-        for sae in saes:
-            found, _ = layers[sae.spec.layer]
-            dense = np.zeros((len(found.acts), sae.spec.d_sae), np.float32)
-            np.put_along_axis(dense, found.ids.astype(np.int64), found.acts, axis=1)
-            order = work.order(number)
-            for p, part in zip(order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True):
-                rows[p].append(part)
-    return [np.concatenate(parts, axis=1) for parts in rows.values()]
+    rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+    for number, layer, found, _ in compute(lm, saes, work):
+        dense = np.zeros((len(found.acts), saes[0].spec.d_sae), np.float32)
+        np.put_along_axis(dense, found.ids.astype(np.int64), found.acts, axis=1)
+        order = work.order(number)
+        for p, part in zip(order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True):
+            rows[p, layer] = part
+    layers = sorted(sae.spec.layer for sae in saes)
+    return [np.concatenate([rows[p, layer] for layer in layers], axis=1) for p in range(len(tiny.TEXTS))]
 
 
 def test_batched_equals_single_equals_padded(pair: Pair) -> None:

@@ -1,7 +1,7 @@
 """THE MAIN PATH: prompts → tokens → residual → sparse features → run on disk."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
 from saescope.engine.sae import TopKSae
+from saescope.engine.stream import streamed
 from saescope.engine.tokens import Batch, TokenText, lay_out, plan_batches, tokenize
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
@@ -27,6 +28,7 @@ from saescope.version import __version__
 
 BATCH_TOKENS = 2048
 Progress = Callable[[int, int], None]
+Unit = tuple[int, int]  # a batch and a layer: what is computed, kept and resumed as one
 
 
 @dataclass(frozen=True)
@@ -65,29 +67,49 @@ def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
 
 
 def residuals(
-    lm: LM, layers: Sequence[int], work: Plan, skip: frozenset[int] = frozenset()
-) -> Iterator[tuple[int, dict[int, Float[Tensor, "n d_model"]]]]:
-    """Residuals of every batch not in `skip`, batch by batch: rows in the batch's order, without padding."""
-    for number, batch in enumerate(work.batches):
-        if number in skip:
-            continue
-        tokens = lay_out(batch, work.rows, lm.device)
-        with torch.inference_mode(), capture(lm, layers) as resid:
+    lm: LM, layers: Sequence[int], work: Plan, done: Container[Unit] = (), spill: Path | None = None
+) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
+    """(batch, layer, residuals) of every unit that is not done: rows in the batch's order, without padding.
+
+    Batch by batch, or layer by layer where the LM is streamed, its residuals kept in the folder `spill` if it is given.
+    """
+    wanted = {number: [n for n in layers if (number, n) not in done] for number in range(len(work.batches))}
+    missing = [number for number, left in wanted.items() if left]
+    if lm.streamed and missing:
+        batches = [lay_out(work.batches[number], work.rows, lm.device) for number in missing]
+        for layer, at, resid in streamed(lm, layers, batches, spill):
+            if layer in wanted[missing[at]]:
+                yield missing[at], layer, resid[batches[at].mask]
+        return
+    for number in missing:
+        tokens = lay_out(work.batches[number], work.rows, lm.device)
+        with torch.inference_mode(), capture(lm, wanted[number]) as caught:
             lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
-        yield number, {layer: resid.pop(layer)[tokens.mask] for layer in layers}
+        for layer in wanted[number]:
+            yield number, layer, caught.pop(layer)[tokens.mask]
 
 
 def compute(
-    lm: LM, saes: Sequence[TopKSae], work: Plan, skip: frozenset[int] = frozenset(), *, errors: bool = False
-) -> Iterator[tuple[int, dict[int, tuple[LayerFeatures, PromptResids]]]]:
-    """Features and residuals of every batch not in `skip`; with `errors` also what the decoder does not give back."""
+    lm: LM,
+    saes: Sequence[TopKSae],
+    work: Plan,
+    done: Container[Unit] = (),
+    *,
+    errors: bool = False,
+    spill: Path | None = None,
+) -> Iterator[tuple[int, int, LayerFeatures, PromptResids]]:
+    """(batch, layer, features, residuals by prompt) of every unit that is not done.
+
+    With `errors` features say what the decoder does not give back.
+    """
     check_fit(lm, saes)
-    for number, resid in residuals(lm, [sae.spec.layer for sae in saes], work, skip):
+    sae_of = {sae.spec.layer: sae for sae in saes}
+    for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill):
         lengths = [len(work.rows[prompt]) for prompt in work.order(number)]
-        yield number, {sae.spec.layer: _layer(sae, resid.pop(sae.spec.layer), lengths, errors) for sae in saes}
+        yield number, layer, *_encode(sae_of[layer], resid, lengths, errors)
 
 
-def _layer(
+def _encode(
     sae: TopKSae, resid: Float[Tensor, "n d_model"], lengths: Sequence[int], errors: bool
 ) -> tuple[LayerFeatures, PromptResids]:
     resid = resid.float()
@@ -153,12 +175,12 @@ def extract(
     orders = [work.order(n) for n in range(len(work.batches))]
     sizes = [sum(len(work.rows[p]) for p in order) for order in orders]
     with writer.collecting() as finished:
-        done = sum(sizes[n] for n in finished)
-        for number, features in compute(lm, saes, work, frozenset(finished), errors=errors):
-            writer.put(number, features)
+        done = sum(sizes[number] for number, _ in finished)
+        for number, layer, features, resid in compute(lm, saes, work, finished, errors=errors, spill=writer.spill):
+            writer.put(number, layer, features, resid)
             done += sizes[number]
             if progress:
-                progress(done, sum(sizes))
+                progress(done, sum(sizes) * len(saes))
         text = TokenText(lm.tokenizer)
         tokens = [[(token, text(token)) for token in row] for row in work.rows]
         return writer.publish(sets, tokens, orders, _record(lm, saes, command))

@@ -6,7 +6,8 @@ wanted dtype is the stored one. This file knows checkpoints and modules; it does
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from saescope.engine.pages import Pages, mapped_pages
+from saescope.engine.pages import Pages, give_back, mapped_pages
 from saescope.errors import SourceError
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.files import Files, fingerprint, open_files
@@ -54,6 +55,15 @@ class LM:
     dtype: torch.dtype
     device: torch.device
     source: str
+    streamed: bool = False
+
+    @contextmanager
+    def block(self, layer: int) -> Iterator[nn.Module]:
+        """One block with its weights at hand; those mapped from files are given back at the end."""
+        try:
+            yield self.blocks[layer]
+        finally:
+            give_back(self.mapped[layer])
 
 
 def load_lm(

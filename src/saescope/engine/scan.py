@@ -71,8 +71,9 @@ def scan(
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))
     order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
-    parts = [batch for _, batch in compute(lm, saes, work)]
-    layers = {sae.spec.layer: _in_order([part[sae.spec.layer][0] for part in parts], order) for sae in saes}
+    parts = {(number, layer): features for number, layer, features, _ in compute(lm, saes, work)}
+    numbers = range(len(work.batches))
+    layers = {n: _in_order([parts[number, n] for number in numbers], order) for n in (sae.spec.layer for sae in saes)}
     pos = np.concatenate([np.arange(len(row)) for row in work.rows])
     rule = masking or Masking()
     sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)

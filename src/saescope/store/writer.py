@@ -50,14 +50,14 @@ class RunWriter:
         return run
 
     @contextmanager
-    def collecting(self) -> Iterator[set[int]]:
-        """Open the partial directory and yield the numbers of batches that are already there.
+    def collecting(self) -> Iterator[set[tuple[int, int]]]:
+        """Open the partial directory and yield which layers of which batches are already there.
 
-        Whatever ends the block early, finished batches stay for the next attempt; a directory without any is removed.
+        Whatever ends the block early, what is finished stays for the next attempt; a directory without any is removed.
         """
         with self._disk():
             self._resume_or_clear()
-            finished = {int(path.stem.removeprefix("batch-")) for path in self._finished()}
+            finished = {unit for spec in self.job.saes for unit in self._units(spec.layer)}
         try:
             yield finished
         except BaseException:
@@ -67,19 +67,23 @@ class RunWriter:
                     self.out.parent.rmdir()
             raise
 
-    def _finished(self) -> list[Path]:
-        return sorted(self._partial.glob("batch-*.npz"))
+    def _finished(self, layer: int | str = "*") -> list[Path]:
+        return sorted(self._partial.glob(f"layer{layer}-batch*.npz"))
 
-    def put(self, number: int, layers: Mapping[int, tuple[LayerFeatures, PromptResids]]) -> None:
-        """Keep one finished batch."""
-        arrays = {
-            f"{layer}.{name}": array
-            for layer, parts in layers.items()
-            for part in parts
-            for name, array in vars(part).items()
-            if array is not None
-        }
-        path = self._partial / f"batch-{number:06d}.npz"
+    def _units(self, layer: int) -> list[tuple[int, int]]:
+        return [(int(path.stem.rpartition("-batch")[2]), layer) for path in self._finished(layer)]
+
+    @property
+    def spill(self) -> Path:
+        """A folder for what the computation keeps on disk meanwhile; it goes with the partial directory."""
+        folder = self._partial / "spill"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def put(self, number: int, layer: int, features: LayerFeatures, resid: PromptResids) -> None:
+        """Keep one layer of one finished batch."""
+        arrays = {name: a for part in (features, resid) for name, a in vars(part).items() if a is not None}
+        path = self._partial / f"layer{layer}-batch{number:06d}.npz"
         temporary = path.with_suffix(".tmp")
         with self._disk():
             try:
@@ -109,10 +113,10 @@ class RunWriter:
             of_prompts = np.array([p for batch in batches for p in batch])
             starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
             of_tokens = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in of_prompts])
-            with ExitStack() as stack:
-                archives = [stack.enter_context(np.load(path)) for path in self._finished()]
-                for spec in self.job.saes:
-                    read = partial(_in_order, archives, spec.layer)
+            for spec in self.job.saes:
+                with ExitStack() as stack:
+                    archives = [stack.enter_context(np.load(path)) for path in self._finished(spec.layer)]
+                    read = partial(_in_order, archives)
                     error = read("error", of_tokens) if self.job.errors else None
                     columns = {name: read(name, of_tokens) for name in ("norms", "acts", "ids", "border")}
                     features = LayerFeatures(**columns, error=error)
@@ -180,9 +184,9 @@ class RunWriter:
 
 
 def _in_order(
-    archives: Sequence[Mapping[str, npt.NDArray[Any]]], layer: int, name: str, order: npt.NDArray[np.intp]
+    archives: Sequence[Mapping[str, npt.NDArray[Any]]], name: str, order: npt.NDArray[np.intp]
 ) -> npt.NDArray[Any]:
-    batched = np.concatenate([archive[f"{layer}.{name}"] for archive in archives])
+    batched = np.concatenate([archive[name] for archive in archives])
     ordered = np.empty_like(batched)
     ordered[order] = batched
     return ordered

@@ -1,0 +1,102 @@
+"""One block at a time equals the whole model, bit for bit, whatever the architecture gives its blocks."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from conftest import Pair
+from saescope.engine.extract import extract, plan, residuals
+from saescope.engine.lm import LM, load_lm
+from saescope.engine.stream import streamed
+from saescope.engine.tokens import lay_out
+from saescope.errors import SourceError
+from saescope.sources.prompts import texts
+
+
+def all_residuals(lm: LM, layers: list[int], budget: int, spill: Path | None = None) -> dict[tuple[int, int], Tensor]:
+    work = plan(lm, texts(tiny.TEXTS)[0].prompts, budget)
+    return {(number, layer): resid.clone() for number, layer, resid in residuals(lm, layers, work, spill=spill)}
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_streamed_equals_cut_bit_for_bit(pair: Pair, budget: int, on_disk: bool, tmp_path: Path) -> None:
+    lm = load_lm(pair.model, [2])
+    cut = all_residuals(lm, [0, 2], budget)
+    stream = all_residuals(replace(lm, streamed=True), [0, 2], budget, tmp_path if on_disk else None)
+    assert cut.keys() == stream.keys()
+    for unit, resid in cut.items():
+        assert torch.equal(resid, stream[unit])
+    assert bool(list(tmp_path.iterdir())) == on_disk
+
+
+def test_streamed_run_has_the_same_bytes(pair: Pair, tmp_path: Path) -> None:
+    lm, saes = pair.load(0, 2)
+    runs = [
+        extract(one, saes, texts(tiny.TEXTS), tmp_path / str(n), batch_tokens=60)
+        for n, one in enumerate((lm, replace(lm, streamed=True)))
+    ]
+    assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
+
+
+def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
+    lm, saes = pair.load(0, 1, 2)
+    lm = replace(lm, streamed=True)
+    whole = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "whole", batch_tokens=60)
+    encoded: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        encoded.append(done)
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60, progress=stop)
+    kept = len(list((tmp_path / ".run.partial").glob("layer*-batch*.npz")))
+    assert kept == len(encoded)
+    again = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
+    assert again.manifest["tables"] == whole.manifest["tables"]
+
+
+def test_blocks_are_back_in_place(pair: Pair) -> None:
+    lm = load_lm(pair.model, [2])
+    before = list(lm.blocks)
+    work = plan(lm, texts(tiny.TEXTS)[0].prompts, 60)
+    batches = [lay_out(batch, work.rows, lm.device) for batch in work.batches]
+    stream = streamed(lm, [2], batches)
+    next(stream)
+    stream.close()
+    assert all(a is b for a, b in zip(before, lm.blocks, strict=True))
+
+
+class _Detour(nn.Module):
+    """A model that scales the residual after its blocks."""
+
+    def __init__(self, model: nn.Module, where: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.where = model, where
+
+    def forward(self, **inputs: object) -> object:
+        output = self.model(**inputs)
+        output.last_hidden_state = self.where(output.last_hidden_state)
+        return output
+
+
+def test_model_with_a_detour_is_refused(pair: Pair) -> None:
+    lm = load_lm(pair.model, [2])
+    doctored = replace(lm, model=_Detour(lm.model, lambda resid: resid * 2), streamed=True)
+    with pytest.raises(SourceError, match="changes the residual between or after its blocks"):
+        all_residuals(doctored, [2], 60)
+
+
+def test_residuals_kept_on_disk_are_those_in_memory(pair: Pair, tmp_path: Path) -> None:
+    lm, saes = pair.load(2)
+    run = extract(replace(lm, streamed=True), saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
+    assert not (tmp_path / ".run.partial").exists()
+    assert np.isfinite(run.features(2).norms).all()
