@@ -68,7 +68,7 @@ def test_blocks_are_back_in_place(pair: Pair) -> None:
     lm = load_lm(pair.model, [2])
     before = list(lm.blocks)
     work = plan(lm, texts(tiny.TEXTS)[0].prompts, 60)
-    batches = [lay_out(batch, work.rows, lm.device) for batch in work.batches]
+    batches = [lay_out(batch.lines, work.rows, lm.device) for batch in work.batches]
     stream = streamed(lm, [2], batches)
     next(stream)
     stream.close()

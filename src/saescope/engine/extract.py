@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import Cache
 
+from saescope.engine.batches import Plan, plan_rows
 from saescope.engine.lm import LM
+from saescope.engine.prefix import run_after, run_prefix
 from saescope.engine.residual import capture
 from saescope.engine.sae import TopKSae
 from saescope.engine.stream import streamed
-from saescope.engine.tokens import Batch, TokenText, lay_out, plan_batches, tokenize
+from saescope.engine.tokens import TokenText, lay_out, tokenize
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.masking import Masking
@@ -31,24 +33,12 @@ Progress = Callable[[int, int], None]
 Unit = tuple[int, int]  # a batch and a layer: what is computed, kept and resumed as one
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Tokenised prompts and the batches they are computed in."""
-
-    rows: list[list[int]]
-    batches: list[Batch]
-
-    def order(self, number: int) -> list[int]:
-        """The prompts of one batch in the order of its tokens."""
-        return [prompt for row in self.batches[number] for prompt in row]
-
-
 def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> Plan:
-    """Tokenise, and divide into batches of at most `batch_tokens` tokens."""
+    """Tokenise, and divide into batches of at most `batch_tokens` tokens that are computed."""
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
-    rows = tokenize(lm, prompts)
-    return Plan(rows, plan_batches([len(row) for row in rows], batch_tokens, packed=lm.packs))
+    # A streamed model sees one block at a time and keeps no keys and values: it runs prefixes with every prompt.
+    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.packs and not lm.streamed)
 
 
 def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
@@ -69,24 +59,47 @@ def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
 def residuals(
     lm: LM, layers: Sequence[int], work: Plan, done: Container[Unit] = (), spill: Path | None = None
 ) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
-    """(batch, layer, residuals) of every unit that is not done: rows in the batch's order, without padding.
+    """(batch, layer, residuals) of every unit that is not done: a shared prefix first, then the batch's prompts.
 
     Batch by batch, or layer by layer where the LM is streamed, its residuals kept in the folder `spill` if it is given.
     """
     wanted = {number: [n for n in layers if (number, n) not in done] for number in range(len(work.batches))}
     missing = [number for number, left in wanted.items() if left]
-    if lm.streamed and missing:
-        batches = [lay_out(work.batches[number], work.rows, lm.device) for number in missing]
-        for layer, at, resid in streamed(lm, layers, batches, spill):
-            if layer in wanted[missing[at]]:
-                yield missing[at], layer, resid[batches[at].mask]
+    if lm.streamed:
+        yield from _streamed(lm, wanted, work, missing, spill)
         return
+    known: tuple[list[int], Cache, dict[int, Tensor]] | None = None
     for number in missing:
-        tokens = lay_out(work.batches[number], work.rows, lm.device)
-        with torch.inference_mode(), capture(lm, wanted[number]) as caught:
-            lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
+        batch = work.batches[number]
+        tokens = lay_out(batch.lines, work.suffixes(number), lm.device)
+        head: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            if batch.prefix:
+                shared = work.rows[batch.prompts[0]][: batch.prefix]
+                if known is None or known[0] != shared or not set(wanted[number]) <= known[2].keys():
+                    with capture(lm, wanted[number]) as caught:
+                        cache = run_prefix(lm.model, torch.tensor(shared, device=lm.device))
+                    known = shared, cache, {layer: resid[0] for layer, resid in caught.items()}
+                head = known[2]
+            with capture(lm, wanted[number]) as caught:
+                if batch.prefix and known:
+                    run_after(lm.model, known[1], tokens.ids)
+                else:
+                    lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
         for layer in wanted[number]:
-            yield number, layer, caught.pop(layer)[tokens.mask]
+            own = caught.pop(layer)[tokens.mask]
+            yield number, layer, torch.cat([head[layer], own]) if batch.prefix else own
+
+
+def _streamed(
+    lm: LM, wanted: Mapping[int, Sequence[int]], work: Plan, missing: Sequence[int], spill: Path | None
+) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
+    if not missing:
+        return
+    batches = [lay_out(work.batches[number].lines, work.rows, lm.device) for number in missing]
+    for layer, at, resid in streamed(lm, sorted({n for left in wanted.values() for n in left}), batches, spill):
+        if layer in wanted[missing[at]]:
+            yield missing[at], layer, resid[batches[at].mask]
 
 
 def compute(
@@ -105,47 +118,53 @@ def compute(
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
     for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill):
-        lengths = [len(work.rows[prompt]) for prompt in work.order(number)]
-        yield number, layer, *_encode(sae_of[layer], resid, lengths, errors)
+        yield number, layer, *_encode(sae_of[layer], resid, work.lengths(number), work.source(number), errors)
 
 
 def _encode(
-    sae: TopKSae, resid: Float[Tensor, "n d_model"], lengths: Sequence[int], errors: bool
+    sae: TopKSae,
+    resid: Float[Tensor, "n d_model"],
+    lengths: Sequence[int],
+    source: Int[Tensor, "m"] | None,
+    errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
+    """Features of the prompts' tokens, whose residuals are the rows `source` of `resid`, or its rows in order."""
     resid = resid.float()
     norms = resid.norm(dim=-1)
     if not torch.isfinite(norms).all():
         raise SourceError(
             f"the residual after layer {sae.spec.layer} is not finite: damaged weights, or a dtype too small for them"
         )
+    rows = np.arange(len(resid)) if source is None else source.numpy()
     sparse, border = sae.encode_with_border(resid)
+    error = (resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None
     features = LayerFeatures(
-        norms=norms.cpu().numpy(),
-        acts=sparse.acts.cpu().numpy(),
-        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
-        border=border.cpu().numpy(),
-        error=(resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None,
+        norms=norms.cpu().numpy()[rows],
+        acts=sparse.acts.cpu().numpy()[rows],
+        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae))[rows],
+        border=border.cpu().numpy()[rows],
+        error=None if error is None else error[rows],
     )
-    return features, _by_prompt(resid, features.norms, lengths)
+    return features, _by_prompt(resid, rows, features.norms, lengths)
 
 
 def _by_prompt(
-    resid: Float[Tensor, "n d_model"], norms: npt.NDArray[np.float32], lengths: Sequence[int]
+    resid: Float[Tensor, "n d_model"],
+    rows: npt.NDArray[np.int64],
+    norms: npt.NDArray[np.float32],
+    lengths: Sequence[int],
 ) -> PromptResids:
     """Each prompt's mean over the positions that its own norms let count, and its last residual."""
     rule = Masking()
     ends = np.cumsum(lengths)
-    starts = ends - lengths
-    parts = np.split(norms, ends[:-1])
-    scored = [rule.apply(np.arange(n), part).scored for n, part in zip(lengths, parts, strict=True)]
-    means = [
-        resid[start:end][torch.from_numpy(rows).to(resid.device)].sum(0) / max(1, int(rows.sum()))
-        for start, end, rows in zip(starts, ends, scored, strict=True)
-    ]
+    parts = list(zip(np.split(rows, ends[:-1]), np.split(norms, ends[:-1]), strict=True))
+    scored = [own[rule.apply(np.arange(len(own)), of_prompt).scored] for own, of_prompt in parts]
+    means = [resid[torch.from_numpy(own).to(resid.device)].sum(0) / max(1, len(own)) for own in scored]
+    last = torch.from_numpy(rows[ends - 1]).to(resid.device)
     return PromptResids(
-        positions=np.array([rows.sum() for rows in scored], np.int32),
+        positions=np.array([len(own) for own in scored], np.int32),
         mean=torch.stack(means).cpu().numpy(),
-        last=resid[torch.from_numpy(ends - 1).to(resid.device)].cpu().numpy(),
+        last=resid[last].cpu().numpy(),
     )
 
 
@@ -173,7 +192,7 @@ def extract(
         return run
     work = plan(lm, prompts, batch_tokens)
     orders = [work.order(n) for n in range(len(work.batches))]
-    sizes = [sum(len(work.rows[p]) for p in order) for order in orders]
+    sizes = [sum(work.lengths(n)) for n in range(len(work.batches))]
     with writer.collecting() as finished:
         done = sum(sizes[number] for number, _ in finished)
         for number, layer, features, resid in compute(lm, saes, work, finished, errors=errors, spill=writer.spill):

@@ -1,0 +1,114 @@
+"""Equal prompts and shared prefixes are computed once, and nothing else changes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+import tiny
+from conftest import Pair
+from saescope.engine.batches import Plan, plan_rows
+from saescope.engine.extract import extract
+from saescope.engine.lm import load_lm
+from saescope.sources.prompts import texts
+from saescope.store.runs import Run
+
+SYSTEM = "You are a careful assistant. Answer in one short sentence, and say so where you do not know. "
+QUESTIONS = [
+    "What is this?",
+    "Where is it, then?",
+    "x",
+    "Who was there on that day, and why did they stay?",
+    "What is this?",
+]
+rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=20)
+
+
+def computed(work: Plan) -> int:
+    """Tokens that go through the model, a shared prefix once a batch."""
+    return sum(b.prefix + sum(len(work.rows[p]) - b.prefix for p in b.prompts) for b in work.batches)
+
+
+@given(rows, st.integers(1, 200), st.booleans(), st.booleans())
+def test_every_token_has_its_own_residual(prompts: list[list[int]], budget: int, packed: bool, shares: bool) -> None:
+    work = plan_rows(prompts, budget, packed=packed, shares=shares)
+    assert sorted(p for n in range(len(work.batches)) for p in work.order(n)) == list(range(len(prompts)))
+    for number, batch in enumerate(work.batches):
+        own = [(p, at) for p in batch.prompts for at in range(batch.prefix, len(prompts[p]))]
+        laid_out = [(batch.prompts[0], at) for at in range(batch.prefix)] + own
+        source = work.source(number)
+        numbers = range(len(laid_out)) if source is None else source.tolist()
+        found = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
+        assert found == [prompts[p][: at + 1] for p in work.order(number) for at in range(len(prompts[p]))]
+        assert all(len(prompts[p]) > batch.prefix for p in batch.prompts)
+
+
+def test_groups_are_cut_where_that_saves_most() -> None:
+    a, b, start = [1] * 40, [2] * 40, [0] * 20
+    prompts = [[*start, *system, n] for system in (a, b) for n in range(10)] + [[9, 9]]
+    work = plan_rows(prompts, 1000, packed=True, shares=True)
+    assert sorted(batch.prefix for batch in work.batches) == [0, 60, 60]
+    assert computed(work) == 2 + 2 * (60 + 10)
+
+
+def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
+    work = plan_rows([[1] * n for n in range(1, 1500)], 2048, packed=True, shares=True)
+    assert sum(len(batch.prompts) for batch in work.batches) == 1499
+
+
+def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:
+    lm, saes = pair.load(0, 2)
+    return extract(lm if shares else replace(lm, packs=False), saes, texts(prompts), tmp_path / name, batch_tokens=400)
+
+
+def test_shared_prefix_gives_the_same_features(pair: Pair, tmp_path: Path) -> None:
+    prompts = [SYSTEM + question for question in QUESTIONS] + ["something else altogether"]
+    shared = run_of(pair, tmp_path, "shared", shares=True, prompts=prompts)
+    plain = run_of(pair, tmp_path, "plain", shares=False, prompts=prompts)
+    assert np.array_equal(shared.token_id, plain.token_id)
+    for layer in (0, 2):
+        one, two = shared.features(layer), plain.features(layer)
+        np.testing.assert_allclose(one.norms, two.norms, rtol=1e-5)
+        np.testing.assert_allclose(one.acts, two.acts, atol=2e-5)
+        assert (one.ids == two.ids).mean() > 0.999
+        for name in ("mean", "last"):
+            np.testing.assert_allclose(
+                getattr(shared.resids(layer), name), getattr(plain.resids(layer), name), atol=2e-5
+            )
+
+
+def test_copies_are_bitwise_the_same(pair: Pair, tmp_path: Path) -> None:
+    run = run_of(pair, tmp_path, "run", shares=True, prompts=[*tiny.TEXTS, *tiny.TEXTS])
+    n = len(run.token_id) // 2
+    features = run.features(2)
+    for name in ("norms", "acts", "ids", "border"):
+        assert np.array_equal(getattr(features, name)[:n], getattr(features, name)[n:])
+    assert np.array_equal(run.resids(2).mean[: len(tiny.TEXTS)], run.resids(2).mean[len(tiny.TEXTS) :])
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
+def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tok = tiny.tokenizer()
+    config = kind(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+                  num_key_value_heads=2, vocab_size=len(tok), max_position_embeddings=400, initializer_range=0.2)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tok.save_pretrained(tmp_path / "model")
+    pair = Pair(tmp_path / "model", tiny.save_sae(tmp_path / "sae"))
+    prompts = [SYSTEM + question for question in QUESTIONS]
+    seen: list[int] = []
+    lm = load_lm(pair.model, [2])
+    lm.blocks[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    assert lm.packs
+    saes = pair.load(2)[1]
+    run = extract(lm, saes, texts(prompts), tmp_path / "run")
+    assert sum(seen) < 0.7 * len(run.token_id)
+    plain = extract(replace(lm, packs=False), saes, texts(prompts), tmp_path / "plain", batch_tokens=1)
+    np.testing.assert_allclose(run.features(2).acts, plain.features(2).acts, atol=2e-5)
