@@ -28,6 +28,16 @@ def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: flo
     return np.where(rate <= 0, 0.0, low), np.where(rate >= 1, 1.0, high)
 
 
+def newcombe(
+    rate: Floats, ci: tuple[Floats, Floats], other_rate: Floats, other_ci: tuple[Floats, Floats]
+) -> tuple[Floats, Floats]:
+    """Interval of a difference of two rates, from each one's own interval (Newcombe 1998, method 10)."""
+    difference = rate - other_rate
+    low = difference - np.hypot(rate - ci[0], other_ci[1] - other_rate)
+    high = difference + np.hypot(ci[1] - rate, other_rate - other_ci[0])
+    return low, high
+
+
 def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
     """Independent trials that the clustered ones are worth: for prompts (axis 0) with `hits` of `n` tokens each.
 
