@@ -1,0 +1,119 @@
+"""The prompts on which one feature is strongest, with its activation on each of their tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from saescope.analysis.stats import Bools, Floats
+from saescope.analysis.table import Table
+from saescope.errors import PromptError, RunError
+from saescope.sources.catalog import Feature
+from saescope.store.masking import Masking
+from saescope.store.runs import Run
+
+
+@dataclass(frozen=True)
+class TokenAct:
+    """One token: the feature's activation (0 where it does not fire), and what keeps the position from counting."""
+
+    text: str
+    pos: int
+    act: float
+    masked: str | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, and the feature's largest activation on its scored positions."""
+
+    prompt: str
+    set: str
+    strongest: float
+    tokens: tuple[TokenAct, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Examples(Table):
+    """A feature's strongest prompts, strongest first, and in how many it fires on a scored position at all."""
+
+    run: str
+    feature: Feature
+    fired: int
+    examples: tuple[Example, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        examples = [{**vars(e), "tokens": [dict(vars(t)) for t in e.tokens]} for e in self.examples]
+        return {"feature": str(self.feature), "fired": self.fired, "examples": examples, "run": self.run}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a token."""
+        return [{"prompt": e.prompt, "set": e.set, **vars(token)} for e in self.examples for token in e.tokens]
+
+
+@dataclass(frozen=True)
+class Sink:
+    """One masked sink."""
+
+    prompt: str
+    set: str
+    pos: int
+    token: str
+    norm: float
+
+
+def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = None) -> Examples:
+    """The n prompts, of any set, with the feature's largest activations on scored positions.
+
+    Raises RunError for a feature that the run does not hold.
+    """
+    if n < 1:
+        raise PromptError(f"n is {n}: ask for at least one example")
+    run.check_layer(feature.layer)
+    if not 0 <= feature.id < run.saes[feature.layer].d_sae:
+        raise RunError(f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae} features")
+    stored = run.features(feature.layer)
+    masking = masking or Masking()
+    scored = masking.apply(run.token_pos, stored.norms).scored
+    masked = _masked(scored, masking.candidates(run.token_pos))
+    acts = np.where(stored.ids == feature.id, stored.acts, 0).max(axis=1).astype(np.float64)
+    strongest = np.zeros(len(run.prompts))
+    np.maximum.at(strongest, run.token_prompt[scored], acts[scored])
+    fired = int((strongest > 0).sum())
+    chosen = np.argsort(-strongest, kind="stable")[: min(n, fired)]
+    made = tuple(_example(run, int(p), float(strongest[p]), acts, masked) for p in chosen)
+    return Examples(run=str(run.path), feature=feature, fired=fired, examples=made)
+
+
+def masked_sinks(run: Run, layer: int, masking: Masking | None = None) -> list[Sink]:
+    """The sinks that one layer's statistics leave out, in order of the tokens."""
+    norms = run.features(layer).norms
+    masking = masking or Masking()
+    scored = masking.apply(run.token_pos, norms).scored
+    masked = masking.candidates(run.token_pos) & ~scored
+    return [
+        Sink(
+            prompt=run.prompts[run.token_prompt[row]].id,
+            set=run.prompts[run.token_prompt[row]].set,
+            pos=int(run.token_pos[row]),
+            token=run.token_text[row],
+            norm=float(norms[row]),
+        )
+        for row in np.flatnonzero(masked)
+    ]
+
+
+def _example(run: Run, prompt: int, strongest: float, acts: Floats, masked: Sequence[str | None]) -> Example:
+    rows = np.flatnonzero(run.token_prompt == prompt).tolist()
+    tokens = tuple(
+        TokenAct(run.token_text[row], int(run.token_pos[row]), float(acts[row]), masked[row]) for row in rows
+    )
+    return Example(run.prompts[prompt].id, run.prompts[prompt].set, strongest, tokens)
+
+
+def _masked(scored: Bools, candidates: Bools) -> list[str | None]:
+    """Why each token does not count; a first position over the limit is one and the other, and is called the first."""
+    return [None if s else "sink" if c else "position 0" for s, c in zip(scored, candidates, strict=True)]
