@@ -54,6 +54,11 @@ def test_starts_without_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_starts_without_plotting() -> None:
+    code = "import sys, saescope.surfaces.cli.report; sys.exit(bool({'matplotlib', 'jinja2'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_public_names_are_sorted_and_exist() -> None:
     assert saescope.__all__ == sorted(saescope.__all__)
     assert set(saescope.__all__) == set(saescope._MODULE) | {"__version__"}

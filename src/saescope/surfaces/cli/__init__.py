@@ -30,6 +30,7 @@ _COMMANDS = {
     "scan": "Each token's strongest features.",
     "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
+    "report": "A run as one HTML page.",
 }
 for verb, text in _COMMANDS.items():
     app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)
