@@ -1,6 +1,5 @@
 """The prompts on which one feature is strongest, with its activation on each of their tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -78,13 +77,13 @@ def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = N
     stored = run.features(feature.layer)
     masking = masking or Masking()
     scored = masking.apply(run.token_pos, stored.norms).scored
-    masked = _masked(scored, masking.candidates(run.token_pos))
     acts = np.where(stored.ids == feature.id, stored.acts, 0).max(axis=1).astype(np.float64)
     strongest = np.zeros(len(run.prompts))
     np.maximum.at(strongest, run.token_prompt[scored], acts[scored])
     fired = int((strongest > 0).sum())
     chosen = np.argsort(-strongest, kind="stable")[: min(n, fired)]
-    made = tuple(_example(run, int(p), float(strongest[p]), acts, masked) for p in chosen)
+    of = _Acts(acts, scored, masking.candidates(run.token_pos))
+    made = tuple(_example(run, int(p), float(strongest[p]), of) for p in chosen)
     return Examples(run=str(run.path), feature=feature, fired=fired, examples=made)
 
 
@@ -106,14 +105,22 @@ def masked_sinks(run: Run, layer: int, masking: Masking | None = None) -> list[S
     ]
 
 
-def _example(run: Run, prompt: int, strongest: float, acts: Floats, masked: Sequence[str | None]) -> Example:
+@dataclass(frozen=True)
+class _Acts:
+    """One feature over all tokens: its activations, which positions are scored, and which but sinks would be."""
+
+    acts: Floats
+    scored: Bools
+    candidates: Bools
+
+    def masked(self, row: int) -> str | None:
+        """Why a token does not count; a first position over the limit is both, and is called a position 0."""
+        return None if self.scored[row] else "sink" if self.candidates[row] else "position 0"
+
+
+def _example(run: Run, prompt: int, strongest: float, of: _Acts) -> Example:
     rows = np.flatnonzero(run.token_prompt == prompt).tolist()
     tokens = tuple(
-        TokenAct(run.token_text[row], int(run.token_pos[row]), float(acts[row]), masked[row]) for row in rows
+        TokenAct(run.token_text[row], int(run.token_pos[row]), float(of.acts[row]), of.masked(row)) for row in rows
     )
     return Example(run.prompts[prompt].id, run.prompts[prompt].set, strongest, tokens)
-
-
-def _masked(scored: Bools, candidates: Bools) -> list[str | None]:
-    """Why each token does not count; a first position over the limit is one and the other, and is called the first."""
-    return [None if s else "sink" if c else "position 0" for s, c in zip(scored, candidates, strict=True)]
