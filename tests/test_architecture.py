@@ -19,8 +19,9 @@ ALLOWED = {
     "store": {"errors", "sources"},
     "engine": {"errors", "sources", "store", "version"},
     "analysis": {"errors", "sources", "store"},
+    "control": {"errors", "sources", "store", "engine", "analysis"},
     "demo": set[str](),
-    "surfaces": {"errors", "version", "sources", "store", "engine", "analysis", "demo"},
+    "surfaces": {"errors", "version", "sources", "store", "engine", "analysis", "control", "demo"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

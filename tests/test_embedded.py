@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,20 @@ from saescope.demo import MODEL, SAE
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae, open_sae
-from saescope.sources.prompts import bundled_prompts
+from saescope.engine.tokens import tokenize
+from saescope.sources.prompts import Prompt, bundled_prompts
 from saescope.surfaces.cli import run
 from training import pycode
+from training.conlangs.tongues import TONGUES
 from training.grammar import text
+from training.grammar.lexicon import lexicon
 
 LANGUAGES = ("japanese", "english", "chinese", "hindi", "basque", "esperanto")
 MIDDLE = 2  # of six layers, the one taken when none is named
+
+
+def bundled(name: str) -> dict[str, tuple[Prompt, ...]]:
+    return {one.name: one.prompts for one in bundled_prompts(name)}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +76,51 @@ def test_prompts_are_paired_and_enough() -> None:
     assert all(len(prompts) >= 30 for prompts in sets.values())
     pairs = [[prompt.pair for prompt in sets[name]] for name in LANGUAGES]
     assert all(p == pairs[0] and None not in p for p in pairs)
+
+
+def test_conlangs_are_complete_and_paired_with_the_languages() -> None:
+    sets, english = bundled("conlangs"), bundled("languages")["english"]
+    assert set(sets) == set(TONGUES)
+    for prompts in sets.values():
+        assert [prompt.pair for prompt in prompts] == [prompt.pair for prompt in english]
+        assert len({prompt.shown for prompt in prompts}) == len(english)
+
+
+def test_conlangs_share_no_words_but_names() -> None:
+    names = {name.name.lower() for name in lexicon().names}
+    sets = {**bundled("languages"), **bundled("conlangs")}
+    said = {name: " ".join(prompt.shown for prompt in prompts).lower() for name, prompts in sets.items()}
+    words = {name: {w for w in re.findall(r"[^\W\d_]{3,}", one) if w not in names} for name, one in said.items()}
+    for one, other in product(TONGUES, sets):
+        assert one == other or len(words[one] & words[other]) <= 0.01 * len(words[one])
+
+
+def test_every_conlang_needs_over_twice_the_tokens_of_english() -> None:
+    lm = load_lm(MODEL, [0])
+    english = [len(row) for row in tokenize(lm, bundled("languages")["english"])]
+    for prompts in bundled("conlangs").values():
+        tokens = [len(row) for row in tokenize(lm, prompts)]
+        assert sum(tokens) > 2 * sum(english)
+        assert all(n > m for n, m in zip(tokens, english, strict=True))
+
+
+def test_profile_shows_what_the_pair_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = tmp_path / "some.jsonl"
+    some = [p for s in (*bundled_prompts(), *bundled_prompts("conlangs")) for p in s.prompts[:12]]
+    small.write_text("".join(json.dumps({"set": p.set, "pair": p.pair, "text": p.text}) + "\n" for p in some))
+    assert run(["profile", str(small), "--layers", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    sets = found["sets"]
+    assert sets["code"]["paired"] is None
+    assert all(sets[name]["paired"]["ratio"] > sets["english"]["paired"]["ci"][1] for name in TONGUES)
+    assert all(sets[name]["bytes_per_token"] < sets["english"]["bytes_per_token"] for name in TONGUES)
+    assert sets["hradun"]["fragments"] == 1.0  # no rune is a token: each is three bytes
+    assert sets["english"]["fragments"] == 0.0
+    assert any(line.startswith("orrhane: ") and "begin with" in line for line in found["warnings"])
+    assert not any(line.startswith("english: ") for line in found["warnings"])
 
 
 def test_prompts_cannot_be_in_the_training_text() -> None:

@@ -1,11 +1,11 @@
-"""A feature's strongest prompts, token by token, and which sinks are left out."""
+"""A feature's strongest prompts, token by token."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from saescope.analysis.examples import examples, masked_sinks
+from saescope.analysis.examples import examples
 from saescope.errors import PromptError, RunError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import Masking
@@ -55,13 +55,6 @@ def test_examples_are_a_table(run: Run) -> None:
     assert found.to_dict()["feature"] == "3/2"
     assert found.to_dict()["examples"][0]["tokens"][1]["act"] == pytest.approx(1 + 2 / 3)
     assert "&lt;" in found._repr_html_()
-
-
-def test_masked_sinks_are_those_that_would_count_otherwise(run: Run) -> None:
-    [sink] = masked_sinks(run, 3)
-    assert (sink.prompt, sink.set, sink.pos, sink.token, sink.norm) == ("a:1", "a", 2, "c", 500)
-    assert [s.pos for s in masked_sinks(run, 3, Masking(keep_pos0=True))] == [0, 2]
-    assert not masked_sinks(run, 3, Masking(keep_sinks=True))
 
 
 def test_features_that_are_none_are_refused(run: Run) -> None:

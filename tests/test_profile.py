@@ -1,15 +1,39 @@
-"""Profile counts tokens and norms, and warns where position 0 shows a token."""
+"""Profile counts tokens and norms, shows words in their pieces, and warns of figures that do not show the sets."""
 
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from conftest import Pair
+from saescope.analysis.pieces import Pieces, samples
 from saescope.analysis.profile import profile
+from saescope.analysis.stats import bootstrap_mean
 from saescope.engine.extract import extract
+from saescope.errors import PromptError, RunError
 from saescope.sources.prompts import PromptSet, texts
+from saescope.store.masking import Masking
+from saescope.store.runs import Run
+from saescope.surfaces.cli import run as run_cli
+from saescope.surfaces.cli.profile import show_profile
 from stored import write_run
+
+
+def planned(out: Path, sets: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] = (0,)) -> Run:
+    """A run of sets of prompts, each given by the norms of its tokens."""
+    norms = np.array([norm for prompts in sets.values() for prompt in prompts for norm in prompt], np.float32)
+    lengths = {name: [len(prompt) for prompt in prompts] for name, prompts in sets.items()}
+    return write_run(out, lengths, {layer: np.ones((len(norms), 1), bool) for layer in layers}, norms)
+
+
+# --- norms and sinks
 
 
 def test_tokens_and_norms_by_hand(tmp_path: Path) -> None:
@@ -37,3 +61,225 @@ def test_shared_first_token_is_warned_of(pair: Pair, tmp_path: Path, same: int, 
     warnings = profile(run).warnings
     assert len(warnings) == warned
     assert not warned or warnings[0].startswith(f"hymn: {same} of 12 prompts begin with 'W'")
+
+
+def test_means_and_medians_by_hand(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", {"a": [[10, 1, 3], [30, 8, 2], [80, 4]]})
+    norms = profile(run).sets["a"].layers[0]
+    assert (norms.pos0_norm_mean, norms.pos0_norm_median) == (40.0, 30.0)
+    assert (norms.later_norm_mean, norms.later_norm_median) == (3.6, 3.0)
+    assert norms.with_pos0_norm_mean == pytest.approx(138 / 8)
+
+
+def test_sinks_are_listed_wherever_they_stand(tmp_path: Path) -> None:
+    # The median over later positions is 5, so what is over 50 is a sink.
+    run = planned(tmp_path / "run", {"a": [[100, 1, 3], [40, 2]], "b": [[300, 5, 5, 90, 5]]}, layers=(1, 4))
+    found = profile(run)
+    assert [(s.set, s.prompt, s.pos, s.token, s.norm, s.ratio, s.layers) for s in found.sinks] == [
+        ("b", "b:0", 3, "t3", 90.0, 18.0, (1, 4)),
+        ("b", "b:0", 0, "t0", 300.0, 60.0, (1, 4)),
+        ("a", "a:0", 0, "t0", 100.0, 20.0, (1, 4)),
+    ]
+    a, b = (found.sets[name].layers[4] for name in "ab")
+    assert (a.pos0_sinks, a.sinks, b.pos0_sinks, b.sinks) == (1, 0, 1, 1)
+    assert b.later_norm_mean == 5.0
+    assert b.with_pos0_norm_mean == (300 + 5 + 5 + 5) / 4
+    kept = profile(run, Masking(keep_sinks=True), layers=[4])
+    assert kept.sets["b"].layers[4].later_norm_mean == (5 + 5 + 90 + 5) / 4
+    assert len(kept.sinks) == 3
+    assert kept.sinks[0].layers == (4,)
+
+
+def test_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds layers 0, not 7"):
+        profile(planned(tmp_path / "run", {"a": [[1, 1]]}), layers=[7])
+
+
+def test_norms_of_zero_give_no_ratio(tmp_path: Path) -> None:
+    found = profile(planned(tmp_path / "run", {"a": [[0, 0, 0, 2]]}))
+    assert [(sink.norm, sink.ratio) for sink in found.sinks] == [(2.0, None)]
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+# --- warnings
+
+
+def warned(run: Run, word: str) -> list[str]:
+    return [line for line in profile(run).warnings if word in line]
+
+
+def leaning(later: float, length: int) -> dict[str, list[list[float]]]:
+    """Two sets whose first positions are alike; one has a later position a prompt, the other has more of them."""
+    return {"short": [[8, 1], [8, 1]], "long": [[8, *[later] * length]] * 2}
+
+
+def test_difference_made_by_position_0_is_warned_of(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", {**leaning(1, 9), "middle": [[8, 1, 1, 1]]})
+    [line] = warned(run, "position 0 makes")
+    assert "short differ from long: mean norms 4.5 and 1.7 (2.65x) with it, 1 and 1 (1.00x) without it" in line
+    assert "in 2 more pairs of sets" in line  # short and middle: 4.5 / 2.75; middle and long: 2.75 / 1.7
+    assert line.endswith("compare means over later positions")
+
+
+@pytest.mark.parametrize(("later", "length"), [(1, 1), (1.3, 9), (0.7, 9), (1, 2)])
+def test_difference_not_made_by_position_0_is_not(later: float, length: int, tmp_path: Path) -> None:
+    assert not warned(planned(tmp_path / "run", leaning(later, length)), "position 0 makes")
+
+
+@pytest.mark.parametrize(("sinks", "fires"), [(3, True), (2, False)])
+def test_many_sinks_are_warned_of(sinks: int, fires: bool, tmp_path: Path) -> None:
+    with_sinks = [[1.0] + [50.0] * sinks + [1.0] * (60 - sinks)]
+    lines = warned(planned(tmp_path / "run", {"a": [[1.0] * 41], "b": with_sinks}), "sinks")
+    assert len(lines) == fires
+    assert not fires or lines[0].startswith("layer 0: 3.0 % of later positions are sinks (5.0 % in b)")
+
+
+# --- tokens
+
+
+def test_paired_ratios_by_hand(tmp_path: Path) -> None:
+    lengths = {"lean": [2, 4, 3], "other": [4, 6], "long": [9]}
+    run = write_run(tmp_path / "run", lengths, {0: np.ones((28, 1), bool)}, paired=True)
+    sets = profile(run).sets
+    paired = sets["other"].paired
+    assert paired is not None
+    assert (paired.against, paired.pairs, paired.ratio) == ("lean", 2, 1.75)
+    assert paired.ci == (1.5, 2.0)  # of two ratios, 1.5 and 2
+    assert sets["other"].ratio == pytest.approx(5 / 3)
+    assert sets["lean"].paired is not None
+    assert sets["lean"].paired.ci == (1.0, 1.0)
+    assert sets["long"].paired is not None
+    assert (sets["long"].paired.ratio, sets["long"].paired.ci) == (4.5, None)
+
+
+def test_sets_without_pairs_have_no_paired_ratio(tmp_path: Path) -> None:
+    run = planned(tmp_path / "run", {"a": [[1, 1]], "b": [[1, 1]]})
+    assert [one.paired for one in profile(run).sets.values()] == [None, None]
+
+
+def test_bootstrap_is_seeded_and_about_right() -> None:
+    values = np.random.default_rng(1).normal(3, 1, 400)
+    low, high = bootstrap_mean(values, seed=5)
+    assert (low, high) == bootstrap_mean(values, seed=5) != bootstrap_mean(values, seed=6)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    low, high = bootstrap_mean(np.arange(3000.0) % 2)  # so many are resampled in parts
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 3000**0.5, rel=0.15)
+
+
+def test_bytes_and_characters_by_hand(pair: Pair, tmp_path: Path) -> None:
+    lm, saes = pair.load(0)
+    run = extract(lm, saes, [PromptSet("s", texts(["日本", " the"], "s")[0].prompts)], tmp_path / "run")
+    one = profile(run).sets["s"]  # six bytes, and ' t' 'he'
+    assert (one.tokens, one.bytes_per_token, one.characters_per_token, one.fragments) == (8, 10 / 8, 6 / 8, 6 / 8)
+    assert [(s.word, s.pieces, s.prompt, s.typical) for s in one.samples] == [
+        ("日本", (r"\xe6", r"\x97", r"\xa5", r"\xe6", r"\x9c", r"\xac"), "s:1", False),
+        ("the", (" t", "he"), "s:2", True),
+    ]
+
+
+def stored(text: str, cuts: Sequence[int]) -> tuple[list[str], list[bytes]]:
+    """A text cut into tokens, as a run stores them, and their bytes."""
+    data = text.encode()
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    parts = [data[a:b] for a, b in pairwise(ends)]
+    return [part.decode("utf-8", "backslashreplace") for part in parts], parts
+
+
+tricky = st.lists(
+    st.sampled_from(["a", "é", "日", "本", " ", "\\", "x", "e", "5", "\\xe5", "'", "ี", "1", "\u00e5"])
+).map("".join)
+
+
+@given(text=tricky | st.text(st.characters(codec="utf-8")), cuts=st.lists(st.integers(0, 60), max_size=20))
+def test_pieces_are_the_text_again(text: str, cuts: list[int]) -> None:
+    tokens, parts = stored(text, cuts)
+    pieces = Pieces.of(tokens, text)
+    assert list(pieces.data) == parts
+    assert pieces.text == text
+    for word in pieces.words():
+        assert word.text in text
+        at = [n for n in range(len(tokens)) if tuple(tokens[n : n + len(word.pieces)]) == word.pieces]
+        joined = [b"".join(parts[n : n + len(word.pieces)]) for n in at]
+        assert any(word.text.encode() in held for held in joined)
+
+
+def words(*prompts: tuple[list[str], str]) -> list[tuple[str, Pieces]]:
+    return [(f"p{n}", Pieces.of(tokens, text)) for n, (tokens, text) in enumerate(prompts)]
+
+
+def test_samples_are_the_hardest_words_and_a_typical_one() -> None:
+    tokens = ["T", "qe", "i'q", "ua", " the", " cat", " s", "at", ",", " x", "y", "z", "w", " 1", "2"]
+    found = samples(words((tokens, "Tqei'qua the cat sat, xyzw 12"), ([" the"], " the")), 3)
+    assert [(s.word, s.pieces) for s in found] == [
+        ("Tqei'qua", ("T", "qe", "i'q", "ua")),
+        ("xyzw", (" x", "y", "z", "w")),
+        ("the", (" the",)),
+    ]
+    assert [s.typical for s in found] == [False, False, True]
+
+
+@pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 1), (2, 2), (9, 4)])
+def test_as_many_samples_as_there_are(n: int, count: int) -> None:
+    assert len(samples(words((["a ", "bb ", "c", "cc ", "d"], "a bb ccc d")), n)) == count
+
+
+def test_text_without_words_has_no_samples(tmp_path: Path) -> None:
+    assert samples(words((["1", " + ", "2"], "1 + 2")), 3) == []
+
+
+def test_spaceless_scripts_are_shown_in_stretches_that_end_with_a_token() -> None:
+    [(_, pieces)] = words((["来年", r"\xe9", r"\xb3", r"\xa9", "が美", "しい", "。"], "来年鳩が美しい。"))
+    assert [(w.text, len(w.pieces)) for w in pieces.words()] == [("来年鳩", 4), ("が美しい", 2)]
+
+
+# --- what it looks like
+
+SHAPES: dict[str, dict[str, list[list[float]]]] = {
+    "one set": {"a": [[9, 1, 2]]},
+    "one-token prompts": {"a": [[9], [9]], "b": [[8]]},
+    "one of them without later positions": {"a": [[9], [9]], "b": [[8, 1]]},
+    "forty sets": {f"set number {n}": [[9, 1, 1, 40]] for n in range(40)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("width", [60, 160])
+def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> None:
+    found = profile(planned(tmp_path / "run", SHAPES[shape], layers=(0, 3)))
+    console = Console(width=width, record=True, file=(tmp_path / "shown").open("w", encoding="utf-8"))
+    show_profile(console, found)
+    console.file.close()
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert all("…" not in line for line in lines)
+    json.dumps(found.to_dict(), allow_nan=False)
+    rows = found.rows()
+    assert len(rows) == 2 * len(SHAPES[shape])
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert not any(isinstance(value, list | dict | tuple) for row in rows for value in row.values())
+    assert found.to_arrow().num_rows == len(rows)
+
+
+def test_command_shows_as_many_samples_and_layers_as_asked(
+    pair: Pair, sets_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def ask(*options: str) -> dict[str, Any]:
+        given = ["--model", str(pair.model), "--sae", str(pair.sae), "--layers", "0,2", "--out", "run"]
+        assert run_cli(["profile", str(sets_folder), *given, "--json", *options]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    two = {name: len(one["samples"]) for name, one in ask("--samples", "2")["sets"].items()}
+    assert two == {"red": 2, "green": 2, "blue": 0}  # blue says numbers only
+    assert not any(one["samples"] for one in ask("--samples", "0")["sets"].values())
+    assert run_cli(["profile", "run", "--layers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer 2" in printed
+    assert "layer 0" not in printed
+    assert run_cli(["profile", "run", "--samples", "-1"]) == 2
+    assert capsys.readouterr().err == "saescope: --samples is -1: it must be at least 0\n"
+    with pytest.raises(PromptError, match="--samples is -1"):
+        profile(Run.open("run"), n_samples=-1)

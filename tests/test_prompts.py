@@ -1,6 +1,7 @@
 """Prompt sets in every form the contract names, and every unusable one refused with its file and line."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from saescope.sources.prompts import (
     Message,
     Prompt,
     PromptSet,
+    bundled_prompts,
     fingerprint,
     read_lines,
     read_prompts,
@@ -221,6 +223,57 @@ def test_unreadable_path_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()  # unreadable for root too
     with pytest.raises(PromptError, match=f"cannot read .*{name}"):
         read_prompts(tmp_path)
+
+
+def names(sets: Iterable[PromptSet]) -> list[str]:
+    return [one.name for one in sets]
+
+
+def test_bundled_sets_have_names() -> None:
+    assert read_prompts("languages") == bundled_prompts() == bundled_prompts("languages")
+    assert read_prompts("conlangs") == bundled_prompts("conlangs")
+    assert not {*names(bundled_prompts())} & {*names(bundled_prompts("conlangs"))}
+    with pytest.raises(PromptError, match="'klingon' come with saescope: languages or conlangs"):
+        bundled_prompts("klingon")
+
+
+def test_plus_joins_bundles_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    one = write(tmp_path / "more.jsonl", {"text": "y", "set": "b"})
+    assert read_prompts("languages+conlangs") == (*bundled_prompts(), *bundled_prompts("conlangs"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("x")
+    sets = read_prompts(f"conlangs+{tmp_path / 'folder'}+{one}")
+    assert names(sets) == [*names(bundled_prompts("conlangs")), "a", "b"]
+    assert read_prompts(f"{one}+{tmp_path / 'folder'}") == sets[-2:][::-1]
+
+
+def test_plus_may_stand_in_the_name_of_a_path(tmp_path: Path) -> None:
+    folder = tmp_path / "c++"
+    folder.mkdir()
+    (folder / "a.txt").write_text("x")
+    assert names(read_prompts(folder)) == ["a"]
+    assert names(read_prompts(f"{folder}+conlangs"))[0] == names(read_prompts(f"conlangs+{folder}"))[-1] == "a"
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        ("languages+", r"a '\+' stands between two prompt sets"),
+        ("+languages", r"a '\+' stands between two prompt sets"),
+        ("languages++conlangs", r"a '\+' stands between two prompt sets"),
+        ("languages+nothing", "nothing does not exist: .* or 'languages' or 'conlangs'$"),
+        ("languages+languages", "languages and languages both have a set 'japanese': rename or drop one"),
+        ("conlangs+{}/same_set.jsonl", "conlangs and .*same_set.jsonl both have a set 'hradun'"),
+        ("conlangs+{}/same_id.jsonl", "id 'hradun-01' occurs twice"),
+    ],
+)
+def test_sets_that_cannot_be_joined_are_refused_in_one_line(sets: str, reason: str, tmp_path: Path) -> None:
+    write(tmp_path / "same_set.jsonl", {"text": "x", "set": "hradun"})
+    write(tmp_path / "same_id.jsonl", {"text": "x", "set": "mine", "id": "hradun-01"})
+    with pytest.raises(PromptError, match=reason) as caught:
+        read_prompts(sets.format(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_read_lines(tmp_path: Path) -> None:

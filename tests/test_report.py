@@ -215,10 +215,13 @@ def test_sinks_are_listed_and_capped(tmp_path: Path) -> None:
     norms = np.ones(160, np.float32)
     norms[np.arange(160) % 8 == 5] = 100
     norms[np.arange(160) % 8 == 6] = 90
+    norms[np.arange(160) % 8 == 7] = 80
+    norms[np.arange(160) % 8 == 0] = 999
     run = two_sets(tmp_path / "run", norms=norms)
-    [masked] = gather(run).masked
-    assert (masked.pos0, masked.sinks, len(masked.shown)) == (20, 40, 20)
-    assert "and 20 more" in render(run)
+    page = gather(run)
+    assert (len(page.sinks), len(page.shown_sinks)) == (60, 40)
+    assert {sink.pos for sink in page.sinks} == {5, 6, 7}
+    assert "20 more are left out" in render(run)
 
 
 def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
@@ -272,7 +275,15 @@ def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
     manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
-    for damaged in ("x", {}, {"options": {"settings": {"nonsense": 1}}}, {"options": {"settings": 3}}):
+    manifest["command"] = {"verb": "detect", "options": {"settings": {"min_rate": 0.5, "masking": masking}}}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
+    for damaged in (
+        "x",
+        {},
+        {"verb": "contrast", "options": {"settings": {"nonsense": 1}}},
+        {"verb": "profile", "options": {"masking": 3}},
+    ):
         path.write_text(json.dumps({**manifest, "command": damaged}), encoding="utf-8")
         with pytest.raises(RunError, match="damaged"):
             render(Run.open(run.path))

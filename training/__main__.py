@@ -1,6 +1,6 @@
 """`python -m training`: make the embedded pair and its prompt sets from nothing, about an hour on two cores.
 
-Steps can be named to run some alone: model, saes, judge, publish.
+Steps can be named to run some alone: model, saes, judge, publish, prompts (the last needs no model).
 """
 
 import argparse

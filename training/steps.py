@@ -15,7 +15,7 @@ import torch
 from saescope.demo import MODEL, SAE
 from training.judge import judge_model, judge_sae
 from training.language_model import LanguageModelRecipe, train_language_model
-from training.prompts import write_prompts
+from training.prompts import write_conlangs, write_prompts
 from training.residuals import collect
 from training.saes import SaeRecipe, save, train_sae
 from training.tokens import train_tokenizer
@@ -61,12 +61,17 @@ def judge() -> None:
 
 
 def publish() -> None:
-    """Copy model, SAEs, figures and fresh prompt sets into the package."""
+    """Copy model, SAEs and figures into the package."""
     for made, place in ((BUILD / "model", MODEL), (BUILD / "sae", SAE)):
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(made, place, copy_function=shutil.copyfile)  # contents, not permissions
     shutil.copy(BUILD / "figures.json", MODEL.parent / "figures.json")
+
+
+def prompts() -> None:
+    """Write the bundled prompt sets into the package; they need no trained model."""
     write_prompts(MODEL.parent / "prompts.jsonl")
+    write_conlangs(MODEL.parent / "conlangs.jsonl")
 
 
 def _fresh(folder: Path) -> Path:
@@ -75,4 +80,10 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-STEPS: dict[str, Callable[[], None]] = {"model": make_model, "saes": make_saes, "judge": judge, "publish": publish}
+STEPS: dict[str, Callable[[], None]] = {
+    "model": make_model,
+    "saes": make_saes,
+    "judge": judge,
+    "publish": publish,
+    "prompts": prompts,
+}

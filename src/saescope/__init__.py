@@ -9,23 +9,37 @@ from typing import TYPE_CHECKING, Any
 from saescope.version import __version__
 
 if TYPE_CHECKING:
+    from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, Settings, contrast
+    from saescope.analysis.detect import Detection, DetectSettings, detect
+    from saescope.analysis.fitness import Fitness, fitness
+    from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
+    from saescope.control.edits import Edit, EditSet, read_edits, write_edits
+    from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae, open_sae
     from saescope.engine.sae import SparseActs, TopKSae
     from saescope.engine.scan import scan
-    from saescope.errors import PromptError, ResourceError, RunError, SaescopeError, SourceError
+    from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.store.masking import Masking
-    from saescope.store.runs import Run
+    from saescope.store.runs import Run, verify
 
 __all__ = [
+    "Agreement",
     "Contrast",
+    "DetectSettings",
+    "Detection",
+    "Edit",
+    "EditError",
+    "EditSet",
     "Feature",
+    "Fitness",
     "LM",
+    "Layers",
     "Masking",
     "Profile",
     "Prompt",
@@ -40,31 +54,45 @@ __all__ = [
     "SparseActs",
     "TopKSae",
     "__version__",
+    "agreement",
     "bundled_prompts",
     "contrast",
+    "decoder_cosines",
+    "detect",
     "extract",
+    "fitness",
+    "layers",
     "load_lm",
     "load_sae",
     "open_sae",
     "profile",
+    "read_edits",
     "read_prompts",
     "scan",
     "texts",
+    "verify",
+    "write_edits",
 ]
 
 _HOME = {
+    "analysis.agreement": ("Agreement", "agreement"),
     "analysis.contrast": ("Contrast", "Settings", "contrast"),
+    "analysis.detect": ("Detection", "DetectSettings", "detect"),
+    "analysis.fitness": ("Fitness", "fitness"),
+    "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
+    "control.edits": ("Edit", "EditSet", "read_edits", "write_edits"),
+    "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),
     "engine.load": ("load_sae", "open_sae"),
     "engine.sae": ("SparseActs", "TopKSae"),
     "engine.scan": ("scan",),
-    "errors": ("PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
+    "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "store.masking": ("Masking",),
-    "store.runs": ("Run",),
+    "store.runs": ("Run", "verify"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

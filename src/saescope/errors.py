@@ -4,6 +4,7 @@ SaescopeError                 one clear line: what, which value, what to do; exi
 ├── PromptError               prompts or prompt sets that cannot be used
 ├── SourceError               a model or SAE that is missing, damaged, or does not fit
 ├── RunError                  a stored run that is missing, damaged, or in the way
+├── EditError                 an edit that cannot be, or does not belong to this model and SAE
 └── ResourceError             the machine ran out: disk, memory
 """
 
@@ -22,6 +23,10 @@ class SourceError(SaescopeError):
 
 class RunError(SaescopeError):
     """A stored run that is missing, damaged, or in the way."""
+
+
+class EditError(SaescopeError):
+    """An edit that cannot be, or does not belong to this model and SAE."""
 
 
 class ResourceError(SaescopeError):

@@ -68,8 +68,13 @@ def candidate(rng: random.Random, unseen: bool) -> Meaning | None:
 
 def paired_sentences(n: int, seed: int) -> list[dict[str, str]]:
     """Held-out meanings in all six languages, with varied first words and 8 to 25 English words."""
+    return [pair for _, pair in paired_meanings(n, seed)]
+
+
+def paired_meanings(n: int, seed: int) -> list[tuple[Meaning, dict[str, str]]]:
+    """The meanings of `paired_sentences`, each with its sentences."""
     rng = random.Random(f"paired:{seed}")
-    pairs: list[dict[str, str]] = []
+    pairs: list[tuple[Meaning, dict[str, str]]] = []
     starts: Counter[str] = Counter()
     seen: set[str] = set()
     names = {name.name.split()[0] for name in lexicon().names}
@@ -91,5 +96,5 @@ def paired_sentences(n: int, seed: int) -> list[dict[str, str]]:
         starts.update(first)
         starts["name"] += named
         seen.add(pair["english"])
-        pairs.append(pair)
+        pairs.append((meaning, pair))
     return pairs

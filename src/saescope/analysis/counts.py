@@ -60,6 +60,15 @@ def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> Counts:
     return Counts(present, hits, n, run.set_of_prompt, len(run.sets))
 
 
+def fires_by_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints) -> Ints:
+    """Scored positions on which each of some features fires, (prompts, features)."""
+    columns = []
+    for feature in ids.tolist():
+        fires = ((features.ids == feature) & (features.acts > 0)).any(axis=1) & scored
+        columns.append(np.bincount(run.token_prompt[fires], minlength=len(run.prompts)))
+    return np.stack(columns, axis=1)
+
+
 def refuse_unscored(run: Run, counts: Counts) -> None:
     """Raises PromptError for a set of which no position counts."""
     for i, name in enumerate(run.sets):

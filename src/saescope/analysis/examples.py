@@ -53,17 +53,6 @@ class Examples(Table):
         return [{"prompt": e.prompt, "set": e.set, **vars(token)} for e in self.examples for token in e.tokens]
 
 
-@dataclass(frozen=True)
-class Sink:
-    """One masked sink."""
-
-    prompt: str
-    set: str
-    pos: int
-    token: str
-    norm: float
-
-
 def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = None) -> Examples:
     """The n prompts, of any set, with the feature's largest activations on scored positions.
 
@@ -85,24 +74,6 @@ def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = N
     of = _Acts(acts, scored, masking.candidates(run.token_pos))
     made = tuple(_example(run, int(p), float(strongest[p]), of) for p in chosen)
     return Examples(run=str(run.path), feature=feature, fired=fired, examples=made)
-
-
-def masked_sinks(run: Run, layer: int, masking: Masking | None = None) -> list[Sink]:
-    """The sinks that one layer's statistics leave out, in order of the tokens."""
-    norms = run.features(layer).norms
-    masking = masking or Masking()
-    scored = masking.apply(run.token_pos, norms).scored
-    masked = masking.candidates(run.token_pos) & ~scored
-    return [
-        Sink(
-            prompt=run.prompts[run.token_prompt[row]].id,
-            set=run.prompts[run.token_prompt[row]].set,
-            pos=int(run.token_pos[row]),
-            token=run.token_text[row],
-            norm=float(norms[row]),
-        )
-        for row in np.flatnonzero(masked)
-    ]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Bools = npt.NDArray[np.bool_]
 
 _CHUNK = 4096
 _TAILS_LIMIT = 200_000
+_RESAMPLES, _DRAWS = 2000, 1_000_000
 
 
 def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95) -> tuple[Floats, Floats]:
@@ -36,6 +37,17 @@ def newcombe(
     low = difference - np.hypot(rate - ci[0], other_ci[1] - other_rate)
     high = difference + np.hypot(ci[1] - rate, other_rate - other_ci[0])
     return low, high
+
+
+def bootstrap_mean(values: Floats, seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values, at least two of them (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    rows = max(1, _DRAWS // n)  # resampled in parts, so that many values need no more memory than few
+    parts = [min(rows, _RESAMPLES - done) for done in range(0, _RESAMPLES, rows)]
+    means = np.concatenate([values[rng.integers(0, n, (part, n))].mean(axis=1) for part in parts])
+    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
 
 
 def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:

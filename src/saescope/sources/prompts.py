@@ -20,6 +20,7 @@ _SPLIT_WORDS: Mapping[str, Split] = {
 }  # fmt: skip
 _FIELDS = ("text", "messages", "set", "id", "pair", "split")
 BUNDLED = "languages"
+BUNDLES: Mapping[str, str] = {BUNDLED: "prompts.jsonl", "conlangs": "conlangs.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,51 @@ def fingerprint(sets: Iterable[PromptSet]) -> str:
 def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     """Prompt sets from a folder (a file a set) or from one .jsonl, .csv or .parquet with a `set` column.
 
-    The word `languages`, where no such path exists, stands for the bundled sets. Raises PromptError with file and
-    line for anything unreadable, a duplicate id, or an empty set.
+    The words `languages` and `conlangs`, where no such path exists, stand for the bundled sets; `+` joins several
+    places, as in `languages+my/prompts`. Raises PromptError with file and line for anything unreadable, a duplicate
+    id, a set in two places, or an empty set.
     """
-    path = Path(path).expanduser()
+    parts = _parts(str(path))
+    if len(parts) > 1 and "" in parts:
+        raise PromptError(f"{path}: a '+' stands between two prompt sets, as in {'+'.join(BUNDLES)}")
+    read = [_read_part(part) for part in parts]
+    where: dict[str, str] = {}
+    for part, sets in zip(parts, read, strict=True):
+        for one in sets:
+            if one.name in where:
+                raise PromptError(f"{where[one.name]} and {part} both have a set {one.name!r}: rename or drop one")
+            where[one.name] = part
+    return _group(prompt for sets in read for one in sets for prompt in one.prompts)
+
+
+def bundled_prompts(name: str = BUNDLED) -> tuple[PromptSet, ...]:
+    """The sets that come with saescope: `languages` (and code), which the embedded pair knows, or `conlangs`.
+
+    Raises PromptError for another name.
+    """
+    if name not in BUNDLES:
+        raise PromptError(f"no prompt sets {name!r} come with saescope: {' or '.join(BUNDLES)}")
+    with resources.as_file(resources.files("saescope.demo") / BUNDLES[name]) as path:
+        return _group(_read_file(path, default_set=None))
+
+
+def _parts(text: str) -> list[str]:
+    """What `+` joins; a path that exists may have a plus in its name."""
+    if _exists(text) or "+" not in text:
+        return [text]
+    words = text.split("+")
+    for n in range(len(words) - 1, 0, -1):
+        if _exists(first := "+".join(words[:n])):
+            return [first, *_parts("+".join(words[n:]))]
+    return [words[0], *_parts("+".join(words[1:]))]
+
+
+def _exists(part: str) -> bool:
+    return bool(part) and Path(part).expanduser().exists()
+
+
+def _read_part(part: str) -> tuple[PromptSet, ...]:
+    path = Path(part).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".txt", ".jsonl") and not p.name.startswith("."))
         if not files:
@@ -83,15 +125,10 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
         if path.suffix not in (".jsonl", ".csv", ".parquet"):
             raise PromptError(f"{path}: one file of sets is .jsonl, .csv or .parquet; for .txt give their folder")
         return _group(_read_file(path, default_set=None))
-    if str(path) == BUNDLED:
-        return bundled_prompts()
-    raise PromptError(f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or '{BUNDLED}'")
-
-
-def bundled_prompts() -> tuple[PromptSet, ...]:
-    """The sets that come with the embedded pair."""
-    with resources.as_file(resources.files("saescope.demo") / "prompts.jsonl") as path:
-        return _group(_read_file(path, default_set=None))
+    if part in BUNDLES:
+        return bundled_prompts(part)
+    names = " or ".join(f"'{name}'" for name in BUNDLES)
+    raise PromptError(f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or {names}")
 
 
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
@@ -117,7 +154,7 @@ def split_prompts(prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, see
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
-        members[_split_key(prompt)].append(i)
+        members[split_key(prompt)].append(i)
     # Keys that occur in the same sets are divided together: each set then gets its share to within one prompt.
     alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, rows in members.items():
@@ -131,7 +168,8 @@ def split_prompts(prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, see
     return [prompt.split or part for prompt, part in zip(prompts, parts, strict=True)]
 
 
-def _split_key(prompt: Prompt) -> str:
+def split_key(prompt: Prompt) -> str:
+    """What stays on one side of the split: a pair, or a prompt that has none."""
     return f"pair\0{prompt.pair}" if prompt.pair is not None else f"id\0{prompt.set}\0{prompt.id}"
 
 

@@ -22,17 +22,19 @@ class Masking:
         """Positions that count before sinks are looked for."""
         return np.ones(len(pos), bool) if self.keep_pos0 else pos > 0
 
-    def apply(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> "Positions":
-        """Find sinks among one layer's tokens, and which positions are scored.
+    def median(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> float | None:
+        """One layer's median norm, which sinks are measured by; None where no position counts.
 
-        The median is the lower one, so that one sink among two tokens does not hide itself.
+        It is the lower median, so that one sink among two tokens does not hide itself.
         """
+        among = np.sort(norms[self.candidates(pos)])
+        return float(among[(len(among) - 1) // 2]) if len(among) else None
+
+    def apply(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> "Positions":
+        """Find sinks among one layer's tokens, and which positions are scored."""
         candidates = self.candidates(pos)
-        limit = np.inf
-        if candidates.any():
-            among = np.sort(norms[candidates])
-            limit = self.sink_ratio * float(among[(len(among) - 1) // 2])
-        sinks = norms > limit
+        median = self.median(pos, norms)
+        sinks = norms > (np.inf if median is None else self.sink_ratio * median)
         scored = candidates if self.keep_sinks else candidates & ~sinks
         return Positions(
             sinks=sinks,

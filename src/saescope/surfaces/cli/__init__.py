@@ -29,8 +29,14 @@ _COMMANDS = {
     "demo": "The main job on the embedded pair: profile, scan and contrast.",
     "scan": "Each token's strongest features.",
     "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
+    "detect": "Features that detect a behaviour, and a classifier made of them.",
+    "layers": "Where sets separate best, and which feature a concept is at each depth.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
     "report": "A run as one HTML page.",
+    "precision": "The same job in two dtypes or on two devices, compared.",
+    "fitness": "Whether an SAE fits a model it was not trained on.",
+    "rerun": "The job of a run again, from its manifest; is it the same?",
+    "verify": "Whether a run is still what was published.",
 }
 for verb, text in _COMMANDS.items():
     app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)

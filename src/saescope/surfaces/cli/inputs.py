@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 EMBEDDED_PAIR = ("saescope-tiny", "saescope-tiny-sae")
+# What a manifest says of a run that was made only to compare another one with.
+EXTRACT: Mapping[str, Any] = {"verb": "extract", "options": {}}
 
 
 @Parameter(name="*")
@@ -51,8 +53,8 @@ class Inputs:
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
-    def load(self) -> "tuple[LM, list[TopKSae]]":
-        """The model cut after its last wanted layer, and its SAEs without their decoders."""
+    def load(self, *, decoder: bool = False) -> "tuple[LM, list[TopKSae]]":
+        """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
         from saescope.engine.lm import load_lm
         from saescope.engine.load import load_sae, open_sae
 
@@ -60,7 +62,7 @@ class Inputs:
         source = open_sae(sae, k=self.k, offline=self.offline)
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
         lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
-        saes = [load_sae(source, layer, decoder=False, device=lm.device) for layer in layers]
+        saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
         if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
             note(QWEN_SCOPE_NOTICE)
         return lm, saes
@@ -112,26 +114,36 @@ def parse_layers(text: str | None) -> list[int] | None:
         raise SourceError(f"--layers {text!r} is neither numbers such as 0,17,35 nor all") from error
 
 
+def is_run(path: str) -> bool:
+    """Whether this is the directory of a run."""
+    return (Path(path).expanduser() / MANIFEST).is_file()
+
+
 def obtain_run(
-    sets: str, inputs: Inputs, out: Path | None, command: Mapping[str, Any], compared: Masking | None = None
+    sets: str,
+    inputs: Inputs,
+    out: Path | None,
+    command: Mapping[str, Any],
+    *,
+    compared: Masking | None = None,
+    errors: bool = False,
 ) -> Run:
     """The run at this path, or the run of these prompt sets, computed unless it is already there.
 
-    `command` is what its manifest will say was asked. Where the sets are to be `compared` under these rules, what
-    cannot be is refused before anything is computed.
+    `command` is what its manifest will say was asked; with `errors` it keeps reconstruction errors. Where the sets are
+    to be `compared` under these rules, what cannot be is refused before anything is computed.
     """
-    path = Path(sets).expanduser()
-    if (path / MANIFEST).is_file():
-        return Run.open(path)
+    if is_run(sets):
+        return Run.open(Path(sets).expanduser())
     prompts = read_prompts(sets)
     if compared and len(prompts) < 2:
         raise PromptError(f"{sets} has one set ({prompts[0].name}): add another to compare it with")
-    lm, saes = inputs.load()
+    lm, saes = inputs.load(decoder=errors)
     if compared and not compared.keep_pos0:
         from saescope.engine.tokens import refuse_single_tokens
 
         refuse_single_tokens(lm, prompts)
-    return run_of(lm, saes, prompts, path.resolve().stem, inputs.batch_tokens, out, command)
+    return run_of(lm, saes, prompts, Path(sets).resolve().stem, inputs.batch_tokens, out, command, errors=errors)
 
 
 def run_of(
@@ -142,11 +154,13 @@ def run_of(
     batch_tokens: int,
     out: Path | None,
     command: Mapping[str, Any],
+    *,
+    errors: bool = False,
 ) -> Run:
     """Extract these sets into `out`, or into runs/NAME-HASH, named by the hash of what makes it."""
     from saescope.engine.extract import extract, job
 
     if out is None:
-        out = Path("runs") / f"{name}-{job(lm, saes, sets, batch_tokens).fingerprint[:12]}"
+        out = Path("runs") / f"{name}-{job(lm, saes, sets, batch_tokens, errors=errors).fingerprint[:12]}"
     with progress("features") as advance:
-        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, command=command, progress=advance)
+        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, errors=errors, command=command, progress=advance)

@@ -58,6 +58,14 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     return made
 
 
+def left_out(masked: Mapping[int, tuple[int, int]]) -> str:
+    """What position 0 and sinks took out of the statistics, layer by layer where layers differ."""
+    texts = {n: f"{pos0} first positions, {sinks} sinks" for n, (pos0, sinks) in masked.items()}
+    if len(texts) > 1 and len(set(texts.values())) == 1:
+        return f"left out in every layer: {next(iter(texts.values()))}."
+    return "left out: " + "; ".join(f"layer {n}: {text}" for n, text in texts.items()) + "."
+
+
 def percent(share: float) -> str:
     """A share as a person reads it."""
     return f"{100 * share:.1f} %"

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import groupby
@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast, SetContrast, Settings, contrast
-from saescope.analysis.examples import Example, Examples, Sink, TokenAct, examples, masked_sinks
-from saescope.analysis.profile import Profile, profile
+from saescope.analysis.examples import Example, Examples, TokenAct, examples
+from saescope.analysis.profile import Profile, Sink, profile
 from saescope.errors import PromptError, RunError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -22,7 +22,7 @@ from saescope.surfaces.visible import visible
 
 # What keeps a page of many layers and sets small; the page says where something is left out.
 _FEATURE_ROWS, _ROWS_A_SET, _PROMPT_BLOCKS, _PROMPTS_A_SET = 1500, 10, 60, 5
-_TOKENS, _TOKEN_LENGTH, _PLOTS, _SINKS = 120, 60, 16, 20
+_TOKENS, _TOKEN_LENGTH, _PLOTS, _SINKS = 120, 60, 16, 40
 _LEVELS = 8
 
 
@@ -56,16 +56,6 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Masked:
-    """One layer: what its statistics leave out, and the first of its sinks."""
-
-    layer: int
-    pos0: int
-    sinks: int
-    shown: tuple[Sink, ...]
-
-
-@dataclass(frozen=True)
 class Plot:
     """One set's plot."""
 
@@ -85,7 +75,6 @@ class Page:
     best: int | None
     rows_a_set: int
     heats: tuple[Heat, ...]
-    masked: tuple[Masked, ...]
     norm_plots: tuple[Plot, ...]
     score_plots: tuple[Plot, ...]
 
@@ -93,6 +82,22 @@ class Page:
     def warnings(self) -> list[str]:
         """All warnings of the analysis."""
         return [*self.profile.warnings, *(self.contrast.warnings if self.contrast else [])]
+
+    @property
+    def against(self) -> str | None:
+        """The set that others are compared with pair by pair, where prompts are paired."""
+        return next((one.paired.against for one in self.profile.sets.values() if one.paired), None)
+
+    @property
+    def sinks(self) -> list[Sink]:
+        """The sinks that the statistics leave out and position 0 does not explain."""
+        masking = self.settings.masking
+        return [] if masking.keep_sinks else [s for s in self.profile.sinks if s.pos > 0 or masking.keep_pos0]
+
+    @property
+    def shown_sinks(self) -> list[Sink]:
+        """The first of them, those furthest over the median."""
+        return self.sinks[:_SINKS]
 
     def track(self, value: float) -> str:
         """Where a norm stands between the smallest and the largest of the table, on a logarithmic scale, in percent."""
@@ -142,20 +147,23 @@ def gather(run: Run) -> Page:
         best=best,
         rows_a_set=rows_a_set,
         heats=_heats(run, found.layers[best].sets, settings.masking) if found and best is not None else (),
-        masked=tuple(_masked(run, found)) if found else (),
         norm_plots=norm_plots,
         score_plots=score_plots,
     )
 
 
 def asked(run: Run) -> Settings:
-    """The settings of the command that made the run, so that its page says what the command said; else the usual."""
+    """The settings of the contrast that made the run, so that its page says what that said; else the usual ones.
+
+    Whatever the command was, its rules of which positions count are kept.
+    """
     try:
-        options = run.manifest["command"]["options"]
-        given = dict(options.get("settings", {}))
-        masking = Masking(**given.pop("masking", options.get("masking", {})))
-        return Settings(**given, masking=masking)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        command = run.manifest["command"]
+        options = dict(command["options"])
+        given = dict(options.get("settings") or {})
+        masking = Masking(**(given.pop("masking", None) or options.get("masking") or {}))
+        return Settings(**given, masking=masking) if command["verb"] == "contrast" else Settings(masking=masking)
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"the manifest of {run.path} is damaged: its command cannot be read; make it again") from error
 
 
@@ -206,12 +214,6 @@ def _cell(token: TokenAct, largest: float) -> Cell:
     if token.masked:
         return Cell(_short(token.text), "m", f"{label}; masked ({token.masked})")
     return Cell(_short(token.text), str(level), label)
-
-
-def _masked(run: Run, found: Contrast) -> Iterable[Masked]:
-    for layer, one in found.layers.items():
-        shown = masked_sinks(run, layer, found.settings.masking)[:_SINKS] if one.masked_sinks else []
-        yield Masked(layer, one.masked_pos0, one.masked_sinks, tuple(shown))
 
 
 def _norm_limits(profiled: Profile) -> tuple[float, float]:

@@ -1,0 +1,223 @@
+"""Detection: the rule by hand, what passes by chance, the OR-rule's scores, transfer, and Qwen-Scope's measures."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+from saescope.analysis.classify import fit_or_rule, score
+from saescope.analysis.detect import Detection, DetectSettings, detect
+from saescope.errors import PromptError
+from saescope.store.runs import Run
+from saescope.surfaces.cli import run as cli
+from stored import write_run
+
+LENGTH = 5
+
+
+def planned(out: Path, sets: dict[str, int], prompt_fires: npt.NDArray[np.bool_], **more: object) -> Run:
+    """A feature fires on one scored token of each prompt (row) where `prompt_fires` says so."""
+    fires = np.zeros((len(prompt_fires) * LENGTH, prompt_fires.shape[1]), bool)
+    fires[2::LENGTH] = prompt_fires
+    return write_run(out, {name: [LENGTH] * n for name, n in sets.items()}, {3: fires}, **more)
+
+
+def test_rule_by_hand(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    fires = np.zeros((80, 4), bool)
+    fires[:40, 0] = True  # always on the target
+    fires[:40, 1] = rng.random(40) < 0.5  # too rare
+    fires[:, 2] = True  # everywhere
+    run = planned(tmp_path / "run", {"yes": 40, "no": 40}, fires)
+    found = detect(run, "yes")
+    [feature] = found.features
+    assert str(feature.feature) == "3/0"
+    assert (feature.prompt_rate, feature.prompt_other_rate, feature.holdout_passes) == (1.0, 0.0, True)
+    assert feature.confirmed
+    assert feature.monolinguality == pytest.approx(1 / (LENGTH - 1))  # activation 1 on one scored token of four
+    assert found.classifier.features == [feature.feature]
+    assert found.classifier.holdout.f1 == 1
+    assert (found.classifier.holdout.positives, found.classifier.holdout.negatives) == (16, 16)
+    assert [len(p.fires) for p in found.firings] == [1] * 40 + [0] * 40
+    assert found.against == ["no"]
+
+
+def test_position_0_and_sinks_do_not_detect(tmp_path: Path) -> None:
+    fires = np.zeros((200, 2), bool)
+    fires[:100:LENGTH, 0] = True  # position 0 of the target's prompts
+    fires[1:100:LENGTH, 1] = True  # a sink of the target's prompts
+    norms = np.ones(200, np.float32)
+    norms[1:100:LENGTH] = 500
+    run = write_run(tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires}, norms=norms)
+    found = detect(run, "yes")
+    assert found.features == []
+    assert found.masked[0] == (40, 20)
+
+
+def test_chance_is_what_shuffled_labels_pass(tmp_path: Path) -> None:
+    """15 a side at random: the 80/20 rule passes what the binomial says it does."""
+    rng = np.random.default_rng(1)
+    fires = rng.random((30, 4000)) < 0.5
+    run = planned(tmp_path / "run", {"left": 15, "right": 15}, fires)
+    found = detect(run, "left", DetectSettings(shuffles=200))
+    # Nine discovery prompts a side: at least 8 of 9 and at most 1 of 9, both with probability 10 / 512.
+    assert found.by_chance == pytest.approx(4000 * (10 / 512) ** 2, rel=0.25)
+    assert abs(len(found.features) - found.by_chance) < 5
+    assert not any(f.confirmed for f in found.features)
+    assert "few prompts" in found.warnings[0]
+
+
+def test_or_rule_takes_features_that_complete_each_other() -> None:
+    positive = np.arange(40) < 20
+    fires = np.zeros((40, 3), bool)
+    fires[:12, 0] = fires[12:20, 1] = True
+    fires[:, 2] = True
+    rule = fit_or_rule(fires, positive, np.array([10, 20, 30]), 7, max_k=3)
+    assert [str(f) for f in rule.features] == ["7/10", "7/20"]
+    assert np.array_equal(rule(fires), positive)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
+def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
+    detected, positive = (np.array(column) for column in zip(*pairs, strict=True))
+    found = score(detected, positive, [str(n) for n in range(len(pairs))])
+    if positive.any():
+        assert found.f1 == pytest.approx(f1_score(positive, detected, zero_division=0))
+        assert found.recall == pytest.approx(recall_score(positive, detected))
+    if detected.any():
+        assert found.precision == pytest.approx(precision_score(positive, detected, zero_division=0))
+    else:
+        assert found.precision is None
+
+
+def test_f1_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    positive = np.arange(80) < 40
+    truth = 2 * 0.8 * 40 / (0.8 * 40 + 0.1 * 40 + 40)
+    keys = [str(n) for n in range(80)]
+    covered = []
+    for seed in range(200):
+        detected = rng.random(80) < np.where(positive, 0.8, 0.1)
+        interval = score(detected, positive, keys, seed).f1_ci
+        assert interval is not None
+        covered.append(interval[0] <= truth <= interval[1])
+    assert 0.88 <= np.mean(covered) <= 0.99
+
+
+@pytest.fixture
+def behaviours(tmp_path: Path) -> Run:
+    """A behaviour in two languages: feature 0 stands for it in both, features 1 and 2 for the languages."""
+    rng = np.random.default_rng(0)
+    names = ["declined_en", "answered_en", "declined_ja", "answered_ja"]
+    fires = np.zeros((160, 30), bool)
+    fires[:40, 0] = fires[80:120, 0] = True
+    fires[:80, 1] = fires[80:, 2] = True
+    fires[:, 3:] = rng.random((160, 27)) < 0.3
+    resids = rng.normal(size=(160, 6)).astype(np.float32)
+    resids[:, 0] += 5 * fires[:, 0]
+    return planned(tmp_path / "run", dict.fromkeys(names, 40), fires, resids=resids, paired=True)
+
+
+def test_transfer_goes_to_sets_named_alike(behaviours: Run) -> None:
+    found = detect(behaviours, "declined_en", against=["answered_en"])
+    assert [str(f) for f in found.classifier.features] == ["3/0"]
+    assert list(found.classifier.transfer) == ["declined_ja"]
+    transferred, others = found.classifier.transfer["declined_ja"]
+    assert (transferred.f1, transferred.positives, transferred.negatives) == (1.0, 16, 16)
+    assert set(others) == set(found.classifier.baselines) == {"probe", "difference_of_means", "words"}
+    assert found.classifier.baselines["probe"].f1 > 0.9
+    assert found.classifier.baselines["difference_of_means"].f1 > 0.9
+
+
+def test_language_is_no_behaviour(behaviours: Run) -> None:
+    """Against all other sets the language's feature does not pass, for answered_en has it too."""
+    assert [str(f.feature) for f in detect(behaviours, "answered_en").features] == []
+    assert detect(behaviours, "declined_en", transfer={}).classifier.transfer == {}
+
+
+def test_measures_of_sets_by_hand(tmp_path: Path) -> None:
+    fires = np.zeros((20, 4), bool)
+    fires[4::LENGTH, 0] = True  # the last token of all four prompts
+    fires[[4, 9], 1] = True  # of both of set a's
+    fires[14, 2] = True  # of one of set b's
+    fires[3, 3] = True  # not a last token
+    run = write_run(tmp_path / "run", {"a": [LENGTH] * 2, "b": [LENGTH] * 2}, {0: fires})
+    found = detect(run, "a", DetectSettings(shuffles=0)).sets
+    assert (found["a"].features, found["a"].redundancy, found["a"].overlap) == (2, 2.0, {"b": 0.5})
+    assert (found["b"].features, found["b"].redundancy, found["b"].overlap) == (2, 1.5, {"a": 0.5})
+
+
+def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
+    fires = np.zeros((40 * LENGTH, 3), bool)
+    own = np.arange(40 * LENGTH) < 20 * LENGTH
+    fires[own, 0] = True
+    fires[own & (np.arange(len(own)) % LENGTH < 4), 1] = True
+    fires[own & (np.arange(len(own)) % LENGTH == 4), 2] = True
+    run = write_run(tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires})
+    groups = {f.feature.id: f.group for f in detect(run, "yes").features}
+    assert groups[0] == groups[1] != groups[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"target": "maybe"}, "no set 'maybe'"),
+        ({"target": "yes", "against": ["yes"]}, "other than itself"),
+        ({"target": "yes", "transfer": {"yes": ["nope"]}}, "no set 'nope'"),
+        ({"target": "yes", "settings": DetectSettings(min_rate=0.2)}, "--max-other 0.2 is not below"),
+        ({"target": "yes", "settings": DetectSettings(min_rate=1.2)}, "--min-rate is 1.2"),
+    ],
+)
+def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], said: str) -> None:
+    run = planned(tmp_path / "run", {"yes": 5, "no": 5}, np.ones((10, 1), bool))
+    with pytest.raises(PromptError, match=said):
+        detect(run, **arguments)
+
+
+def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
+    """Over 60 simulated data sets, features confirmed on held-out prompts are false in at most 5 %."""
+    shares = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        fires = rng.random((60, 300)) < rng.beta(1, 2, size=300)
+        fires[:, :5] = rng.random((60, 5)) < np.where(np.arange(60) < 30, 0.97, 0.05)[:, None]
+        found = detect(planned(tmp_path / str(seed), {"yes": 30, "no": 30}, fires), "yes", DetectSettings(shuffles=0))
+        confirmed = [f.feature.id for f in found.features if f.confirmed]
+        shares.append(sum(f >= 5 for f in confirmed) / max(1, len(confirmed)))
+        assert sum(f < 5 for f in confirmed) >= 3
+    assert np.mean(shares) <= 0.05
+
+
+def test_detect_command_on_the_embedded_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["detect", "languages", "--target", "japanese", "--layers", "2,4"]
+    assert cli([*arguments, "--transfer", "chinese:code+hindi", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["features"]
+    assert all(f["prompt_rate"] >= 0.8 and f["prompt_other_rate"] <= 0.2 for f in result["features"])
+    assert result["by_chance"]["mean"] < 0.1
+    classifier = result["classifier"]
+    assert classifier["f1"] > 0.85 > classifier["always_f1"]
+    assert classifier["baselines"]["probe"]["f1"] > 0.9
+    assert classifier["baselines"]["words"]["f1"] > 0.7  # much of a language is in its words
+    assert classifier["transfer"]["chinese"]["negatives"] == 28
+    edits = tomllib.loads(Path(result["edits"]).read_text(encoding="utf-8"))
+    assert (edits["model"], edits["sae"], edits["d_sae"]) == ("saescope-tiny", "saescope-tiny-sae", 512)
+    assert [edit["feature"] for edit in edits["edit"]] == classifier["features"]
+    assert edits["edit"][0]["op"] == "scale"
+    assert cli(["detect", result["run"], "--target", "japanese"]) == 0
+    assert "with labels" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_result_is_a_table(behaviours: Run) -> None:
+    found: Detection = detect(behaviours, "declined_en", against=["answered_en"])
+    assert found.to_arrow().num_rows == len(found.features)
+    assert "3/0" in found._repr_html_()

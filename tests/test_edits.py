@@ -1,0 +1,77 @@
+"""Edits files come back as they were written, and what they cannot mean is refused with what is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saescope.control.edits import Edit, EditSet, read_edits, write_edits
+from saescope.errors import EditError
+from saescope.sources.catalog import Feature
+
+edits = st.tuples(
+    st.tuples(st.integers(0, 99), st.integers(0, 200_000)),
+    st.sampled_from(["add", "scale", "clamp", "readout_clamp", "project"]),
+    st.floats(-1e6, 1e6) | st.integers(-10, 10),
+    st.sampled_from(["relu", "topk"]),
+    st.sampled_from(["all", "prefill", "decode", "last"]),
+    st.booleans(),
+)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+sizes = st.none() | st.integers(1, 200_000)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names, names, st.lists(edits, min_size=1, max_size=4), sizes, names)
+def test_written_is_read_back(
+    tmp_path: Path, model: str, sae: str, rows: list[tuple[Any, ...]], size: int | None, comment: str
+) -> None:
+    made = EditSet(model, sae, tuple(Edit(Feature(*at), *rest) for at, *rest in rows), size, size)
+    write_edits(made, tmp_path / "edits.toml", [comment])
+    assert read_edits(tmp_path / "edits.toml") == made
+
+
+def test_contract_example_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "edits.toml"
+    path.write_text(
+        'model = "Qwen/Qwen3-8B-Base"\nsae = "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"\n[[edit]]\nfeature = "17/23991"\n'
+        'op = "scale"          # a comment\nstrength = -1.0\ngate = "relu"\nscope = "all"\nskip_sinks = true\n'
+    )
+    [edit] = read_edits(path).edits
+    assert edit == Edit("17/23991", "scale", -1.0)
+    assert edit.feature == Feature(17, 23991)
+
+
+HEAD = 'model = "m"\nsae = "s"\n'
+WRONG = {
+    "": "does not say its model",
+    "model = 3\nsae = 's'\n[[edit]]\nfeature = '1/2'": "model is 3",
+    HEAD: "has no [[edit]]",
+    HEAD + "[[edit]]\nop = 'scale'": "edit 1 names no feature",
+    HEAD + "[[edit]]\nfeature = '17-3'": "'17-3' is not LAYER/ID",
+    HEAD + "[[edit]]\nfeature = '1/2'\nop = 'ablate'": "op 'ablate' is not one of add, scale",
+    HEAD + "[[edit]]\nfeature = '1/2'\nscope = 'some'": "scope 'some'",
+    HEAD + "[[edit]]\nfeature = '1/2'\nstrength = nan": "is not finite",
+    HEAD + "[[edit]]\nfeature = '1/2'\nstrength = true": "strength True is not a number",
+    HEAD + "[[edit]]\nfeature = '1/2'\nskip_sinks = 1": "skip_sinks 1 is not true or false",
+    HEAD + "[[edit]]\nfeature = '1/2'\nstrenght = 1": "unknown key 'strenght'",
+    HEAD + "strength = 1\n[[edit]]\nfeature = '1/2'": "unknown key 'strength'",
+    "model = ": "is no edits file",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_wrong_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "edits.toml"
+    path.write_text(text)
+    with pytest.raises(EditError) as caught:
+        read_edits(path)
+    assert WRONG[text] in str(caught.value) or WRONG[text] in str(caught.value.__cause__)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="does not exist"):
+        read_edits(tmp_path / "none.toml")
