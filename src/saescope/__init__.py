@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, Settings, contrast
     from saescope.analysis.detect import Detection, DetectSettings, detect
+    from saescope.analysis.examples import Examples, examples
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.store.masking import Masking
     from saescope.store.runs import Run, verify
+    from saescope.surfaces.report import write_report
 
 __all__ = [
     "Agreement",
@@ -36,6 +38,7 @@ __all__ = [
     "Edit",
     "EditError",
     "EditSet",
+    "Examples",
     "Feature",
     "Fitness",
     "LM",
@@ -59,6 +62,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "examples",
     "extract",
     "fitness",
     "layers",
@@ -72,12 +76,14 @@ __all__ = [
     "texts",
     "verify",
     "write_edits",
+    "write_report",
 ]
 
 _HOME = {
     "analysis.agreement": ("Agreement", "agreement"),
     "analysis.contrast": ("Contrast", "Settings", "contrast"),
     "analysis.detect": ("Detection", "DetectSettings", "detect"),
+    "analysis.examples": ("Examples", "examples"),
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
@@ -93,6 +99,7 @@ _HOME = {
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "store.masking": ("Masking",),
     "store.runs": ("Run", "verify"),
+    "surfaces.report": ("write_report",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

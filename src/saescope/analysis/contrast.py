@@ -104,7 +104,7 @@ class Contrast(Table):
     def rows(self) -> list[dict[str, Any]]:
         """A row a layer, set and feature."""
         return [
-            {"layer": n, "set": name, **_feature_dict(feature)}
+            {"layer": n, "set": name, **feature_dict(feature)}
             for n, layer in self.layers.items()
             for name, one in layer.sets.items()
             for feature in one.features
@@ -271,11 +271,12 @@ def _set_dict(result: SetContrast) -> dict[str, Any]:
         "prompts": result.prompts,
         "candidates": result.candidates,
         "confirmed": result.confirmed,
-        "features": [_feature_dict(feature) for feature in result.features],
+        "features": [feature_dict(feature) for feature in result.features],
     }
 
 
-def _feature_dict(f: FeatureContrast) -> dict[str, Any]:
+def feature_dict(f: FeatureContrast) -> dict[str, Any]:
+    """A row as plain values."""
     intervals = {name: list(getattr(f, name)) for name in ("rate_ci", "ci", "holdout_score_ci")}
     return {**vars(f), "feature": str(f.feature), **intervals}
 
