@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae, open_sae
     from saescope.engine.sae import SparseActs, TopKSae
-    from saescope.engine.scan import scan
+    from saescope.engine.scan import Scan, scan
     from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
@@ -52,6 +52,7 @@ __all__ = [
     "Run",
     "RunError",
     "SaescopeError",
+    "Scan",
     "Settings",
     "SourceError",
     "SparseActs",
@@ -93,7 +94,7 @@ _HOME = {
     "engine.lm": ("LM", "load_lm"),
     "engine.load": ("load_sae", "open_sae"),
     "engine.sae": ("SparseActs", "TopKSae"),
-    "engine.scan": ("scan",),
+    "engine.scan": ("Scan", "scan"),
     "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),

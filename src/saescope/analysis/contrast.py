@@ -16,12 +16,12 @@ from saescope.analysis import stats
 from saescope.analysis.counts import Counts, count_fires, mean_acts, refuse_unscored
 from saescope.analysis.search import Found, find, hardest_p, shuffled_confirmed
 from saescope.analysis.stats import Bools, Floats
-from saescope.analysis.table import Table
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.table import Table
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any, final
 import numpy as np
 
 from saescope.analysis.stats import Bools, Floats
-from saescope.analysis.table import Table
 from saescope.errors import PromptError, RunError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.table import Table
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from saescope.analysis.contrast import Contrast, FeatureContrast, Settings, contrast, feature_dict
 from saescope.analysis.counts import fires_by_prompt
 from saescope.analysis.stats import Bools, Floats, Ints
-from saescope.analysis.table import Table
 from saescope.errors import RunError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_key, split_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
+from saescope.table import Table
 
 # Cosines of some features' decoder directions with those of every feature of a layer: (features, d_sae).
 Cosines = Callable[[Sequence[Feature], int], npt.NDArray[np.float32]]

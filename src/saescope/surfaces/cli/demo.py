@@ -44,7 +44,7 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
         print_json(
             {
                 "profile": profiled.to_dict(),
-                "scan": {"prompts": [prompt.to_dict() for prompt in scanned]},
+                "scan": scanned.to_dict(),
                 "contrast": contrasted.to_dict(),
                 "report": str(report),
                 "run": str(run.path),

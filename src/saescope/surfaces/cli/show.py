@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saescope.analysis.table import Table as Result
 from saescope.store.runs import Run
 from saescope.surfaces.visible import visible
+from saescope.table import Table as Result
 
 T = TypeVar("T", bound=Result)
 _PLAIN_WIDTH = 160
