@@ -63,6 +63,7 @@ def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
 
 def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:
     lm, saes = pair.load(0, 2)
+    lm = replace(lm, max_length=400)
     return extract(lm if shares else replace(lm, packs=False), saes, texts(prompts), tmp_path / name, batch_tokens=400)
 
 
@@ -97,15 +98,23 @@ def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_pa
 
     torch.manual_seed(0)
     tok = tiny.tokenizer()
-    config = kind(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-                  num_key_value_heads=2, vocab_size=len(tok), max_position_embeddings=400, initializer_range=0.2)  # fmt: skip
+    config = kind(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tok),
+        max_position_embeddings=400,
+        initializer_range=0.2,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tok.save_pretrained(tmp_path / "model")
     pair = Pair(tmp_path / "model", tiny.save_sae(tmp_path / "sae"))
     prompts = [SYSTEM + question for question in QUESTIONS]
     seen: list[int] = []
     lm = load_lm(pair.model, [2])
-    lm.blocks[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    lm.blocks[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0][..., 0].numel()))
     assert lm.packs
     saes = pair.load(2)[1]
     run = extract(lm, saes, texts(prompts), tmp_path / "run")
