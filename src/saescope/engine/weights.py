@@ -1,0 +1,138 @@
+"""A checkpoint's tensors put into a module that has none yet: only the shards it needs, mapped where nothing changes.
+
+A tensor whose stored dtype is the wanted one stays a view of its file. Others are copies, and so are experts that the
+checkpoint holds one by one: they are copied straight to their place, one parameter at a time, and the pages they were
+read from are given back at once.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Size, Tensor, nn
+
+from saescope.engine.names import Source, sources
+from saescope.engine.pages import give_back, mapped_pages
+from saescope.errors import SourceError, first_line
+from saescope.sources.files import Files
+
+_INDEX = "model.safetensors.index.json"
+
+
+def fill(model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """Give every parameter its tensor from the checkpoint; returns the shards that were opened.
+
+    Raises SourceError for a tensor that is missing, damaged or of another shape than the module's.
+    """
+    shard_of = _shards(files)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = sources(wanted, shard_of, usual=f"{model.base_model_prefix}.")
+    _refuse_missing(files, found, shard_of, model.config.model_type)
+    _fill_buffers(model)
+    with ExitStack() as stack:
+        checkpoint = _Checkpoint(files, shard_of, stack, {})
+        state = {name: checkpoint.read(source, wanted[name], dtype, device) for name, source in found.items()}
+        model.load_state_dict(state, assign=True)
+    model.to(device)
+    return sorted(checkpoint.opened)
+
+
+def _refuse_missing(files: Files, found: Mapping[str, Source], stored: Mapping[str, str], kind: str) -> None:
+    missing = [name for source in found.values() for name in source.flat if name not in stored]
+    if missing:
+        raise SourceError(
+            f"{files.name} has no tensor {missing[0]} ({len(missing)} missing): not the weights of its config ({kind})"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Tensors by name; a shard is opened when one of its tensors is first asked for."""
+
+    files: Files
+    shard_of: Mapping[str, str]
+    stack: ExitStack
+    opened: dict[str, Any]
+
+    def read(self, source: Source, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The parameter of this shape; its experts are put together where they are stored one by one."""
+        stored = [self._stored(name) for name in source.flat]
+        part = Size((shape[1] // len(source.names[0]), shape[2])) if source.stacked else shape
+        for name, tensor in zip(source.flat, stored, strict=True):
+            if tensor.shape != part:
+                raise SourceError(
+                    f"{self.files.name}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(part)}"
+                )
+        if source.stacked:
+            filled = torch.empty(shape, dtype=dtype, device=device)
+            for place, tensor in zip(filled.view(-1, *part), stored, strict=True):
+                place.copy_(tensor)
+        else:
+            filled = stored[0].to(device=device, dtype=dtype)
+        if filled is not stored[0]:
+            give_back(mapped_pages(stored))
+        return filled
+
+    def _stored(self, name: str) -> Tensor:
+        shard = self.shard_of[name]
+        if shard not in self.opened:
+            self.opened[shard] = self.stack.enter_context(_open_shard(self.files.path(shard)))
+        try:
+            tensor: Tensor = self.opened[shard].get_tensor(name)
+        except SafetensorError as error:
+            raise SourceError(f"{shard} does not give tensor {name}: {first_line(error)}") from error
+        return tensor
+
+
+def _fill_buffers(model: nn.Module) -> None:
+    """Compute what checkpoints do not hold, such as rotary frequencies, by the architecture's own rule.
+
+    Parameters stay without memory meanwhile: the rule would draw random numbers for them.
+    """
+    for module in model.modules():
+        names = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        if not names:
+            continue
+        first, second = (_computed(model, module, names, begin) for begin in (0, 1))
+        for name in names:
+            if not torch.equal(first[name], second[name]):  # what it held before, so the rule left it alone
+                raise SourceError(
+                    f"architecture {model.config.model_type!r} is not supported: it does not say how the buffer {name} "
+                    f"of its {type(module).__name__} is computed"
+                )
+
+
+def _computed(model: nn.Module, module: nn.Module, names: list[str], begin: int) -> dict[str, Tensor]:
+    for name in names:
+        module._buffers[name] = torch.full_like(module.get_buffer(name), begin, device="cpu")
+    model._init_weights(module)  # type: ignore[operator]
+    return {name: module.get_buffer(name).clone() for name in names}
+
+
+def _shards(files: Files) -> dict[str, str]:
+    """Which safetensors file holds each tensor."""
+    names = files.names()
+    if _INDEX in names:
+        path = files.path(_INDEX)
+        try:
+            weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): str(shard) for name, shard in weights.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SourceError(f"{path} is not a safetensors index: {first_line(error)}") from error
+    if "model.safetensors" in names:
+        with _open_shard(files.path("model.safetensors")) as tensors:
+            return dict.fromkeys(tensors.keys(), "model.safetensors")
+    raise SourceError(f"{files.name} has no model.safetensors and no {_INDEX}: only safetensors weights are read")
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged or truncated: {first_line(error)}") from error
