@@ -28,7 +28,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
-_PACKING = ("llama", "mistral", "qwen2", "qwen3")
+_PACKING = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe")
 _FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 

@@ -30,10 +30,11 @@ def fill(model: nn.Module, files: Files, dtype: torch.dtype, device: torch.devic
     Raises SourceError for a tensor that is missing, damaged or of another shape than the module's.
     """
     shard_of = _shards(files)
+    kind = str(getattr(model.config, "model_type", type(model).__name__))
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = sources(wanted, shard_of, usual=f"{model.base_model_prefix}.")
-    _refuse_missing(files, found, shard_of, model.config.model_type)
-    _fill_buffers(model)
+    _refuse_missing(files, found, shard_of, kind)
+    _fill_buffers(model, kind)
     with ExitStack() as stack:
         checkpoint = _Checkpoint(files, shard_of, stack, {})
         state = {name: checkpoint.read(source, wanted[name], dtype, device) for name, source in found.items()}
@@ -90,7 +91,7 @@ class _Checkpoint:
         return tensor
 
 
-def _fill_buffers(model: nn.Module) -> None:
+def _fill_buffers(model: nn.Module, kind: str) -> None:
     """Compute what checkpoints do not hold, such as rotary frequencies, by the architecture's own rule.
 
     Parameters stay without memory meanwhile: the rule would draw random numbers for them.
@@ -103,7 +104,7 @@ def _fill_buffers(model: nn.Module) -> None:
         for name in names:
             if not torch.equal(first[name], second[name]):  # what it held before, so the rule left it alone
                 raise SourceError(
-                    f"architecture {model.config.model_type!r} is not supported: it does not say how the buffer {name} "
+                    f"architecture {kind!r} is not supported: it does not say how the buffer {name} "
                     f"of its {type(module).__name__} is computed"
                 )
 
