@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
 class Reference(NamedTuple):
@@ -23,7 +23,7 @@ def features(model: Path, sae: Path, layer: int, k: int, texts: list[str]) -> li
     tokenizer = AutoTokenizer.from_pretrained(model)
     weights = torch.load(sae / f"layer{layer}.sae.pt", weights_only=True)
     seen: list[Tensor] = []
-    handle = lm.model.layers[layer].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    handle = blocks(lm)[layer].register_forward_hook(lambda _m, _i, out: seen.append(tensor(out)))
     results = []
     with torch.inference_mode():
         for text in texts:
@@ -34,6 +34,17 @@ def features(model: Path, sae: Path, layer: int, k: int, texts: list[str]) -> li
             results.append(Reference(ids[0].tolist(), resid.norm(dim=-1), top.values.relu(), top.indices))
     handle.remove()
     return results
+
+
+def blocks(lm: PreTrainedModel) -> nn.ModuleList:
+    """Where transformers' own models keep their blocks."""
+    decoder = lm.get_decoder()
+    return decoder.h if hasattr(decoder, "h") else decoder.layers
+
+
+def tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a block gave."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def assert_same(acts: Tensor, ids: Tensor, ref_acts: Tensor, ref_ids: Tensor) -> None:

@@ -29,7 +29,7 @@ def all_residuals(lm: LM, layers: list[int], budget: int, spill: Path | None = N
 def test_streamed_equals_cut_bit_for_bit(pair: Pair, budget: int, on_disk: bool, tmp_path: Path) -> None:
     lm = load_lm(pair.model, [2])
     cut = all_residuals(lm, [0, 2], budget)
-    stream = all_residuals(replace(lm, streamed=True), [0, 2], budget, tmp_path if on_disk else None)
+    stream = all_residuals(load_lm(pair.model, [2], streamed=True), [0, 2], budget, tmp_path if on_disk else None)
     assert cut.keys() == stream.keys()
     for unit, resid in cut.items():
         assert torch.equal(resid, stream[unit])
@@ -40,14 +40,14 @@ def test_streamed_run_has_the_same_bytes(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0, 2)
     runs = [
         extract(one, saes, texts(tiny.TEXTS), tmp_path / str(n), batch_tokens=60)
-        for n, one in enumerate((lm, replace(lm, streamed=True)))
+        for n, one in enumerate((lm, load_lm(pair.model, [2], streamed=True)))
     ]
     assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
 
 
 def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0, 1, 2)
-    lm = replace(lm, streamed=True)
+    lm = load_lm(pair.model, [2], streamed=True)
     whole = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "whole", batch_tokens=60)
     encoded: list[int] = []
 
@@ -89,14 +89,14 @@ class _Detour(nn.Module):
 
 
 def test_model_with_a_detour_is_refused(pair: Pair) -> None:
-    lm = load_lm(pair.model, [2])
-    doctored = replace(lm, model=_Detour(lm.model, lambda resid: resid * 2), streamed=True)
+    lm = load_lm(pair.model, [2], streamed=True)
+    doctored = replace(lm, model=_Detour(lm.model, lambda resid: resid * 2))
     with pytest.raises(SourceError, match="changes the residual between or after its blocks"):
         all_residuals(doctored, [2], 60)
 
 
 def test_residuals_kept_on_disk_are_those_in_memory(pair: Pair, tmp_path: Path) -> None:
-    lm, saes = pair.load(2)
-    run = extract(replace(lm, streamed=True), saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
+    _, saes = pair.load(2)
+    run = extract(load_lm(pair.model, [2], streamed=True), saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
     assert not (tmp_path / ".run.partial").exists()
     assert np.isfinite(run.features(2).norms).all()

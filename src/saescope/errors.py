@@ -31,3 +31,9 @@ class EditError(SaescopeError):
 
 class ResourceError(SaescopeError):
     """The machine ran out of something."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's exception says in its first line, or its name if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -38,7 +38,7 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
     # A streamed model sees one block at a time and keeps no keys and values: it runs prefixes with every prompt.
-    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.packs and not lm.streamed)
+    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.packs and lm.streamed is None)
 
 
 def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
@@ -65,7 +65,7 @@ def residuals(
     """
     wanted = {number: [n for n in layers if (number, n) not in done] for number in range(len(work.batches))}
     missing = [number for number, left in wanted.items() if left]
-    if lm.streamed:
+    if lm.streamed is not None:
         yield from _streamed(lm, wanted, work, missing, spill)
         return
     known: tuple[list[int], Cache, dict[int, Tensor]] | None = None

@@ -1,11 +1,11 @@
 """A causal LM from transformers, cut after the last layer needed.
 
-The layers above, the final norm and the lm_head are never built, fetched or read; tensors stay memory-mapped where the
-wanted dtype is the stored one. This file knows checkpoints and modules; it does not know SAEs, prompts or hooks.
+The layers above, the final norm and the lm_head are never fetched or read. This file knows configs and modules, by
+what they have and not by their names; it does not know tensors, SAEs, prompts or hooks.
 """
 
 import hashlib
-import json
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from saescope.engine.pages import Pages, give_back, mapped_pages
-from saescope.errors import SourceError
+from saescope.engine.weights import Weights
+from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.files import Files, fingerprint, open_files
 
@@ -28,10 +28,9 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-_PREFIXES = ("model.", "", "model.language_model.", "language_model.model.")
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
-_PACKING = ("llama", "mistral", "qwen2", "qwen3")
-_INDEX = "model.safetensors.index.json"
+_PACKING = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe")
+_FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 
 @final
@@ -41,7 +40,7 @@ class LM:
 
     `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
     be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row.
-    `source` is what opens the same checkpoint again.
+    `source` is what opens the same checkpoint again. Blocks of a `streamed` model have weights only in their turn.
     """
 
     spec: ModelSpec
@@ -55,15 +54,21 @@ class LM:
     dtype: torch.dtype
     device: torch.device
     source: str
-    streamed: bool = False
+    streamed: Weights | None = None
 
     @contextmanager
-    def block(self, layer: int) -> Iterator[nn.Module]:
-        """One block with its weights at hand; those mapped from files are given back at the end."""
-        try:
-            yield self.blocks[layer]
-        finally:
-            give_back(self.mapped[layer])
+    def turn(self, layer: int, block: nn.Module) -> Iterator[None]:
+        """The turn of this block, which is that of `layer`: its weights are at hand, and those of the next are being read if it is streamed."""
+        if self.streamed is None:
+            try:
+                yield
+            finally:
+                give_back(self.mapped[layer])
+            return
+        following = str(layer + 1) if layer + 1 < len(self.blocks) else None
+        path = next(name for name, module in self.model.named_modules() if module is self.blocks)
+        with self.streamed.lent(block, f"{path}.{layer}.", following and f"{path}.{following}."):
+            yield
 
 
 def load_lm(
@@ -73,8 +78,9 @@ def load_lm(
     dtype: DType = "auto",
     device: Device = "auto",
     offline: bool = False,
+    streamed: bool = False,
 ) -> LM:
-    """Load the part of a model that computes the outputs of `layers`.
+    """Load the part of a model that computes the outputs of `layers`; `streamed`, one block at a time when it is run.
 
     `ref` is a folder or a hub id (`owner/name@revision`). Raises SourceError for anything missing, damaged or unknown.
     """
@@ -84,8 +90,13 @@ def load_lm(
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {', '.join(map(str, layers))}")
     on, kind = choose_device(device), _choose_dtype(dtype, config)
-    model = _skeleton(config, last=max(layers), dtype=kind)
-    used = _fill(model, files, kind, on)
+    model = _skeleton(config, kind)
+    blocks = _cut(model, config, last=max(layers))
+    weights = Weights.open(model, files, kind, on)
+    path = next(name for name, module in model.named_modules() if module is blocks)
+    weights.fill([name for name in weights.names if not (streamed and name.startswith(f"{path}."))])
+    if not streamed:
+        weights.close()
     tokenizer, tokenizer_files = _read_tokenizer(files)
     return LM(
         spec=ModelSpec(
@@ -93,18 +104,19 @@ def load_lm(
             revision=files.revision,
             n_layers=n_layers,
             d_model=int(config.hidden_size),
-            fingerprint=_digest([files.path(name) for name in ("config.json", *tokenizer_files, *used)]),
+            fingerprint=_digest([files.path(name) for name in ("config.json", *tokenizer_files, *weights.shards)]),
         ),
         model=model,
         tokenizer=tokenizer,
-        blocks=_blocks(model),
-        mapped=tuple(mapped_pages(block.parameters()) for block in _blocks(model)),
+        blocks=blocks,
+        mapped=tuple([] if streamed else mapped_pages(block.parameters()) for block in blocks),
         packs=config.model_type in _PACKING,
-        max_length=int(getattr(config, "max_position_embeddings", 2**31)),
+        max_length=_max_length(config),
         vocab_size=int(config.vocab_size),
         dtype=kind,
         device=on,
         source=files.source,
+        streamed=weights if streamed else None,
     )
 
 
@@ -119,16 +131,32 @@ def choose_device(device: Device) -> torch.device:
 
 
 def _read_config(files: Files) -> Any:
-    from transformers import AutoConfig
+    """The config of the text decoder, refused where the checkpoint has none that reads from left to right."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     path = files.path("config.json")
     try:
-        config = AutoConfig.from_pretrained(path.parent).get_text_config()
+        whole = AutoConfig.from_pretrained(path.parent)
+        config = whole.get_text_config()
     except Exception as error:  # configs check their fields by exceptions of their own
-        raise SourceError(f"{path} is no model config this transformers knows: {_first_line(error)}") from error
+        raise SourceError(f"{path} is no model config this transformers knows: {first_line(error)}") from error
+    if whole.is_encoder_decoder:
+        raise _unsupported(whole, "it is an encoder and a decoder, not a decoder alone")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _unsupported(config, "it is no causal language model")
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        raise _unsupported(config, "its attention looks to the right")
+    if getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None):
+        raise SourceError(f"{files.name} is quantised, which is not supported: give the model it was made from")
     if not all(isinstance(getattr(config, name, None), int) for name in ("num_hidden_layers", "hidden_size")):
         raise SourceError(f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size")
+    if config.dtype is None:
+        config.dtype = whole.dtype  # a model of several kinds of input may say it once for all its parts
     return config
+
+
+def _unsupported(config: Any, why: str) -> SourceError:
+    return SourceError(f"architecture {config.model_type!r} is not supported: {why}")
 
 
 def _choose_dtype(dtype: DType, config: Any) -> torch.dtype:
@@ -139,97 +167,54 @@ def _choose_dtype(dtype: DType, config: Any) -> torch.dtype:
     return torch.bfloat16 if stored == torch.bfloat16 else torch.float32
 
 
-def _skeleton(config: Any, *, last: int, dtype: torch.dtype) -> nn.Module:
-    """The decoder up to layer `last` without memory, its final norm taken out."""
+def _max_length(config: Any) -> int:
+    """How long a prompt may be."""
+    limit = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this the whole batch gets other frequencies: a prompt's features would depend on its neighbours.
+        limit = min(limit, int(rope.get("original_max_position_embeddings") or limit))
+    return limit
+
+
+def _skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
+    """The whole decoder without memory."""
     from transformers import AutoModel
 
     build: Callable[..., nn.Module] = AutoModel.from_config
-    config.num_hidden_layers = last + 1
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: last + 1]
     try:
         with torch.device("meta"):
             model = build(config, dtype=dtype)
-    except (ValueError, KeyError) as error:
-        raise SourceError(f"architecture {config.model_type!r} is not supported: {_first_line(error)}") from error
-    if not isinstance(getattr(model, "norm", None), nn.Module) or len(_blocks(model)) != last + 1:
-        raise SourceError(f"architecture {config.model_type!r} is not supported: no `layers` and `norm` where expected")
-    model.norm = nn.Identity()
+    except Exception as error:  # models check their configs by exceptions of their own
+        raise _unsupported(config, first_line(error)) from error
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise _unsupported(config, "it takes no position_ids, so it is no transformer")
     return model.eval().requires_grad_(False)
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    blocks = getattr(model, "layers", None)
-    return blocks if isinstance(blocks, nn.ModuleList) else nn.ModuleList()
+def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
+    """Take out the blocks above `last` and the final norm; returns the blocks.
+
+    The whole model is built first, and its config left as it is: what a block is may depend on how many there are.
+    """
+    found = [(path, blocks) for path, blocks in _lists(model) if len(blocks) == config.num_hidden_layers]
+    if len(found) != 1:
+        raise _unsupported(config, f"{len(found)} lists of {config.num_hidden_layers} blocks where one was expected")
+    path, blocks = found[0]
+    decoder = model.get_submodule(path.rpartition(".")[0])
+    norms = [name for name in _FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
+    if len(norms) != 1:
+        raise _unsupported(config, f"{len(norms)} final norms beside its blocks where one was expected")
+    del blocks[last + 1 :]
+    setattr(decoder, norms[0], nn.Identity())
+    return blocks
 
 
-def _fill(model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Give every parameter its tensor from the checkpoint; returns the shards that were opened."""
-    shard_of = _shards(files)
-    wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    prefix = next((p for p in _PREFIXES if any(p + name in shard_of for name in wanted)), "model.")
-    missing = [prefix + name for name in wanted if prefix + name not in shard_of]
-    if missing:
-        raise SourceError(
-            f"{files.name} has no tensor {missing[0]} ({len(missing)} missing): not the weights of its config"
-        )
-    _fill_buffers(model)
-    state: dict[str, Tensor] = {}
-    by_shard: dict[str, list[str]] = {}
-    for name in wanted:
-        by_shard.setdefault(shard_of[prefix + name], []).append(name)
-    for shard, names in sorted(by_shard.items()):
-        with _open_shard(files.path(shard)) as tensors:
-            for name in names:
-                tensor = _read_tensor(tensors, prefix + name, shard)
-                if tensor.shape != wanted[name]:
-                    raise SourceError(
-                        f"{files.name}: {prefix + name} has shape {tuple(tensor.shape)}, "
-                        f"its config says {tuple(wanted[name])}"
-                    )
-                state[name] = tensor.to(device=device, dtype=dtype)
-    model.load_state_dict(state, assign=True)
-    model.to(device)
-    return sorted(by_shard)
-
-
-def _fill_buffers(model: nn.Module) -> None:
-    """Compute what checkpoints do not hold, such as rotary frequencies, by the architecture's own rule."""
-    for module in model.modules():
-        if module._non_persistent_buffers_set:
-            module.to_empty(device="cpu", recurse=False)
-            model._init_weights(module)  # type: ignore[operator]
-
-
-def _shards(files: Files) -> dict[str, str]:
-    """Which safetensors file holds each tensor."""
-    names = files.names()
-    if _INDEX in names:
-        path = files.path(_INDEX)
-        try:
-            weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): str(shard) for name, shard in weights.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"{path} is not a safetensors index: {_first_line(error)}") from error
-    if "model.safetensors" in names:
-        with _open_shard(files.path("model.safetensors")) as tensors:
-            return dict.fromkeys(tensors.keys(), "model.safetensors")
-    raise SourceError(f"{files.name} has no model.safetensors and no {_INDEX}: only safetensors weights are read")
-
-
-def _open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged or truncated: {_first_line(error)}") from error
-
-
-def _read_tensor(tensors: Any, name: str, shard: str) -> Tensor:
-    try:
-        tensor: Tensor = tensors.get_tensor(name)
-    except SafetensorError as error:
-        raise SourceError(f"{shard} does not give tensor {name}: {_first_line(error)}") from error
-    return tensor
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Lists of modules that are not within another."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(part.isdigit() for part in path.split(".")):
+            yield path, module
 
 
 def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:
@@ -242,7 +227,7 @@ def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     try:
         return AutoTokenizer.from_pretrained(paths[0].parent), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise SourceError(f"the tokenizer in {paths[0].parent} cannot be read: {_first_line(error)}") from error
+        raise SourceError(f"the tokenizer in {paths[0].parent} cannot be read: {first_line(error)}") from error
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -250,8 +235,3 @@ def _digest(paths: Sequence[Path]) -> str:
     for path in sorted(paths, key=lambda p: p.name):
         digest.update(f"{path.name}={fingerprint(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

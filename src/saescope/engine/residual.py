@@ -8,11 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from saescope.engine.lm import LM
 from saescope.engine.pages import Pages, give_back
+from saescope.errors import SourceError
+
+_CHECKED: WeakSet[nn.ModuleList] = WeakSet()
 
 
 @contextmanager
@@ -23,6 +28,7 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """
     resid: dict[int, Tensor] = {}
     with ExitStack() as stack:
+        stack.enter_context(checked(lm))
         for layer in layers:
             handle = lm.blocks[layer].register_forward_hook(partial(_keep, resid, layer))
             stack.callback(handle.remove)
@@ -32,8 +38,59 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
         yield resid
 
 
+@contextmanager
+def checked(lm: LM) -> Iterator[None]:
+    """Within the block, an LM's first pass shows that hook points are what they are called, or raises SourceError.
+
+    What a block wrote must reach the next one as it is, else the residual stream is not the blocks' outputs. Costs a
+    copy and a comparison a block, once for an LM.
+    """
+    wrote: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer, block in enumerate(lm.blocks if lm.blocks not in _CHECKED else ()):
+            before = block.register_forward_pre_hook(partial(_compare, lm, wrote, layer), with_kwargs=True)
+            after = block.register_forward_hook(partial(_remember, lm, wrote, layer))
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        yield
+    if len(lm.blocks) - 1 in wrote:
+        _CHECKED.add(lm.blocks)
+
+
+def _compare(
+    lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    read = args[0] if args else kwargs.get("hidden_states")
+    if layer - 1 in wrote and not (isinstance(read, Tensor) and _same(read, wrote[layer - 1])):
+        raise SourceError(
+            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: after layer {layer - 1} "
+            "something else is done to the residual before the next block reads it"
+        )
+
+
+def _remember(lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
+    resid = _resid(output)
+    if resid.ndim != 3 or resid.shape[-1] != lm.spec.d_model:
+        raise SourceError(
+            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: layer {layer} gives "
+            f"{tuple(resid.shape)}, not (batch, position, {lm.spec.d_model})"
+        )
+    wrote[layer] = resid.clone()  # a copy, so that a change in place is seen
+    wrote.pop(layer - 1, None)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _resid(output: Any) -> Tensor:
+    """What a block wrote: before transformers 5 the first of a tuple."""
+    resid: Tensor = output[0] if isinstance(output, tuple) else output
+    return resid
+
+
 def _keep(resid: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
-    resid[layer] = output[0] if isinstance(output, tuple) else output  # a tuple before transformers 5
+    resid[layer] = _resid(output)
 
 
 def _give_back(pages: list[Pages], _block: nn.Module, _inputs: Any, _output: Any) -> None:

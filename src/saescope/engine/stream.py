@@ -48,13 +48,16 @@ class _StandIn(nn.Module):
 class _Turn:
     """Which block's turn it is, and the residual it is given; None is the model's own, at the first block."""
 
-    layer = -1
-    resid: Tensor | None = None
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.blocks = blocks
+        self.layer = -1
+        self.resid: Tensor | None = None
 
 
 @contextmanager
 def _standing_in(lm: LM) -> Iterator[_Turn]:
-    blocks, turn = list(lm.blocks), _Turn()
+    blocks = list(lm.blocks)
+    turn = _Turn(blocks)
     try:
         for layer, block in enumerate(blocks):
             lm.blocks[layer] = _StandIn(block, layer, turn)
@@ -77,7 +80,7 @@ def streamed(
         kept = _Kept(folder)
         for layer in range(max(layers) + 1):
             turn.layer = layer
-            with lm.block(layer):
+            with lm.turn(layer, turn.blocks[layer]):
                 for number, tokens in enumerate(batches):
                     turn.resid = kept.get(number)
                     output = _run(lm, tokens)
