@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.sae import TopKSae
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec, find_release, parse_sae_name
@@ -112,7 +113,9 @@ def load_sae(
         fingerprint=fingerprint(path),
     )
     tensors = dict(zip(weights._fields, (tensor.to(device) for tensor in used), strict=False))
-    return TopKSae(spec, **tensors, source=source.files.source)
+    mapped = tuple(mapped_pages([tensors["W_enc"]]))
+    give_back(mapped)
+    return TopKSae(spec, **tensors, source=source.files.source, mapped=mapped)
 
 
 def _names(files: Files) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saescope.engine.pages import Pages, give_back
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
 
@@ -30,7 +31,8 @@ class SparseActs(NamedTuple):
 class TopKSae:
     """An SAE whose features fire where they are among the k largest pre-activations and above 0.
 
-    `source` is what opens it again.
+    `source` is what opens it again. `mapped` are the encoder's pages that lie in a file: they are given back after use,
+    so that a job over many layers holds one encoder at a time.
     """
 
     spec: SaeSpec
@@ -39,6 +41,7 @@ class TopKSae:
     W_dec: Float[Tensor, "d_model d_sae"] | None = None
     b_dec: Float[Tensor, "d_model"] | None = None
     source: str = ""
+    mapped: tuple[Pages, ...] = ()
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
         """resid · W_encᵀ + b_enc in float32; nothing is subtracted or normalised first (Qwen-Scope's definition)."""
@@ -64,6 +67,7 @@ class TopKSae:
         for rows in _blocks(len(flat), 4 * self.spec.d_sae):
             top = torch.topk(self.pre_acts(flat[rows]), n_wanted, dim=-1, sorted=True)
             acts[rows, :n_wanted], ids[rows] = top.values, top.indices[:, :k]
+        give_back(self.mapped)
         if not torch.isfinite(acts[:, :k]).all():
             raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
         shape = resid.shape[:-1]
