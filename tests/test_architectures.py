@@ -206,7 +206,7 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
 def test_scan_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     model, sae = save(name, tmp_path / "model"), tiny.save_sae(tmp_path / "sae", layers=[2])
     found = scan(load_lm(model, [2]), [load_sae(sae, 2)], texts(tiny.TEXTS)[0].prompts, n_top=8)
-    for prompt, ref in zip(found, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True):
+    for prompt, ref in zip(found.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[2] for token in prompt.tokens])
         torch.testing.assert_close(norms, ref.norms, atol=1e-4, rtol=1e-4)
