@@ -37,9 +37,9 @@ _FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "fina
 class LM:
     """A decoder cut after its last needed layer, its tokenizer, and what it is.
 
-    `mapped` are the pages of each block's weights that lie in files (copies do not). They are given back after use, so
-    weights must not be changed in place: changes would be lost with the pages. `packs` says that several prompts may
-    share a row. `source` is what opens the same checkpoint again.
+    `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
+    be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row.
+    `source` is what opens the same checkpoint again.
     """
 
     spec: ModelSpec
