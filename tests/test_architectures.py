@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ from saescope.engine.load import load_sae
 from saescope.engine.pages import mapped_pages
 from saescope.engine.residual import capture
 from saescope.engine.scan import scan
+from saescope.engine.tokens import lay_out, plan_batches, tokenize
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
@@ -149,7 +150,7 @@ def one_thread() -> Iterator[None]:
 
 
 def rows(lm: LM) -> list[list[int]]:
-    return plan(lm, texts(tiny.TEXTS)[0].prompts).rows
+    return tokenize(lm, texts(tiny.TEXTS)[0].prompts)
 
 
 def whole_residuals(name: str, folder: Path, prompts: list[list[int]]) -> Iterator[list[Tensor]]:
@@ -193,12 +194,15 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
     lm = load_lm(model, [LAYERS - 1])
     assert lm.packs == KINDS[name].packs
     expected = [each[-1][0] for each in whole_residuals(name, model, rows(lm))]
+    prompts = rows(lm)
     for packs, budget in ((lm.packs, 10_000), (False, 120)):
-        work = plan(replace(lm, packs=packs), texts(tiny.TEXTS)[0].prompts, budget)
-        assert any(len(row) > 1 for batch in work.batches for row in batch) == packs
-        for number, resid in residuals(lm, [LAYERS - 1], work):
-            order = work.order(number)
-            parts = resid[LAYERS - 1].split([len(work.rows[p]) for p in order])
+        batches = plan_batches([len(row) for row in prompts], budget, packed=packs)
+        assert any(len(row) > 1 for batch in batches for row in batch) == packs
+        for batch in batches:
+            tokens, order = lay_out(batch, prompts, lm.device), [prompt for row in batch for prompt in row]
+            with torch.inference_mode(), capture(lm, [LAYERS - 1]) as resid:
+                lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
+            parts = resid[LAYERS - 1][tokens.mask].split([len(prompts[p]) for p in order])
             assert all(distance(part, expected[p]) <= 2e-5 for p, part in zip(order, parts, strict=True))
 
 
