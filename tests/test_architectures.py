@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ from saescope.engine.load import load_sae
 from saescope.engine.pages import mapped_pages
 from saescope.engine.residual import capture
 from saescope.engine.scan import scan
+from saescope.engine.tokens import lay_out, plan_batches, tokenize
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
@@ -139,8 +140,17 @@ def save(
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors are so small here that waiting for a second thread takes most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def rows(lm: LM) -> list[list[int]]:
-    return plan(lm, texts(tiny.TEXTS)[0].prompts).rows
+    return tokenize(lm, texts(tiny.TEXTS)[0].prompts)
 
 
 def whole_residuals(name: str, folder: Path, prompts: list[list[int]]) -> Iterator[list[Tensor]]:
@@ -184,12 +194,15 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
     lm = load_lm(model, [LAYERS - 1])
     assert lm.packs == KINDS[name].packs
     expected = [each[-1][0] for each in whole_residuals(name, model, rows(lm))]
+    prompts = rows(lm)
     for packs, budget in ((lm.packs, 10_000), (False, 120)):
-        work = plan(replace(lm, packs=packs), texts(tiny.TEXTS)[0].prompts, budget)
-        assert any(len(row) > 1 for batch in work.batches for row in batch) == packs
-        for number, resid in residuals(lm, [LAYERS - 1], work):
-            order = work.order(number)
-            parts = resid[LAYERS - 1].split([len(work.rows[p]) for p in order])
+        batches = plan_batches([len(row) for row in prompts], budget, packed=packs)
+        assert any(len(row) > 1 for batch in batches for row in batch) == packs
+        for batch in batches:
+            tokens, order = lay_out(batch, prompts, lm.device), [prompt for row in batch for prompt in row]
+            with torch.inference_mode(), capture(lm, [LAYERS - 1]) as resid:
+                lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
+            parts = resid[LAYERS - 1][tokens.mask].split([len(prompts[p]) for p in order])
             assert all(distance(part, expected[p]) <= 2e-5 for p, part in zip(order, parts, strict=True))
 
 
@@ -197,7 +210,7 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
 def test_scan_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     model, sae = save(name, tmp_path / "model"), tiny.save_sae(tmp_path / "sae", layers=[2])
     found = scan(load_lm(model, [2]), [load_sae(sae, 2)], texts(tiny.TEXTS)[0].prompts, n_top=8)
-    for prompt, ref in zip(found, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True):
+    for prompt, ref in zip(found.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[2] for token in prompt.tokens])
         torch.testing.assert_close(norms, ref.norms, atol=1e-4, rtol=1e-4)
@@ -318,7 +331,7 @@ def _other_models(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ("gpt2", _bare_gpt2),
         ("qwen3.5", _other_models),
         ("qwen3.5", lambda s: {n.replace("model.", "model.language_model."): t for n, t in s.items()}),
-        ("gemma3 with images", lambda s: {re.sub(r"^(.*?)language_model\.model", r"\1model", n): t for n, t in s.items()}),
+        ("gemma3 with images", lambda s: {re.sub("^language_model.model", "model", n): t for n, t in s.items()}),
         ("llama", lambda s: {n.removeprefix("model."): t for n, t in s.items()}),
     ],
 )  # fmt: skip
@@ -351,6 +364,7 @@ REFUSED = {
         Gemma3TextConfig(**SIZES, use_bidirectional_attention=True),
         "'gemma3_text' is not supported: its attention looks to the right",
     ),
+    "not causal": (LlamaConfig(**SIZES, is_causal=False), "'llama' is not supported: its attention looks to the right"),
     "quantised": (
         LlamaConfig(**SIZES, quantization_config={"quant_method": "fp8"}),
         "is quantised, which is not supported",
@@ -431,7 +445,7 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
     lm = load_lm(doctored(tmp_path, how), [3])
     work = plan(lm, texts(tiny.TEXTS)[0].prompts)
     for _ in range(2):
-        with pytest.raises(SourceError, match="DoctoredModel of .* is not supported: after layer 1 something else"):
+        with pytest.raises(SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"):
             next(residuals(lm, [3], work))
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in lm.blocks)
 

@@ -140,11 +140,12 @@ def _read_config(files: Files) -> Any:
         config = whole.get_text_config()
     except Exception as error:  # configs check their fields by exceptions of their own
         raise SourceError(f"{path} is no model config this transformers knows: {first_line(error)}") from error
-    if whole.is_encoder_decoder:
+    if getattr(whole, "is_encoder_decoder", False):
         raise _unsupported(whole, "it is an encoder and a decoder, not a decoder alone")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _unsupported(config, "it is no causal language model")
-    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    if both_ways or not getattr(config, "is_causal", True):
         raise _unsupported(config, "its attention looks to the right")
     if getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None):
         raise SourceError(f"{files.name} is quantised, which is not supported: give the model it was made from")

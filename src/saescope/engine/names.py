@@ -43,9 +43,9 @@ def _prefix(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> 
 
 
 def _source(name: str, shape: Size, stored: Collection[str]) -> Source:
+    whole = Source(((name,),))
     owner, _, kind = name.rpartition(".")
     if name in stored or kind not in _STACKED or not owner.endswith(".experts"):
-        return Source(((name,),))
-    experts = (tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]) for n in range(shape[0]))
-    found = tuple(experts)
-    return Source(found, stacked=True) if any(n in stored for n in found[0]) else Source(((name,),))
+        return whole
+    experts = tuple(tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]) for n in range(shape[0]))
+    return Source(experts, stacked=True) if any(part in stored for part in experts[0]) else whole
