@@ -18,19 +18,14 @@ from torch import Tensor, nn
 from saescope.engine.pages import Pages, mapped_pages
 from saescope.errors import SourceError
 from saescope.sources.catalog import ModelSpec
+from saescope.sources.checkpoint import INDEX, PREFIXES, TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint, open_files
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
-_PREFIXES = ("model.", "", "model.language_model.", "language_model.model.")
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
 _PACKING = ("llama", "mistral", "qwen2", "qwen3")
-_INDEX = "model.safetensors.index.json"
 
 
 @final
@@ -157,7 +152,7 @@ def _fill(model: nn.Module, files: Files, dtype: torch.dtype, device: torch.devi
     """Give every parameter its tensor from the checkpoint; returns the shards that were opened."""
     shard_of = _shards(files)
     wanted = {name: parameter.shape for name, parameter in model.state_dict().items()}
-    prefix = next((p for p in _PREFIXES if any(p + name in shard_of for name in wanted)), "model.")
+    prefix = next((p for p in PREFIXES if any(p + name in shard_of for name in wanted)), "model.")
     missing = [prefix + name for name in wanted if prefix + name not in shard_of]
     if missing:
         raise SourceError(
@@ -194,8 +189,8 @@ def _fill_buffers(model: nn.Module) -> None:
 def _shards(files: Files) -> dict[str, str]:
     """Which safetensors file holds each tensor."""
     names = files.names()
-    if _INDEX in names:
-        path = files.path(_INDEX)
+    if INDEX in names:
+        path = files.path(INDEX)
         try:
             weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             return {str(name): str(shard) for name, shard in weights.items()}
@@ -204,7 +199,7 @@ def _shards(files: Files) -> dict[str, str]:
     if "model.safetensors" in names:
         with _open_shard(files.path("model.safetensors")) as tensors:
             return dict.fromkeys(tensors.keys(), "model.safetensors")
-    raise SourceError(f"{files.name} has no model.safetensors and no {_INDEX}: only safetensors weights are read")
+    raise SourceError(f"{files.name} has no model.safetensors and no {INDEX}: only safetensors weights are read")
 
 
 def _open_shard(path: Path) -> Any:
@@ -225,7 +220,7 @@ def _read_tensor(tensors: Any, name: str, shard: str) -> Tensor:
 def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     from transformers import AutoTokenizer
 
-    present = [name for name in _TOKENIZER_FILES if name in files.names()]
+    present = [name for name in TOKENIZER_FILES if name in files.names()]
     if not present:
         raise SourceError(f"{files.name} has no tokenizer files (tokenizer.json, …)")
     paths = [files.path(name) for name in present]

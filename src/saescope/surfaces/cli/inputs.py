@@ -56,9 +56,10 @@ class Inputs:
     def load(self, *, decoder: bool = False) -> "tuple[LM, list[TopKSae]]":
         """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
         from saescope.engine.lm import load_lm
-        from saescope.engine.load import load_sae, open_sae
+        from saescope.engine.load import load_sae
+        from saescope.sources.saes import open_sae
 
-        model, sae = self._names()
+        model, sae = self.names()
         source = open_sae(sae, k=self.k, offline=self.offline)
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
         lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
@@ -67,7 +68,8 @@ class Inputs:
             note(QWEN_SCOPE_NOTICE)
         return lm, saes
 
-    def _names(self) -> tuple[str, str]:
+    def names(self) -> tuple[str, str]:
+        """Model and SAE, one found from the other where it is left out; raises SourceError where it cannot be."""
         if self.model is None and self.sae is None:
             return EMBEDDED_PAIR
         if self.sae is None:
