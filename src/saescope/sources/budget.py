@@ -14,8 +14,10 @@ from saescope.sources.machine import show_bytes
 Mode = Literal["whole", "cut", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# Python, torch, transformers and a tokenizer themselves, before any weights: measured, see docs/memory.md.
-PROGRAM = 450 * 10**6
+# Python, torch, transformers and a tokenizer themselves, before any weights, and the libraries they are mapped from:
+# measured, see docs/memory.md.
+PROGRAM = 500 * 10**6
+LIBRARIES = 175 * 10**6
 # What encoding a batch holds of (tokens × d_sae) at once.
 ENCODE_BLOCK = 128 * 2**20
 # A lookup in the embedding maps this much around the row where the file is cached.
@@ -39,7 +41,8 @@ class Footprint:
 class Sizes:
     """What the parts of a job take, in bytes as they lie in their files; `blocks` are those up to the last layer.
 
-    `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch.
+    `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch
+    within a block, `kept` its residuals at one wanted layer, and `rows` the tokens of all prompts if that is known.
     `widening` is bytes computed for a byte stored. Weights are `mapped` where they are used as stored, on the CPU; with
     `on_device` encoders are copied too. `residuals` are kept in memory between blocks when streamed (0: in files).
     """
@@ -50,6 +53,7 @@ class Sizes:
     encoder: int
     n_saes: int
     activations: int
+    kept: int = 0
     encode_block: int = ENCODE_BLOCK
     rows: int | None = None
     widening: float = 1.0
@@ -60,19 +64,22 @@ class Sizes:
 
 def footprint(sizes: Sizes, mode: Mode) -> Footprint:
     """The peak of one way of running the job."""
-    work = PROGRAM + sizes.activations + sizes.encode_block + (sizes.residuals if mode == "streamed" else 0)
-    encoders = sizes.encoder * (1 if mode == "streamed" else sizes.n_saes)
+    at_once = 1 if mode == "streamed" else sizes.n_saes  # layers whose residuals and encoders are held together
+    work = PROGRAM + sizes.activations + sizes.encode_block + at_once * sizes.kept
+    work += sizes.residuals if mode == "streamed" else 0
+    encoders = at_once * sizes.encoder
     held_blocks = sum(sizes.blocks) if mode != "streamed" else max(sizes.blocks, default=0)
     rest = sizes.rest if mode == "whole" else 0
     if not sizes.mapped:
         held = round(sizes.widening * (sizes.embedding + held_blocks + rest))
-        # Weights are converted or copied a tensor at a time, and the pages they were read from go with their shard.
-        return _with_encoders(Footprint(max(sizes.blocks, default=0), work + held), encoders, sizes.on_device)
+        # The pages that weights are converted or copied from go when their shard is done.
+        read = LIBRARIES + max(sizes.embedding, *sizes.blocks)
+        return _with_encoders(Footprint(read, work + held), encoders, sizes.on_device)
     if mode == "whole":
         weights = sizes.embedding + held_blocks + rest
     else:
         weights = _touched(sizes) + max(sizes.blocks, default=0)
-    return _with_encoders(Footprint(weights, work), encoders, sizes.on_device)
+    return _with_encoders(Footprint(LIBRARIES + weights, work), encoders, sizes.on_device)
 
 
 def _with_encoders(weights: Footprint, encoders: int, on_device: bool) -> Footprint:
@@ -132,12 +139,11 @@ def _least(sizes: Sizes, modes: Sequence[Mode]) -> int:
     return min(footprint(sizes, mode).total for mode in modes)
 
 
-def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, n_layers: int, value: int) -> int:
-    """Bytes a batch of this many tokens takes inside one block, and as residuals of the wanted layers.
+def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
+    """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
 
     `attention` is the width of queries, keys and values together, `value` the bytes of a number.
     """
     inside = value * (3 * mlp + 4 * d_model + 2 * attention)
-    kept = value * n_layers * d_model
     in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32
-    return tokens * (inside + kept + in_float32)
+    return tokens * (inside + in_float32)

@@ -41,12 +41,12 @@ def _power(prefix: str | None) -> int:
     return (_DECIMAL | _BINARY)[(prefix or "").lower()]
 
 
-def show_bytes(amount: float) -> str:
+def show_bytes(amount: int) -> str:
     """An amount as a person reads it, in powers of 1000 as disks and the hub count: `2.15 GB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if amount >= 0.9995 * size:
             return f"{amount / size:.3g} {unit}" if amount < 999.5 * size else f"{amount / size:.0f} {unit}"
-    return f"{amount:.0f} bytes"
+    return f"{amount} bytes"
 
 
 def show_seconds(seconds: float) -> str:

@@ -1,16 +1,21 @@
 """`saescope plan`: what a job would fetch, keep on disk and hold in memory, before anything is fetched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.table import Table
 
 from saescope.errors import PromptError
 from saescope.sources.budget import footprints
+from saescope.sources.catalog import layer_of
 from saescope.sources.machine import guess_device, parse_bytes, parse_rate, show_bytes, show_seconds
-from saescope.sources.plan import Asked, Plan, make_plan
+from saescope.sources.plan import Asked, NeededFile, Plan, make_plan
 from saescope.sources.prompts import read_prompts
+from saescope.sources.saes import ranges
 from saescope.surfaces.cli.inputs import Inputs, is_run, parse_layers
 from saescope.surfaces.cli.show import cell, note, print_json, stdout, table
 
@@ -114,22 +119,36 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _files(planned: Plan) -> Any:
-    layers = ", ".join(map(str, planned.layers))
-    made = table(f"files, layer {layers}" if len(planned.layers) == 1 else f"files, layers {layers}", "from", "file",
-                 "size", "here", left=2)  # fmt: skip
+def _files(planned: Plan) -> Table:
+    title = f"files, layer{'s' if len(planned.layers) > 1 else ''} {ranges(planned.layers)}"
+    made = table(title, "from", "file", "size", "here", left=2)
     before = None
-    for file in planned.needed:
-        entry = file.entry
-        begun = f"{100 * entry.partial / (entry.bytes or 1):.0f} %" if entry.partial else "no"
-        size = "?" if entry.bytes is None else show_bytes(entry.bytes)
-        repo = "" if file.repo == before else cell(file.repo)
-        made.add_row(repo, cell(entry.name), size, "yes" if entry.have else begun)
-        before = file.repo
+    for (repo, _), group in groupby(planned.needed, key=_alike):
+        files = list(group)
+        first, last = files[0].entry.name, files[-1].entry.name
+        name = cell(first) if len(files) < 2 else f"{cell(first)} … {cell(last)} ({len(files)})"
+        sizes = [file.entry.bytes for file in files]
+        size = "?" if None in sizes else show_bytes(sum(n or 0 for n in sizes))
+        made.add_row(cell(repo) if repo != before else "", name, size, _here(files))
+        before = repo
     return made
 
 
-def _memory(planned: Plan) -> Any:
+def _alike(file: NeededFile) -> tuple[str, str]:
+    """Layer files of an SAE that are all here, or all not, stand in one row."""
+    entry = file.entry
+    alone = layer_of(entry.name) is None or entry.partial
+    return file.repo, entry.name if alone else f"layers {'here' if entry.have else 'to fetch'}"
+
+
+def _here(files: Sequence[NeededFile]) -> str:
+    entry = files[0].entry
+    if entry.partial:
+        return f"{100 * entry.partial / (entry.bytes or 1):.0f} %"
+    return "yes" if entry.have else "no"
+
+
+def _memory(planned: Plan) -> Table:
     budget = "" if planned.budget is None else f"; {show_bytes(planned.budget)} "
     budget += "" if not budget else "allowed" if planned.asked.budget else "free"
     title = f"memory on {planned.asked.device} in {planned.dtype}{budget}"
