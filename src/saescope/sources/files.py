@@ -148,7 +148,7 @@ class HubFiles(Files):
         info = asking_hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted, files_metadata=True))
         self._remember(str(info.sha))
         return str(info.sha), {
-            s.rfilename: Blob(s.size, s.lfs.sha256 if s.lfs else s.blob_id, s.lfs.sha256 if s.lfs else None)
+            s.rfilename: Blob(s.lfs.size, s.lfs.sha256, s.lfs.sha256) if s.lfs else Blob(s.size, s.blob_id)
             for s in info.siblings or ()
         }
 
@@ -253,8 +253,12 @@ def open_files(ref: str, *, offline: bool = False) -> Files:
     repo, _, revision = ref.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
         raise SourceError(f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
-    return HubFiles(repo, revision or None, offline)
+    return HubFiles(repo, revision or None, is_offline(offline))
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether nothing may be fetched: asked for, or by the hub's own HF_HUB_OFFLINE."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
 
 
 def fingerprint(path: Path) -> str:

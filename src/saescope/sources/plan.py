@@ -10,7 +10,7 @@ from saescope.errors import NotCachedError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK, Mode, Sizes, batch_activations, footprint, footprints, would_fit
 from saescope.sources.catalog import Release, find_release, layer_file
 from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
-from saescope.sources.files import Entry, Files, HubFiles, open_files
+from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
 from saescope.sources.machine import free_disk, free_memory, show_bytes
 from saescope.sources.saes import SaeSource, open_sae, what_name_says
 
@@ -218,6 +218,7 @@ class _Model:
 
 def make_plan(asked: Asked) -> Plan:
     """Look up what the job needs; raises SourceError where model or SAE cannot be found or do not belong together."""
+    asked = replace(asked, offline=is_offline(asked.offline))
     sae = _find_sae(asked)
     model = _find_model(asked, last=max(sae.layers))
     needed = (*model.needed, *sae.needed)
@@ -289,6 +290,9 @@ def _find_model(asked: Asked, last: int) -> _Model:
     entries = [_entry(files, name) for name in checkpoint.file_names(last)]
     needed = tuple(NeededFile(files.name, files, entry) for entry in entries)
     lost = [entry.name for entry in entries if entry.bytes is None]
+    if lost and not asked.offline:  # a mirror that does not tell sizes
+        line = f"{files.name}: the hub does not tell the size of {', '.join(lost)}"
+        return _Model(needed, checkpoint, checkpoint.tensors(last), (line,))
     if lost:
         line = f"{files.name}: {_count(lost, 'shard')} not in the local cache, sizes are not known offline"
         return _Model(needed, checkpoint, None, (line,))

@@ -105,7 +105,7 @@ def show_plan(console: Console, planned: Plan, limits: Limits, rate: float | Non
     if planned.sizes is not None:
         console.print(_memory(planned))
     if planned.flop_per_token is not None:
-        _line(console, _work(planned, computing))
+        _line(console, _work(planned, computing, rate))
     for line in planned.unknown:
         _line(console, f"not known: {line}")
     console.print("[green]It fits.[/]" if planned.fits else "[red]It does not fit.[/]")
@@ -162,13 +162,14 @@ def _memory(planned: Plan) -> Table:
     return made
 
 
-def _work(planned: Plan, computing: float | None) -> str:
+def _work(planned: Plan, computing: float | None, rate: float | None) -> str:
     each = (planned.flop_per_token or 0) / 1e9
     if planned.gflop is None:
-        return f"computing  {each:.1f} GFLOP a token (give SETS for the whole)"
+        measured = f", {show_seconds(1e12 * each / rate)} for 1,000 at the measured rate" if rate else ""
+        return f"computing  {each:.3g} GFLOP a token{measured} (give SETS for the whole)"
     seconds = f", {show_seconds(computing)} at the measured rate" if computing is not None else " (--measure: seconds)"
     tokens = f"about {planned.asked.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
-    return f"computing  {tokens} of {each:.1f} GFLOP: {planned.gflop:,.0f} GFLOP{seconds}"
+    return f"computing  {tokens} of {each:.3g} GFLOP: {planned.gflop:,.0f} GFLOP{seconds}"
 
 
 def _tokens(sets: str) -> int:
