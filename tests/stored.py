@@ -22,11 +22,12 @@ def write_run(
     resids: npt.NDArray[np.float32] | None = None,
     errors: npt.NDArray[np.float32] | None = None,
     model: str = "planned",
+    words: Sequence[str] = (),
 ) -> Run:
     """A run of sets with prompts of these lengths, where token t fires feature f in layer n if fires[n][t, f].
 
     Every activation is 1 + id / d_sae; k is the most that any token fires. `resids` (prompts, d_model) are each
-    prompt's mean and last residual, `errors` every token's reconstruction error.
+    prompt's mean and last residual, `errors` every token's reconstruction error; `words` what tokens read, in turn.
     """
     sets = [
         PromptSet(
@@ -35,7 +36,11 @@ def write_run(
         )
         for name, n in lengths.items()
     ]
-    tokens = [[(i, f"t{i}") for i in range(n)] for group in lengths.values() for n in group]
+    tokens = [
+        [(i, words[i % len(words)] if words else f"t{i}") for i in range(n)]
+        for group in lengths.values()
+        for n in group
+    ]
     total = sum(map(len, tokens))
     vectors = resids if resids is not None else np.ones((len(tokens), 4), np.float32)
     counted = np.array([max(0, len(prompt) - 1) for prompt in tokens], np.int32)

@@ -385,3 +385,40 @@ def test_reader_that_stops_reading_is_no_error(pair: Pair) -> None:
     assert started.stderr.read() == ""
     started.stderr.close()
     assert started.wait(60) == 0
+
+
+# --- questions that have no answer
+
+QUESTIONS = [
+    (["detect", "SETS", "--target", "none"], "no set 'none': the sets are blue, green, red"),
+    (["detect", "SETS", "--target", "red", "--against", "red"], "other than itself"),
+    (["detect", "SETS", "--target", "red", "--min-rate", "1.5"], "--min-rate is 1.5"),
+    (["detect", "SETS", "--target", "red", "--transfer", ":green"], "names no set"),
+    (["detect", "SETS"], "--target"),
+    (["layers", "SETS", "--feature", "here"], "'here' is not LAYER/ID"),
+    (["precision", "SETS", "--against", "float16"], "float16"),
+    (["fitness", "SETS", "--base", "no/such/model"], "no/such/model does not exist"),
+    (["verify", "no-such-run"], "is no run"),
+    (["rerun", "no-such-run"], "is no run"),
+    (["report", "no-such-run"], "is no run"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "reason"), QUESTIONS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_question_without_an_answer(
+    arguments: list[str], reason: str, pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What can be known before computing is refused before computing, and leaves nothing behind."""
+    on_runs = arguments[0] in ("verify", "rerun", "report")
+    given = [str(sets_folder) if word == "SETS" else word for word in arguments]
+    assert_refused([*given, *([] if on_runs else of(pair))], capfd, reason)
+
+
+def test_unfitting_feature_is_refused_after_computing_once(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["layers", str(sets_folder), *of(pair), "--out", "run"]) == 0
+    assert_refused(["layers", "run", "--feature", "9/1"], capfd, "run holds layers 0, 1, 2, not 9")
+    assert_refused(["layers", "run", "--feature", "1/999"], capfd, "feature 1/999 is none: layer 1 has 256")
+    assert_refused(["fitness", "run"], capfd, "keeps no reconstruction errors")
+    assert_refused(["precision", "run", "sets"], capfd, "sets is no run")

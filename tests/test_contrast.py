@@ -26,7 +26,8 @@ def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
     fires[[13, 17], 0] = True
     fires[[0, 4, 8, 12], 1] = True  # position 0 only: never counted
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3}, {5: fires})
-    found = contrast(run, Settings(shuffles=0)).layers[5].sets["a"]
+    result = contrast(run, Settings(shuffles=0))
+    found = result.layers[5].sets["a"]
     [feature] = found.features
     assert (found.tokens, found.prompts) == (9, 3)
     assert str(feature.feature) == "5/0"
@@ -37,6 +38,8 @@ def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
     assert feature.mean_act == pytest.approx(1.0)
     assert feature.ci[0] < 1.0 <= feature.ci[1]
     assert feature.rate_ci[0] < 6 / 9 < feature.rate_ci[1]
+    assert -1 <= feature.holdout_score_ci[0] < feature.holdout_score < feature.holdout_score_ci[1] <= 1
+    assert result.rows()[0]["holdout_score_ci"] == list(feature.holdout_score_ci)
 
 
 def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:

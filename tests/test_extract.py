@@ -40,7 +40,7 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", **SHAPES[shape])
     sae_folder = tiny.save_sae(tmp_path / "sae", layers=[1], d_model=SHAPES[shape].get("d_model", 32), d_sae=300)
     lm, sae = load_lm(model, [1], dtype="float32"), load_sae(sae_folder, 1)
-    scanned = scan(lm, [sae], texts(tiny.TEXTS)[0].prompts, n_top=K, batch_tokens=64)
+    scanned = scan(lm, [sae], texts(tiny.TEXTS)[0].prompts, n_top=K, batch_tokens=64).prompts
     for prompt, ref in zip(scanned, reference.features(model, sae_folder, 1, K, tiny.TEXTS), strict=True):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[1] for token in prompt.tokens])
@@ -90,7 +90,7 @@ def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Pa
 
 def test_last_layer_is_before_the_final_norm(pair: Pair) -> None:
     lm, saes = pair.load(2)
-    [prompt] = scan(lm, saes, texts(["hello there"])[0].prompts)
+    [prompt] = scan(lm, saes, texts(["hello there"])[0].prompts).prompts
     [ref] = reference.features(pair.model, pair.sae, 2, K, ["hello there"])
     norms = torch.tensor([token.norm[2] for token in prompt.tokens])
     torch.testing.assert_close(norms, ref.norms, atol=1e-4, rtol=1e-4)
@@ -195,7 +195,7 @@ def sink_model(folder: Path, token: str) -> Path:
 def test_sink_mid_sequence_is_reported(tmp_path: Path) -> None:
     lm = load_lm(sink_model(tmp_path / "model", "%"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae"), 1)
-    [prompt, clean] = scan(lm, [sae], texts(["hello the% world, how are you", "nothing here"])[0].prompts)
+    [prompt, clean] = scan(lm, [sae], texts(["hello the% world, how are you", "nothing here"])[0].prompts).prompts
     sinks = [token for token in prompt.tokens if token.sink]
     assert [token.token for token in sinks] == ["%"]
     median = np.median([token.norm[1] for token in prompt.tokens])

@@ -272,7 +272,7 @@ def test_index_naming_a_tensor_its_shard_lacks_is_refused(sharded: Path) -> None
 
 
 def test_shards_that_hold_nothing_needed_are_never_opened(sharded: Path) -> None:
-    before = [token.norm for p in scan(*_scannable(sharded)) for token in p.tokens]
+    before = [token.norm for p in scan(*_scannable(sharded)).prompts for token in p.tokens]
     needed = {
         shard
         for name, shard in _index(sharded).items()
@@ -282,7 +282,7 @@ def test_shards_that_hold_nothing_needed_are_never_opened(sharded: Path) -> None
     assert len(unneeded) >= 2
     for shard in unneeded:
         (sharded / shard).unlink()
-    assert [token.norm for p in scan(*_scannable(sharded)) for token in p.tokens] == before
+    assert [token.norm for p in scan(*_scannable(sharded)).prompts for token in p.tokens] == before
 
 
 def _scannable(model: Path) -> tuple[object, ...]:

@@ -73,3 +73,21 @@ def test_clustered_intervals_cover_at_their_rate() -> None:
     assert 0.93 < ((low <= 0.4) & (high >= 0.4)).mean() < 0.97
     plain_low, plain_high = stats.wilson(mean, int(n.sum()))
     assert ((plain_low <= 0.4) & (plain_high >= 0.4)).mean() < 0.85  # what ignoring the prompts would claim
+
+
+def test_interval_of_a_difference_is_the_published_one() -> None:
+    rates, n = np.array([56 / 70, 48 / 80]), np.array([70, 80])  # Newcombe 1998, table II, row (a), method 10
+    first, second = (stats.wilson(rates[i : i + 1], n[i : i + 1]) for i in (0, 1))
+    low, high = stats.newcombe(rates[:1], first, rates[1:], second)
+    assert (low[0], high[0]) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_clustered_intervals_of_a_difference_cover_at_their_rate() -> None:
+    rng = np.random.default_rng(2)
+    n, means, ends = np.full(60, 12), [], []
+    for a, b in ((6, 4), (2, 3)):  # prompts of one set fire at 0.6 on average, of the other at 0.4
+        hits = rng.binomial(12, rng.beta(a, b, size=(60, 2000)))
+        means.append(hits.sum(0) / n.sum())
+        ends.append(stats.wilson(means[-1], stats.effective_n(hits, n)))
+    low, high = stats.newcombe(means[0], ends[0], means[1], ends[1])
+    assert 0.93 < ((low <= 0.2) & (high >= 0.2)).mean() < 0.97

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, Settings, contrast
     from saescope.analysis.detect import Detection, DetectSettings, detect
+    from saescope.analysis.examples import Examples, examples
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae
     from saescope.engine.sae import SparseActs, TopKSae
-    from saescope.engine.scan import scan
+    from saescope.engine.scan import Scan, scan
     from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.sources.saes import open_sae
     from saescope.store.masking import Masking
     from saescope.store.runs import Run, verify
+    from saescope.surfaces.report import write_report
 
 __all__ = [
     "Agreement",
@@ -37,6 +39,7 @@ __all__ = [
     "Edit",
     "EditError",
     "EditSet",
+    "Examples",
     "Feature",
     "Fitness",
     "LM",
@@ -50,6 +53,7 @@ __all__ = [
     "Run",
     "RunError",
     "SaescopeError",
+    "Scan",
     "Settings",
     "SourceError",
     "SparseActs",
@@ -60,6 +64,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "examples",
     "extract",
     "fitness",
     "layers",
@@ -73,12 +78,14 @@ __all__ = [
     "texts",
     "verify",
     "write_edits",
+    "write_report",
 ]
 
 _HOME = {
     "analysis.agreement": ("Agreement", "agreement"),
     "analysis.contrast": ("Contrast", "Settings", "contrast"),
     "analysis.detect": ("Detection", "DetectSettings", "detect"),
+    "analysis.examples": ("Examples", "examples"),
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
@@ -88,13 +95,14 @@ _HOME = {
     "engine.lm": ("LM", "load_lm"),
     "engine.load": ("load_sae",),
     "engine.sae": ("SparseActs", "TopKSae"),
-    "engine.scan": ("scan",),
+    "engine.scan": ("Scan", "scan"),
     "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "sources.saes": ("open_sae",),
     "store.masking": ("Masking",),
     "store.runs": ("Run", "verify"),
+    "surfaces.report": ("write_report",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

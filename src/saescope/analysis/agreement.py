@@ -14,11 +14,11 @@ import numpy.typing as npt
 from saescope.analysis.contrast import Settings, contrast
 from saescope.analysis.counts import count_fires
 from saescope.analysis.stats import Bools, Floats
-from saescope.analysis.table import Table
 from saescope.errors import RunError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
+from saescope.table import Table
 
 SAFE_TOP5, SAFE_RATE = 0.9, 0.05
 _CHUNK = 8192

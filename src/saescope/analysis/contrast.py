@@ -16,12 +16,12 @@ from saescope.analysis import stats
 from saescope.analysis.counts import Counts, count_fires, mean_acts, refuse_unscored
 from saescope.analysis.search import Found, find, hardest_p, shuffled_confirmed
 from saescope.analysis.stats import Bools, Floats
-from saescope.analysis.table import Table
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.table import Table
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class FeatureContrast:
     holdout_rate: float
     holdout_other_rate: float
     holdout_score: float
+    holdout_score_ci: tuple[float, float]
     holdout_p: float
     mean_act: float
 
@@ -103,7 +104,7 @@ class Contrast(Table):
     def rows(self) -> list[dict[str, Any]]:
         """A row a layer, set and feature."""
         return [
-            {"layer": n, "set": name, **_feature_dict(feature)}
+            {"layer": n, "set": name, **feature_dict(feature)}
             for n, layer in self.layers.items()
             for name, one in layer.sets.items()
             for feature in one.features
@@ -196,8 +197,9 @@ def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Setti
     rates, prompt_rates, held = counts.rates(), counts.prompt_rates(), holdout.rates()
     others, prompt_others, held_others = (np.delete(r, i, axis=0).max(axis=0) for r in (rates, prompt_rates, held))
     names = np.delete(np.array(run.sets), i)[np.delete(rates, i, axis=0).argmax(axis=0)]
-    rate_ci = stats.wilson(rates[i], stats.effective_n(counts.hits[rows].toarray(), counts.n[rows]))
+    rate_ci = _rate_ci(counts, i)
     ci = stats.wilson(prompt_rates[i], float((rows & (counts.n > 0)).sum()))
+    held_ci = _score_ci(holdout, i)
     holdout_p = hardest_p(holdout, i)
     return SetContrast(
         tokens=int(everywhere.n[rows].sum()),
@@ -222,6 +224,7 @@ def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Setti
                 holdout_rate=float(held[i, at]),
                 holdout_other_rate=float(held_others[at]),
                 holdout_score=float(held[i, at] - held_others[at]),
+                holdout_score_ci=(float(held_ci[0][at]), float(held_ci[1][at])),
                 holdout_p=float(holdout_p[at]),
                 mean_act=float(evidence.means[i, f]),
             )
@@ -233,6 +236,25 @@ def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Setti
 def _score(rates: Floats, i: int) -> Floats:
     """Set i's rate minus the largest in another set."""
     return np.asarray(rates[i] - np.delete(rates, i, axis=0).max(axis=0))
+
+
+def _rate_ci(counts: Counts, i: int) -> tuple[Floats, Floats]:
+    """Interval of set i's rates, its clustered positions taken for as many independent ones as they are worth."""
+    rows = counts.labels == i
+    hits, n = counts.hits[rows].toarray(), counts.n[rows]
+    return stats.wilson(hits.sum(0) / max(n.sum(), 1), stats.effective_n(hits, n))
+
+
+def _score_ci(counts: Counts, i: int) -> tuple[Floats, Floats]:
+    """Interval of set i's rate minus the largest in another set."""
+    rates = counts.rates()
+    others = np.delete(np.arange(counts.n_sets), i)
+    nearest = others[rates[others].argmax(axis=0)]
+    low, high = np.zeros(len(nearest)), np.ones(len(nearest))
+    for j in np.unique(nearest).tolist():
+        of_j = nearest == j
+        low[of_j], high[of_j] = _rate_ci(counts.columns(of_j), j)
+    return stats.newcombe(rates[i], _rate_ci(counts, i), rates[nearest, np.arange(len(nearest))], (low, high))
 
 
 def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
@@ -249,12 +271,14 @@ def _set_dict(result: SetContrast) -> dict[str, Any]:
         "prompts": result.prompts,
         "candidates": result.candidates,
         "confirmed": result.confirmed,
-        "features": [_feature_dict(feature) for feature in result.features],
+        "features": [feature_dict(feature) for feature in result.features],
     }
 
 
-def _feature_dict(f: FeatureContrast) -> dict[str, Any]:
-    return {**vars(f), "feature": str(f.feature), "rate_ci": list(f.rate_ci), "ci": list(f.ci)}
+def feature_dict(f: FeatureContrast) -> dict[str, Any]:
+    """A row as plain values."""
+    intervals = {name: list(getattr(f, name)) for name in ("rate_ci", "ci", "holdout_score_ci")}
+    return {**vars(f), "feature": str(f.feature), **intervals}
 
 
 def _masked(layers: Sequence[LayerContrast]) -> dict[str, int]:

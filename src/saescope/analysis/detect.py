@@ -16,13 +16,13 @@ from saescope.analysis.classify import Scores, baselines, fit_or_rule, score
 from saescope.analysis.counts import Counts, count_fires, refuse_unscored
 from saescope.analysis.search import Found, find
 from saescope.analysis.stats import Bools, Floats, Ints
-from saescope.analysis.table import Table
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_key, split_prompts
 from saescope.store.masking import Masking, Positions
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
+from saescope.table import Table
 
 GROUP_JACCARD = 0.5
 
@@ -228,7 +228,7 @@ def detect(
     """
     settings = settings or DetectSettings()
     settings.check()
-    others = _check_sets(run, target, against, transfer)
+    others = check_sets(run.sets, target, against, transfer)
     split = split_prompts(run.prompts, seed=settings.seed)
     question = _Question(run, target, others, np.array([part == "discovery" for part in split]), settings)
     found = [_layer(question, n) for n in layers or run.layers]
@@ -252,18 +252,17 @@ def detect(
     )
 
 
-def _check_sets(
-    run: Run, target: str, against: Sequence[str] | None, transfer: Mapping[str, Sequence[str]] | None
+def check_sets(
+    sets: Sequence[str], target: str, against: Sequence[str] | None, transfer: Mapping[str, Sequence[str]] | None
 ) -> list[str]:
-    others = list(against) if against is not None else [name for name in run.sets if name != target]
+    """The sets that the target is told from; raises PromptError for one that is not there, or if there is none."""
+    others = list(against) if against is not None else [name for name in sets if name != target]
     named = [target, *others, *(transfer or {}), *(n for negatives in (transfer or {}).values() for n in negatives)]
     for name in named:
-        if name not in run.sets:
-            raise PromptError(f"there is no set {name!r}: the sets are {', '.join(run.sets)}")
+        if name not in sets:
+            raise PromptError(f"there is no set {name!r}: the sets are {', '.join(sets)}")
     if not others or target in others:
-        raise PromptError(
-            f"detect needs a set to compare {target!r} with, other than itself: the sets are {', '.join(run.sets)}"
-        )
+        raise PromptError(f"nothing to tell {target!r} from, other than itself: the sets are {', '.join(sets)}")
     return others
 
 

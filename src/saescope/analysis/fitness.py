@@ -7,10 +7,10 @@ import numpy as np
 
 from saescope.analysis.agreement import agreement
 from saescope.analysis.stats import Bools
-from saescope.analysis.table import Table
 from saescope.errors import RunError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.table import Table
 
 FITS_RATIO, FITS_JACCARD, POOR_FVU = 1.25, 0.6, 0.5
 

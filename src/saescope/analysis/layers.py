@@ -12,16 +12,16 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from saescope.analysis.contrast import Contrast, FeatureContrast, Settings, contrast
+from saescope.analysis.contrast import Contrast, FeatureContrast, Settings, contrast, feature_dict
 from saescope.analysis.counts import fires_by_prompt
 from saescope.analysis.stats import Bools, Floats, Ints
-from saescope.analysis.table import Table
 from saescope.errors import RunError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_key, split_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
+from saescope.table import Table
 
 # Cosines of some features' decoder directions with those of every feature of a layer: (features, d_sae).
 Cosines = Callable[[Sequence[Feature], int], npt.NDArray[np.float32]]
@@ -85,7 +85,7 @@ class Layers(Table):
                     "separation": one.separation,
                     "ci": list(one.ci),
                     "as_good_as_best": one.as_good,
-                    "sets": {name: _feature_dict(feature) for name, feature in one.sets.items()},
+                    "sets": {name: feature_dict(feature) for name, feature in one.sets.items()},
                     "masked": dict(zip(("pos0", "sinks"), self.masked[n], strict=True)),
                 }
                 for n, one in self.layers.items()
@@ -113,14 +113,10 @@ class Layers(Table):
     def rows(self) -> list[dict[str, Any]]:
         """A row a layer and set."""
         return [
-            {"layer": n, "separation": one.separation, "set": name, **_feature_dict(feature)}
+            {"layer": n, "separation": one.separation, "set": name, **feature_dict(feature)}
             for n, one in self.layers.items()
             for name, feature in one.sets.items()
         ]
-
-
-def _feature_dict(f: FeatureContrast) -> dict[str, Any]:
-    return {**vars(f), "feature": str(f.feature), "rate_ci": list(f.rate_ci), "ci": list(f.ci)}
 
 
 def layers(

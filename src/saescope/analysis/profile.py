@@ -11,10 +11,10 @@ import numpy.typing as npt
 from saescope.analysis.cautions import Means, leading_tokens, many_sinks, position_0_drives
 from saescope.analysis.pieces import Pieces, Sample, samples
 from saescope.analysis.stats import Bools, Floats, Ints, bootstrap_mean
-from saescope.analysis.table import Table
 from saescope.errors import PromptError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.table import Table
 
 SAMPLES = 3
 _SAMPLED_PROMPTS = 200  # a set's words are looked for in its first prompts

@@ -29,6 +29,16 @@ def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: flo
     return np.where(rate <= 0, 0.0, low), np.where(rate >= 1, 1.0, high)
 
 
+def newcombe(
+    rate: Floats, ci: tuple[Floats, Floats], other_rate: Floats, other_ci: tuple[Floats, Floats]
+) -> tuple[Floats, Floats]:
+    """Interval of a difference of two rates, from each one's own interval (Newcombe 1998, method 10)."""
+    difference = rate - other_rate
+    low = difference - np.hypot(rate - ci[0], other_ci[1] - other_rate)
+    high = difference + np.hypot(ci[1] - rate, other_rate - other_ci[0])
+    return low, high
+
+
 def bootstrap_mean(values: Floats, seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of independent values, at least two of them (Efron 1979)."""
     rng = np.random.default_rng(seed)

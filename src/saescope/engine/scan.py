@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 from saescope.store.tables import LayerFeatures
+from saescope.table import Table
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,29 @@ class ScannedPrompt:
         return {"text": self.text, "tokens": [token.to_dict() for token in self.tokens]}
 
 
+@final
+@dataclass(frozen=True)
+class Scan(Table):
+    """The answer to `scan`."""
+
+    prompts: list[ScannedPrompt]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        return {"prompts": [prompt.to_dict() for prompt in self.prompts]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a token, layer and feature that fires, strongest first."""
+        return [
+            {"prompt": n, "pos": t.pos, "token": t.token, "sink": t.sink, "layer": layer, "norm": t.norm[layer],
+             "rank": rank, "feature": str(feature), "act": act}
+            for n, prompt in enumerate(self.prompts)
+            for t in prompt.tokens
+            for layer, top in t.features.items()
+            for rank, (feature, act) in enumerate(top)
+        ]  # fmt: skip
+
+
 def scan(
     lm: LM,
     saes: Sequence[TopKSae],
@@ -63,7 +87,7 @@ def scan(
     n_top: int = 5,
     masking: Masking | None = None,
     batch_tokens: int = BATCH_TOKENS,
-) -> list[ScannedPrompt]:
+) -> Scan:
     """The `n_top` strongest features of every token that fire, by layer; sinks are judged over these prompts."""
     if n_top < 1:
         raise PromptError(f"--n-top is {n_top}: it must be at least 1")
@@ -77,7 +101,7 @@ def scan(
     rule = masking or Masking()
     sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)
     text = TokenText(lm.tokenizer)
-    return [
+    scanned = [
         ScannedPrompt(
             text=prompt.shown,
             tokens=[
@@ -94,6 +118,7 @@ def scan(
         )
         for prompt, ids, start in zip(prompts, work.rows, starts[:-1].tolist(), strict=True)
     ]
+    return Scan(scanned)
 
 
 def _in_order(parts: Sequence[LayerFeatures], order: np.ndarray[Any, np.dtype[np.intp]]) -> LayerFeatures:

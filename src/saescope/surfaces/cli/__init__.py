@@ -5,9 +5,10 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App, CycloptsError
-from cyclopts.config import Toml
+from cyclopts.argument import ArgumentCollection, update_argument_collection
 
 from saescope.errors import SaescopeError
 from saescope.version import __version__
@@ -15,18 +16,31 @@ from saescope.version import __version__
 CONFIG = "saescope.toml"
 DONE, FOUND, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
+
+def _configured(app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Take from the configuration what the command line does not say.
+
+    cyclopts' own reader would leave out `layers`, which is an option and a command too.
+    """
+    path = Path(CONFIG)
+    if path.is_file():
+        data = _read_config(path)
+        apps = app.app_stack.stack[-1]
+        update_argument_collection(data, str(path.absolute()), arguments, apps, root_keys=(), allow_unknown=True)
+
+
 app = App(
     name="saescope",
     help="Find the SAE features behind a behaviour, on the machine you have.",
     version=__version__,
-    config=Toml(CONFIG, use_commands_as_keys=False, allow_unknown=True),
+    config=_configured,
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
 )
 _COMMANDS = {
-    "demo": "The main job on the embedded pair: profile, scan and contrast.",
+    "demo": "The main job on the embedded pair: profile, scan, contrast, report.",
     "plan": "What a job would fetch, keep on disk and hold in memory; does it fit?",
     "fetch": "The files a job needs, and no others.",
     "scan": "Each token's strongest features.",
@@ -34,6 +48,7 @@ _COMMANDS = {
     "detect": "Features that detect a behaviour, and a classifier made of them.",
     "layers": "Where sets separate best, and which feature a concept is at each depth.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
+    "report": "A run as one HTML page.",
     "precision": "The same job in two dtypes or on two devices, compared.",
     "fitness": "Whether an SAE fits a model it was not trained on.",
     "rerun": "The job of a run again, from its manifest; is it the same?",
@@ -74,15 +89,19 @@ def _check_config(path: Path) -> None:
     """Refuse a file that is not TOML or has a key no command knows; what another command takes may stand in it."""
     if not path.is_file():
         return
-    try:
-        keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
+    keys = _read_config(path).keys()
     options = (argument for verb in _COMMANDS for argument in app[verb].assemble_argument_collection())
     known = {name.removeprefix("--").replace("-", "_") for argument in options for name in argument.names}
     for key in keys:
         if key.replace("-", "_") not in known:
             raise SaescopeError(f"{path}: no command has an option {key!r}; see saescope COMMAND --help")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
 
 
 def _refuse(reason: str) -> int:

@@ -1,4 +1,4 @@
-"""`saescope demo`: the main job on the embedded pair."""
+"""`saescope demo`: the main job on the embedded pair, from prompts to a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,14 @@ from saescope.surfaces.cli.inputs import Inputs, run_of
 from saescope.surfaces.cli.profile import show_profile
 from saescope.surfaces.cli.scan import show_scan
 from saescope.surfaces.cli.show import print_json, stdout
+from saescope.surfaces.report import write_report
 
 _ROWS = 3
 _SHOWN = ("english", "code", "japanese")
 
 
 def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Run the main job on the embedded pair: profile, scan and contrast over the bundled prompt sets.
+    """Run the main job on the embedded pair: profile, scan, contrast and report over the bundled prompt sets.
 
     Parameters
     ----------
@@ -34,16 +35,18 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
     from saescope.engine.scan import scan
 
     run = run_of(lm, saes, sets, BUNDLED, inputs.batch_tokens, out, {"verb": "demo", "options": {}})
-    profiled = profile_run(run)
+    profiled = profile_run(run, n_samples=1)
     prompts = texts(next(s for s in sets if s.name == name).prompts[0].shown for name in _SHOWN)[0].prompts
     scanned = scan(lm, saes, prompts)
     contrasted = contrast_run(run, Settings())
+    report = write_report(run)
     if json:
         print_json(
             {
                 "profile": profiled.to_dict(),
-                "scan": {"prompts": [prompt.to_dict() for prompt in scanned]},
+                "scan": scanned.to_dict(),
                 "contrast": contrasted.to_dict(),
+                "report": str(report),
                 "run": str(run.path),
             }
         )
@@ -53,3 +56,4 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
     show_scan(console, scanned)
     show_contrast(console, contrasted, n_top=_ROWS)
     console.print(f"\nThe run lies in {run.path}. Ask it again without a model: saescope contrast {run.path}")
+    console.print(f"All of it as a page: {report}")

@@ -1,6 +1,6 @@
 """`saescope detect`: features that detect a behaviour, and a classifier made of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.analysis.classify import Scores
-from saescope.analysis.detect import Detection, DetectSettings
+from saescope.analysis.detect import Detection, DetectSettings, check_sets
 from saescope.analysis.detect import detect as detect_in
 from saescope.control.edits import Edit, EditSet, write_edits
 from saescope.errors import PromptError
@@ -74,14 +74,19 @@ def detect(
     """
     settings = DetectSettings(min_rate, max_other, max_k, alpha, shuffles, seed, masks.masking())
     settings.check()
-    options = {
+    options: dict[str, Any] = {
         "target": target,
         "against": against.split(",") if against else None,
         "transfer": _pairs(transfer) if transfer else None,
         "settings": asdict(settings),
         "layers": None if inputs.layers in (None, "all") else parse_layers(inputs.layers),
     }
-    run = obtain_run(sets, inputs, out, {"verb": "detect", "options": options}, compared=settings.masking)
+    command = {"verb": "detect", "options": options}
+
+    def check(names: Sequence[str]) -> None:
+        check_sets(names, target, options["against"], options["transfer"])
+
+    run = obtain_run(sets, inputs, out, command, compared=settings.masking, check=check)
     result = answer(run, options)
     path = None
     if result.classifier.features:

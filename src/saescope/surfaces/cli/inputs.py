@@ -1,6 +1,6 @@
 """Options that every command takes, and how they become a model and SAEs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -128,6 +128,7 @@ def obtain_run(
     command: Mapping[str, Any],
     *,
     compared: Masking | None = None,
+    check: Callable[[Sequence[str]], object] | None = None,
     errors: bool = False,
 ) -> Run:
     """The run at this path, or the run of these prompt sets, computed unless it is already there.
@@ -138,6 +139,8 @@ def obtain_run(
     if is_run(sets):
         return Run.open(Path(sets).expanduser())
     prompts = read_prompts(sets)
+    if check:
+        check([group.name for group in prompts])
     if compared and len(prompts) < 2:
         raise PromptError(f"{sets} has one set ({prompts[0].name}): add another to compare it with")
     lm, saes = inputs.load(decoder=errors)

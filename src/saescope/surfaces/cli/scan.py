@@ -12,7 +12,7 @@ from saescope.surfaces.cli.inputs import Inputs, Masks
 from saescope.surfaces.cli.show import cell, print_json, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.engine.scan import ScannedPrompt
+    from saescope.engine.scan import Scan
 
 
 def scan(
@@ -48,14 +48,14 @@ def scan(
     prompts = texts(lines)[0].prompts
     scanned = scan_prompts(lm, saes, prompts, n_top=n_top, masking=masking, batch_tokens=inputs.batch_tokens)
     if json:
-        print_json({"prompts": [prompt.to_dict() for prompt in scanned]})
+        print_json(scanned.to_dict())
     else:
         show_scan(stdout(), scanned)
 
 
-def show_scan(console: Console, scanned: "list[ScannedPrompt]") -> None:
+def show_scan(console: Console, scanned: "Scan") -> None:
     """A table for every prompt and layer; `*` marks sinks."""
-    for prompt in scanned:
+    for prompt in scanned.prompts:
         for layer in prompt.tokens[0].norm:
             made = table(
                 f"{cell(prompt.text)}   (layer {layer})",
@@ -71,5 +71,5 @@ def show_scan(console: Console, scanned: "list[ScannedPrompt]") -> None:
                 norm = f"{token.norm[layer]:.4g}{'*' if token.sink else ''}"
                 made.add_row(str(token.pos), cell(token.token), norm, top)
             console.print(made)
-    if any(token.sink for prompt in scanned for token in prompt.tokens):
+    if any(token.sink for prompt in scanned.prompts for token in prompt.tokens):
         console.print("* sink: its norm is far over the layer's median; its features are outside the SAE's training")

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from saescope.analysis.table import Table as Result
 from saescope.store.runs import Run
+from saescope.surfaces.visible import visible
+from saescope.table import Table as Result
 
 T = TypeVar("T", bound=Result)
 _PLAIN_WIDTH = 160
@@ -74,7 +75,7 @@ def cell(text: str) -> str:
     """A token or prompt as a table cell: control characters escaped, markup taken literally, spaces visible."""
     from rich.markup import escape
 
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = visible(text)
     return escape(shown.replace(" ", "·") if shown.startswith(" ") or shown.endswith(" ") else shown)
 
 

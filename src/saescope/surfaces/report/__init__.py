@@ -1,0 +1,43 @@
+"""A run as one HTML page that needs nothing else: no network, no scripts, no fonts of its own.
+
+`page.py` decides what is on it, `plots.py` draws, `page.html` and `page.css` are how it looks. The same run gives the
+same bytes, wherever it lies.
+"""
+
+import os
+from pathlib import Path
+
+from saescope.errors import ResourceError, RunError
+from saescope.store.runs import Run
+
+
+def write_report(run: Run, out: Path | None = None) -> Path:
+    """Write a run's page, beside the run where no file is named, and say where it is.
+
+    Raises RunError for a place inside the run, which is immutable, and ResourceError where it cannot be written.
+    """
+    from saescope.surfaces.report.page import render
+
+    home = run.path if run.path.name not in ("", "..") else run.path.resolve()
+    out = home.parent / f"{home.name}.html" if out is None else out
+    if out.resolve().is_relative_to(run.path.resolve()):
+        raise RunError(f"{out} lies in the run, which is never written again: choose another --out")
+    _publish(out, render(run))
+    return out
+
+
+def _publish(out: Path, text: str) -> None:
+    """Write the whole page under another name, then give it its own."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
