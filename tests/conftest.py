@@ -12,8 +12,9 @@ import pytest
 
 import tiny
 from saescope.engine.lm import LM, load_lm
-from saescope.engine.load import load_sae, open_sae
+from saescope.engine.load import load_sae
 from saescope.engine.sae import TopKSae
+from saescope.sources.saes import open_sae
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A hub on 127.0.0.1: enough of its protocol for huggingface_hub to list, check and download files of folders."""
+"""A hub on 127.0.0.1: enough of its protocol for huggingface_hub to list, check and download files of folders.
+
+It can misbehave: drop a connection within a file, stop sending, or send what is not the file.
+"""
 
 import hashlib
 import json
@@ -19,6 +22,27 @@ class Hub:
     revisions: Mapping[str, str]
     url: str = ""
     downloaded: list[str] = field(default_factory=list)
+    sent: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # first byte and number, of every answer
+    drop_after: dict[str, int] = field(default_factory=dict)  # by file name; once
+    stop_after: dict[str, int] = field(default_factory=dict)  # by file name; until the test ends
+    damaged: set[str] = field(default_factory=set)  # file names whose last byte comes wrong
+    known: dict[Path, str] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def etag(self, path: Path) -> str:
+        """SHA-256 of what the file holds; of very large (sparse) ones some name, for they are never read whole."""
+        if path not in self.known:
+            data = str(path).encode() if path.stat().st_size > 2**28 else path.read_bytes()
+            self.known[path] = hashlib.sha256(data).hexdigest()
+        return self.known[path]
+
+    def about(self, repo: str, name: str) -> dict[str, object]:
+        """A file as the list of a repository has it with metadata; weights and tokenizers are in large file storage."""
+        path = self.repos[repo] / name
+        about: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": self.etag(path)}
+        if path.suffix in (".safetensors", ".pt"):
+            about["lfs"] = {"sha256": self.etag(path), "size": path.stat().st_size, "pointerSize": 130}
+        return about
 
     def files(self, repo: str) -> list[str]:
         return sorted(p.relative_to(self.repos[repo]).as_posix() for p in self.repos[repo].rglob("*") if p.is_file())
@@ -33,6 +57,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()
 
@@ -74,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, repo: str, revision: str) -> None:
         if commit := self._commit(repo, revision):
-            siblings = [{"rfilename": name} for name in self.hub.files(repo)]
+            names = self.hub.files(repo)
+            blobs = "blobs=" in self.path
+            siblings = [self.hub.about(repo, name) if blobs else {"rfilename": name} for name in names]
             body = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
             self._send(200, {"Content-Type": "application/json"}, body)
 
@@ -84,23 +111,45 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.files(repo):
             self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
-        body = (self.hub.repos[repo] / name).read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        if self.command == "GET":
-            self.hub.downloaded.append(f"{repo}/{name}")
+        path = self.hub.repos[repo] / name
+        size = path.stat().st_size
+        headers = {"ETag": f'"{self.hub.etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        first, last = 0, size - 1
         if wanted := self.headers.get("Range"):
             start, _, end = wanted.removeprefix("bytes=").partition("-")
-            first, last = int(start), int(end) if end else len(body) - 1
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
-            self._send(206, headers, body[first : last + 1])
-        else:
-            self._send(200, headers, body)
+            first, last = int(start), min(int(end) if end else last, last)
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        self._head(206 if wanted else 200, headers, last + 1 - first)
+        if self.command == "GET":
+            self.hub.downloaded.append(f"{repo}/{name}")
+            self.hub.sent.setdefault(name, []).append((first, last + 1 - first))
+            self._body(path, first, last + 1 - first)
 
-    def _send(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+    def _body(self, path: Path, first: int, length: int) -> None:
+        with path.open("rb") as file:
+            file.seek(first)
+            body = bytearray(file.read(length))
+        if path.name in self.hub.damaged and first + length == path.stat().st_size:
+            body[-1] ^= 1
+        if (cut := self.hub.drop_after.pop(path.name, None)) is not None:
+            self.wfile.write(body[:cut])
+            self.close_connection = True
+        elif (cut := self.hub.stop_after.get(path.name)) is not None:
+            self.wfile.write(body[:cut])
+            self.wfile.flush()
+            self.hub.ended.wait()
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+    def _head(self, status: int, headers: Mapping[str, str], length: int) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
+
+    def _send(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
+        self._head(status, headers, len(body))
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -50,7 +50,8 @@ def test_file_keeps_to_its_room(file: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["saescope", "saescope.store.runs", "saescope.analysis.contrast",
-                                    "saescope.surfaces.cli", "saescope.surfaces.cli.contrast"])  # fmt: skip
+                                    "saescope.surfaces.cli", "saescope.surfaces.cli.contrast",
+                                    "saescope.surfaces.cli.plan", "saescope.surfaces.cli.fetch"])  # fmt: skip
 def test_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,9 +13,10 @@ from saescope.analysis.contrast import Contrast, Settings, contrast
 from saescope.demo import MODEL, SAE
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
-from saescope.engine.load import load_sae, open_sae
+from saescope.engine.load import load_sae
 from saescope.engine.tokens import tokenize
 from saescope.sources.prompts import Prompt, bundled_prompts
+from saescope.sources.saes import open_sae
 from saescope.surfaces.cli import run
 from training import pycode
 from training.conlangs.tongues import TONGUES

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import tiny
 from saescope.errors import SourceError
+from saescope.sources.catalog import layer_file, layer_of
 from saescope.sources.formats import qwen_scope
 
 
@@ -189,5 +190,5 @@ def test_tensor_that_is_no_plain_array_is_refused(path: Path, form: str) -> None
     ],
 )
 def test_layer_files_are_named_by_their_layer(name: str, layer: int | None) -> None:
-    assert qwen_scope.layer_of(name) == layer
-    assert layer is None or qwen_scope.file_name(layer) == name
+    assert layer_of(name) == layer
+    assert layer is None or layer_file(layer) == name

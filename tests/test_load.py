@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 import tiny
 from conftest import Pair
 from saescope.engine.lm import load_lm
-from saescope.engine.load import load_sae, open_sae, ranges
+from saescope.engine.load import load_sae
 from saescope.engine.scan import scan
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
+from saescope.sources.saes import open_sae, ranges
 
 NAME = "SAE-Res-Tiny-Base-W1K-L0_9"
 

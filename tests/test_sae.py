@@ -49,7 +49,7 @@ def test_blocks_change_nothing(rows: int, block: int) -> None:
     sae, resid = make(), torch.randn(rows, 32)
     whole = sae.encode(resid)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sae_module, "_BLOCK_BYTES", block * 4 * sae.spec.d_sae)
+        patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
         parts = sae.encode(resid)
         torch.testing.assert_close(sae.decode(parts), sae.decode(whole), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(parts.acts, whole.acts, atol=1e-5, rtol=1e-5)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
-    from saescope.engine.load import load_sae, open_sae
+    from saescope.engine.load import load_sae
     from saescope.engine.sae import SparseActs, TopKSae
     from saescope.engine.scan import Scan, scan
     from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
+    from saescope.sources.saes import open_sae
     from saescope.store.masking import Masking
     from saescope.store.runs import Run, verify
     from saescope.surfaces.report import write_report
@@ -92,12 +93,13 @@ _HOME = {
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),
-    "engine.load": ("load_sae", "open_sae"),
+    "engine.load": ("load_sae",),
     "engine.sae": ("SparseActs", "TopKSae"),
     "engine.scan": ("Scan", "scan"),
     "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
+    "sources.saes": ("open_sae",),
     "store.masking": ("Masking",),
     "store.runs": ("Run", "verify"),
     "surfaces.report": ("write_report",),

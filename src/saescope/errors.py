@@ -3,6 +3,7 @@
 SaescopeError                 one clear line: what, which value, what to do; exit code 2 on the command line
 ├── PromptError               prompts or prompt sets that cannot be used
 ├── SourceError               a model or SAE that is missing, damaged, or does not fit
+│   └── NotCachedError        one that is asked for offline and was never fetched
 ├── RunError                  a stored run that is missing, damaged, or in the way
 ├── EditError                 an edit that cannot be, or does not belong to this model and SAE
 └── ResourceError             the machine ran out: disk, memory
@@ -19,6 +20,10 @@ class PromptError(SaescopeError):
 
 class SourceError(SaescopeError):
     """A model or SAE that is missing, damaged, or does not fit the other."""
+
+
+class NotCachedError(SourceError):
+    """A model or SAE that is asked for offline and was never fetched."""
 
 
 class RunError(SaescopeError):

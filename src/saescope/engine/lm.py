@@ -19,15 +19,12 @@ from saescope.engine.pages import Pages, give_back, mapped_pages
 from saescope.engine.weights import Weights
 from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
+from saescope.sources.checkpoint import TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint, open_files
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
 _PACKING = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe")
 _FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
@@ -58,7 +55,7 @@ class LM:
 
     @contextmanager
     def turn(self, layer: int, block: nn.Module) -> Iterator[None]:
-        """The turn of this block, which is that of `layer`: its weights are at hand, and those of the next are being read if it is streamed."""
+        """The turn of `layer`'s block: its weights are at hand, and if it is streamed the next one's are being read."""
         if self.streamed is None:
             try:
                 yield
@@ -221,7 +218,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     from transformers import AutoTokenizer
 
-    present = [name for name in _TOKENIZER_FILES if name in files.names()]
+    present = [name for name in TOKENIZER_FILES if name in files.names()]
     if not present:
         raise SourceError(f"{files.name} has no tokenizer files (tokenizer.json, …)")
     paths = [files.path(name) for name in present]

@@ -1,8 +1,5 @@
-"""From names and paths to SAEs ready to encode: which folder, which layers, which k, and whether they fit."""
+"""From files to SAEs ready to encode: their weights, and whether they are whole."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,70 +7,10 @@ import torch
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.sae import TopKSae
 from saescope.errors import SourceError
-from saescope.sources.catalog import SaeSpec, find_release, parse_sae_name
-from saescope.sources.files import Files, LocalFiles, fingerprint, open_files
+from saescope.sources.catalog import SaeSpec, layer_file
+from saescope.sources.files import fingerprint
 from saescope.sources.formats import qwen_scope
-
-
-@dataclass(frozen=True)
-class SaeSource:
-    """The files of one SAE release and what their names say."""
-
-    files: Files
-    layers: tuple[int, ...]
-    k: int
-    trained_on: str | None
-
-    def choose(self, wanted: Sequence[int] | None) -> tuple[int, ...]:
-        """The wanted layers, or the middle one; raises SourceError for a layer that has no file."""
-        if wanted is None:
-            return (self.layers[(len(self.layers) - 1) // 2],)
-        for layer in wanted:
-            if layer not in self.layers:
-                raise SourceError(
-                    f"{self.files.name} has no {qwen_scope.file_name(layer)}; it has layers {ranges(self.layers)}"
-                )
-        return tuple(sorted(set(wanted)))
-
-
-def ranges(layers: Sequence[int]) -> str:
-    """Sorted layers for people: `0-3, 17`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-
-
-def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSource:
-    """Find a release: a folder of `layer{n}.sae.pt`, one such file, a hub id, or a registry name.
-
-    k is the argument, or `k` of a cfg.json, or what the name says; raises SourceError where none tells.
-    """
-    path = Path(ref).expanduser()
-    only: int | None = None
-    if path.is_file():
-        only = qwen_scope.layer_of(path.name)
-        if only is None:
-            raise SourceError(f"{ref}: a single SAE file is named layer<N>.sae.pt, so that its layer is known")
-        files: Files = LocalFiles(path.parent)
-    else:
-        release = find_release(ref)
-        files = open_files(release.repo if release else ref, offline=offline)
-    found = [layer for layer in map(qwen_scope.layer_of, files.names()) if layer is not None]
-    layers = (only,) if only is not None else tuple(sorted(found))
-    if not layers:
-        raise SourceError(f"{ref} has no layer<N>.sae.pt: is it a Qwen-Scope SAE?")
-    named = next(filter(None, map(parse_sae_name, _names(files))), None)
-    trained_on = _config(files).get("trained_on")
-    return SaeSource(
-        files=files,
-        layers=layers,
-        k=_find_k(files, k, named.k if named else None),
-        trained_on=trained_on if isinstance(trained_on, str) else (named.model if named else None),
-    )
+from saescope.sources.saes import SaeSource, open_sae, release_name
 
 
 def load_sae(
@@ -92,7 +29,7 @@ def load_sae(
     if not isinstance(source, SaeSource):
         source = open_sae(str(source), k=k, offline=offline)
     source.choose([layer])
-    path = source.files.path(qwen_scope.file_name(layer))
+    path = source.files.path(layer_file(layer))
     weights = qwen_scope.read(path)
     d_sae, d_model = weights.W_enc.shape
     if not 1 <= source.k <= d_sae:
@@ -102,7 +39,7 @@ def load_sae(
         if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # one pass, no copy; NaN carries through
             raise SourceError(f"{path}: {name} has values that are not finite: the file is damaged")
     spec = SaeSpec(
-        release=_release_name(source.files),
+        release=release_name(source.files),
         revision=source.files.revision,
         layer=layer,
         d_model=d_model,
@@ -116,37 +53,3 @@ def load_sae(
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     give_back(mapped)
     return TopKSae(spec, **tensors, source=source.files.source, mapped=mapped)
-
-
-def _names(files: Files) -> list[str]:
-    """Everything in the checkpoint's path that could carry a release's name, innermost first."""
-    if not isinstance(files, LocalFiles):
-        return [files.name.split("/")[-1]]
-    parts = reversed(files.folder.resolve().parts)
-    return [part.split("--")[-1] for part in parts]  # the hub's cache writes models--Owner--Name
-
-
-def _release_name(files: Files) -> str:
-    return next((name for name in _names(files) if parse_sae_name(name)), files.name)
-
-
-def _config(files: Files) -> dict[str, object]:
-    if "cfg.json" not in files.names():
-        return {}
-    path = files.path("cfg.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _find_k(files: Files, given: int | None, named: int | None) -> int:
-    if given is not None:
-        return given
-    configured = _config(files).get("k")
-    if isinstance(configured, int) and not isinstance(configured, bool):
-        return configured
-    if named is not None:
-        return named
-    raise SourceError(f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): give it with --k")

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from saescope.engine.pages import Pages, give_back
 from saescope.errors import SourceError
+from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
-
-_BLOCK_BYTES = 128 * 2**20
 
 
 class SparseActs(NamedTuple):
@@ -88,7 +87,7 @@ class TopKSae:
 
 
 def _blocks(n: int, row_bytes: int) -> Iterator[slice]:
-    size = max(1, _BLOCK_BYTES // row_bytes)
+    size = max(1, ENCODE_BLOCK // row_bytes)
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 

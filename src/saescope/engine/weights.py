@@ -76,7 +76,7 @@ class Weights:
 
     @contextmanager
     def lent(self, part: nn.Module, prefix: str, following: str | None) -> Iterator[None]:
-        """Within the block, a part of the module, under `prefix`, has its tensors; the `following` are read meanwhile."""
+        """Within the block, `part` of the module, under `prefix`, has its tensors; the `following` are being read."""
         if self._ahead is not None and self._ahead[0] == prefix:
             state = self._ahead[1].result()
         else:

@@ -105,6 +105,7 @@ RELEASES: tuple[Release, ...] = (
     *_qwen_scope("Qwen3.5-35B-A3B-Base", 2048, 128, (100,), 40),
 )
 
+_LAYER_FILE = re.compile(r"layer(\d+)\.sae\.pt")
 _NAME = re.compile(r"SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-L0_(?P<k>\d+)")
 
 
@@ -122,6 +123,17 @@ def parse_sae_name(name: str) -> SaeName | None:
     if match is None:
         return None
     return SaeName(match["model"], int(match["width"]) * 1024, int(match["k"]))
+
+
+def layer_file(layer: int) -> str:
+    """The file of one layer of a Qwen-Scope SAE."""
+    return f"layer{layer}.sae.pt"
+
+
+def layer_of(name: str) -> int | None:
+    """The layer a file name stands for, or None if it is no layer file."""
+    match = _LAYER_FILE.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def find_release(name: str) -> Release | None:

@@ -3,19 +3,38 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, final
 
 from saescope.demo import EMBEDDED
-from saescope.errors import SourceError
+from saescope.errors import NotCachedError, SourceError
 
 T = TypeVar("T")
 
 _WHOLE_HASH_LIMIT = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a checkpoint: its size, whether it is here whole, and where the hub tells it its SHA-256.
+
+    `partial` bytes of it were fetched before an interruption. Offline, the size of what is not here is not known.
+    """
+
+    name: str
+    bytes: int | None
+    have: bool
+    sha256: str | None = None
+    partial: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Bytes still to fetch, as far as known."""
+        return 0 if self.have else (self.bytes or 0) - self.partial
 
 
 class Files(ABC):
@@ -39,6 +58,10 @@ class Files(ABC):
     @abstractmethod
     def names(self) -> frozenset[str]:
         """All file names, relative to the checkpoint's root."""
+
+    @abstractmethod
+    def entry(self, name: str) -> Entry:
+        """What is known of this file without fetching it; raises SourceError if it is missing."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
@@ -72,12 +95,25 @@ class LocalFiles(Files):
         """Names of the files directly in the folder."""
         return frozenset(p.name for p in self.folder.iterdir() if p.is_file())
 
+    def entry(self, name: str) -> Entry:
+        """The file's size: it is here."""
+        return Entry(name, self.path(name).stat().st_size, have=True)
+
     def path(self, name: str) -> Path:
         """The file's path; raises SourceError if it is not there."""
         path = self.folder / name
         if not path.is_file():
             raise SourceError(f"{self.folder} has no file {name}")
         return path
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What the hub says of a file: its size, the name of its contents in the cache, and the SHA-256 of large ones."""
+
+    bytes: int | None
+    etag: str | None = None
+    sha256: str | None = None
 
 
 @final
@@ -100,54 +136,84 @@ class HubFiles(Files):
         return f"{self.repo}@{self.revision}"
 
     @cached_property
-    def _commit_and_names(self) -> tuple[str, frozenset[str]]:
+    def _commit_and_blobs(self) -> tuple[str, Mapping[str, Blob]]:
         from huggingface_hub import HfApi, snapshot_download
 
         if self.offline:
             # No pattern, so that a snapshot is found where only some of its files were ever fetched.
             find = partial(snapshot_download, self.repo, revision=self.wanted, allow_patterns=[], local_files_only=True)
-            folder = Path(_hub(self, find))
-            return folder.name, frozenset(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        info = _hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted))
-        _remember(self.repo, self.wanted or "main", str(info.sha))
-        return str(info.sha), frozenset(s.rfilename for s in info.siblings or ())
+            folder = Path(asking_hub(self, find))
+            cached = (path for path in folder.rglob("*") if path.is_file())
+            return folder.name, {p.relative_to(folder).as_posix(): Blob(p.stat().st_size) for p in cached}
+        info = asking_hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted, files_metadata=True))
+        self._remember(str(info.sha))
+        return str(info.sha), {
+            s.rfilename: Blob(s.lfs.size, s.lfs.sha256, s.lfs.sha256) if s.lfs else Blob(s.size, s.blob_id)
+            for s in info.siblings or ()
+        }
 
     @property
     def revision(self) -> str:
         """The commit the wanted revision stands for; later files all come from this one."""
-        return self._commit_and_names[0]
+        return self._commit_and_blobs[0]
 
     def names(self) -> frozenset[str]:
         """File names at that commit (offline: those in the cache)."""
-        return self._commit_and_names[1]
+        return frozenset(self._commit_and_blobs[1])
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps this repository."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="model")
+
+    def unfinished(self, entry: Entry) -> Path:
+        """Where the bytes of a large file collect until all are there and found right."""
+        return self.folder / "blobs" / f"{entry.sha256}.incomplete"
+
+    def entry(self, name: str) -> Entry:
+        """What the hub says of the file, and whether it is in the cache in its full size."""
+        blob = self._blob(name)
+        places = [self.folder / "snapshots" / self.revision / name]
+        if blob.etag is not None:  # fetched for another revision
+            places.append(self.folder / "blobs" / blob.etag)
+        have = any(p.is_file() and blob.bytes in (None, p.stat().st_size) for p in places)
+        entry = Entry(name, blob.bytes, have, blob.sha256)
+        if have or entry.sha256 is None or not (part := self.unfinished(entry)).is_file():
+            return entry
+        return replace(entry, partial=min(part.stat().st_size, entry.bytes or 0))
+
+    def _remember(self, commit: str) -> None:
+        """Note in the cache which commit a name stood for: files are fetched by commit, offline asks by name."""
+        wanted = self.wanted or "main"
+        ref = self.folder / "refs" / wanted
+        if wanted != commit and not (ref.is_file() and ref.read_text() == commit):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit)
+
+    def _blob(self, name: str) -> Blob:
+        blob = self._commit_and_blobs[1].get(name)
+        if blob is None:
+            where = "the offline cache of " if self.offline else ""
+            raise SourceError(f"{where}{self.repo} (revision {self.revision}) has no file {name}")
+        return blob
 
     def path(self, name: str) -> Path:
         """A path in the cache, downloaded (and resumed) if it is not there yet."""
         from huggingface_hub import hf_hub_download
 
-        if name not in self.names():
-            where = "the offline cache of " if self.offline else ""
-            raise SourceError(f"{where}{self.repo} (revision {self.revision}) has no file {name}")
+        self._blob(name)
         return Path(
-            _hub(
+            asking_hub(
                 self,
                 lambda: hf_hub_download(self.repo, name, revision=self.revision, local_files_only=self.offline),
             )
         )
 
 
-def _remember(repo: str, wanted: str, commit: str) -> None:
-    """Note in the hub's cache which commit a name stood for: files are fetched by commit, offline asks by name."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs" / wanted
-    if wanted != commit and not (ref.is_file() and ref.read_text() == commit):
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit)
-
-
-def _hub(files: HubFiles, call: Callable[[], T]) -> T:
+def asking_hub(files: HubFiles, call: Callable[[], T]) -> T:
     """Run a hub call, turning its failures into one line that says what to do."""
     from huggingface_hub import errors
 
@@ -163,7 +229,9 @@ def _hub(files: HubFiles, call: Callable[[], T]) -> T:
     except errors.RevisionNotFoundError as error:
         raise SourceError(f"{files.repo} has no revision {files.wanted!r}") from error
     except errors.LocalEntryNotFoundError as error:
-        hint = "run once without --offline" if files.offline else "check the connection, or give a local folder"
+        if files.offline:
+            raise NotCachedError(f"{files.repo}{at} is not in the local cache: run once without --offline") from error
+        hint = "check the connection, or give a local folder"
         raise SourceError(f"{files.repo}{at} is not in the local cache: {hint}") from error
     except Exception as error:  # connection failures come as whatever HTTP library the hub client uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -185,8 +253,12 @@ def open_files(ref: str, *, offline: bool = False) -> Files:
     repo, _, revision = ref.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
         raise SourceError(f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base")
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
-    return HubFiles(repo, revision or None, offline)
+    return HubFiles(repo, revision or None, is_offline(offline))
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether nothing may be fetched: asked for, or by the hub's own HF_HUB_OFFLINE."""
+    return asked or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
 
 
 def fingerprint(path: Path) -> str:

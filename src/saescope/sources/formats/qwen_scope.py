@@ -4,7 +4,6 @@ W_enc (d_sae, d_model)   b_enc (d_sae,)   W_dec (d_model, d_sae)   b_dec (d_mode
 """
 
 import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,8 +15,6 @@ from torch import Tensor
 
 from saescope.errors import SourceError
 
-_FILE = re.compile(r"layer(\d+)\.sae\.pt")
-
 
 class SaeTensors(NamedTuple):
     """An SAE's weights as this project holds them: rows of W_enc and columns of W_dec are features."""
@@ -26,17 +23,6 @@ class SaeTensors(NamedTuple):
     b_enc: Float[Tensor, "d_sae"]
     W_dec: Float[Tensor, "d_model d_sae"]
     b_dec: Float[Tensor, "d_model"]
-
-
-def file_name(layer: int) -> str:
-    """The file of one layer."""
-    return f"layer{layer}.sae.pt"
-
-
-def layer_of(name: str) -> int | None:
-    """The layer a file name stands for, or None if it is no layer file."""
-    match = _FILE.fullmatch(name)
-    return int(match[1]) if match else None
 
 
 def read(path: Path) -> SaeTensors:

@@ -41,6 +41,8 @@ app = App(
 )
 _COMMANDS = {
     "demo": "The main job on the embedded pair: profile, scan, contrast, report.",
+    "plan": "What a job would fetch, keep on disk and hold in memory; does it fit?",
+    "fetch": "The files a job needs, and no others.",
     "scan": "Each token's strongest features.",
     "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
     "detect": "Features that detect a behaviour, and a classifier made of them.",
@@ -74,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
     except KeyboardInterrupt:
         print(
-            "saescope: interrupted; finished batches are kept, the same command goes on from there",
+            "saescope: interrupted; what is finished is kept, the same command goes on from there",
             file=sys.stderr,
         )
         return INTERRUPTED

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from saescope.errors import PromptError, SourceError
+from saescope.sources.budget import Mode, choose_mode
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, parse_sae_name, releases_for
+from saescope.sources.machine import guess_device, parse_bytes
+from saescope.sources.plan import Asked, make_plan
 from saescope.sources.prompts import PromptSet, read_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run
@@ -50,24 +53,54 @@ class Inputs:
     batch_tokens: int = 2048
     "Tokens in one batch at most."
 
+    memory: str | None = None
+    "Memory the job may take, as 8GiB or 500MB: the model is streamed, a block at a time, where it would take more."
+
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
     def load(self, *, decoder: bool = False) -> "tuple[LM, list[TopKSae]]":
         """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
         from saescope.engine.lm import load_lm
-        from saescope.engine.load import load_sae, open_sae
+        from saescope.engine.load import load_sae
+        from saescope.sources.saes import open_sae
 
-        model, sae = self._names()
+        model, sae = self.names()
         source = open_sae(sae, k=self.k, offline=self.offline)
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
-        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
+        streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
+        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
         saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
         if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
             note(QWEN_SCOPE_NOTICE)
         return lm, saes
 
-    def _names(self) -> tuple[str, str]:
+    def asked(self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None) -> Asked:
+        """The job as `plan` takes it."""
+        return Asked(
+            model=model,
+            sae=sae,
+            layers=layers,
+            k=self.k,
+            dtype=self.dtype,
+            device=guess_device() if self.device == "auto" else self.device,
+            batch_tokens=self.batch_tokens,
+            offline=self.offline,
+            budget=parse_bytes(self.memory) if self.memory else None,
+        )
+
+    def _mode(self, model: str, sae: str, layers: Sequence[int]) -> Mode:
+        """How the job stays within its memory; raises ResourceError, with what would fit, where it cannot."""
+        planned = make_plan(self.asked(model, sae, layers))
+        if planned.sizes is None or planned.budget is None:
+            return "streamed"
+        mode = choose_mode(planned.sizes, planned.budget, ("cut", "streamed"))
+        # Where blocks cannot all stay cached, a cut model would read them again for every batch.
+        stored = planned.sizes.embedding + sum(planned.sizes.blocks)
+        return "streamed" if stored > planned.budget else mode
+
+    def names(self) -> tuple[str, str]:
+        """Model and SAE, one found from the other where it is left out; raises SourceError where it cannot be."""
         if self.model is None and self.sae is None:
             return EMBEDDED_PAIR
         if self.sae is None:

@@ -1,0 +1,149 @@
+"""How much memory a job takes in each way of running it, and which way fits a budget: pure arithmetic, no I/O.
+
+docs/memory.md says where every term comes from. It lies in this room, not in the engine, because what a job will take
+is asked before anything of it is fetched, and without torch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from saescope.errors import ResourceError
+from saescope.sources.machine import show_bytes
+
+Mode = Literal["whole", "cut", "streamed"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# Python, torch, transformers and a tokenizer themselves, before any weights, and the libraries they are mapped from:
+# measured, see docs/memory.md.
+PROGRAM = 500 * 10**6
+LIBRARIES = 175 * 10**6
+# What encoding a batch holds of (tokens × d_sae) at once.
+ENCODE_BLOCK = 128 * 2**20
+# A lookup in the embedding maps this much around the row where the file is cached.
+_AROUND_A_ROW = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a process at its peak: what lies in files, which the kernel can drop and read again, and the rest."""
+
+    file_backed: int
+    anonymous: int
+
+    @property
+    def total(self) -> int:
+        """Both together: what the process is seen to hold."""
+        return self.file_backed + self.anonymous
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the parts of a job take, in bytes as they lie in their files; `blocks` are those up to the last layer.
+
+    `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch
+    within a block, `kept` its residuals at one wanted layer, and `rows` the tokens of all prompts if that is known.
+    `widening` is bytes computed for a byte stored. Weights are `mapped` where they are used as stored, on the CPU; with
+    `on_device` encoders are copied too. `residuals` are kept in memory between blocks when streamed (0: in files).
+    """
+
+    embedding: int
+    blocks: tuple[int, ...]
+    rest: int
+    encoder: int
+    n_saes: int
+    activations: int
+    kept: int = 0
+    encode_block: int = ENCODE_BLOCK
+    rows: int | None = None
+    widening: float = 1.0
+    mapped: bool = True
+    on_device: bool = False
+    residuals: int = 0
+
+
+def footprint(sizes: Sizes, mode: Mode) -> Footprint:
+    """The peak of one way of running the job."""
+    at_once = 1 if mode == "streamed" else sizes.n_saes  # layers whose residuals and encoders are held together
+    work = PROGRAM + sizes.activations + sizes.encode_block + at_once * sizes.kept
+    work += sizes.residuals if mode == "streamed" else 0
+    encoders = at_once * sizes.encoder
+    held_blocks = sum(sizes.blocks) if mode != "streamed" else max(sizes.blocks, default=0)
+    rest = sizes.rest if mode == "whole" else 0
+    if not sizes.mapped:
+        held = round(sizes.widening * (sizes.embedding + held_blocks + rest))
+        # The pages that weights are converted or copied from go when their shard is done.
+        read = LIBRARIES + max(sizes.embedding, *sizes.blocks)
+        return _with_encoders(Footprint(read, work + held), encoders, sizes.on_device)
+    if mode == "whole":
+        weights = sizes.embedding + held_blocks + rest
+    else:
+        weights = _touched(sizes) + max(sizes.blocks, default=0)
+    return _with_encoders(Footprint(LIBRARIES + weights, work), encoders, sizes.on_device)
+
+
+def _with_encoders(weights: Footprint, encoders: int, on_device: bool) -> Footprint:
+    if on_device:
+        return Footprint(weights.file_backed, weights.anonymous + encoders)
+    return Footprint(weights.file_backed + encoders, weights.anonymous)
+
+
+def _touched(sizes: Sizes) -> int:
+    """Pages of the embedding that the prompts' tokens can reach; all where their number is not known."""
+    return sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
+
+
+def footprints(sizes: Sizes) -> Mapping[Mode, Footprint]:
+    """The peak of every way of running the job."""
+    return {mode: footprint(sizes, mode) for mode in MODES}
+
+
+def choose_mode(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
+    """The first of `modes` that stays within `budget` bytes; raises ResourceError with what would fit.
+
+    A job that only reads residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
+    """
+    taken = {mode: footprint(sizes, mode).total for mode in modes}
+    for mode, total in taken.items():
+        if total <= budget:
+            return mode
+    least = min(taken, key=lambda mode: taken[mode])
+    instead = "; or ".join(would_fit(sizes, budget, modes))
+    raise ResourceError(
+        f"the least memory this takes is {show_bytes(taken[least])} ({least}), the budget is {show_bytes(budget)}: "
+        + instead
+    )
+
+
+def would_fit(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> list[str]:
+    """What to change so that the job stays within the budget, most useful first; the last is more memory."""
+    lines = []
+    stored = replace(sizes, widening=1.0, mapped=True)
+    if not sizes.mapped and not sizes.on_device and _least(stored, modes) <= budget:
+        lines.append("compute in the dtype the weights are stored in (--dtype auto): they then stay in their files")
+    if room := _most(sizes.n_saes - 1, budget, modes, lambda n: replace(sizes, n_saes=n)):
+        lines.append(f"ask for at most {room} of the {sizes.n_saes} layers at a time")
+    if room := _most(len(sizes.blocks) - 1, budget, modes, lambda n: replace(sizes, blocks=sizes.blocks[:n])):
+        lines.append(f"ask for layers up to {room - 1}")
+    if _least(replace(sizes, activations=sizes.activations // 8), modes) <= budget:
+        lines.append("use an eighth of the --batch-tokens")
+    return [*lines, f"allow --memory {-(-_least(sizes, modes) // 10**8) / 10:.1f}GB"]
+
+
+def _most(n: int, budget: int, modes: Sequence[Mode], changed: Callable[[int], Sizes]) -> int:
+    """The largest number up to n whose job stays within the budget; 0 where none does."""
+    return next((m for m in range(n, 0, -1) if _least(changed(m), modes) <= budget), 0)
+
+
+def _least(sizes: Sizes, modes: Sequence[Mode]) -> int:
+    return min(footprint(sizes, mode).total for mode in modes)
+
+
+def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
+    """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
+
+    `attention` is the width of queries, keys and values together, `value` the bytes of a number.
+    """
+    inside = value * (3 * mlp + 4 * d_model + 2 * attention)
+    in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32
+    return tokens * (inside + in_float32)

@@ -1,0 +1,403 @@
+"""What a job would fetch, keep on disk and hold in memory, and whether that fits this machine. Fetches no weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from saescope.errors import NotCachedError, SourceError
+from saescope.sources.budget import ENCODE_BLOCK, Mode, Sizes, batch_activations, footprint, footprints, would_fit
+from saescope.sources.catalog import Release, find_release, layer_file
+from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
+from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
+from saescope.sources.machine import free_disk, free_memory, show_bytes
+from saescope.sources.saes import SaeSource, open_sae, what_name_says
+
+# Jobs that read residuals never need the layers above; generating does.
+_MODES: tuple[Mode, ...] = ("cut", "streamed")
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
+_IN_HEADERS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be planned: the options of a job, a memory budget in bytes, and how many tokens if that is known.
+
+    `layers` are numbers, "all", or None for the middle one; `device` is one that is there.
+    """
+
+    model: str
+    sae: str
+    layers: Sequence[int] | Literal["all"] | None = None
+    k: int | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    batch_tokens: int = 2048
+    offline: bool = False
+    budget: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class NeededFile:
+    """One file of the job, and the checkpoint it is of; None where only the catalog knows it."""
+
+    repo: str
+    files: Files | None
+    entry: Entry
+
+    def renewed(self) -> "NeededFile":
+        """The same, looked at again."""
+        return self if self.files is None else replace(self, entry=self.files.entry(self.entry.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        revision = self.files.revision if self.files else None
+        entry = self.entry
+        return {
+            "name": entry.name,
+            "bytes": entry.bytes,
+            "have": entry.have,
+            "repo": self.repo,
+            "revision": revision,
+            "sha256": entry.sha256,
+            "partial_bytes": entry.partial,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's files, sizes and work, and what there is for them; `sizes` is None where offline they are not known."""
+
+    asked: Asked
+    layers: tuple[int, ...]
+    dtype: str
+    needed: tuple[NeededFile, ...]
+    place: Path
+    disk_free: int
+    budget: int | None
+    sizes: Sizes | None
+    flop_per_token: float | None
+    unknown: tuple[str, ...] = ()
+    disk_instead: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[NeededFile]:
+        """Files that are not here."""
+        return [file for file in self.needed if not file.entry.have]
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes to fetch, as far as sizes are known."""
+        return sum(file.entry.missing for file in self.needed)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all files, here or not."""
+        return sum(file.entry.bytes or 0 for file in self.needed)
+
+    @property
+    def fits_disk(self) -> bool:
+        """Whether what is missing can be written."""
+        return self.download_bytes <= self.disk_free
+
+    @property
+    def mode(self) -> Mode | None:
+        """The way it would be run: the first that stays within the budget, or else the one that takes least."""
+        if self.sizes is None:
+            return None
+        taken: dict[Mode, int] = {mode: footprint(self.sizes, mode).total for mode in _MODES}
+        within = [mode for mode, total in taken.items() if self.budget is None or total <= self.budget]
+        least: Mode = min(_MODES, key=taken.__getitem__)
+        return within[0] if within else least
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What that way holds at its peak."""
+        return footprint(self.sizes, self.mode).total if self.sizes and self.mode else None
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether that is within the budget, where both are known."""
+        return self.memory_bytes is None or self.budget is None or self.memory_bytes <= self.budget
+
+    @property
+    def fits(self) -> bool:
+        """Whether the job can be run here as asked."""
+        return not self.why
+
+    @cached_property
+    def why(self) -> tuple[str, ...]:
+        """What does not fit, a line each."""
+        lines = []
+        if not self.fits_disk:
+            lines.append(
+                f"disk: {show_bytes(self.download_bytes)} to fetch, {show_bytes(self.disk_free)} free at {self.place}"
+            )
+        if not self.fits_memory:
+            lines.append(
+                f"memory: {show_bytes(self.memory_bytes or 0)} at least ({self.mode}), "
+                f"{show_bytes(self.budget or 0)} {'allowed' if self.asked.budget else 'free'}"
+            )
+        if self.asked.offline and self.missing:
+            lines.append(f"--offline: {_count(self.missing, 'file')} not in the local cache")
+        return tuple(lines)
+
+    @cached_property
+    def instead(self) -> tuple[str, ...]:
+        """What would fit, a line each."""
+        lines: list[str] = []
+        if not self.fits_disk:
+            lines += self.disk_instead
+        if not self.fits_memory and self.sizes is not None:
+            lines += would_fit(self.sizes, self.budget or 0, _MODES)
+        if self.asked.offline and self.missing:
+            lines.append("fetch them where there is a network: saescope fetch, without --offline")
+        return tuple(lines)
+
+    @property
+    def gflop(self) -> float | None:
+        """Floating-point operations of all tokens, in billions."""
+        if self.flop_per_token is None or self.asked.tokens is None:
+            return None
+        return self.flop_per_token * self.asked.tokens / 1e9
+
+    def renewed(self) -> "Plan":
+        """The same with files and free space looked at again."""
+        return replace(self, needed=tuple(f.renewed() for f in self.needed), disk_free=free_disk(self.place))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        modes = footprints(self.sizes).items() if self.sizes else ()
+        return {
+            "model": self.asked.model,
+            "sae": self.asked.sae,
+            "layers": list(self.layers),
+            "dtype": self.dtype,
+            "device": self.asked.device,
+            "download_bytes": self.download_bytes,
+            "disk_bytes": self.disk_bytes,
+            "disk_free_bytes": self.disk_free,
+            "disk": str(self.place),
+            "memory_bytes": self.memory_bytes,
+            "memory_budget_bytes": self.budget,
+            "mode": self.mode,
+            "memory": {m: {"file_backed": f.file_backed, "anonymous": f.anonymous, "bytes": f.total} for m, f in modes},
+            "fits": self.fits,
+            "why": list(self.why),
+            "instead": list(self.instead),
+            "unknown": list(self.unknown),
+            "tokens": self.asked.tokens,
+            "gflop_per_token": None if self.flop_per_token is None else self.flop_per_token / 1e9,
+            "gflop": self.gflop,
+            "files": [file.to_dict() for file in self.needed],
+        }
+
+
+@dataclass(frozen=True)
+class _Sae:
+    """The wanted layers' files of an SAE, and its width."""
+
+    layers: tuple[int, ...]
+    needed: tuple[NeededFile, ...]
+    release: Release | None
+    d_sae: int | None
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The files and tensors of a model up to the last layer; tensors are None where only part of it is cached."""
+
+    needed: tuple[NeededFile, ...] = ()
+    checkpoint: Checkpoint | None = None
+    tensors: Mapping[str, Stored] | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def make_plan(asked: Asked) -> Plan:
+    """Look up what the job needs; raises SourceError where model or SAE cannot be found or do not belong together."""
+    asked = replace(asked, offline=is_offline(asked.offline))
+    sae = _find_sae(asked)
+    model = _find_model(asked, last=max(sae.layers))
+    needed = (*model.needed, *sae.needed)
+    config = model.checkpoint.config if model.checkpoint else None
+    dtype = _compute_dtype(asked.dtype, config)
+    place = _place(needed)
+    planned = Plan(
+        asked=asked,
+        layers=sae.layers,
+        dtype=dtype,
+        needed=needed,
+        place=place,
+        disk_free=free_disk(place),
+        budget=asked.budget or (None if asked.device == "cuda" else free_memory()),
+        sizes=_sizes(asked, dtype, model, sae),
+        flop_per_token=_flop_per_token(model, sae),
+        unknown=(*model.unknown, *sae.unknown),
+    )
+    return planned if planned.fits_disk else replace(planned, disk_instead=tuple(_less_disk(planned, model, sae)))
+
+
+def _find_sae(asked: Asked) -> _Sae:
+    release = find_release(asked.sae.partition("@")[0])
+    source: SaeSource | None = None
+    try:
+        source = open_sae(asked.sae, k=asked.k, offline=asked.offline)
+    except NotCachedError:
+        if release is None:
+            raise
+    if source is None or (release and asked.offline):
+        return _known_sae(asked, release, source.files if source else None)
+    layers = source.choose(source.layers if asked.layers == "all" else asked.layers)
+    names = [layer_file(layer) for layer in layers]
+    extra = [name for name in ("cfg.json",) if name in source.files.names()]
+    needed = tuple(NeededFile(source.files.name, source.files, source.files.entry(name)) for name in (*names, *extra))
+    release = release or find_release(source.files.name)
+    named = what_name_says(source.files)
+    return _Sae(layers, needed, release, release.d_sae if release else named.d_sae if named else None)
+
+
+def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _Sae:
+    """What the catalog says of a release of which not everything is in the cache."""
+    if release is None:
+        raise SourceError(f"{asked.sae} is not in the catalog")
+    every = tuple(range(release.n_layers))
+    source = SaeSource(files or open_files(release.repo, offline=True), every, release.k, release.model)
+    layers = source.choose(every if asked.layers == "all" else asked.layers)
+    names = files.names() if files else frozenset()
+    needed = tuple(
+        NeededFile(release.repo, files, files.entry(name))
+        if files and name in names
+        else NeededFile(release.repo, None, Entry(name, release.layer_bytes, have=False))
+        for name in map(layer_file, layers)
+    )
+    missing = [file for file in needed if not file.entry.have]
+    line = f"{release.repo}: {_count(missing, 'layer')} not in the local cache; their size is the catalog's"
+    return _Sae(layers, needed, release, release.d_sae, (line,) if missing else ())
+
+
+def _find_model(asked: Asked, last: int) -> _Model:
+    try:
+        files = open_files(asked.model, offline=asked.offline)
+        checkpoint = open_checkpoint(files)
+    except NotCachedError:
+        return _Model(unknown=(f"{asked.model} is not in the local cache: its files and sizes are not known offline",))
+    n_layers = checkpoint.config.n_layers
+    if last >= n_layers:
+        raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {last}")
+    entries = [_entry(files, name) for name in checkpoint.file_names(last)]
+    needed = tuple(NeededFile(files.name, files, entry) for entry in entries)
+    lost = [entry.name for entry in entries if entry.bytes is None]
+    if lost and not asked.offline:  # a mirror that does not tell sizes
+        line = f"{files.name}: the hub does not tell the size of {', '.join(lost)}"
+        return _Model(needed, checkpoint, checkpoint.tensors(last), (line,))
+    if lost:
+        line = f"{files.name}: {_count(lost, 'shard')} not in the local cache, sizes are not known offline"
+        return _Model(needed, checkpoint, None, (line,))
+    return _Model(needed, checkpoint, checkpoint.tensors(last))
+
+
+def _count(things: Sequence[object], what: str) -> str:
+    return f"{len(things)} {what}{'s are' if len(things) > 1 else ' is'}"
+
+
+def _entry(files: Files, name: str) -> Entry:
+    if isinstance(files, HubFiles) and files.offline and name not in files.names():
+        return Entry(name, None, have=False)
+    return files.entry(name)
+
+
+def _compute_dtype(dtype: str, config: Config | None) -> str:
+    """As the engine chooses: what the checkpoint is stored in if that is bfloat16, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if config and config.dtype.endswith("bfloat16") else "float32"
+
+
+def _sizes(asked: Asked, dtype: str, model: _Model, sae: _Sae) -> Sizes | None:
+    if model.checkpoint is None or model.tensors is None:
+        return None
+    config, value = model.checkpoint.config, _VALUE_BYTES[dtype]
+    d_sae = _width(sae, config)
+    blocks, embedding = [0] * (max(sae.layers) + 1), 0
+    for name, block in model.checkpoint.needed(max(sae.layers)).items():
+        if block is None:
+            embedding += model.tensors[name].bytes
+        else:
+            blocks[block] += model.tensors[name].bytes
+    stored = embedding + sum(blocks)
+    as_stored = all(tensor.dtype == _IN_HEADERS[dtype] for tensor in model.tensors.values())
+    width = (config.d_model, config.mlp, config.attention)
+    return Sizes(
+        embedding=embedding,
+        blocks=tuple(blocks),
+        rest=max(0, (model.checkpoint.total_bytes or stored) - stored),
+        encoder=4 * d_sae * (config.d_model + 1),
+        n_saes=len(sae.layers),
+        activations=batch_activations(asked.batch_tokens, *width, value),
+        kept=value * asked.batch_tokens * config.d_model,
+        encode_block=min(ENCODE_BLOCK, 4 * d_sae * asked.batch_tokens),
+        rows=asked.tokens,
+        widening=value * sum(tensor.values for tensor in model.tensors.values()) / max(1, stored),
+        mapped=as_stored and asked.device == "cpu",
+        on_device=asked.device != "cpu",
+    )
+
+
+def _width(sae: _Sae, config: Config) -> int:
+    """The SAE's number of features: known by its name, or what its file's size comes to."""
+    if sae.release and sae.release.d_model != config.d_model:
+        raise SourceError(
+            f"SAE {sae.release.repo} reads residuals {sae.release.d_model} wide, the model has {config.d_model}: "
+            "they do not belong together"
+        )
+    return sae.d_sae or ((sae.needed[0].entry.bytes or 0) // 4 - config.d_model) // (2 * config.d_model + 1)
+
+
+def _flop_per_token(model: _Model, sae: _Sae) -> float | None:
+    """Two operations for every weight a token meets in the blocks and the encoders; attention scores are left out."""
+    if model.checkpoint is None or model.tensors is None:
+        return None
+    config = model.checkpoint.config
+    blocks = model.checkpoint.needed(max(sae.layers)).items()
+    values = sum(
+        model.tensors[name].values * (config.experts_used if ".experts." in name else 1.0)
+        for name, block in blocks
+        if block is not None
+    )
+    return 2 * (values + len(sae.layers) * _width(sae, config) * config.d_model)
+
+
+def _place(needed: Sequence[NeededFile]) -> Path:
+    """Where files are fetched to: the hub's cache, or beside local ones where all are."""
+    from huggingface_hub import constants
+
+    local = [f.files.path(f.entry.name).parent for f in needed if f.files and not isinstance(f.files, HubFiles)]
+    return local[0] if len(local) == len(needed) else Path(constants.HF_HUB_CACHE)
+
+
+def _less_disk(plan: Plan, model: _Model, sae: _Sae) -> list[str]:
+    """What of the job would fit the disk."""
+    layer = max((file.entry.missing for file in sae.needed), default=0)
+    lines = []
+    if len(sae.layers) > 1 and layer:
+        room = (plan.disk_free - sum(file.entry.missing for file in model.needed)) // layer
+        if room > 0:
+            lines.append(f"ask for at most {room} of the {len(sae.layers)} layers ({show_bytes(layer)} each)")
+    if not lines and (last := _deepest(plan.disk_free - layer, model, max(sae.layers))) is not None:
+        lines.append(f"ask for one layer up to {last}: fewer shards are needed")
+    more = show_bytes(plan.download_bytes - plan.disk_free)
+    return [*lines, f"free {more}, or keep the cache on another disk: HF_HOME=/another/disk saescope fetch …"]
+
+
+def _deepest(room: int, model: _Model, last: int) -> int | None:
+    """The last layer below this one whose shards fit."""
+    if model.checkpoint is None:
+        return None
+    files = model.checkpoint.files
+    for layer in range(last - 1, -1, -1):
+        if sum(_entry(files, name).missing for name in model.checkpoint.file_names(layer)) <= room:
+            return layer
+    return None

@@ -1,0 +1,143 @@
+"""What a job takes in each way of running it, which way fits, and amounts as people write them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from saescope.errors import ResourceError
+from saescope.sources import machine
+from saescope.sources.budget import (
+    LIBRARIES,
+    MODES,
+    PROGRAM,
+    Footprint,
+    Sizes,
+    choose_mode,
+    footprint,
+    footprints,
+    would_fit,
+)
+from saescope.sources.machine import free_disk, free_memory, guess_device, parse_bytes, parse_rate, show_bytes
+
+GB = 10**9
+# About Qwen3-8B in bfloat16, layers 0 and 17, in round numbers.
+SIZES = Sizes(
+    embedding=GB,
+    blocks=(GB // 2,) * 18,
+    rest=7 * GB,
+    encoder=GB,
+    n_saes=2,
+    activations=GB // 5,
+    kept=GB // 50,
+    encode_block=GB // 10,
+)
+
+
+def test_mapped_weights_are_held_a_block_at_a_time() -> None:
+    work = PROGRAM + GB // 5 + GB // 10
+    assert footprint(SIZES, "whole") == Footprint(LIBRARIES + GB + 9 * GB + 7 * GB + 2 * GB, work + 2 * GB // 50)
+    assert footprint(SIZES, "cut") == Footprint(LIBRARIES + GB + GB // 2 + 2 * GB, work + 2 * GB // 50)
+    assert footprint(SIZES, "streamed") == Footprint(LIBRARIES + GB + GB // 2 + GB, work + GB // 50)
+    assert footprint(replace(SIZES, rows=1000), "cut").file_backed == LIBRARIES + 1000 * 65536 + GB // 2 + 2 * GB
+
+
+def test_converted_weights_are_not_in_files() -> None:
+    sizes = replace(SIZES, widening=2.0, mapped=False)
+    held = {mode: taken.anonymous - footprint(SIZES, mode).anonymous for mode, taken in footprints(sizes).items()}
+    assert held == {"whole": 2 * (GB + 9 * GB + 7 * GB), "cut": 2 * (GB + 9 * GB), "streamed": 2 * (GB + GB // 2)}
+    on_device = footprint(replace(sizes, on_device=True), "cut")
+    assert on_device.anonymous == footprint(sizes, "cut").anonymous + 2 * GB
+    assert on_device.file_backed == footprint(sizes, "cut").file_backed - 2 * GB
+    kept = replace(sizes, residuals=3 * GB)
+    assert footprint(kept, "streamed").anonymous == footprint(sizes, "streamed").anonymous + 3 * GB
+    assert footprint(kept, "cut") == footprint(sizes, "cut")
+
+
+def test_the_first_way_that_fits_is_chosen() -> None:
+    sizes = replace(SIZES, widening=2.0, mapped=False)
+    taken = [footprint(sizes, mode).total for mode in MODES]
+    assert taken == sorted(taken, reverse=True)
+    for mode, total in zip(MODES, taken, strict=True):
+        assert choose_mode(sizes, total) == mode
+    assert choose_mode(sizes, taken[0], ("cut", "streamed")) == "cut"
+    with pytest.raises(ResourceError) as refused:
+        choose_mode(sizes, taken[-1] - 1)
+    for words in ("(streamed)", "budget is", "--dtype auto", "--memory"):
+        assert words in str(refused.value)
+
+
+def test_what_would_fit_does() -> None:
+    sizes = replace(SIZES, n_saes=18)
+    [layers, *_, memory] = would_fit(sizes, 6 * GB, ("cut",))
+    assert layers == "ask for at most 3 of the 18 layers at a time"
+    assert footprint(replace(sizes, n_saes=3), "cut").total <= 6 * GB < footprint(replace(sizes, n_saes=4), "cut").total
+    assert parse_bytes(memory.removeprefix("allow --memory ")) >= footprint(sizes, "cut").total
+    converted = replace(SIZES, widening=2.0, mapped=False, n_saes=1)
+    assert "ask for layers up to 7" in would_fit(converted, 13 * GB, ("cut",))
+    assert footprint(replace(converted, blocks=SIZES.blocks[:8]), "cut").total <= 13 * GB
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("2e9", 2 * 10**9), ("8G", 8 * GB), ("1.5 gib", 3 * 2**29),
+     ("1024", 1024), ("7kib", 7168), ("2t", 2 * 10**12)],
+)  # fmt: skip
+def test_amounts(text: str, amount: int) -> None:
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "8X", "GiB", "-1G", "0", "8 apples", "1e99", "nan", "8GiBB", "2e9e9"])
+def test_no_amounts(text: str) -> None:
+    with pytest.raises(ResourceError, match="8GiB, 500MB or 2e9"):
+        parse_bytes(text)
+
+
+def test_rates() -> None:
+    assert parse_rate("100Mbit/s") == parse_rate("100Mbps") == parse_rate("12.5MB/s") == 12.5e6
+    assert parse_rate("1MiB/s") == 2**20
+    for text in ("", "100", "100M", "0Mbit/s", "fast", "100MB"):
+        with pytest.raises(ResourceError, match="100Mbit/s"):
+            parse_rate(text)
+
+
+def test_amounts_as_people_read_them() -> None:
+    shown = [show_bytes(n) for n in (0, 917, 999_499, 999_999, 2_147_762_176, 77_319_438_336, 10**15)]
+    assert shown == ["0 bytes", "917 bytes", "999 kB", "1 MB", "2.15 GB", "77.3 GB", "1000 TB"]
+
+
+def _machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    8000000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_free_memory_is_within_the_limits_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    assert free_memory(_machine(tmp_path / "none", {})) == 8_192_000_000
+    second = {
+        "proc/self/cgroup": "0::/user/job\n",
+        "sys/fs/cgroup/user/memory.max": "4000000000\n",
+        "sys/fs/cgroup/user/memory.current": "3000000000\n",
+        "sys/fs/cgroup/user/memory.stat": "anon 1\nfile 500000000\n",
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+    }
+    assert free_memory(_machine(tmp_path / "second", second)) == 1_500_000_000
+    first = {
+        "proc/self/cgroup": "9:cpu,cpuacct:/a\n4:memory:/docker/abc\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "2000000000\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1900000000\n",
+    }
+    assert free_memory(_machine(tmp_path / "first", first)) == 100_000_000
+    assert free_memory(tmp_path / "nothing") is None
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    assert (free_memory() or 0) > 10**8
+
+
+def test_disk_and_device_are_found_without_torch(tmp_path: Path) -> None:
+    assert free_disk(tmp_path / "not" / "yet") == pytest.approx(free_disk(tmp_path), rel=0.1)
+    assert guess_device(tmp_path) in ("cpu", "mps")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    assert guess_device(tmp_path) in ("cuda", "mps")

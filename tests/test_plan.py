@@ -1,0 +1,212 @@
+"""What a job needs, told before anything is fetched: files, bytes, memory, work, and whether it fits."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shapes
+import tiny
+from benchmarks.shapes import SHAPES
+from conftest import Pair
+from saescope.sources.budget import LIBRARIES
+from saescope.surfaces.cli import run
+
+SHAPE = SHAPES["qwen3-8b"]
+BLOCK = 2 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128)
+EMBEDDING = 2 * 151_936 * 4096
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Qwen3-8B-Base and its W64K SAE in their true sizes, without weights."""
+    folder = tmp_path_factory.mktemp("large")
+    pair = Pair(folder / "Qwen3-8B-Base", folder / "SAE-Res-Qwen3-8B-Base-W64K-L0_50")
+    shapes.save(SHAPE, pair.model, pair.sae, range(36))
+    return pair
+
+
+def planned(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capfd.readouterr()
+    code = run(["plan", *arguments, "--json"])
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def of(pair: Pair, *more: str) -> list[str]:
+    return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *more]
+
+
+def test_true_sizes_of_an_8b_model_and_its_sae(large: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+    made = planned(capfd, *of(large, "--layers", "17"))
+    sizes = {file["name"]: file["bytes"] for file in made["files"]}
+    assert sizes["layer17.sae.pt"] == 2_147_762_176  # 2.148 GB a layer
+    assert sorted(sizes) == sorted(
+        ["config.json", "tokenizer.json", "model.safetensors.index.json", "layer17.sae.pt"]
+        + [f"model-{n:05d}-of-00005.safetensors" for n in (1, 2, 3)]
+    )
+    assert made["disk_bytes"] == sum(sizes.values())
+    assert (made["download_bytes"], made["dtype"], made["mode"]) == (0, "bfloat16", "cut")
+    assert all(file["have"] for file in made["files"])
+    encoder = 4 * 65_536 * 4097
+    assert made["memory"]["cut"]["file_backed"] == LIBRARIES + EMBEDDING + BLOCK + encoder
+    assert made["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
+    assert made["memory_bytes"] == made["memory"]["cut"]["bytes"] < 4e9
+    assert made["gflop_per_token"] == pytest.approx((18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3)
+
+    every = planned(capfd, *of(large, "--layers", "all", "--memory", "8GiB"))
+    layers = [file["bytes"] for file in every["files"] if file["name"].endswith(".sae.pt")]
+    assert (len(layers), sum(layers)) == (36, 77_319_438_336)  # 77.3 GB
+    assert every["layers"] == list(range(36))
+    assert (every["fits"], every["mode"]) == (True, "streamed")
+
+
+def test_float32_is_converted_and_streamed(large: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+    made = planned(capfd, *of(large, "--layers", "17", "--dtype", "float32", "--memory", "8GiB"))
+    assert (made["mode"], made["fits"]) == ("streamed", True)
+    assert made["memory"]["cut"]["anonymous"] > 2 * (EMBEDDING + 18 * BLOCK)
+    small = planned(capfd, *of(large, "--layers", "17", "--dtype", "float32", "--memory", "4GiB"))
+    assert not small["fits"]
+    assert "memory" in small["why"][0]
+    assert any("--dtype auto" in line for line in small["instead"])
+
+
+def test_memory_too_small_says_what_would_do(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+    made = planned(capfd, *of(pair, "--layers", "1", "--memory", "100MB"))
+    assert not made["fits"]
+    [why] = made["why"]
+    assert "100 MB allowed" in why
+    again = planned(capfd, *of(pair, "--layers", "1", "--memory", made["instead"][-1].rpartition(" ")[2]))
+    assert (again["fits"], again["why"], again["instead"]) == (True, [], [])
+
+
+def test_json_has_what_others_rely_on(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = planned(capfd, str(sets_folder), *of(pair))
+    assert {"download_bytes", "disk_free_bytes", "memory_bytes", "fits", "files"} <= set(made)
+    assert all({"name", "bytes", "have"} <= set(file) for file in made["files"])
+    assert made["layers"] == [1]  # the middle one
+    letters = [line for file in sets_folder.iterdir() for line in file.read_text().splitlines()]
+    assert made["tokens"] == sum(len(line.encode()) // 4 for line in letters)
+    assert made["gflop"] == pytest.approx(made["tokens"] * made["gflop_per_token"])
+    assert made["compute_seconds"] is None
+    assert planned(capfd, str(sets_folder), *of(pair, "--measure"))["compute_seconds"] > 0
+
+
+def test_shown_for_people(large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(sets_folder), *of(large, "--layers", "all", "--memory", "1GB")]) == 0
+    out = capfd.readouterr().out
+    for words in (
+        "layers 0-35",
+        "(36)",
+        "77.3 GB",
+        "streamed *",
+        "bytes / 4",
+        "does not fit",
+        "instead: allow --memory",
+    ):
+        assert words in out
+    assert run(["plan", *of(large)]) == 0
+    assert "It fits." in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_needed_tensors_are_those_the_engine_loads(tied: bool, tmp_path: Path) -> None:
+    from saescope.engine.lm import load_lm
+    from saescope.sources.checkpoint import PREFIXES, open_checkpoint
+    from saescope.sources.files import open_files
+
+    folder = tiny.save_model(tmp_path / "model", tied=tied, shard_size="20KB")
+    checkpoint = open_checkpoint(open_files(str(folder)))
+    needed, lm = checkpoint.needed(1), load_lm(folder, [1])
+    assert set(needed) == {PREFIXES[0] + name for name in lm.model.state_dict()}
+    sizes = {name: tensor.nbytes for name, tensor in lm.model.state_dict().items()}
+    assert {n.removeprefix("model."): t.bytes for n, t in checkpoint.tensors(1).items()} == sizes
+    assert checkpoint.config.n_layers == lm.spec.n_layers
+
+
+def test_multimodal_config_is_nested(tmp_path: Path) -> None:
+    from saescope.sources.checkpoint import read_config
+    from saescope.sources.files import LocalFiles
+
+    text = {
+        "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "num_key_value_heads": 2,
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text, "model_type": "some_vl"}))
+    config = read_config(LocalFiles(tmp_path))
+    assert (config.n_layers, config.mlp, config.attention) == (4, 32, 32 * 8)
+    assert (config.experts_used, config.dtype) == (0.25, "bfloat16")
+
+
+# --- what is refused
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capfd.readouterr()
+    code = run(arguments)
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    assert line.startswith("saescope: ")
+    return line
+
+
+def test_wrong_use_is_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "8GiB, 500MB" in refused(capfd, "plan", *of(pair, "--memory", "lots"))
+    assert "100Mbit/s" in refused(capfd, "plan", *of(pair, "--bandwidth", "fast"))
+    assert "no layer9.sae.pt" in refused(capfd, "plan", *of(pair, "--layers", "9"))
+    assert "does not exist" in refused(capfd, "plan", str(tmp_path / "none"), *of(pair))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert "needs no model" in refused(capfd, "plan", str(tmp_path), *of(pair))
+
+
+def test_damaged_checkpoints_are_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def broken(name: str, data: bytes) -> str:
+        model = tmp_path / name.replace(".", "-")
+        shutil.copytree(pair.model, model)
+        (model / name).write_bytes(data)
+        return refused(capfd, "plan", "--model", str(model), "--sae", str(pair.sae))
+
+    assert "does not describe a decoder" in broken("config.json", b"{")
+    assert "damaged or truncated" in broken("model.safetensors", b"\xff" * 100)
+    assert "not a safetensors index" in broken("model.safetensors.index.json", b"[]")
+
+
+# --- without a network
+
+
+def test_catalog_knows_what_is_not_cached(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    made = planned(capfd, "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "0,17", "--offline")
+    assert made["model"] == "Qwen/Qwen3-8B-Base"
+    assert [(f["name"], f["bytes"], f["have"]) for f in made["files"]] == [
+        ("layer0.sae.pt", 2_147_762_176, False),
+        ("layer17.sae.pt", 2_147_762_176, False),
+    ]
+    assert made["download_bytes"] == 2 * 2_147_762_176
+    assert (made["memory_bytes"], made["fits"]) == (None, False)
+    assert any("Qwen/Qwen3-8B-Base is not in the local cache" in line for line in made["unknown"])
+    assert any("without --offline" in line for line in made["instead"])
+    assert "it has layers 0-35" in refused(
+        capfd, "plan", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "36", "--offline"
+    )
+    assert "not in the local cache" in refused(capfd, "plan", "--model", "a/b", "--sae", "a/c", "--offline")
+    assert "--offline fetches nothing" in refused(capfd, "fetch", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--offline")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_starts_without_torch(pair: Pair) -> None:
+    code = (
+        "import sys\nfrom saescope.surfaces.cli import run\n"
+        f"assert run({['plan', *of(pair)]!r}) == 0\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
