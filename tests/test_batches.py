@@ -64,7 +64,8 @@ def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
 def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:
     lm, saes = pair.load(0, 2)
     lm = replace(lm, max_length=400)
-    return extract(lm if shares else replace(lm, packs=False), saes, texts(prompts), tmp_path / name, batch_tokens=400)
+    one = lm if shares else replace(lm, packs=False, shares=False)
+    return extract(one, saes, texts(prompts), tmp_path / name, batch_tokens=400)
 
 
 def test_shared_prefix_gives_the_same_features(pair: Pair, tmp_path: Path) -> None:
@@ -119,5 +120,6 @@ def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_pa
     saes = pair.load(2)[1]
     run = extract(lm, saes, texts(prompts), tmp_path / "run")
     assert sum(seen) < 0.7 * len(run.token_id)
-    plain = extract(replace(lm, packs=False), saes, texts(prompts), tmp_path / "plain", batch_tokens=1)
+    alone = replace(lm, packs=False, shares=False)
+    plain = extract(alone, saes, texts(prompts), tmp_path / "plain", batch_tokens=1)
     np.testing.assert_allclose(run.features(2).acts, plain.features(2).acts, atol=2e-5)

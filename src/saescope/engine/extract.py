@@ -37,8 +37,7 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     """Tokenise, and divide into batches of at most `batch_tokens` tokens that are computed."""
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
-    # A streamed model sees one block at a time and keeps no keys and values: it runs prefixes with every prompt.
-    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.packs and lm.streamed is None)
+    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.shares)
 
 
 def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:

@@ -36,7 +36,8 @@ class LM:
     """A decoder cut after its last needed layer, its tokenizer, and what it is.
 
     `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
-    be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row.
+    be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row,
+    `shares` that they may share the keys and values of what they all begin with.
     `source` is what opens the same checkpoint again. Blocks of a `streamed` model have weights only in their turn.
     """
 
@@ -46,6 +47,7 @@ class LM:
     blocks: nn.ModuleList
     mapped: tuple[list[Pages], ...]
     packs: bool
+    shares: bool
     max_length: int
     vocab_size: int
     dtype: torch.dtype
@@ -108,6 +110,8 @@ def load_lm(
         blocks=blocks,
         mapped=tuple([] if streamed else mapped_pages(block.parameters()) for block in blocks),
         packs=config.model_type in _PACKING,
+        # A streamed model sees one block at a time and keeps no keys and values.
+        shares=config.model_type in _PACKING and not streamed,
         max_length=_max_length(config),
         vocab_size=int(config.vocab_size),
         dtype=kind,
