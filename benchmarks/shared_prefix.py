@@ -37,7 +37,7 @@ def main(folder: Path, layer: int, times: int) -> None:
         medians = {name: statistics.median(values) for name, values in rates.items()}
         for name, median in medians.items():
             print(f"{name}: {median:.0f} tokens/s (of {len(runs[name].token_id)} tokens, median of {times})")
-        found = agreement(*runs.values()).layers[layer]
+        found = agreement(runs["with every prompt"], runs["once"]).layers[layer]
         print(f"gain {medians['once'] / medians['with every prompt']:.1f} times; of the k features "
               f"{100 * found.topk_jaccard:.2f} % shared, top 5 the same on {100 * found.top5_equal:.2f} % of tokens, "
               f"residuals {found.resid_rel_diff:.1e} apart")  # fmt: skip
