@@ -65,6 +65,8 @@ def plan(
 def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> Plan:
     """The plan of a job with these options; refuses amounts that cannot be read before anything is looked up."""
     parse_rate(limits.bandwidth)
+    if inputs.batch_tokens < 1:
+        raise PromptError(f"--batch-tokens is {inputs.batch_tokens}: it must be at least 1")
     model, sae = inputs.names()
     return make_plan(
         Asked(
