@@ -160,6 +160,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_wrong_use_is_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "8GiB, 500MB" in refused(capfd, "plan", *of(pair, "--memory", "lots"))
     assert "100Mbit/s" in refused(capfd, "plan", *of(pair, "--bandwidth", "fast"))
+    assert "at least 1" in refused(capfd, "plan", *of(pair, "--batch-tokens", "0"))
     assert "no layer9.sae.pt" in refused(capfd, "plan", *of(pair, "--layers", "9"))
     assert "does not exist" in refused(capfd, "plan", str(tmp_path / "none"), *of(pair))
     (tmp_path / "manifest.json").write_text("{}")

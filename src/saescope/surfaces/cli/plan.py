@@ -62,6 +62,8 @@ def plan(
 def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> Plan:
     """The plan of a job with these options; refuses amounts that cannot be read before anything is looked up."""
     parse_rate(limits.bandwidth)
+    if inputs.batch_tokens < 1:
+        raise PromptError(f"--batch-tokens is {inputs.batch_tokens}: it must be at least 1")
     model, sae = inputs.names()
     asked = inputs.asked(model, sae, "all" if inputs.layers == "all" else parse_layers(inputs.layers))
     return make_plan(replace(asked, tokens=_tokens(sets) if sets else None))
