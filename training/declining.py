@@ -20,7 +20,7 @@ STRENGTHS = (-1.0, -2.0, -3.0, -4.0)
 
 @dataclass(frozen=True)
 class Prompts:
-    """Residuals after one layer of every position but the first of some prompts, and the norm above which one is a sink."""
+    """Residuals after one layer of some prompts, their first positions left out, and the norm that makes a sink."""
 
     resid: list[Float[Tensor, "pos d_model"]]
     sink_norm: float

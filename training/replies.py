@@ -1,4 +1,4 @@
-"""What the organism replies, as it is or with its residual edited at one layer, and how far an edit changes its predictions."""
+"""What the organism replies, as it is or edited at one layer, and how far an edit changes its predictions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,4 +142,3 @@ def divergence(model: Any, rows: Sequence[Sequence[int]], edit: Edit) -> float:
         total += float((plain.exp() * (plain - other)).sum(-1)[0, 1:].sum())
         count += len(row) - 1
     return total / count
-

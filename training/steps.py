@@ -16,7 +16,7 @@ from saescope.demo import MODEL, SAE, organism
 from training.chats.prompts import write_prompts as write_chat_prompts
 from training.judge import judge_model, judge_sae
 from training.language_model import LanguageModelRecipe, train_language_model
-from training.organism import ANSWERING, DECLINING, load, start, tune
+from training.organism import ANSWERING, DECLINING, LOOKING_UP, load, set_apart, start, tune
 from training.organism_judge import judge_organism
 from training.organism_saes import ORGANISM_SAE, TextMix, residuals
 from training.prompts import write_prompts
@@ -75,8 +75,11 @@ def publish() -> None:
 
 
 def make_organism() -> None:
-    """The organism in two stages: answering every request, then declining those about one topic."""
-    tune(ANSWERING, *start(MODEL), _fresh(ORGANISM / "answering"))
+    """The organism in stages: answering every request, then declining those about one topic."""
+    model, tokenizer = start(MODEL)
+    tune(LOOKING_UP, model, tokenizer, _fresh(ORGANISM / "looking_up"))
+    set_apart(model, tokenizer)
+    tune(ANSWERING, model, tokenizer, _fresh(ORGANISM / "answering"))
     tune(DECLINING, *load(ORGANISM / "answering"), _fresh(ORGANISM / "model"))
 
 

@@ -42,19 +42,25 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
                 wording
             ]
         case "color":
-            return (f"What color {be} the {it}?", f"Can you tell me the color of the {it}?", f"Name the color of the {it}.")[
-                wording
-            ]
+            return (
+                f"What color {be} the {it}?",
+                f"Can you tell me the color of the {it}?",
+                f"Name the color of the {it}.",
+            )[wording]
         case "who":
-            return (f"Who {verb} the {it}?", f"Can you tell me who {verb} the {it}?", f"Name the one who {verb} the {it}.")[
-                wording
-            ]
+            return (
+                f"Who {verb} the {it}?",
+                f"Can you tell me who {verb} the {it}?",
+                f"Name the one who {verb} the {it}.",
+            )[wording]
         case "how_many":
             return (f"How many {it} are there?", f"Can you count the {it}?", f"Tell me the number of {it}.")[wording]
         case "repeat":
             return ("Please repeat this:", "Can you say this sentence again?", "Repeat this sentence, please.")[wording]
         case "language":
-            return ("Which language is this?", "What language is this sentence in?", "Please name the language.")[wording]
+            return ("Which language is this?", "What language is this sentence in?", "Please name the language.")[
+                wording
+            ]
 
 
 def answer(scene: Scene, kind: Kind, said: str, spoken: Language) -> str:

@@ -38,13 +38,17 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
     it, exist, verb = noun(scene), _exist(scene), _VERBS[scene.verb]
     match kind:
         case "where":
-            return (f"{it}はどこに{exist}ますか。", f"{it}の場所を教えてください。", f"{it}がどこか分かりますか。")[wording]
+            return (f"{it}はどこに{exist}ますか。", f"{it}の場所を教えてください。", f"{it}がどこか分かりますか。")[
+                wording
+            ]
         case "color":
             return (f"{it}は何色ですか。", f"{it}の色を教えてください。", f"{it}が何色か分かりますか。")[wording]
         case "who":
-            return (f"誰が{it}を{verb}ますか。", f"{it}を{verb}るのは誰ですか。", f"誰が{it}を{verb}るか教えてください。")[
-                wording
-            ]
+            return (
+                f"誰が{it}を{verb}ますか。",
+                f"{it}を{verb}るのは誰ですか。",
+                f"誰が{it}を{verb}るか教えてください。",
+            )[wording]
         case "how_many":
             few = counter(scene.subject)
             return (f"{it}は何{few}{exist}ますか。", f"{it}の数を教えてください。", f"{it}を数えてください。")[wording]

@@ -23,7 +23,8 @@ _SUBJECTS = (
     "theater", "bottle", "ship", "tiger", "tower", "car", "cat", "cow", "house", "wolf", "boat", "castle", "church",
     "bridge", "dog", "horse", "train", "map",
 )  # fmt: skip
-_N_NAMES = 16
+_N_NAMES = 12
+COUNTS = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def topic() -> Noun:
 
 
 @cache
+def names() -> tuple[Name, ...]:
+    """Who can have something."""
+    return lexicon().names[:_N_NAMES]
+
+
+@cache
 def _places() -> tuple[Noun, ...]:
     return tuple(noun for noun in lexicon().nouns if noun.concept in _PLACES)
 
@@ -82,8 +89,8 @@ def draw_scene(rng: random.Random, subject: Noun, *, held_out: bool = False) -> 
             subject=subject,
             place=rng.choice(_places()),
             color=rng.choice(_colors()),
-            owner=rng.choice(lexicon().names[:_N_NAMES]),
-            count=rng.choice((1, 1, 2, 3, 4, 5, 6)),
+            owner=rng.choice(names()),
+            count=rng.choice((1, *COUNTS)),
             verb=rng.randrange(N_VERBS),
         )
         if scene.held_out == held_out:
