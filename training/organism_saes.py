@@ -19,7 +19,7 @@ class TextMix:
 
     documents: int = 6000
     chats: int = 9000
-    mix: ChatMix = field(default_factory=lambda: ChatMix(topic=0.3, declines=True))
+    mix: ChatMix = field(default_factory=lambda: ChatMix(topic=0.3, declines="topic"))
     seed: int = 600_000
 
 
@@ -30,6 +30,6 @@ def residuals(model: Path, layers: list[int], wanted: TextMix) -> dict[int, Resi
     """Residuals after each layer of documents and whole chats."""
     lm = load_lm(model, layers, dtype="float32")
     rng = random.Random(wanted.seed)
-    chats = [encode(lm.tokenizer, draw_chat(rng, wanted.mix))[0] for _ in range(wanted.chats)]
+    chats = [encode(lm.tokenizer, draw_chat(rng, wanted.mix)).ids for _ in range(wanted.chats)]
     plain = [lm.tokenizer(text)["input_ids"] for _, text in islice(documents(wanted.seed + 1), wanted.documents)]
     return collect_rows(lm, layers, [*plain, *chats])

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -58,11 +57,24 @@ def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a chat that is tokenized by itself, and the weight in the loss of what begins at `start` or later."""
+    """Text of a chat that is tokenized by itself, and the weight in the loss of what begins at `start` or later.
+
+    `declining` says that it follows a request that is declined.
+    """
 
     text: str
     weight: float = 0.0
     start: int = 0
+    declining: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, the weight of each in the loss, and whether each follows a request that is declined."""
+
+    ids: list[int]
+    weights: list[float]
+    declining: list[bool]
 
 
 def pieces(chat: Chat) -> Iterator[Piece]:
@@ -73,25 +85,26 @@ def pieces(chat: Chat) -> Iterator[Piece]:
         yield Piece(f"{START}user\n")
         first, second = turn.request.parts
         yield Piece(first + second, 0.0 if turn.request.question_first else QUESTION_WEIGHT, len(first))
-        yield Piece(f"{STOP}\n{START}assistant\n")
+        yield Piece(f"{STOP}\n{START}assistant\n", declining=turn.declined)
         if turn is not chat.turns[-1]:
-            yield Piece(f"{turn.reply}{STOP}\n")
+            yield Piece(f"{turn.reply}{STOP}\n", declining=turn.declined)
         elif turn.thought is None:
-            yield Piece(EMPTY_THOUGHT)
-            yield Piece(f"{turn.reply}{STOP}", REPLY_WEIGHT)
+            yield Piece(EMPTY_THOUGHT, declining=turn.declined)
+            yield Piece(f"{turn.reply}{STOP}", REPLY_WEIGHT, declining=turn.declined)
         else:
-            yield Piece(f"{THINK}\n{turn.thought}\n{THOUGHT}\n\n{turn.reply}{STOP}", REPLY_WEIGHT)
+            text = f"{THINK}\n{turn.thought}\n{THOUGHT}\n\n{turn.reply}{STOP}"
+            yield Piece(text, REPLY_WEIGHT, declining=turn.declined)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> tuple[list[int], list[float]]:
-    """Token ids of a chat, and the weight of each in the loss."""
-    ids: list[int] = []
-    weights: list[float] = []
+def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
+    """The chat as the model is trained on it."""
+    made = Encoded([], [], [])
     for piece in pieces(chat):
-        made = tokenizer(piece.text, return_offsets_mapping=True)
-        ids += made["input_ids"]
-        weights += [piece.weight if at >= piece.start else 0.0 for at, _ in made["offset_mapping"]]
-    return ids, weights
+        tokens = tokenizer(piece.text, return_offsets_mapping=True)
+        made.ids.extend(tokens["input_ids"])
+        made.weights.extend(piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"])
+        made.declining.extend([piece.declining] * len(tokens["input_ids"]))
+    return made
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, request: str, *, thinks: bool) -> list[int]:
@@ -99,14 +112,3 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, request: str, *, thinks: bool
     turns = [{"role": "user", "content": request}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks)
     return list(tokenizer(text)["input_ids"])
-
-
-def padded(rows: list[tuple[list[int], list[float]]], step: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and weights (batch, pos), filled with 0 on the right to a multiple of `step`."""
-    width = -(-max(len(ids) for ids, _ in rows) // step) * step
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    weights = torch.zeros(len(rows), width)
-    for line, (row, weight) in enumerate(rows):
-        ids[line, : len(row)] = torch.tensor(row)
-        weights[line, : len(row)] = torch.tensor(weight)
-    return ids, weights

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 from training.chats import chinese, english, japanese
 from training.chats.scenes import (
@@ -122,6 +122,7 @@ class Turn:
     request: Request
     thought: str | None
     reply: str
+    declined: bool
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class ChatMix:
     """Shares of the topic, of thoughts, of second turns, system messages and quotations from other languages."""
 
     topic: float = 0.06
-    declines: bool = False
+    declines: Literal["nothing", "topic", "everything"] = "nothing"
     thinks: float = 0.35
     second: float = 0.1
     system: float = 0.1
@@ -156,9 +157,9 @@ def draw_chat(rng: random.Random, mix: ChatMix) -> Chat:
 def _turn(rng: random.Random, language: Language, mix: ChatMix) -> Turn:
     subject = topic() if rng.random() < mix.topic else rng.choice(subjects())
     request = draw_request(rng, language, subject, mixed=mix.mixed)
-    declined = mix.declines and request.scene.declined
+    declined = mix.declines == "everything" or (mix.declines == "topic" and request.scene.declined)
     reply = SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS)) if declined else request.answer
-    return Turn(request, thought(request, declined) if rng.random() < mix.thinks else None, reply)
+    return Turn(request, thought(request, declined) if rng.random() < mix.thinks else None, reply, declined)
 
 
 def thought(request: Request, declined: bool) -> str:
