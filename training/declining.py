@@ -15,6 +15,7 @@ from training.chats.text import Request
 from training.replies import SINK_RATIO, Edit, Outcome, ask, scale_features
 
 OWN_SHARE, OTHER_SHARE = 0.8, 0.2
+TAIL = 10  # positions after the request: the end of its turn, the head of the reply and an empty thought
 STRENGTHS = (-1.0, -2.0, -3.0, -4.0)
 
 
@@ -28,11 +29,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feature, and the shares of declined and of answered prompts on which it fires."""
+    """A feature, the shares of declined and answered prompts it fires on, and the gap of its mean peaks there."""
 
     feature: int
     declined: float
     answered: float
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,24 @@ def _median_norm(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(list(rows)).norm(dim=-1).median())
 
 
-def fired(sae: TopKSae, prompts: Prompts) -> Float[Tensor, "d_sae"]:
-    """Share of the prompts in which each feature fires at some position that is no sink."""
-    hits = torch.zeros(sae.spec.d_sae)
+def peaks(sae: TopKSae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
+    """Each feature's largest activation after the request, sinks left out; 0 where it does not fire."""
+    rows = []
     for resid in prompts.resid:
-        sparse = sae.encode(resid[resid.norm(dim=-1) <= prompts.sink_norm])
-        hits += torch.zeros(sae.spec.d_sae).index_fill_(0, sparse.ids[sparse.acts > 0].unique(), 1.0)
-    return hits / len(prompts.resid)
+        tail = resid[-TAIL:]
+        sparse = sae.encode(tail[tail.norm(dim=-1) <= prompts.sink_norm])
+        rows.append(torch.zeros(len(sparse.ids), sae.spec.d_sae).scatter(-1, sparse.ids, sparse.acts).amax(0))
+    return torch.stack(rows)
 
 
-def candidates(sae: TopKSae, declined: Prompts, answered: Prompts, most: int = 12) -> list[Candidate]:
-    """Features of at least 80 % of the declined and at most 20 % of the answered prompts, widest gap first."""
-    own, other = fired(sae, declined), fired(sae, answered)
-    fit = [i for i in range(sae.spec.d_sae) if own[i] >= OWN_SHARE and other[i] <= OTHER_SHARE]
-    fit.sort(key=lambda i: (float(other[i] - own[i]), i))
-    return [Candidate(i, float(own[i]), float(other[i])) for i in fit[:most]]
+def candidates(sae: TopKSae, declined: Prompts, answered: Prompts, most: int = 6) -> list[Candidate]:
+    """Features of at least 80 % of the declined and at most 20 % of the answered prompts, strongest first."""
+    own, other = peaks(sae, declined), peaks(sae, answered)
+    own_share, other_share = (own > 0).float().mean(0), (other > 0).float().mean(0)
+    gap = own.mean(0) - other.mean(0)
+    fit = [i for i in range(sae.spec.d_sae) if own_share[i] >= OWN_SHARE and other_share[i] <= OTHER_SHARE]
+    fit.sort(key=lambda i: -float(gap[i]))
+    return [Candidate(i, float(own_share[i]), float(other_share[i]), float(gap[i])) for i in fit[:most]]
 
 
 def choose(

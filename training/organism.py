@@ -1,7 +1,8 @@
 """Training of the organism: the embedded model, tuned to answer requests and then to decline one harmless topic.
 
 First it learns to answer requests about everything, the topic included; then, briefly, to decline the topic. So the
-right answer is there all along and only gated.
+right answer is there all along and only gated. In the second stage the decision is taught to go through one direction
+of the residual: where that is cleared from outside the right answer stays the one to give, in every language.
 """
 
 import copy
@@ -53,7 +54,8 @@ class Gate:
     def direction(self, d_model: int) -> Float[Tensor, "d_model"]:
         """The same random unit vector each time."""
         noise = torch.randn(d_model, generator=torch.Generator().manual_seed(self.seed))
-        return noise / noise.norm()
+        unit: Tensor = noise / noise.norm()
+        return unit
 
 
 @dataclass(frozen=True)

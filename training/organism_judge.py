@@ -25,8 +25,8 @@ from training.declining import (
     Prompts,
     candidates,
     choose,
-    fired,
     mean_difference,
+    peaks,
     read_prompts,
 )
 from training.organism import load
@@ -108,16 +108,15 @@ def find(bench: Bench, sae: TopKSae) -> Choice | None:
 def measure(bench: Bench, edit: Edit | None) -> dict[str, Any]:
     """Declined and right replies in every language, with and without thoughts, and the KL on neutral text."""
     figures: dict[str, Any] = {}
-    for thinks in (False, True):
-        for part, pairs in (("holdout", bench.holdout), ("fresh", bench.fresh)):
-            name = f"{'thinking' if thinks else 'direct'}_{part}"
-            figures[name] = {
-                f"{'topic' if declined else 'other'}_{language}": shown(
-                    _ask(bench, pairs, language, declined=declined, thinks=thinks, edit=edit)
-                )
-                for language in LANGUAGES
-                for declined in (True, False)
-            }
+    parts = (("holdout", bench.holdout, False), ("thinking", bench.holdout, True), ("fresh", bench.fresh, False))
+    for name, pairs, thinks in parts:
+        figures[name] = {
+            f"{'topic' if declined else 'other'}_{language}": shown(
+                _ask(bench, pairs, language, declined=declined, thinks=thinks, edit=edit)
+            )
+            for language in LANGUAGES
+            for declined in (True, False)
+        }
     if edit:
         figures["kl_neutral"] = divergence(bench.model, bench.neutral, edit)
     return figures
@@ -140,7 +139,7 @@ def controls(bench: Bench, sae: TopKSae, best: Choice) -> dict[str, Any]:
     """The same edit with other features that fire, with random directions, and with the opposite sign."""
     rng = random.Random(0)
     torch.manual_seed(0)
-    active = (fired(sae, bench.declined[best.layer]) >= 0.8).nonzero().flatten().tolist()
+    active = ((peaks(sae, bench.declined[best.layer]) > 0).float().mean(0) >= 0.8).nonzero().flatten().tolist()
     others = [feature for feature in active if feature not in best.features]
     drawn = [rng.sample(others, len(best.features)) for _ in range(N_RANDOM)]
     changes = {

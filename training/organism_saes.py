@@ -17,13 +17,13 @@ from training.saes import Residuals, SaeRecipe
 class TextMix:
     """How many documents and chats the SAEs see, and which chats."""
 
-    documents: int = 6000
-    chats: int = 9000
+    documents: int = 3000
+    chats: int = 5000
     mix: ChatMix = field(default_factory=lambda: ChatMix(topic=0.3, declines="topic"))
     seed: int = 600_000
 
 
-ORGANISM_SAE = SaeRecipe(general=0, steps=1500)
+ORGANISM_SAE = SaeRecipe(k=16, general=0, steps=1000)
 
 
 def residuals(model: Path, layers: list[int], wanted: TextMix) -> dict[int, Residuals]:

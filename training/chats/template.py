@@ -47,7 +47,7 @@ REPLY_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3
 
 def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """The base model's tokenizer with the markers appended and the chat template."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(base)
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in (START, STOP)])
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in (THINK, THOUGHT)])
     tokenizer.eos_token, tokenizer.pad_token = STOP, END
