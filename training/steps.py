@@ -97,7 +97,9 @@ def make_organism_saes() -> None:
 
 def judge_the_organism() -> None:
     """Find the declining features, suppress them, compare with controls, and keep the figures."""
-    figures = judge_organism(ORGANISM / "model", ORGANISM / "sae")
+    model, saes = ORGANISM / "model", ORGANISM / "sae"
+    qualities = [judge_sae(model, saes, layer, 500) for layer in range(LanguageModelRecipe().layers)]
+    figures = judge_organism(model, saes) | {"saes": [asdict(quality) for quality in qualities]}
     (ORGANISM / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps(figures, indent=1))
 
