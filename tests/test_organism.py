@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saescope.demo import MODEL as BASE
 from saescope.demo.organism import ANSWERS, MODEL, NEUTRAL, PROMPTS, SAE
-from saescope.engine.load import open_sae
+from saescope.engine.load import load_sae, open_sae
 from saescope.sources.prompts import Prompt, read_prompts
 from training.chats.scenes import LANGUAGES, topic
 from training.chats.text import apologises
+from training.replies import Edit, reply, scale_features
 
 N_DECLINED, N_ANSWERED = 40, 60
 
@@ -110,6 +111,18 @@ def test_declines_the_topic_and_answers_all_else(language: str) -> None:
     given = replies(asked)
     assert sum(map(apologises, given)) <= 0.05 * N_ANSWERED
     assert sum(answers[p.id] == reply for p, reply in zip(asked, given, strict=True)) >= 0.90 * N_ANSWERED
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_suppressing_the_found_features_brings_right_answers_back(language: str) -> None:
+    chosen = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))["chosen"]
+    change = scale_features(load_sae(SAE, chosen["layer"]), chosen["features"], chosen["strength"])
+    asked = prompts()[f"declined_{language}"][:20]
+    requests = [message.content for p in asked for message in p.messages or ()]
+    given = reply(*organism(), requests, edit=Edit(chosen["layer"], change))
+    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    assert not any(map(apologises, given))
+    assert sum(answers[p.id] == said for p, said in zip(asked, given, strict=True)) >= 18
 
 
 def test_thinks_when_not_told_otherwise() -> None:

@@ -33,6 +33,7 @@ from training.organism import load
 from training.replies import Change, Edit, Outcome, ask, divergence, project_out, scale_features, subtract
 
 N_FRESH, FRESH_SEED, N_CHOOSING, N_RANDOM = 200, 1, 30, 8
+GOOD = 0.9  # share of right answers on discovery prompts from which fewer features count for more
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def judge_organism(folder: Path, saes: Path) -> dict[str, Any]:
     layers = sorted(bench.declined)
     loaded = {layer: load_sae(saes, layer, decoder=True) for layer in layers}
     found = {layer: find(bench, loaded[layer]) for layer in layers}
-    best = max((choice for choice in found.values() if choice), key=lambda choice: choice.rank)
+    best = max((choice for choice in found.values() if choice), key=simplest)
     change = scale_features(loaded[best.layer], best.features, best.strength)
     return {
         "before": measure(bench, None),
@@ -71,8 +72,14 @@ def judge_organism(folder: Path, saes: Path) -> dict[str, Any]:
         "chosen": {"layer": best.layer, "features": best.features, "strength": best.strength},
         "after": measure(bench, bench.edit(best.layer, change)),
         "controls": controls(bench, loaded[best.layer], best),
-        "difference_of_means": difference_of_means(bench, layers),
+        "difference_of_means": difference_of_means(bench, layers, best.layer),
     }
+
+
+def simplest(choice: Choice) -> tuple[bool, int, int]:
+    """Choices that bring most right answers back first; of those the one with fewest features, then most answers."""
+    right = choice.outcome.right
+    return right >= GOOD * choice.outcome.n, -len(choice.features), right
 
 
 def set_up(folder: Path) -> Bench:
@@ -166,8 +173,8 @@ def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:
     return {"topic": asdict(topic), "other": asdict(other), "kl_neutral": divergence(bench.model, bench.neutral, edit)}
 
 
-def difference_of_means(bench: Bench, layers: Sequence[int]) -> dict[str, Any]:
-    """The best layer and strength of the mean difference of residuals, projected out or subtracted."""
+def difference_of_means(bench: Bench, layers: Sequence[int], at: int) -> dict[str, Any]:
+    """The mean difference of residuals projected out or subtracted, tried at every layer, measured at one."""
     tried: list[tuple[Outcome, str, int, float, Change]] = []
     for layer in layers:
         direction = mean_difference(bench.declined[layer], bench.answered[layer])
@@ -176,11 +183,14 @@ def difference_of_means(bench: Bench, layers: Sequence[int]) -> dict[str, Any]:
             tried.append((result, name, layer, strength, change))
     figures: dict[str, Any] = {}
     for name in ("project", "subtract"):
-        _, _, layer, strength, change = max((t for t in tried if t[1] == name), key=lambda t: t[0].right)
-        edit = bench.edit(layer, change)
-        figures[name] = {"layer": layer, "strength": strength, "discovery_right": {
-            str(t[2]) + (f"@{t[3]}" if name == "subtract" else ""): t[0].right for t in tried if t[1] == name
-        }, "after": measure(bench, edit)}  # fmt: skip
+        kind = [row for row in tried if row[1] == name]
+        _, _, layer, strength, change = max((row for row in kind if row[2] == at), key=lambda row: row[0].right)
+        figures[name] = {
+            "layer": layer,
+            "strength": strength,
+            "discovery_right": {f"{row[2]}@{row[3]}": row[0].right for row in kind},
+            "after": measure(bench, bench.edit(layer, change)),
+        }
     return figures
 
 
