@@ -23,6 +23,7 @@ class TextMix:
     seed: int = 600_000
 
 
+# With k 32 features of the decision fire weakly on everything; see LOG.md.
 ORGANISM_SAE = SaeRecipe(k=16, general=0, steps=1000)
 
 
