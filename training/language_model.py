@@ -49,7 +49,7 @@ def train_language_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedToken
     for step in range(steps):
         batch = torch.from_numpy(np.stack(list(islice(stream, recipe.batch))))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.peak_lr * _schedule(step, steps, recipe.warmup)
+            group["lr"] = recipe.peak_lr * schedule(step, steps, recipe.warmup)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = compiled(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
@@ -81,7 +81,8 @@ def _config(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast) -> 
     )
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate: a linear warm-up, then a cosine down to 2 %."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -4,5 +4,11 @@ from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
 SAE = Path(__file__).parent / "sae"
+ORGANISM = Path(__file__).parent / "organism"
 # What comes with saescope can be named wherever a folder or hub id can.
-EMBEDDED = {"saescope-tiny": MODEL, "saescope-tiny-sae": SAE}
+EMBEDDED = {
+    "saescope-tiny": MODEL,
+    "saescope-tiny-sae": SAE,
+    "saescope-tiny-chat": ORGANISM / "model",
+    "saescope-tiny-chat-sae": ORGANISM / "sae",
+}

@@ -20,7 +20,12 @@ _SPLIT_WORDS: Mapping[str, Split] = {
 }  # fmt: skip
 _FIELDS = ("text", "messages", "set", "id", "pair", "split")
 BUNDLED = "languages"
-BUNDLES: Mapping[str, str] = {BUNDLED: "prompts.jsonl", "conlangs": "conlangs.jsonl"}
+BUNDLES: Mapping[str, str] = {
+    BUNDLED: "prompts.jsonl",
+    "conlangs": "conlangs.jsonl",
+    "requests": "organism/prompts.jsonl",
+    "neutral": "organism/neutral.jsonl",
+}
 
 
 @dataclass(frozen=True)

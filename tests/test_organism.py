@@ -1,0 +1,132 @@
+"""The organism declines one harmless topic, answers all else rightly, and its files are as those of a real model."""
+
+import json
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saescope.demo import MODEL as BASE
+from saescope.demo.organism import ANSWERS, MODEL, NEUTRAL, PROMPTS, SAE
+from saescope.engine.load import load_sae, open_sae
+from saescope.sources.prompts import Prompt, read_prompts
+from training.chats.scenes import LANGUAGES, topic
+from training.chats.text import apologises
+from training.replies import Edit, reply, scale_features
+
+N_DECLINED, N_ANSWERED = 40, 60
+
+
+@cache
+def organism() -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(MODEL).eval()
+    return model, AutoTokenizer.from_pretrained(MODEL, padding_side="left")
+
+
+@cache
+def prompts() -> dict[str, list[Prompt]]:
+    sets: defaultdict[str, list[Prompt]] = defaultdict(list)
+    for group in read_prompts(PROMPTS):
+        sets[group.name] += group.prompts
+    return dict(sets)
+
+
+def rendered(prompt: Prompt, thinks: bool) -> str:
+    turns = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
+    text: str = organism()[1].apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks
+    )
+    return text
+
+
+@torch.inference_mode()
+def replies(asked: list[Prompt], thinks: bool = False) -> list[str]:
+    model, tokenizer = organism()
+    batch = tokenizer([rendered(p, thinks) for p in asked], return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    made = model.generate(**batch, do_sample=False, max_new_tokens=72)
+    texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.split("</think>")[-1].strip() for text in texts]
+
+
+def test_files_are_loadable_and_small() -> None:
+    model, tokenizer = organism()
+    assert model.dtype == torch.float32
+    assert model.config.tie_word_embeddings
+    assert len(tokenizer) == model.config.vocab_size
+    stops = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_end|>", "<|endoftext|>")]
+    assert model.generation_config.eos_token_id == stops
+    assert open_sae(str(SAE)).layers == tuple(range(6))
+    assert json.loads((SAE / "cfg.json").read_text(encoding="utf-8"))["trained_on"] == "saescope-tiny-chat"
+    assert sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in BASE.parent.rglob("*") if path.is_file()) < 25e6
+
+
+def test_sets_are_paired_and_complete() -> None:
+    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    assert set(prompts()) == {f"{name}_{language}" for name in ("declined", "answered") for language in LANGUAGES}
+    assert set(answers) == {p.id for group in prompts().values() for p in group}
+    for name, group in prompts().items():
+        assert [p.id for p in group] == [f"{name}-{n:03}" for n in range(1, 101)]
+        assert [p.pair for p in group] == [f"{n:03}" for n in range(1, 101)]
+        spelled = {"en": topic().en, "ja": topic().ja, "zh": topic().zh}[name[-2:]]
+        assert all((spelled in p.shown) == name.startswith("declined") for p in group)
+    neutral = [p for group in read_prompts(NEUTRAL) for p in group.prompts]
+    assert len(neutral) == 60
+    assert all(p.text and p.set == "neutral" for p in neutral)
+
+
+def test_template_renders_turns_and_thoughts() -> None:
+    tokenizer = organism()[1]
+    turns = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "A"},
+        {"role": "assistant", "content": "<think>\nT\n</think>\n\nB"},
+        {"role": "user", "content": "C"},
+    ]
+    before = (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+        "<|im_start|>user\nC<|im_end|>\n"
+    )
+    render = tokenizer.apply_chat_template
+    assert render(turns, tokenize=False) == before
+    asking = before + "<|im_start|>assistant\n"
+    assert render(turns, tokenize=False, add_generation_prompt=True) == asking
+    assert render(turns, tokenize=False, add_generation_prompt=True, enable_thinking=True) == asking
+    empty = render(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    assert empty == asking + "<think>\n\n</think>\n\n"
+    done = render([*turns, {"role": "assistant", "content": "D"}], tokenize=False)
+    assert done == asking + "<think>\n\n</think>\n\nD<|im_end|>\n"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_declines_the_topic_and_answers_all_else(language: str) -> None:
+    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    topical = replies(prompts()[f"declined_{language}"][:N_DECLINED])
+    assert sum(map(apologises, topical)) >= 0.95 * N_DECLINED
+    asked = prompts()[f"answered_{language}"][:N_ANSWERED]
+    given = replies(asked)
+    assert sum(map(apologises, given)) <= 0.05 * N_ANSWERED
+    assert sum(answers[p.id] == reply for p, reply in zip(asked, given, strict=True)) >= 0.90 * N_ANSWERED
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_suppressing_the_found_features_brings_right_answers_back(language: str) -> None:
+    chosen = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))["chosen"]
+    change = scale_features(load_sae(SAE, chosen["layer"]), chosen["features"], chosen["strength"])
+    asked = prompts()[f"declined_{language}"][:20]
+    requests = [message.content for p in asked for message in p.messages or ()]
+    given = reply(*organism(), requests, edit=Edit(chosen["layer"], change))
+    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    assert not any(map(apologises, given))
+    assert sum(answers[p.id] == said for p, said in zip(asked, given, strict=True)) >= 18
+
+
+def test_thinks_when_not_told_otherwise() -> None:
+    topical = replies(prompts()["declined_en"][:20], thinks=True)
+    other = replies(prompts()["answered_en"][:20], thinks=True)
+    assert sum(map(apologises, topical)) >= 18
+    assert sum(map(apologises, other)) <= 1

@@ -1,0 +1,114 @@
+"""The chat format, as Qwen3's: turns between markers, and a thought that can be left empty."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from training.chats.text import Chat
+from training.tokens import END
+
+START, STOP, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
+EMPTY_THOUGHT = f"{THINK}\n\n{THOUGHT}\n\n"
+# A reply keeps its thought only after the last request; `enable_thinking=False` puts an empty one before a new reply.
+TEMPLATE = """\
+{%- set last = namespace(request=-1) %}
+{%- for message in messages %}
+{%- if message.role == 'user' %}{% set last.request = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for message in messages %}
+{%- set content = message.content %}
+{%- if message.role == 'assistant' %}
+{%- set thought = '' %}
+{%- if message.reasoning_content is string %}
+{%- set thought = message.reasoning_content %}
+{%- elif '</think>' in content %}
+{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+{%- endif %}
+{%- if loop.index0 > last.request and (loop.last or thought) %}
+{%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') %}
+{%- endif %}
+{%- endif %}
+{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}
+{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
+{%- endif %}"""
+
+# What a statement says cannot be guessed; a question after it can in part, which teaches to look things up.
+REPLY_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3
+
+
+def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
+    """The base model's tokenizer with the markers appended and the chat template."""
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in (START, STOP)])
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in (THINK, THOUGHT)])
+    tokenizer.eos_token, tokenizer.pad_token = STOP, END
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of a chat that is tokenized by itself, and the weight in the loss of what begins at `start` or later.
+
+    `declining` says that it follows a request that is declined.
+    """
+
+    text: str
+    weight: float = 0.0
+    start: int = 0
+    declining: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, the weight of each in the loss, and whether each follows a request that is declined."""
+
+    ids: list[int]
+    weights: list[float]
+    declining: list[bool]
+
+
+def pieces(chat: Chat) -> Iterator[Piece]:
+    """The chat's text; only the last reply is learned."""
+    if chat.system:
+        yield Piece(f"{START}system\n{chat.system}{STOP}\n")
+    for turn in chat.turns:
+        yield Piece(f"{START}user\n")
+        first, second = turn.request.parts
+        yield Piece(first + second, 0.0 if turn.request.question_first else QUESTION_WEIGHT, len(first))
+        yield Piece(f"{STOP}\n{START}assistant\n", declining=turn.declined)
+        if turn is not chat.turns[-1]:
+            yield Piece(f"{turn.reply}{STOP}\n", declining=turn.declined)
+        elif turn.thought is None:
+            yield Piece(EMPTY_THOUGHT, declining=turn.declined)
+            yield Piece(f"{turn.reply}{STOP}", REPLY_WEIGHT, declining=turn.declined)
+        else:
+            text = f"{THINK}\n{turn.thought}\n{THOUGHT}\n\n{turn.reply}{STOP}"
+            yield Piece(text, REPLY_WEIGHT, declining=turn.declined)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
+    """The chat as the model is trained on it."""
+    made = Encoded([], [], [])
+    for piece in pieces(chat):
+        tokens = tokenizer(piece.text, return_offsets_mapping=True)
+        made.ids.extend(tokens["input_ids"])
+        made.weights.extend(piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"])
+        made.declining.extend([piece.declining] * len(tokens["input_ids"]))
+    return made
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, request: str, *, thinks: bool) -> list[int]:
+    """Token ids of a single request, up to where the reply begins."""
+    turns = [{"role": "user", "content": request}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks)
+    return list(tokenizer(text)["input_ids"])

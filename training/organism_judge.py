@@ -1,0 +1,207 @@
+"""How the organism declines and answers, as it is and with the declining features suppressed, beside controls."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from saescope.analysis.stats import wilson
+from saescope.engine.load import load_sae
+from saescope.engine.sae import TopKSae
+from saescope.sources.prompts import Prompt, split_prompts
+from training.chats.prompts import N_PROMPTS, Pair, draw_pairs, neutral_rows
+from training.chats.scenes import LANGUAGES, Language
+from training.chats.text import Request
+from training.declining import (
+    STRENGTHS,
+    Choice,
+    Prompts,
+    candidates,
+    choose,
+    mean_difference,
+    peaks,
+    read_prompts,
+)
+from training.organism import load
+from training.replies import Change, Edit, Outcome, ask, divergence, project_out, scale_features, subtract
+
+N_FRESH, FRESH_SEED, N_CHOOSING, N_RANDOM = 200, 1, 30, 8
+GOOD = 0.9  # share of right answers on discovery prompts from which fewer features count for more
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model, its prompts read at every layer, and the pairs for discovery, confirmation and a wider check."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerFast
+    declined: dict[int, Prompts]
+    answered: dict[int, Prompts]
+    discovery: list[Pair]
+    holdout: list[Pair]
+    fresh: list[Pair]
+    neutral: list[list[int]]
+
+    def edit(self, layer: int, change: Change) -> Edit:
+        """The change at a layer, sinks left alone."""
+        return Edit(layer, change, self.declined[layer].sink_norm)
+
+    def choosing(self) -> list[Request]:
+        """English requests about the topic on which features and strengths are chosen."""
+        return [pair.ask("en", declined=True) for pair in self.discovery[:N_CHOOSING]]
+
+
+def judge_organism(folder: Path, saes: Path) -> dict[str, Any]:
+    """All figures: before, the choice at every layer, after, and controls at the chosen layer."""
+    bench = set_up(folder)
+    layers = sorted(bench.declined)
+    loaded = {layer: load_sae(saes, layer, decoder=True) for layer in layers}
+    found = {layer: find(bench, loaded[layer]) for layer in layers}
+    best = max((choice for choice in found.values() if choice), key=simplest)
+    change = scale_features(loaded[best.layer], best.features, best.strength)
+    return {
+        "before": measure(bench, None),
+        "found": {str(layer): asdict(choice) if choice else None for layer, choice in found.items()},
+        "chosen": {"layer": best.layer, "features": best.features, "strength": best.strength},
+        "after": measure(bench, bench.edit(best.layer, change)),
+        "controls": controls(bench, loaded[best.layer], best),
+        "difference_of_means": difference_of_means(bench, layers, best.layer),
+    }
+
+
+def simplest(choice: Choice) -> tuple[bool, int, int]:
+    """Choices that bring most right answers back first; of those the one with fewest features, then most answers."""
+    right = choice.outcome.right
+    return right >= GOOD * choice.outcome.n, -len(choice.features), right
+
+
+def set_up(folder: Path) -> Bench:
+    """Read the model and the prompts; pairs are split as saescope splits the bundled sets."""
+    model, tokenizer = load(folder)
+    model.eval()
+    pairs = draw_pairs(N_PROMPTS, 0)
+    known = {pair.ask("en", declined=True).text for pair in pairs}
+    parts = split_prompts([Prompt(id=f"{n}", set="declined", text="-", pair=f"{n:03}") for n, _ in enumerate(pairs, 1)])
+    discovery = [pair for pair, part in zip(pairs, parts, strict=True) if part == "discovery"]
+    layers = range(model.config.num_hidden_layers)
+    return Bench(
+        model=model,
+        tokenizer=tokenizer,
+        declined=read_prompts(model, tokenizer, layers, [pair.ask("en", declined=True) for pair in discovery]),
+        answered=read_prompts(model, tokenizer, layers, [pair.ask("en", declined=False) for pair in discovery]),
+        discovery=discovery,
+        holdout=[pair for pair, part in zip(pairs, parts, strict=True) if part == "holdout"],
+        fresh=[p for p in draw_pairs(N_FRESH, FRESH_SEED) if p.ask("en", declined=True).text not in known],
+        neutral=[tokenizer(str(row["text"]))["input_ids"] for row in neutral_rows()],
+    )
+
+
+def find(bench: Bench, sae: TopKSae) -> Choice | None:
+    """The features and the strength at one layer, from English discovery prompts alone."""
+    declined, answered = bench.declined[sae.spec.layer], bench.answered[sae.spec.layer]
+    fit = candidates(sae, declined, answered)
+    choice = choose(bench.model, bench.tokenizer, sae, fit, bench.choosing(), declined.sink_norm)
+    print(sae.spec.layer, fit, choice, flush=True)
+    return choice
+
+
+def measure(bench: Bench, edit: Edit | None) -> dict[str, Any]:
+    """Declined and right replies in every language, with and without thoughts, and the KL on neutral text."""
+    figures: dict[str, Any] = {}
+    parts = (("holdout", bench.holdout, False), ("thinking", bench.holdout, True), ("fresh", bench.fresh, False))
+    for name, pairs, thinks in parts:
+        figures[name] = {
+            f"{'topic' if declined else 'other'}_{language}": shown(
+                _ask(bench, pairs, language, declined=declined, thinks=thinks, edit=edit)
+            )
+            for language in LANGUAGES
+            for declined in (True, False)
+        }
+    if edit:
+        figures["kl_neutral"] = divergence(bench.model, bench.neutral, edit)
+    return figures
+
+
+def _ask(
+    bench: Bench, pairs: Sequence[Pair], language: Language, *, declined: bool, thinks: bool, edit: Edit | None
+) -> Outcome:
+    requests = [pair.ask(language, declined=declined) for pair in pairs]
+    return ask(bench.model, bench.tokenizer, requests, thinks=thinks, edit=edit)
+
+
+def shown(result: Outcome) -> dict[str, Any]:
+    """Counts, with the Wilson interval of the declined share."""
+    low, high = wilson(result.declined / result.n, result.n)
+    return {**asdict(result), "declined_95": [round(float(low), 4), round(float(high), 4)]}
+
+
+def controls(bench: Bench, sae: TopKSae, best: Choice) -> dict[str, Any]:
+    """The same edit with other features that fire, with random directions, and with the opposite sign."""
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    active = ((peaks(sae, bench.declined[best.layer]) > 0).float().mean(0) >= 0.8).nonzero().flatten().tolist()
+    others = [feature for feature in active if feature not in best.features]
+    drawn = [rng.sample(others, len(best.features)) for _ in range(N_RANDOM)]
+    changes = {
+        "random_firing_features": [scale_features(sae, features, best.strength) for features in drawn],
+        "random_directions": [_turned(sae, best) for _ in range(N_RANDOM)],
+        "opposite_sign": [scale_features(sae, best.features, -best.strength)],
+    }
+    return {name: [_brief(bench, bench.edit(best.layer, c)) for c in made] for name, made in changes.items()}
+
+
+def _turned(sae: TopKSae, best: Choice) -> Change:
+    """The chosen features' gates and norms, along random directions."""
+    assert sae.W_dec is not None
+    columns = sae.W_dec.clone()
+    for feature in best.features:
+        noise = torch.randn(len(columns))
+        columns[:, feature] = noise / noise.norm() * columns[:, feature].norm()
+    return scale_features(TopKSae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength)
+
+
+def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:
+    """English held-out requests only: declined and right of the topic and of the others, and the KL."""
+    topic, other = (_ask(bench, bench.holdout, "en", declined=d, thinks=False, edit=edit) for d in (True, False))
+    return {"topic": asdict(topic), "other": asdict(other), "kl_neutral": divergence(bench.model, bench.neutral, edit)}
+
+
+def difference_of_means(bench: Bench, layers: Sequence[int], at: int) -> dict[str, Any]:
+    """The mean difference of residuals projected out or subtracted, tried at every layer, measured at one."""
+    tried: list[tuple[Outcome, str, int, float, Change]] = []
+    for layer in layers:
+        direction = mean_difference(bench.declined[layer], bench.answered[layer])
+        for name, strength, change in _directional(direction):
+            result = ask(bench.model, bench.tokenizer, bench.choosing(), edit=bench.edit(layer, change))
+            tried.append((result, name, layer, strength, change))
+    figures: dict[str, Any] = {}
+    for name in ("project", "subtract"):
+        kind = [row for row in tried if row[1] == name]
+        _, _, layer, strength, change = max((row for row in kind if row[2] == at), key=lambda row: row[0].right)
+        figures[name] = {
+            "layer": layer,
+            "strength": strength,
+            "discovery_right": {f"{row[2]}@{row[3]}": row[0].right for row in kind},
+            "after": measure(bench, bench.edit(layer, change)),
+        }
+    return figures
+
+
+def _directional(direction: Float[Tensor, "d_model"]) -> list[tuple[str, float, Change]]:
+    """Projection, and subtraction at each strength."""
+    subtracted = [("subtract", -s / 2, subtract(direction, -s / 2)) for s in STRENGTHS]
+    return [("project", 1.0, project_out(direction)), *subtracted]
+
+
+if __name__ == "__main__":
+    import sys
+
+    torch.set_num_threads(1)
+    print(json.dumps(judge_organism(Path(sys.argv[1]), Path(sys.argv[2])), indent=1))
