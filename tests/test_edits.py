@@ -23,12 +23,17 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 sizes = st.none() | st.integers(1, 200_000)
 
 
+def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
+    share = min(1.0, abs(strength)) if op == "project" else strength
+    return Edit(Feature(*at), op, share, *rest)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, names, st.lists(edits, min_size=1, max_size=4), sizes, names)
 def test_written_is_read_back(
     tmp_path: Path, model: str, sae: str, rows: list[tuple[Any, ...]], size: int | None, comment: str
 ) -> None:
-    made = EditSet(model, sae, tuple(Edit(Feature(*at), *rest) for at, *rest in rows), size, size)
+    made = EditSet(model, sae, tuple(edit_of(*row) for row in rows), size, size)
     write_edits(made, tmp_path / "edits.toml", [comment])
     assert read_edits(tmp_path / "edits.toml") == made
 
@@ -53,6 +58,8 @@ WRONG = {
     HEAD + "[[edit]]\nfeature = '17-3'": "'17-3' is not LAYER/ID",
     HEAD + "[[edit]]\nfeature = '1/2'\nop = 'ablate'": "op 'ablate' is not one of add, scale",
     HEAD + "[[edit]]\nfeature = '1/2'\nscope = 'some'": "scope 'some'",
+    HEAD + "[[edit]]\nfeature = '1/2'\nop = 'add'": "add needs a strength",
+    HEAD + "[[edit]]\nfeature = '1/2'\nop = 'project'\nstrength = -1": "share between 0 and 1",
     HEAD + "[[edit]]\nfeature = '1/2'\nstrength = nan": "is not finite",
     HEAD + "[[edit]]\nfeature = '1/2'\nstrength = true": "strength True is not a number",
     HEAD + "[[edit]]\nfeature = '1/2'\nskip_sinks = 1": "skip_sinks 1 is not true or false",

@@ -141,7 +141,10 @@ def test_demo_does_the_whole_job(
     monkeypatch.chdir(tmp_path)
     assert run(["demo", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert set(result) == {"profile", "scan", "contrast", "report", "run"}
+    assert set(result) == {"profile", "scan", "contrast", "steer", "report", "run"}
+    assert "sorry" in result["steer"]["base"]
+    assert "sorry" not in result["steer"]["steered"]
+    assert result["steer"]["receipt"]["applied"]
     assert (tmp_path / result["report"]).is_file()
     assert len(result["scan"]["prompts"]) == 3
     assert (tmp_path / result["run"] / "manifest.json").is_file()

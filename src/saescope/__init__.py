@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
-    from saescope.control.edits import Edit, EditSet, read_edits, write_edits
+    from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
+    from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
@@ -49,6 +50,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "PromptSet",
+    "Receipt",
     "ResourceError",
     "Run",
     "RunError",
@@ -71,10 +73,12 @@ __all__ = [
     "load_lm",
     "load_sae",
     "open_sae",
+    "parse_edit",
     "profile",
     "read_edits",
     "read_prompts",
     "scan",
+    "steered",
     "texts",
     "verify",
     "write_edits",
@@ -89,7 +93,8 @@ _HOME = {
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
-    "control.edits": ("Edit", "EditSet", "read_edits", "write_edits"),
+    "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),

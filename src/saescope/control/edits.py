@@ -15,19 +15,22 @@ from saescope.sources.catalog import Feature
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
 Scope = Literal["all", "prefill", "decode", "last"]
+_USUAL: Mapping[str, float] = {"scale": -1.0, "clamp": 0.0, "readout_clamp": 0.0, "project": 1.0}
 
 
 @dataclass(frozen=True)
 class Edit:
     """One change to the residual at a feature's layer.
 
-    `strength` is in units of the feature's activation (a share of it for `scale`; the target for the clamps); `gate`
-    says when the feature counts as on, `scope` which positions are edited.
+    `strength` is in units of the feature's activation for `add`, a share of it for `scale` (-1 when left out), the
+    target for the clamps (0), the share of the component for `project` (1). `gate` says when the feature counts as on;
+    `scope` which positions are edited: all, those of the prompt (prefill), those generated (decode), or the last of
+    each pass, which is what the next token is predicted from.
     """
 
     feature: Feature | str
     op: Op = "scale"
-    strength: float | int = -1.0
+    strength: float | int | None = None
     gate: Gate = "relu"
     scope: Scope = "all"
     skip_sinks: bool = True
@@ -36,6 +39,16 @@ class Edit:
         _check(vars(self))
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
+
+    @property
+    def amount(self) -> float:
+        """The strength, or what the op means without one."""
+        return float(_USUAL[self.op] if self.strength is None else self.strength)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the edit is none at all."""
+        return self.amount == 0 and self.op in ("add", "scale", "project")
 
     @property
     def at(self) -> Feature:
@@ -49,11 +62,17 @@ def _check(values: Mapping[str, Any]) -> None:
     for name, allowed in (("op", Op), ("gate", Gate), ("scope", Scope)):
         if name in values and values[name] not in get_args(allowed):
             raise EditError(f"edit of {feature}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}")
-    strength, skip_sinks = values.get("strength", 0.0), values.get("skip_sinks", True)
+    op, strength, skip_sinks = values.get("op", "scale"), values.get("strength"), values.get("skip_sinks", True)
+    if strength is None:
+        if op not in _USUAL:
+            raise EditError(f"edit of {feature}: {op} needs a strength")
+        strength = _USUAL[op]
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise EditError(f"edit of {feature}: strength {strength!r} is not a number")
     if not math.isfinite(strength):
         raise EditError(f"edit of {feature}: strength {strength} is not finite")
+    if op == "project" and not 0 <= strength <= 1:
+        raise EditError(f"edit of {feature}: project removes a share between 0 and 1 of the component, not {strength}")
     if not isinstance(skip_sinks, bool):
         raise EditError(f"edit of {feature}: skip_sinks {skip_sinks!r} is not true or false")
 
@@ -75,7 +94,7 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     lines += [f"{f.name} = {_toml(getattr(edits, f.name))}" for f in fields(edits)
               if f.name != "edits" and getattr(edits, f.name) is not None]  # fmt: skip
     for edit in edits.edits:
-        lines += ["", "[[edit]]", *(f"{f.name} = {_toml(getattr(edit, f.name))}" for f in fields(edit))]
+        lines += ["", "[[edit]]", *(f"{f.name} = {_toml(_value(edit, f.name))}" for f in fields(edit))]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +103,22 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ResourceError(f"cannot write the edits {path}: {error.strerror or error}") from error
+
+
+def parse_edit(text: str) -> Edit:
+    """An edit in words, `17/23991 scale -1 relu all`, the last ones left out at will; raises EditError otherwise."""
+    words = text.split()
+    if not 1 <= len(words) <= 5:
+        raise EditError(f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE, as 17/23991 scale -1")
+    values: dict[str, Any] = dict(zip(("feature", "op", "strength", "gate", "scope"), words, strict=False))
+    try:
+        values["feature"] = Feature.parse(words[0])
+        if "strength" in values:
+            values["strength"] = float(values["strength"])
+    except (SourceError, ValueError) as error:
+        raise EditError(f"edit {text!r}: {error}") from error
+    _check(values)
+    return Edit(**values)
 
 
 def read_edits(path: str | Path) -> EditSet:
@@ -121,6 +156,10 @@ def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
 def _check_keys(row: Mapping[str, Any], known: set[str], path: Path, where: str) -> None:
     if unknown := row.keys() - known:
         raise EditError(f"{path}: {where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}")
+
+
+def _value(edit: Edit, name: str) -> Any:
+    return edit.amount if name == "strength" else getattr(edit, name)
 
 
 def _toml(value: Any) -> str:

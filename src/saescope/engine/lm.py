@@ -6,9 +6,10 @@ what they have and not by their names; it does not know tensors, SAEs, prompts o
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -21,6 +22,7 @@ from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint, open_files
+from saescope.sources.prompts import Message, Prompt
 
 DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -55,6 +57,42 @@ class LM:
     source: str
     streamed: Weights | None = None
 
+    @cached_property
+    def whole(self) -> nn.Module:
+        """transformers' own causal LM around these blocks; what they lack is read when this is first asked for."""
+        from saescope.engine.whole import load_whole
+
+        if self.streamed is not None:
+            raise SourceError(f"{self.spec.repo} is streamed and cannot generate: load it without --memory")
+        return load_whole(self)
+
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        thinking: bool | None = None,
+    ) -> str:
+        """What the model goes on with after a text, or answers to the turns of a chat (`role`, `content`)."""
+        from saescope.engine.generate import generate
+
+        if isinstance(prompt, str):
+            asked = Prompt("prompt", "prompts", text=prompt)
+        else:
+            asked = Prompt("prompt", "prompts", messages=tuple(Message(t["role"], t["content"]) for t in prompt))
+        [written] = generate(
+            self, [asked], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, thinking=thinking
+        )
+        return written.text
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module whose forward pass runs the blocks."""
+        path = next(name for name, module in self.model.named_modules() if module is self.blocks)
+        return self.model.get_submodule(path.rpartition(".")[0])
+
     @contextmanager
     def turn(self, layer: int, block: nn.Module) -> Iterator[None]:
         """The turn of `layer`'s block: its weights are at hand, and if it is streamed the next one's are being read."""
@@ -84,7 +122,7 @@ def load_lm(
     `ref` is a folder or a hub id (`owner/name@revision`). Raises SourceError for anything missing, damaged or unknown.
     """
     files = open_files(str(ref), offline=offline)
-    config = _read_config(files)
+    config = read_config(files)
     n_layers = int(config.num_hidden_layers)
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {', '.join(map(str, layers))}")
@@ -131,7 +169,7 @@ def choose_device(device: Device) -> torch.device:
     return torch.device(device)
 
 
-def _read_config(files: Files) -> Any:
+def read_config(files: Files) -> Any:
     """The config of the text decoder, refused where the checkpoint has none that reads from left to right."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 

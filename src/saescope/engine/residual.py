@@ -4,13 +4,15 @@
 the last layer (taken after the final norm), so hooks it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from saescope.engine.lm import LM
@@ -36,6 +38,51 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
             if pages:
                 stack.callback(block.register_forward_hook(partial(_give_back, pages)).remove)
         yield resid
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a decoder's forward pass is given: which positions are real (batch, pos), and how many came before them."""
+
+    mask: Bool[Tensor, "batch pos"] | None
+    past: int
+    cache: Any
+
+
+@contextmanager
+def intervene(
+    decoders: Sequence[nn.Module],
+    blocks: Mapping[int, nn.Module],
+    begin: Callable[[Pass], None],
+    change: Callable[[int, Tensor], Tensor | None],
+) -> Iterator[None]:
+    """Within the block, `begin` is told of every forward pass and `change` may replace every block's output."""
+    with ExitStack() as stack:
+        for decoder in decoders:
+            handle = decoder.register_forward_pre_hook(partial(_begin, begin), with_kwargs=True)
+            stack.callback(handle.remove)
+        for layer, block in blocks.items():
+            stack.callback(block.register_forward_hook(partial(_change, change, layer)).remove)
+        yield
+
+
+def _begin(begin: Callable[[Pass], None], _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    given = args[0] if args else kwargs.get("input_ids")
+    given = kwargs["inputs_embeds"] if given is None else given
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    # A mask of the whole sequence: the pass itself is its end.
+    real = mask[:, -given.shape[1] :].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    begin(Pass(real, past, cache))
+
+
+def _change(
+    change: Callable[[int, Tensor], Tensor | None], layer: int, _block: nn.Module, _inputs: Any, output: Any
+) -> Any:
+    changed = change(layer, _resid(output))
+    if changed is None:
+        return None
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 @contextmanager

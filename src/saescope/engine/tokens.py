@@ -1,7 +1,7 @@
 """Prompts to token ids, to batches with little padding, and tokens back to readable text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +38,21 @@ def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
 
     Raises PromptError for a prompt that is empty or longer than the model's context.
     """
-    rows = [_ids(lm.tokenizer, prompt) for prompt in prompts]
-    for prompt, row in zip(prompts, rows, strict=True):
-        if not row:
-            raise PromptError(f"prompt {prompt.id} has no tokens: remove it")
-        if len(row) > lm.max_length:
-            raise PromptError(
-                f"prompt {prompt.id} has {len(row):,} tokens, the model reads {lm.max_length:,}: shorten it"
-            )
-        if max(row) >= lm.vocab_size:
-            raise SourceError(
-                f"prompt {prompt.id} has token {max(row)}, the model knows {lm.vocab_size:,}: not its tokenizer"
-            )
-    return rows
+    return [prompt_ids(lm, prompt) for prompt in prompts]
+
+
+def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
+    """Token ids of one prompt; `thinking` is what a chat template is told, where it is told."""
+    row = _ids(lm.tokenizer, prompt, {} if thinking is None else {"enable_thinking": thinking})
+    if not row:
+        raise PromptError(f"prompt {prompt.id} has no tokens: remove it")
+    if len(row) > lm.max_length:
+        raise PromptError(f"prompt {prompt.id} has {len(row):,} tokens, the model reads {lm.max_length:,}: shorten it")
+    if max(row) >= lm.vocab_size:
+        raise SourceError(
+            f"prompt {prompt.id} has token {max(row)}, the model knows {lm.vocab_size:,}: not its tokenizer"
+        )
+    return row
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
@@ -63,7 +65,7 @@ def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
             )
 
 
-def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+def _ids(tokenizer: Any, prompt: Prompt, options: Mapping[str, bool]) -> list[int]:
     if prompt.text is not None:
         return list(tokenizer(prompt.text, verbose=False)["input_ids"])
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
@@ -71,7 +73,7 @@ def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise PromptError(f"prompt {prompt.id} is a chat, but the model's tokenizer has no chat template: use text")
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=turns[-1]["role"] != "assistant"
+            turns, tokenize=False, add_generation_prompt=turns[-1]["role"] != "assistant", **options
         )
     except Exception as error:  # templates raise what they like
         raise PromptError(f"prompt {prompt.id} does not fit the chat template: {error}") from error

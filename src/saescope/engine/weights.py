@@ -98,6 +98,18 @@ class Weights:
         return {name: read(self._found[name], self._shapes[name], self._dtype, self._device) for name in names}
 
 
+def read_tensors(
+    files: Files, wanted: Mapping[str, Size], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Some tensors of a checkpoint by the names a module gives them; raises SourceError as `Weights` does."""
+    shard_of = _shards(files)
+    found = sources(wanted, shard_of, usual="")
+    _refuse_missing(files, found, shard_of, "lm_head")
+    with ExitStack() as stack:
+        checkpoint = _Checkpoint(files, shard_of, stack, {})
+        return {name: checkpoint.read(source, wanted[name], dtype, device) for name, source in found.items()}
+
+
 def _refuse_missing(files: Files, found: Mapping[str, Source], stored: Mapping[str, str], kind: str) -> None:
     missing = [name for source in found.values() for name in source.flat if name not in stored]
     if missing:

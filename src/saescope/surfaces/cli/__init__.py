@@ -40,12 +40,13 @@ app = App(
     help_format="plaintext",
 )
 _COMMANDS = {
-    "demo": "The main job on the embedded pair: profile, scan, contrast, report.",
+    "demo": "The main job on the embedded pair: scan, contrast, steer, report.",
     "plan": "What a job would fetch, keep on disk and hold in memory; does it fit?",
     "fetch": "The files a job needs, and no others.",
     "scan": "Each token's strongest features.",
     "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
     "detect": "Features that detect a behaviour, and a classifier made of them.",
+    "steer": "What a model writes with and without edits, side by side.",
     "layers": "Where sets separate best, and which feature a concept is at each depth.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
     "report": "A run as one HTML page.",

@@ -1,0 +1,107 @@
+"""What edits do to a residual: pure functions on tensors. Every edit of a layer is computed from the same residual.
+
+With z = w·h + b (the feature's encoder row and bias), a its activation, d its decoder column and c = w·d:
+
+    add            h + s·d
+    scale          h + s·a·d            s = -1 takes the feature's own contribution out
+    clamp          h + (t - a)·d        keeps what the SAE does not explain; t = 0 is ablation
+    readout_clamp  h + ((t - z)/c)·d    the feature's pre-activation becomes t
+    project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the feature does
+
+The activation is relu(z), or with the gate `topk` z only where the feature is among the SAE's own k largest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saescope.control.edits import Edit
+from saescope.engine.sae import TopKSae
+from saescope.errors import EditError
+
+
+@dataclass(frozen=True)
+class LayerEdits:
+    """Some edits of one layer with their tensors, a row each: encoder rows, biases, decoder columns, read-out gains."""
+
+    edits: tuple[Edit, ...]
+    w: Float[Tensor, "n d_model"]
+    b: Float[Tensor, "n"]
+    d: Float[Tensor, "n d_model"]
+    gain: Float[Tensor, "n"]
+    ids: Int[Tensor, "n"]
+    sae: TopKSae | None
+
+    @property
+    def norms(self) -> Float[Tensor, "n"]:
+        """Lengths of the decoder columns as they are stored."""
+        norms: Tensor = self.d.norm(dim=1)
+        return norms
+
+
+def bind(edits: Sequence[Edit], sae: TopKSae, dtype: torch.dtype = torch.float32) -> LayerEdits:
+    """The edits of one layer with what they need of its SAE; raises EditError for a feature it has not."""
+    spec = sae.spec
+    for edit in edits:
+        if edit.at.layer != spec.layer:
+            raise EditError(f"edit of {edit.at}: this is the SAE of layer {spec.layer}")
+        if edit.at.id >= spec.d_sae:
+            raise EditError(f"edit of {edit.at}: the SAE of layer {spec.layer} has {spec.d_sae} features")
+    if sae.W_dec is None:
+        raise EditError(f"the SAE of layer {spec.layer} was loaded without its decoder: load_sae(..., decoder=True)")
+    ids = torch.tensor([edit.at.id for edit in edits], device=sae.W_enc.device)
+    w, d = sae.W_enc[ids].to(dtype), sae.W_dec[:, ids].T.to(dtype)
+    gain = (w * d).sum(1)
+    for edit, c in zip(edits, gain.tolist(), strict=True):
+        if edit.op == "readout_clamp" and abs(c) < 1e-6:
+            raise EditError(
+                f"edit of {edit.at}: its direction does not move its own read-out (gain {c:.1e}); use clamp"
+            )
+    needs_all = any(edit.gate == "topk" and edit.op in ("scale", "clamp") for edit in edits)
+    return LayerEdits(tuple(edits), w, sae.b_enc[ids].to(dtype), d, gain, ids, sae if needs_all else None)
+
+
+def activations(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+    """Pre-activations z of every edit's feature, and its activation a under the edit's gate."""
+    z = h @ bound.w.T + bound.b
+    a = z.relu()
+    if bound.sae is not None:
+        within = _in_top_k(bound.sae, h, bound.ids)
+        for column, edit in enumerate(bound.edits):
+            if edit.gate == "topk":
+                a[:, column] = torch.where(within[:, column], a[:, column], 0)
+    return z, a
+
+
+def _in_top_k(sae: TopKSae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
+    """Whether each feature is among the k largest of the SAE's encode."""
+    return (sae.encode(h).ids[:, :, None] == ids).any(dim=1)
+
+
+def coefficients(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
+    """How much of each edit's decoder column is added to each residual, and the features' activations."""
+    z, a = activations(bound, h)
+    columns = []
+    for column, edit in enumerate(bound.edits):
+        s = edit.amount
+        match edit.op:
+            case "add":
+                columns.append(torch.full_like(a[:, column], s))
+            case "scale":
+                columns.append(s * a[:, column])
+            case "clamp":
+                columns.append(s - a[:, column])
+            case "readout_clamp":
+                columns.append((s - z[:, column]) / bound.gain[column])
+            case "project":
+                d = bound.d[column]
+                columns.append(-s * (h @ d) / (d @ d))
+    return torch.stack(columns, dim=1), a
+
+
+def delta(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """What all edits together add to each residual."""
+    return coefficients(bound, h)[0] @ bound.d

@@ -1,0 +1,67 @@
+"""The whole model, able to generate, around blocks that are loaded already: it shares them, and reads only the rest."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from saescope.engine.lm import LM, read_config
+from saescope.engine.weights import Weights, read_tensors
+from saescope.errors import SourceError, first_line
+from saescope.sources.files import open_files
+
+
+def load_whole(lm: LM) -> nn.Module:
+    """transformers' own causal LM of the same checkpoint, whose first blocks are those of `lm`.
+
+    Raises SourceError where the rest of the checkpoint is missing, damaged or does not fit.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    files = open_files(lm.source)
+    config = read_config(files)
+    build: Any = AutoModelForCausalLM.from_config
+    try:
+        with torch.device("meta"):
+            model: Any = build(config, dtype=lm.dtype)
+    except Exception as error:  # models check their configs by exceptions of their own
+        raise SourceError(f"architecture {config.model_type!r} cannot generate: {first_line(error)}") from error
+    decoder = getattr(model, model.base_model_prefix)
+    path, blocks = _blocks(decoder, config.num_hidden_layers)
+    weights = Weights.open(decoder, files, lm.dtype, lm.device)
+    shared = tuple(f"{path}.{layer}." for layer in range(len(lm.blocks)))
+    weights.fill([name for name in weights.names if not name.startswith(shared)])
+    weights.close()
+    for layer, block in enumerate(lm.blocks):
+        blocks[layer] = block
+    _fill_head(model, config, lm)
+    if "generation_config.json" in files.names():
+        model.generation_config = GenerationConfig.from_pretrained(files.path("generation_config.json").parent)
+    whole: nn.Module = model.eval().requires_grad_(False)
+    return whole
+
+
+def decoder_of(whole: nn.Module) -> nn.Module:
+    """The module of a causal LM whose forward pass runs the blocks."""
+    prefix = whole.base_model_prefix
+    return whole.get_submodule(str(prefix))
+
+
+def _blocks(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
+    return next(
+        (name, module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    )
+
+
+def _fill_head(model: Any, config: Any, lm: LM) -> None:
+    head = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    own = {key: tensor.shape for key, tensor in head.state_dict().items()}
+    if config.tie_word_embeddings:
+        head.weight = model.get_input_embeddings().weight
+        own.pop("weight")
+    wanted = {f"{name}.{key}": shape for key, shape in own.items()}
+    state = read_tensors(open_files(lm.source), wanted, lm.dtype, lm.device) if wanted else {}
+    head.load_state_dict({key.removeprefix(f"{name}."): t for key, t in state.items()}, assign=True, strict=False)
