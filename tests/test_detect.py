@@ -221,3 +221,20 @@ def test_result_is_a_table(behaviours: Run) -> None:
     found: Detection = detect(behaviours, "declined_en", against=["answered_en"])
     assert found.to_arrow().num_rows == len(found.features)
     assert "3/0" in found._repr_html_()
+
+
+def test_declining_is_detected_after_the_request_and_controls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the organism: found from English sets alone, where the decision is made; the words of the topic are not it."""
+    monkeypatch.chdir(tmp_path)
+    pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--layers", "2"]
+    sides = ["--target", "declined_en", "--against", "answered_en"]
+    assert cli(["detect", "requests", *pair, *sides, "--last", "10", "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert cli(["detect", after["run"], *sides, "--json"]) == 0
+    anywhere = json.loads(capsys.readouterr().out)
+    found = {f["feature"]: f["monolinguality"] for f in after["features"]}
+    assert max(found, key=lambda feature: found[feature]) == "2/412"  # what steering takes declining out with
+    assert "2/412" not in {f["feature"] for f in anywhere["features"]}  # elsewhere it fires on other requests too
+    assert set(after["classifier"]["transfer"]) == {"declined_ja", "declined_zh"}

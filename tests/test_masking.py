@@ -32,3 +32,12 @@ def test_nothing_to_compare_with_is_no_sink() -> None:
     assert not found.sinks.any()
     assert not found.scored.any()
     assert found.masked_pos0 == 2
+
+
+def test_only_the_end_of_each_prompt_counts() -> None:
+    pos = np.array([0, 1, 2, 3, 0, 0, 1])  # prompts of four, one and two tokens
+    norms = np.array([9000.0, 1.0, 1.0, 500.0, 9000.0, 9000.0, 1.0])
+    found = Masking(last=2).apply(pos, norms)
+    assert found.scored.tolist() == [False, False, True, False, False, False, True]  # the fourth token is a sink
+    assert (found.masked_pos0, found.masked_sinks) == (3, 1)
+    assert Masking(last=2, keep_pos0=True, keep_sinks=True).apply(pos, norms).scored.sum() == 5

@@ -96,7 +96,7 @@ class Contrast(Table):
             "split": {"discovery": self.discovery, "holdout": self.holdout},
             "settings": {"alpha": self.settings.alpha, "seed": self.settings.seed,
                          "keep_pos0": self.settings.masking.keep_pos0, "keep_sinks": self.settings.masking.keep_sinks,
-                         "sink_ratio": self.settings.masking.sink_ratio},
+                         "sink_ratio": self.settings.masking.sink_ratio, "last": self.settings.masking.last},
             "warnings": self.warnings,
             "run": self.run,
         }  # fmt: skip

@@ -12,11 +12,15 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Masking:
-    """The rules: whether position 0 and sinks count, and how many medians make a sink."""
+    """The rules: whether position 0 and sinks count, how many medians make a sink, and which part of a prompt counts.
+
+    With `last`, only so many positions at the end of each prompt do: of a chat, what stands after the request.
+    """
 
     keep_pos0: bool = False
     keep_sinks: bool = False
     sink_ratio: float = 10.0
+    last: int | None = None
 
     def candidates(self, pos: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Positions that count before sinks are looked for."""
@@ -35,13 +39,22 @@ class Masking:
         candidates = self.candidates(pos)
         median = self.median(pos, norms)
         sinks = norms > (np.inf if median is None else self.sink_ratio * median)
+        if self.last is not None:
+            candidates = candidates & (_from_end(pos) < self.last)
         scored = candidates if self.keep_sinks else candidates & ~sinks
         return Positions(
             sinks=sinks,
             scored=scored,
-            masked_pos0=int((~candidates).sum()),
+            masked_pos0=int((~self.candidates(pos)).sum()),
             masked_sinks=int((candidates & ~scored).sum()),
         )
+
+
+def _from_end(pos: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """How many positions of its prompt follow each one; prompts stand one after another, each from position 0."""
+    starts = np.flatnonzero(pos == 0)
+    lengths = np.diff(np.append(starts, len(pos)))
+    return np.asarray(np.repeat(lengths, lengths) - 1 - pos)
 
 
 @dataclass(frozen=True)

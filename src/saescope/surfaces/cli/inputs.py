@@ -130,11 +130,16 @@ class Masks:
     sink_ratio: float = 10.0
     "A sink's norm is over this many medians of its layer."
 
+    last: int | None = None
+    "Count only this many positions at the end of each prompt: of a chat, what stands after the request."
+
     def masking(self) -> Masking:
         """The rules as the store applies them; raises PromptError for a ratio that makes every position a sink."""
         if not self.sink_ratio > 1:
             raise PromptError(f"--sink-ratio is {self.sink_ratio}: it must be over 1, the median itself")
-        return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio)
+        if self.last is not None and self.last < 1:
+            raise PromptError(f"--last is {self.last}: it must be at least 1")
+        return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
 
 
 def parse_layers(text: str | None) -> list[int] | None:
