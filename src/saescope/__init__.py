@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
+    from saescope.control.behaviour import Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
+    from saescope.control.evaluate import Evaluation, evaluate
     from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -40,12 +42,14 @@ __all__ = [
     "Edit",
     "EditError",
     "EditSet",
+    "Evaluation",
     "Examples",
     "Feature",
     "Fitness",
     "LM",
     "Layers",
     "Masking",
+    "Phrases",
     "Profile",
     "Prompt",
     "PromptError",
@@ -66,6 +70,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "evaluate",
     "examples",
     "extract",
     "fitness",
@@ -75,6 +80,7 @@ __all__ = [
     "open_sae",
     "parse_edit",
     "profile",
+    "read_behaviour",
     "read_edits",
     "read_prompts",
     "scan",
@@ -93,6 +99,8 @@ _HOME = {
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
+    "control.behaviour": ("Phrases", "read_behaviour"),
+    "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
     "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),

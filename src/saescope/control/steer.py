@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -80,13 +80,19 @@ _LOCK = threading.Lock()
 
 
 @contextmanager
-def steered(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> Iterator[Receipt]:
+def steered(
+    lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae], *, random_directions: int | None = None
+) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
-    Raises EditError for an edit that does not belong to these SAEs or this model, before anything is changed.
+    As a control, `random_directions` (a seed) has every edit write along a random direction of the same length. Raises
+    EditError for an edit that does not belong to these SAEs or this model, before anything is changed.
     """
     receipt = Receipt(tuple(edits), fired=[0] * len(edits))
-    active = _Active(lm, _bind(lm, edits, saes), receipt)
+    bound = _bind(lm, edits, saes)
+    if random_directions is not None:
+        bound = {layer: (_turned(one, random_directions), numbers) for layer, (one, numbers) in bound.items()}
+    active = _Active(lm, bound, receipt)
     _hook(lm)
     token = _ACTIVE.set((*_ACTIVE.get(), active))
     try:
@@ -115,6 +121,11 @@ def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> dict[int, t
         layer: (bind([edits[number] for number in numbers], sae_of[layer]), numbers)
         for layer, numbers in layers.items()
     }
+
+
+def _turned(bound: LayerEdits, seed: int) -> LayerEdits:
+    drawn = torch.randn(bound.d.shape, generator=torch.Generator().manual_seed(seed)).to(bound.d)
+    return replace(bound, d=drawn / drawn.norm(dim=1, keepdim=True) * bound.norms[:, None])
 
 
 def _hook(lm: LM) -> None:

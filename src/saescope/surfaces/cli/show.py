@@ -80,13 +80,13 @@ def cell(text: str) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr that is gone when the work is done."""
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

@@ -67,7 +67,7 @@ def steer(
     """
     if not prompt.strip():
         raise PromptError("the prompt is empty: give some text")
-    wanted = _wanted(edits, edit)
+    wanted = wanted_edits(edits, edit)
     lm, saes = load_for(wanted, inputs)
     asked = _asked(prompt, chat=chat or system is not None or thinking is not None, system=system)
     from saescope.control.steer import steered
@@ -117,7 +117,8 @@ def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
     return lm, saes
 
 
-def _wanted(path: Path | None, given: Sequence[str]) -> EditSet:
+def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
+    """Edits of a file and of the command line; raises EditError where there is none."""
     extra = tuple(parse_edit(text) for text in given)
     if path is None and not extra:
         raise EditError('nothing to edit: give --edits FILE or --edit "LAYER/ID scale -1"')
