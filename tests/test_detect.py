@@ -83,6 +83,13 @@ def test_or_rule_takes_features_that_complete_each_other() -> None:
     assert np.array_equal(rule(fires), positive)
 
 
+def test_or_rule_takes_the_stronger_of_equals() -> None:
+    positive = np.arange(10) < 5
+    fires = np.repeat(positive[:, None], 3, axis=1)
+    rule = fit_or_rule(fires, positive, np.array([10, 20, 30]), 7, 3, strength=np.array([1.0, 5.0, 2.0]))
+    assert [str(f) for f in rule.features] == ["7/20"]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
 def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
     detected, positive = (np.array(column) for column in zip(*pairs, strict=True))

@@ -94,13 +94,19 @@ class OrRule:
         return np.asarray(fires[:, self.columns].any(axis=1))
 
 
-def fit_or_rule(fires: Bools, positive: Bools, features: Ints, layer: int, max_k: int) -> OrRule:
+def fit_or_rule(
+    fires: Bools, positive: Bools, features: Ints, layer: int, max_k: int, strength: Floats | None = None
+) -> OrRule:
     """The top K by difference of firing shares, K with the best F1 on these prompts, the smallest of equals.
+
+    Of features with the same difference those of more `strength` come first.
 
     The rule has no feature, and detects nothing, where none fires more often on positive prompts.
     """
     gap = fires[positive].mean(axis=0) - fires[~positive].mean(axis=0)
-    ranked = np.argsort(-gap, kind="stable")[: min(max_k, int((gap > 0).sum()))]
+    ranked = np.lexsort((-(strength if strength is not None else np.zeros(len(gap))), -gap))[
+        : min(max_k, int((gap > 0).sum()))
+    ]
     if not len(ranked):
         return OrRule([], ranked)
     detected = np.logical_or.accumulate(fires[:, ranked], axis=1)

@@ -348,6 +348,8 @@ def _describe(question: _Question, layer: _Layer) -> list[DetectedFeature]:
 
 def _monolinguality(question: _Question, layer: _Layer, ids: Ints) -> Floats:
     """Mean activation over scored positions of the target less that of the others, silent positions counted as 0."""
+    if not len(ids):
+        return np.zeros(0)
     run, scored = question.run, layer.positions.scored
     means = []
     for prompts in (question.positive, question.negative):
@@ -407,9 +409,9 @@ def _classifier(question: _Question, layer: _Layer, transfer: Mapping[str, Seque
     asked = (question.positive | question.negative) & usable
     train, test = asked & question.discovery, asked & ~question.discovery
     fires = layer.fires
-    rule = fit_or_rule(
-        fires[train], question.positive[train], layer.counts.features, layer.number, question.settings.max_k
-    )
+    features, most = layer.counts.features, question.settings.max_k
+    strength = _monolinguality(question, layer, features)
+    rule = fit_or_rule(fires[train], question.positive[train], features, layer.number, most, strength)
     plain = baselines(run.resids(layer.number).mean, _words(run), question.positive, train)
     detectors = {"rule": rule(fires), **{name: detected for name, (detected, _) in plain.items()}}
 
