@@ -19,6 +19,9 @@ TITLES = {
     "article_loop": "the article's loop",
     "transformers_cut": "transformers, cut",
     "saescope_run": "saescope",
+    "saescope_streamed": "saescope, streamed",
+    "transformers_float32": "transformers, cut, float32",
+    "saescope_float32": "saescope, float32",
 }
 
 
@@ -79,7 +82,8 @@ def _header(title: str, times: int) -> str:
     machine = f"{_processor()}, {os.cpu_count()} cores, {memory / 2**30:.0f} GiB, no GPU used"
     command = shlex.join(["scripts/bench", *sys.argv[1:]])
     return (
-        f"{title}, bfloat16. `{command}`, {datetime.now(UTC):%Y-%m-%d}; medians of {times} runs in turn, "
+        f"{title}, bfloat16 unless a way is called otherwise. `{command}`, "
+        f"{datetime.now(UTC):%Y-%m-%d}; medians of {times} runs in turn, "
         f"in brackets the least and the most.\n{machine}; Python {platform.python_version()}, "
         f"{versions}."
     )

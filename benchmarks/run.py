@@ -23,6 +23,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("article_loop", "transformers_cut", "saescope_run")
+FURTHER = ("saescope_streamed", "transformers_float32", "saescope_float32")
 REFERENCE = "transformers_cut"
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -86,12 +87,13 @@ def measure(bench: Bench, ways: Sequence[str], workload: Workload, times: int) -
 
 def agreement(bench: Bench, ways: Sequence[str], workload: Workload) -> dict[str, float]:
     """The share of each token's features that a way has in common with the reference; exits where rows differ."""
-    reference = np.sort(bench.ids(REFERENCE, workload), axis=1)
+    chosen = next((way for way in ways if way.startswith("transformers")), REFERENCE)
+    reference = np.sort(bench.ids(chosen, workload), axis=1)
     shares = {}
     for way in ways:
         ids = bench.ids(way, workload)
         if ids.shape != reference.shape:
-            raise SystemExit(f"{way} computed {ids.shape}, {REFERENCE} {reference.shape}")
+            raise SystemExit(f"{way} computed {ids.shape}, {chosen} {reference.shape}")
         shares[way] = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, reference, strict=True)]))
     return {way: shared / reference.shape[1] for way, shared in shares.items()}
 
@@ -112,17 +114,21 @@ def main() -> None:
     parser.add_argument("--layer", type=int, help="the layer; the one below the middle when left out")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS + FURTHER, default=list(WAYS))
     parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every process")
+    parser.add_argument("--place", help="the README's markers are the shape and this word")
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     layer = middle(shape) if args.layer is None else args.layer
-    ways = list(dict.fromkeys([*args.ways, REFERENCE]))
+    ways = list(dict.fromkeys(args.ways))
+    if not any(way.startswith("transformers") for way in ways):
+        ways.append(REFERENCE)
     model, sae = make(shape, args.folder / args.shape, layer)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(shape, layer, model, sae, Path(scratch), args.cold)
         text = "\n\n".join(tables(bench, ways, args.workloads, args.times))
     key, files = (f"{args.shape} cold", "not cached") if args.cold else (args.shape, "in the page cache")
+    key = f"{args.shape} {args.place}" if args.place else key
     write_readme(key, f"{shape.name}, layer {layer}, files {files}", args.times, text)
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.ways.measure import Job, run
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from benchmarks.ways.measure import Compute, Ids
 
 
-def load(job: Job) -> "Compute":
-    """The model cut after the layer, and the encoder."""
+def load(job: Job, **options: Any) -> "Compute":
+    """The model cut after the layer, with options of `load_lm`, and the encoder."""
     import saescope
 
-    lm = saescope.load_lm(job.model, [job.layer])
+    lm = saescope.load_lm(job.model, [job.layer], **options)
     sae = saescope.load_sae(job.sae, job.layer, decoder=False)
 
     def compute(texts: list[str]) -> "Ids":

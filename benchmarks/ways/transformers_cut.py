@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BATCH = 12
 
 
-def load(job: Job) -> "Compute":
+def load(job: Job, dtype: str = "bfloat16") -> "Compute":
     """The first layers of the model, and the encoder mapped from its file."""
     import numpy as np
     import torch
@@ -22,7 +22,7 @@ def load(job: Job) -> "Compute":
     sae = torch.load(job.sae_file, map_location="cpu", weights_only=True, mmap=True)
     w_enc, b_enc = sae["W_enc"], sae["b_enc"]
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="right")
-    model = AutoModel.from_pretrained(job.model, num_hidden_layers=job.layer + 1, dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(job.model, num_hidden_layers=job.layer + 1, dtype=dtype).eval()
     model.norm = torch.nn.Identity()
 
     @torch.inference_mode()
