@@ -127,6 +127,18 @@ def test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
         evaluate(lm, [sae], [Edit("1/2")], texts(["hello"])[0].prompts, judge, target=["nope"])
 
 
+def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
+    prompts, judge, edits = texts(["hello there"])[0].prompts, read_behaviour("declining"), [Edit("1/2", "clamp", 3.0)]
+    result = evaluate(lm, [sae], edits, prompts, judge, max_new_tokens=3)
+    assert [c.name for c in result.conditions] == ["none", "edits", "zero", "random feature", "random direction"]
+    assert result.conditions[1].applied
+    assert not result.conditions[2].applied
+    with pytest.raises(PromptError, match="no multiples"):
+        evaluate(lm, [sae], edits, prompts, judge, sweep=(1.0, 2.0))
+
+
 def test_organism_evaluation_has_the_known_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from scipy import sparse
 from saescope.analysis import stats
 from saescope.analysis.classify import Scores, baselines, fit_or_rule, score
 from saescope.analysis.counts import Counts, count_fires, refuse_unscored
+from saescope.analysis.measures import SetMeasures, measure_sets
 from saescope.analysis.search import Found, find
 from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import PromptError
@@ -112,19 +113,6 @@ class Classifier:
                 for name, (scores, others) in self.transfer.items()
             },
         }
-
-
-@dataclass(frozen=True)
-class SetMeasures:
-    """Qwen-Scope's measures of a set, from features active at the last position of each prompt.
-
-    `redundancy` is the mean number of its prompts at which such a feature is active; `overlap` the share of this set's
-    features that another set has too.
-    """
-
-    features: int
-    redundancy: float
-    overlap: dict[str, float]
 
 
 @final
@@ -246,7 +234,7 @@ def detect(
         by_chance_95=float(np.quantile(counts, 0.95)),
         firings=_firings(question, found, split),
         classifier=_classifier(question, best, transfer if transfer is not None else _alike(run, target, others)),
-        sets=_measures(run, best),
+        sets=measure_sets(run, best.stored, best.positions.scored),
         masked={layer.number: (layer.positions.masked_pos0, layer.positions.masked_sinks) for layer in found},
         warnings=_warnings(question),
     )
@@ -441,29 +429,6 @@ def _words(run: Run) -> Any:
     shape = (len(run.prompts), int(column.max()) + 1)
     counts = sparse.coo_array((np.ones(len(column)), (run.token_prompt, column)), shape).tocsr()
     return (counts > 0).astype(np.float64)
-
-
-def _measures(run: Run, layer: _Layer) -> dict[str, SetMeasures]:
-    last = np.flatnonzero(np.append(run.token_prompt[1:] != run.token_prompt[:-1], True))
-    active: dict[str, dict[int, int]] = {name: {} for name in run.sets}
-    for row in last.tolist():
-        if layer.positions.scored[row]:
-            ids = layer.stored.ids[row][layer.stored.acts[row] > 0].tolist()
-            counts = active[run.prompts[int(run.token_prompt[row])].set]
-            for feature in ids:
-                counts[feature] = counts.get(feature, 0) + 1
-    return {
-        name: SetMeasures(
-            features=len(counts),
-            redundancy=sum(counts.values()) / len(counts) if counts else 0.0,
-            overlap={
-                other: len(counts.keys() & active[other].keys()) / len(counts) if counts else 0.0
-                for other in run.sets
-                if other != name
-            },
-        )
-        for name, counts in active.items()
-    }
 
 
 def _warnings(question: _Question) -> list[str]:

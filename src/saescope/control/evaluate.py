@@ -173,12 +173,15 @@ def _ways(
         return partial(steered, lm, [_times(edit, strength) for edit in chosen], saes, random_directions=turned)
 
     most = max(sweep, key=abs)
+    signed = any(edit.op in ("add", "scale") for edit in edits)  # only these have an opposite and multiples
+    if len(sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
+        raise PromptError("a clamp has a target and no multiples of it: leave --sweep out")
     others = _like(lm, saes, edits, prompts, seed)
     return [
         _Way("none", None, nullcontext),
         *(_Way("edits", strength, edited(strength)) for strength in sweep if strength),
         _Way("zero", 0.0, edited(0.0)),
-        _Way("minus", -most, edited(-most)),
+        *([_Way("minus", -most, edited(-most))] if signed else []),
         _Way("random feature", most, edited(most, others)),
         _Way("random direction", most, edited(most, edits, seed)),
     ]

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.control.behaviour import read_behaviour
-from saescope.errors import PromptError
+from saescope.errors import PromptError, ResourceError
 from saescope.sources.prompts import Prompt, read_prompts, split_prompts
 from saescope.surfaces.cli.inputs import Inputs
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
@@ -150,7 +150,7 @@ def _write(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise PromptError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def show_evaluation(console: Console, result: "Evaluation") -> None:
