@@ -16,7 +16,7 @@ from conftest import Pair
 from saescope.engine.extract import compute, extract, plan
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
 from saescope.errors import PromptError, RunError, SourceError
 from saescope.sources.prompts import PromptSet, texts
@@ -51,7 +51,7 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
         reference.assert_same(acts, ids, ref.acts, ref.features)
 
 
-def _features(lm: LM, saes: list[TopKSae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
+def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
     work = plan(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
     rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}

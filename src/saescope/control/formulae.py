@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saescope.control.edits import Edit
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
 
@@ -33,7 +33,7 @@ class LayerEdits:
     d: Float[Tensor, "n d_model"]
     gain: Float[Tensor, "n"]
     ids: Int[Tensor, "n"]
-    sae: TopKSae | None
+    sae: Sae | None
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
@@ -42,7 +42,7 @@ class LayerEdits:
         return norms
 
 
-def bind(edits: Sequence[Edit], sae: TopKSae, dtype: torch.dtype = torch.float32) -> LayerEdits:
+def bind(edits: Sequence[Edit], sae: Sae, dtype: torch.dtype = torch.float32) -> LayerEdits:
     """The edits of one layer with what they need of its SAE; raises EditError for a feature it has not."""
     spec = sae.spec
     for edit in edits:
@@ -76,7 +76,7 @@ def activations(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float
     return z, a
 
 
-def _in_top_k(sae: TopKSae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
+def _in_top_k(sae: Sae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
     """Whether each feature is among the k largest of the SAE's encode."""
     return (sae.encode(h).ids[:, :, None] == ids).any(dim=1)
 

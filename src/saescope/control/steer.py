@@ -19,7 +19,7 @@ from saescope.control.edits import Edit
 from saescope.control.formulae import LayerEdits, bind, coefficients
 from saescope.engine.lm import LM
 from saescope.engine.residual import Pass, intervene
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.whole import decoder_of
 from saescope.errors import EditError
 
@@ -81,7 +81,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def steered(
-    lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae], *, random_directions: int | None = None
+    lm: LM, edits: Sequence[Edit], saes: Sequence[Sae], *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
@@ -102,7 +102,7 @@ def steered(
         _unhook(lm)
 
 
-def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> dict[int, tuple[LayerEdits, list[int]]]:
+def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[Sae]) -> dict[int, tuple[LayerEdits, list[int]]]:
     sae_of = {sae.spec.layer: sae for sae in saes}
     layers: dict[int, list[int]] = {}
     for number, edit in enumerate(edits):

@@ -8,7 +8,7 @@ import numpy as np
 
 from saescope.engine.extract import BATCH_TOKENS, compute, plan
 from saescope.engine.lm import LM
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
@@ -81,7 +81,7 @@ class Scan(Table):
 
 def scan(
     lm: LM,
-    saes: Sequence[TopKSae],
+    saes: Sequence[Sae],
     prompts: Sequence[Prompt],
     *,
     n_top: int = 5,

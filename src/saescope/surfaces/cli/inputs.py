@@ -19,7 +19,7 @@ from saescope.surfaces.cli.show import note, progress
 
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
-    from saescope.engine.sae import TopKSae
+    from saescope.engine.sae import Sae
 
 
 EMBEDDED_PAIR = ("saescope-tiny", "saescope-tiny-sae")
@@ -59,7 +59,7 @@ class Inputs:
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
-    def load(self, *, decoder: bool = False) -> "tuple[LM, list[TopKSae]]":
+    def load(self, *, decoder: bool = False) -> "tuple[LM, list[Sae]]":
         """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
         from saescope.engine.lm import load_lm
         from saescope.engine.load import load_sae
@@ -189,7 +189,7 @@ def obtain_run(
 
 def run_of(
     lm: "LM",
-    saes: "Sequence[TopKSae]",
+    saes: "Sequence[Sae]",
     sets: Sequence[PromptSet],
     name: str,
     batch_tokens: int,

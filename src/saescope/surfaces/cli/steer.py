@@ -20,7 +20,7 @@ from saescope.surfaces.visible import visible
 if TYPE_CHECKING:
     from saescope.control.steer import Receipt
     from saescope.engine.lm import LM
-    from saescope.engine.sae import TopKSae
+    from saescope.engine.sae import Sae
 
 BREAKS = 0.5  # about half a residual's norm is where text starts to break
 
@@ -95,7 +95,7 @@ def steer(
         _show_receipt(receipt, base == changed)
 
 
-def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
+def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
