@@ -137,13 +137,13 @@ def _encode(
     rows = np.arange(len(resid)) if source is None else source.numpy()
     sparse, border = sae.encode_with_border(resid)
     error = (resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None
-    features = LayerFeatures(
-        norms=norms.cpu().numpy()[rows],
-        acts=sparse.acts.cpu().numpy()[rows],
-        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae))[rows],
-        border=border.cpu().numpy()[rows],
-        error=None if error is None else error[rows],
-    )
+    features = LayerFeatures.of_rows(
+        norms=norms.cpu().numpy(),
+        acts=sparse.acts.cpu().numpy(),
+        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
+        border=border.cpu().numpy(),
+        error=error,
+    ).take(rows)
     return features, _by_prompt(resid, rows, features.norms, lengths)
 
 
