@@ -59,8 +59,11 @@ class Inputs:
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
-    def load(self, *, decoder: bool = False) -> "tuple[LM, list[TopKSae]]":
-        """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
+    def load(self, *, decoder: bool = False, alone: Sequence[int] = ()) -> "tuple[LM, list[TopKSae]]":
+        """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for.
+
+        Layers `alone` are the model's, wanted without an SAE.
+        """
         from saescope.engine.lm import load_lm
         from saescope.engine.load import load_sae
         from saescope.sources.saes import open_sae
@@ -69,11 +72,19 @@ class Inputs:
         source = open_sae(sae, k=self.k, offline=self.offline)
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
-        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
+        wanted = [*layers, *alone]
+        lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
         saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
         if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
             note(QWEN_SCOPE_NOTICE)
         return lm, saes
+
+    def load_model(self, layers: Sequence[int]) -> "LM":
+        """The model cut after the last of these layers, without an SAE."""
+        from saescope.engine.lm import load_lm
+
+        model = self.model or (EMBEDDED_PAIR[0] if self.sae is None else self.names()[0])
+        return load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
 
     def asked(self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None) -> Asked:
         """The job as `plan` takes it."""
