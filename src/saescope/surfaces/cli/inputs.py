@@ -1,7 +1,7 @@
 """Options that every command takes, and how they become a model and SAEs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, parse_sae_
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import Asked, make_plan
 from saescope.sources.prompts import PromptSet, read_prompts
+from saescope.sources.saes import SaeSource, open_sae
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run
 from saescope.surfaces.cli.show import note, progress
@@ -66,25 +67,39 @@ class Inputs:
         """
         from saescope.engine.lm import load_lm
         from saescope.engine.load import load_sae
-        from saescope.sources.saes import open_sae
 
         model, sae = self.names()
-        source = open_sae(sae, k=self.k, offline=self.offline)
+        source = replace(self, sae=sae).open_sae()
         layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
         wanted = [*layers, *alone]
         lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
-        saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
+        return lm, [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
+
+    def load_saes(self) -> "list[TopKSae]":
+        """The SAEs alone, with their decoders."""
+        from saescope.engine.load import load_sae
+
+        source = self.open_sae()
+        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        return [load_sae(source, layer) for layer in layers]
+
+    def open_sae(self) -> SaeSource:
+        """The release; its notice is shown where it has one."""
+        source = open_sae(self.sae or self.names()[1], k=self.k, offline=self.offline)
         if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
             note(QWEN_SCOPE_NOTICE)
-        return lm, saes
+        return source
 
     def load_model(self, layers: Sequence[int]) -> "LM":
         """The model cut after the last of these layers, without an SAE."""
         from saescope.engine.lm import load_lm
 
-        model = self.model or (EMBEDDED_PAIR[0] if self.sae is None else self.names()[0])
-        return load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline)
+        return load_lm(self.model_name(), layers, dtype=self.dtype, device=self.device, offline=self.offline)
+
+    def model_name(self) -> str:
+        """The model, where no SAE is needed."""
+        return self.model or (EMBEDDED_PAIR[0] if self.sae is None else self.names()[0])
 
     def asked(self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None) -> Asked:
         """The job as `plan` takes it."""
