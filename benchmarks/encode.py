@@ -1,4 +1,4 @@
-"""What TopKSae.encode takes beside the bare matrix product in it: `python -m benchmarks.encode`.
+"""What Sae.encode takes beside the bare matrix product in it: `python -m benchmarks.encode`.
 
 Random residuals and an encoder of Qwen-Scope's widest shape, in turn in one process; prints medians.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.sources.catalog import SaeSpec
 
 ROWS, D_MODEL, D_SAE, K = 512, 4096, 65_536, 50
@@ -19,7 +19,7 @@ ROWS, D_MODEL, D_SAE, K = 512, 4096, 65_536, 50
 def main(times: int) -> None:
     """Measure and print."""
     W_enc, b_enc = torch.randn(D_SAE, D_MODEL).mul_(D_MODEL**-0.5), torch.zeros(D_SAE)
-    sae = TopKSae(SaeSpec("random", None, 0, D_MODEL, D_SAE, K, "topk", None, ""), W_enc, b_enc)
+    sae = Sae(SaeSpec("random", None, 0, D_MODEL, D_SAE, K, "topk", None, ""), W_enc, b_enc)
     resid = torch.randn(ROWS, D_MODEL)
     ways: dict[str, Callable[[], object]] = {"matmul": lambda: resid @ W_enc.T, "encode": lambda: sae.encode(resid)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -46,7 +46,7 @@ def _features(rng: np.random.Generator, total: int) -> LayerFeatures:
     acts = -np.sort(-rng.lognormal(1.0, 0.8, (total, K)).astype(np.float32), axis=1)
     norms = rng.lognormal(4, 0.2, total).astype(np.float32)
     norms[::TOKENS] *= 100
-    return LayerFeatures(norms, acts, ids, acts[:, -1] * 0.99)
+    return LayerFeatures.of_rows(norms, acts, ids, acts[:, -1] * 0.99)
 
 
 def _resids(rng: np.random.Generator) -> PromptResids:

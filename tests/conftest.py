@@ -13,7 +13,7 @@ import pytest
 import tiny
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.sources.saes import open_sae
 
 
@@ -24,7 +24,7 @@ class Pair:
     model: Path
     sae: Path
 
-    def load(self, *layers: int) -> tuple[LM, list[TopKSae]]:
+    def load(self, *layers: int) -> tuple[LM, list[Sae]]:
         source = open_sae(str(self.sae))
         return load_lm(self.model, layers), [load_sae(source, layer) for layer in layers]
 

@@ -13,6 +13,15 @@ from saescope.store.tables import LayerFeatures, PromptResids
 from saescope.store.writer import RunWriter
 
 
+def padded(found: LayerFeatures, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Activations and ids as rows of k, (tokens, k): 0 where fewer fire."""
+    acts, ids = np.zeros((len(found.norms), k), np.float32), np.zeros((len(found.norms), k), np.int64)
+    for token in range(len(found.norms)):
+        own = found.row(token)
+        acts[token, : found.counts[token]], ids[token, : found.counts[token]] = found.acts[own], found.ids[own]
+    return acts, ids
+
+
 def write_run(
     out: Path,
     lengths: Mapping[str, Sequence[int]],
@@ -53,7 +62,7 @@ def write_run(
         acts = np.where(np.take_along_axis(where, ids, 1), 1 + ids / d_sae, 0).astype(np.float32)
         values = norms if norms is not None else np.ones(total, np.float32)
         border = np.zeros(total, np.float32)
-        features[layer] = (LayerFeatures(values, acts, ids.astype(np.uint16), border, errors), resid)
+        features[layer] = (LayerFeatures.of_rows(values, acts, ids.astype(np.uint16), border, errors), resid)
         saes.append(SaeSpec("planned", None, layer, vectors.shape[1], d_sae, k, "topk", None, ""))
     spec = ModelSpec(model, None, 9, vectors.shape[1], "")
     job = Job(spec, tuple(saes), fingerprint(sets), "float32", "cpu", 1, errors is not None, {})

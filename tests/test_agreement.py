@@ -60,8 +60,8 @@ def test_overlap_equals_sets(pair: Pair, tmp_path: Path) -> None:
     one, two = (run.features(1) for run in runs)
     scored = np.flatnonzero(runs[0].token_pos > 0)
     jaccards, diffs = [], []
-    for t in scored:
-        a, b = (dict(zip(f.ids[t][f.acts[t] > 0].tolist(), f.acts[t][f.acts[t] > 0], strict=True)) for f in (one, two))
+    for t in scored.tolist():
+        a, b = (dict(zip(f.ids[f.row(t)].tolist(), f.acts[f.row(t)], strict=True)) for f in (one, two))
         jaccards.append(len(a.keys() & b.keys()) / len(a.keys() | b.keys()))
         diffs += [abs(a[f] - b[f]) / max(a[f], b[f]) for f in a.keys() & b.keys()]
     assert found.tokens == len(scored)
@@ -83,7 +83,8 @@ def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
     torch.testing.assert_close(border, sae.pre_acts(resid).topk(K + 1, dim=-1).values[:, -1])
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
     features = run.features(1)
-    assert (features.border <= features.acts[:, -1] + 1e-6).mean() > 0.99
+    assert (features.counts == K).all()
+    assert (features.border <= features.acts[features.starts[1:] - 1] + 1e-6).mean() > 0.99
     assert features.error is None
 
 

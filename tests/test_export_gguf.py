@@ -17,7 +17,7 @@ from saescope.control.exports.gguf import ARCHITECTURES, architecture, control_v
 from saescope.control.steer import steered
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import EditError, RunError
 from saescope.sources.directions import Direction
 
@@ -32,18 +32,18 @@ EDITS = [everywhere("1/3", 4.0), everywhere("1/8", -2.5), everywhere("2/5", 3.0)
 
 
 @pytest.fixture(scope="module")
-def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[TopKSae]]:
+def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[Sae]]:
     folder = tmp_path_factory.mktemp("gguf")
     lm = load_lm(tiny.save_model(folder / "model"), [2])
     return lm, [load_sae(tiny.save_sae(folder / "sae"), layer) for layer in (0, 1, 2)]
 
 
-def exported(steerable: tuple[LM, list[TopKSae]], edits: Sequence[Edit], out: Path) -> dict[str, np.ndarray]:
+def exported(steerable: tuple[LM, list[Sae]], edits: Sequence[Edit], out: Path) -> dict[str, np.ndarray]:
     export_gguf(edits, steerable[1], out, model=steerable[0].source)
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(out).tensors}
 
 
-def test_gguf_package_reads_it(steerable: tuple[LM, list[TopKSae]], tmp_path: Path) -> None:
+def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     result = export_gguf(EDITS, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
     assert (result.exact, result.files, result.limits) == (True, (tmp_path / "a.gguf",), ())
     assert list(tmp_path.iterdir()) == [tmp_path / "a.gguf"]
@@ -78,7 +78,7 @@ def test_file_is_byte_for_byte_the_gguf_packages(tmp_path: Path) -> None:
     assert (tmp_path / "theirs.gguf").read_bytes() == control_vector(layers, "llama")
 
 
-def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[TopKSae]], tmp_path: Path) -> None:
+def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     lm, saes = steerable
     directions = exported(steerable, EDITS, tmp_path / "a.gguf")
     ids = torch.tensor([IDS])
@@ -111,18 +111,14 @@ def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[TopKSae]], t
         (Edit(op="add", strength=3e38, direction=Direction(2, 2 * np.ones(32))), "more than float32 holds"),
     ],
 )
-def test_what_it_cannot_say_is_refused(
-    edit: Edit, why: str, steerable: tuple[LM, list[TopKSae]], tmp_path: Path
-) -> None:
+def test_what_it_cannot_say_is_refused(edit: Edit, why: str, steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     edits = [edit] if edit.direction else [EDITS[0], edit]
     with pytest.raises(EditError, match=why):
         export_gguf(edits, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
     assert not list(tmp_path.iterdir())
 
 
-def test_differences_are_labelled_and_nothing_is_overwritten(
-    steerable: tuple[LM, list[TopKSae]], tmp_path: Path
-) -> None:
+def test_differences_are_labelled_and_nothing_is_overwritten(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     edits = [Edit("1/3", "add", 1.0), everywhere("2/3", 1.0, scope="decode")]
     result = export_gguf(edits, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
     assert not result.exact
@@ -141,7 +137,7 @@ def test_architectures_are_llama_cpps() -> None:
 # --- in llama.cpp itself, where llama-cpp-python is installed
 
 
-def test_llama_cpp_does_the_same(steerable: tuple[LM, list[TopKSae]], tmp_path: Path) -> None:
+def test_llama_cpp_does_the_same(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     llama = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     lm, saes = steerable
     directions = exported(steerable, EDITS, tmp_path / "a.gguf")
@@ -152,7 +148,9 @@ def test_llama_cpp_does_the_same(steerable: tuple[LM, list[TopKSae]], tmp_path: 
         with steered(lm, EDITS, saes):
             hooked = lm.whole(input_ids=ids, use_cache=False).logits[0]
     theirs_plain, theirs = llama_logits(llama, tmp_path / "model.gguf", [{}, directions], lm.vocab_size)
-    print(f"llama.cpp: {(theirs_plain - plain).abs().max():.1e} apart without, {(theirs - hooked).abs().max():.1e} with")
+    print(
+        f"llama.cpp: {(theirs_plain - plain).abs().max():.1e} apart without, {(theirs - hooked).abs().max():.1e} with"
+    )
     torch.testing.assert_close(theirs_plain, plain, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(theirs, hooked, atol=1e-3, rtol=1e-3)
     assert (hooked - plain).abs().max() > 0.1

@@ -81,9 +81,7 @@ def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_where_it_fails(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_where_it_fails(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.save_sae(tmp_path / "sae")
     before = sorted(tmp_path.rglob("*"))
 
@@ -92,8 +90,8 @@ def test_nothing_is_left_where_it_fails(
             raise error
         return load_sae(source, layer)
 
-    with monkeypatch.context() as patch, pytest.raises((ResourceError, KeyboardInterrupt)) as raised:
-        patch.setattr("saescope.control.exports.saelens.load_sae", load)
+    monkeypatch.setattr("saescope.control.exports.saelens.load_sae", load)
+    with pytest.raises((ResourceError, KeyboardInterrupt)) as raised:
         export_saelens(source, [0, 2], tmp_path / "new" / "out")
     if isinstance(error, OSError):
         assert "out: No space left on device; nothing was left" in str(raised.value)

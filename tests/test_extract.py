@@ -16,11 +16,12 @@ from conftest import Pair
 from saescope.engine.extract import compute, extract, plan
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
 from saescope.errors import PromptError, RunError, SourceError
 from saescope.sources.prompts import PromptSet, texts
 from saescope.store.runs import Run
+from stored import padded
 
 K = 8
 SHAPES = {
@@ -51,13 +52,13 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
         reference.assert_same(acts, ids, ref.acts, ref.features)
 
 
-def _features(lm: LM, saes: list[TopKSae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
+def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
     work = plan(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
     rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
     for number, layer, found, _ in compute(lm, saes, work):
-        dense = np.zeros((len(found.acts), saes[0].spec.d_sae), np.float32)
-        np.put_along_axis(dense, found.ids.astype(np.int64), found.acts, axis=1)
+        dense = np.zeros((len(found.norms), saes[0].spec.d_sae), np.float32)
+        dense[found.token, found.ids] = found.acts
         order = work.order(number)
         for p, part in zip(order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True):
             rows[p, layer] = part
@@ -100,14 +101,15 @@ def test_run_holds_what_was_computed(pair: Pair, tmp_path: Path) -> None:
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=64)
     for layer in range(3):
         found = run.features(layer)
+        acts, ids = padded(found, K)
         start = 0
         for ref in reference.features(pair.model, pair.sae, layer, K, tiny.TEXTS):
             rows = slice(start, start + len(ref.ids))
             start = rows.stop
             assert run.token_id[rows].tolist() == ref.ids
             reference.assert_same(
-                torch.from_numpy(found.acts[rows].copy()),
-                torch.from_numpy(found.ids[rows].astype(np.int64)),
+                torch.from_numpy(acts[rows]),
+                torch.from_numpy(ids[rows]),
                 ref.acts,
                 ref.features,
             )

@@ -1,16 +1,19 @@
 """A run is read back as it was written, and refused when it is not one."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from saescope.errors import RunError
-from saescope.store.runs import Run
-from stored import write_run
+from saescope.store.runs import Run, verify
+from saescope.store.tables import LayerFeatures
+from stored import padded, write_run
 
 
 @pytest.fixture
@@ -27,15 +30,60 @@ def test_stored_is_read_back(run: Run) -> None:
     assert [prompt.pair for prompt in again.prompts] == ["0", "0", "1"]
     found = again.features(3)
     fires = np.zeros((5, 3), bool)
-    fires[np.arange(5)[:, None], found.ids] = found.acts > 0
+    fires[found.token, found.ids] = True
     assert np.array_equal(fires, np.arange(15).reshape(5, 3) % 4 == 0)
     assert found.ids.dtype == np.uint16
 
 
 def test_any_parquet_reader_can_open_it(run: Run) -> None:
-    row = pq.ParquetFile(run.path / "layer7.parquet").read().to_pylist()[0]
-    assert set(row) == {"norm", "ids", "acts", "border", "error"}
-    assert len(row["ids"]) == len(row["acts"]) == 3
+    rows = pq.ParquetFile(run.path / "layer7.parquet").read().to_pylist()
+    assert set(rows[0]) == {"norm", "ids", "acts", "border", "error"}
+    assert [len(row["ids"]) for row in rows] == [len(row["acts"]) for row in rows] == [2, 2, 2, 3, 2]
+
+
+def as_schema_2(run: Run, k: int) -> Run:
+    """The same run as the second schema had it: k entries a token, an activation of 0 does not fire."""
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    for layer in run.layers:
+        name = f"layer{layer}.parquet"
+        table, (acts, ids) = run.read(name), padded(run.features(layer), k)
+        for column, values in (("ids", ids.astype(np.uint16)), ("acts", acts)):
+            rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), k)
+            table = table.set_column(table.column_names.index(column), column, rows)
+        pq.write_table(table, run.path / name)
+        manifest["tables"][name] = hashlib.sha256((run.path / name).read_bytes()).hexdigest()
+    for spec in manifest["job"]["saes"]:
+        for later in ("format", "path"):
+            spec.pop(later, None)
+    text = json.dumps([2, manifest["job"]], sort_keys=True, ensure_ascii=False)
+    manifest |= {"schema": 2, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    return Run.open(run.path)
+
+
+def test_run_of_the_second_schema_is_read_and_verified(run: Run) -> None:
+    new = {layer: run.features(layer) for layer in run.layers}
+    old = as_schema_2(run, 3)
+    assert verify(old.path) == []
+    for layer, features in new.items():
+        for name in ("norms", "counts", "acts", "ids", "border"):
+            assert np.array_equal(getattr(old.features(layer), name), getattr(features, name))
+    assert old.saes[3] == run.saes[3]
+
+
+def test_strongest_taken_and_joined(run: Run) -> None:
+    found = run.features(7)
+    acts, ids = padded(found, 3)
+    assert np.array_equal(found.strongest(2), np.where(acts > 0, ids, -1)[:, :2])
+    rows = np.array([4, 0, 0, 3])
+    taken = LayerFeatures.joined([found.take(rows[:1]), found.take(rows[1:])])
+    assert np.array_equal(padded(taken, 3)[0], acts[rows])
+    assert np.array_equal(padded(taken, 3)[1], ids[rows])
+    for feature in range(3):
+        assert np.array_equal(found.fires(feature), ((ids == feature) & (acts > 0)).any(1))
+        assert np.array_equal(found.acts_of(feature), np.where(ids == feature, acts, 0).max(1))
+    nothing = found.take(np.zeros(0, np.intp))
+    assert len(nothing.ids) == len(nothing.strongest(2)) == len(nothing.norms) == 0
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 import tiny
 from saescope.engine import sae as sae_module
-from saescope.engine.sae import SparseActs, TopKSae
+from saescope.engine.sae import Sae, SparseActs
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
 
 
-def make(d_model: int = 32, d_sae: int = 256, k: int = 8) -> TopKSae:
+def make(d_model: int = 32, d_sae: int = 256, k: int = 8) -> Sae:
     spec = SaeSpec("tiny", None, 0, d_model, d_sae, k, "topk", None, "")
-    return TopKSae(spec, **tiny.sae_tensors(d_model, d_sae))
+    return Sae(spec, **tiny.sae_tensors(d_model, d_sae))
 
 
 def test_encode_by_the_definition() -> None:
@@ -31,7 +31,7 @@ def test_encode_by_the_definition() -> None:
 
 def test_fewer_than_k_positive_leaves_zeros() -> None:
     sae = make()
-    low = TopKSae(sae.spec, sae.W_enc, sae.b_enc - 3.0)
+    low = Sae(sae.spec, sae.W_enc, sae.b_enc - 3.0)
     acts = low.encode(torch.randn(50, 32)).acts
     assert (acts >= 0).all()
     assert (acts == 0).any()

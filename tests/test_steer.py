@@ -19,7 +19,7 @@ from saescope.demo import ORGANISM
 from saescope.engine.generate import generate
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, bundled_prompts, texts
@@ -32,11 +32,11 @@ CASES = [(op, strength, gate) for op, strengths in OPS.items() for strength in s
 
 
 @pytest.fixture(scope="module")
-def sae(tmp_path_factory: pytest.TempPathFactory) -> TopKSae:
+def sae(tmp_path_factory: pytest.TempPathFactory) -> Sae:
     return load_sae(tiny.save_sae(tmp_path_factory.mktemp("sae"), layers=[1]), 1)
 
 
-def in_float64(sae: TopKSae, edits: Sequence[Edit], h: Tensor) -> Tensor:
+def in_float64(sae: Sae, edits: Sequence[Edit], h: Tensor) -> Tensor:
     """The formulae by full encode and decode plus the SAE's error term, one edit after the other, all from h."""
     W, b, D, c = (t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
     z = h @ W.T + b
@@ -65,7 +65,7 @@ def in_float64(sae: TopKSae, edits: Sequence[Edit], h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("op", "strength", "gate"), CASES)
-def test_formula_equals_encode_decode_plus_error(sae: TopKSae, op: str, strength: float, gate: str) -> None:
+def test_formula_equals_encode_decode_plus_error(sae: Sae, op: str, strength: float, gate: str) -> None:
     torch.manual_seed(0)
     h = torch.randn(50, 32).double()
     strongest = sae.encode(h.float()).ids[0, 0].item()  # one that fires somewhere
@@ -73,26 +73,26 @@ def test_formula_equals_encode_decode_plus_error(sae: TopKSae, op: str, strength
     assert (in_float64(sae, edits, h) - h).abs().max() > 1e-3
     single = h.float() + delta(bind(edits, sae), h.float())
     torch.testing.assert_close(single.double(), in_float64(sae, edits, h.float().double()), atol=1e-4, rtol=1e-5)
-    exact = TopKSae(sae.spec, *(t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)))
+    exact = Sae(sae.spec, *(t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)))
     if gate == "relu":
         double = h + delta(bind(edits, exact, torch.float64), h)
         torch.testing.assert_close(double, in_float64(sae, edits, h), atol=1e-9, rtol=1e-9)
 
 
-def test_order_of_edits_does_not_matter(sae: TopKSae) -> None:
+def test_order_of_edits_does_not_matter(sae: Sae) -> None:
     edits = [Edit(Feature(1, n), op, strength) for n, (op, (strength, _)) in enumerate(OPS.items())]
     h = torch.randn(20, 32)
     torch.testing.assert_close(delta(bind(edits, sae), h), delta(bind(edits[::-1], sae), h), atol=1e-5, rtol=1e-5)
 
 
-def test_readout_clamp_reaches_its_target(sae: TopKSae) -> None:
+def test_readout_clamp_reaches_its_target(sae: Sae) -> None:
     h = torch.randn(20, 32)
     edit = Edit(Feature(1, 9), "readout_clamp", 4.0)
     z = sae.pre_acts(h + delta(bind([edit], sae), h))[:, 9]
     torch.testing.assert_close(z, torch.full_like(z, 4.0), atol=1e-3, rtol=1e-3)
 
 
-def test_coefficients_say_what_fires(sae: TopKSae) -> None:
+def test_coefficients_say_what_fires(sae: Sae) -> None:
     h = torch.randn(200, 32)
     relu, topk = (bind([Edit(Feature(1, 3), gate=gate)], sae) for gate in ("relu", "topk"))
     among = ((sae.encode(h).ids == 3) & (sae.encode(h).acts > 0)).any(1)
@@ -104,7 +104,7 @@ def test_coefficients_say_what_fires(sae: TopKSae) -> None:
 
 
 @pytest.fixture(scope="module")
-def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[TopKSae]]:
+def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[Sae]]:
     folder = tmp_path_factory.mktemp("steer")
     lm = load_lm(tiny.save_model(folder / "model"), [2])
     source = tiny.save_sae(folder / "sae")
@@ -121,7 +121,7 @@ STRONG = [Edit(Feature(1, n), "add", 4.0) for n in range(3)]
 TEXT = "def add(a, b):\n    return a + b"
 
 
-def test_edits_change_and_leave_nothing_behind(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_edits_change_and_leave_nothing_behind(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     before = logits(lm, TEXT)
     with steered(lm, STRONG, saes) as receipt:
@@ -136,7 +136,7 @@ def test_edits_change_and_leave_nothing_behind(steerable: tuple[LM, list[TopKSae
     assert not any(block._forward_hooks for block in lm.blocks)
 
 
-def test_nothing_is_left_after_an_exception(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_nothing_is_left_after_an_exception(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     before = logits(lm, TEXT)
 
@@ -152,7 +152,7 @@ def test_nothing_is_left_after_an_exception(steerable: tuple[LM, list[TopKSae]])
 
 
 @pytest.mark.parametrize("op", ["add", "scale", "project"])
-def test_strength_0_changes_no_bit(steerable: tuple[LM, list[TopKSae]], op: str) -> None:
+def test_strength_0_changes_no_bit(steerable: tuple[LM, list[Sae]], op: str) -> None:
     lm, saes = steerable
     with steered(lm, [Edit(Feature(2, 5), op, 0.0), Edit(Feature(1, 5), op, 0)], saes) as receipt:
         assert torch.equal(logits(lm, TEXT), logits(lm, TEXT))
@@ -161,7 +161,7 @@ def test_strength_0_changes_no_bit(steerable: tuple[LM, list[TopKSae]], op: str)
     assert not receipt.applied
 
 
-def test_feature_that_never_fires_says_so(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_feature_that_never_fires_says_so(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     silent = load_silent(saes[0])
     with steered(lm, [Edit(Feature(1, 0))], [silent]) as receipt:
@@ -171,13 +171,13 @@ def test_feature_that_never_fires_says_so(steerable: tuple[LM, list[TopKSae]]) -
     assert receipt.steps == 1
 
 
-def load_silent(sae: TopKSae) -> TopKSae:
+def load_silent(sae: Sae) -> Sae:
     bias = sae.b_enc.clone()
     bias[0] = -1e6
-    return TopKSae(sae.spec, sae.W_enc, bias, sae.W_dec, sae.b_dec)
+    return Sae(sae.spec, sae.W_enc, bias, sae.W_dec, sae.b_dec)
 
 
-def test_nested_edits_start_from_the_same_residual(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_nested_edits_start_from_the_same_residual(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     edits = [Edit(Feature(1, 3), "readout_clamp", 5.0), Edit(Feature(1, 8), "readout_clamp", 5.0)]
     with steered(lm, edits, saes):
@@ -193,7 +193,7 @@ def test_nested_edits_start_from_the_same_residual(steerable: tuple[LM, list[Top
         assert torch.equal(logits(lm, TEXT), alone)
 
 
-def test_threads_do_not_meet(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_threads_do_not_meet(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     plain = logits(lm, TEXT)
     results: dict[str, Tensor] = {}
@@ -217,7 +217,7 @@ def test_threads_do_not_meet(steerable: tuple[LM, list[TopKSae]]) -> None:
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_batch_equals_single(steerable: tuple[LM, list[TopKSae]], scope: str, temperature: float) -> None:
+def test_batch_equals_single(steerable: tuple[LM, list[Sae]], scope: str, temperature: float) -> None:
     lm, saes = steerable
     prompts = texts(["hello", TEXT, "x y", "今日はいい"])[0].prompts
     edits = [Edit(Feature(1, 3), "add", 3.0, scope=scope), Edit(Feature(2, 8), "clamp", 2.0, scope=scope)]
@@ -230,7 +230,7 @@ def test_batch_equals_single(steerable: tuple[LM, list[TopKSae]], scope: str, te
 
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode"])
-def test_cached_equals_uncached(steerable: tuple[LM, list[TopKSae]], scope: str) -> None:
+def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> None:
     """Token by token with keys and values kept, as in one pass over everything (where the scope is the same there)."""
     lm, saes = steerable
     [prompt] = texts([TEXT])[0].prompts
@@ -260,7 +260,7 @@ def _cache(lm: LM, ids: Tensor) -> tuple[Any, Tensor]:
     return cache, lm.whole(input_ids=ids, past_key_values=cache, use_cache=True).logits
 
 
-def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     ids = torch.tensor([lm.tokenizer(TEXT)["input_ids"]])
     with torch.inference_mode():
@@ -309,14 +309,14 @@ def test_whole_model_is_transformers_own(pair: Pair) -> None:
         (Edit(Feature(1, 999)), "has 256 features"),
     ],
 )
-def test_unfitting_edits_are_refused(steerable: tuple[LM, list[TopKSae]], edit: Edit, said: str) -> None:
+def test_unfitting_edits_are_refused(steerable: tuple[LM, list[Sae]], edit: Edit, said: str) -> None:
     lm, saes = steerable
     with pytest.raises(EditError, match=said), steered(lm, [edit], saes):
         pass
     assert not _HOOKS
 
 
-def test_unfitting_models_are_refused(steerable: tuple[LM, list[TopKSae]], tmp_path: Path) -> None:
+def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     _, saes = steerable
     other = load_lm(tiny.save_model(tmp_path / "wide", d_model=48, heads=6, kv_heads=3), [2])
     with pytest.raises(EditError, match="32 wide"), steered(other, STRONG, saes):
@@ -329,7 +329,7 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[TopKSae]], tmp_p
         pass
 
 
-def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[TopKSae]]) -> None:
+def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -> None:
     lm, _ = steerable
     for more, said in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "--temperature is -1"),
                        ({"max_new_tokens": 500}, "500 are to follow")):  # fmt: skip

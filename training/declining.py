@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from training.chats.template import prompt_ids
 from training.chats.text import Request
 from training.replies import SINK_RATIO, Edit, Outcome, ask, scale_features
@@ -81,7 +81,7 @@ def _median_norm(rows: Sequence[Tensor]) -> float:
     return float(torch.cat(list(rows)).norm(dim=-1).median())
 
 
-def peaks(sae: TopKSae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
+def peaks(sae: Sae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
     """Each feature's largest activation after the request, sinks left out; 0 where it does not fire."""
     rows = []
     for resid in prompts.resid:
@@ -91,7 +91,7 @@ def peaks(sae: TopKSae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
     return torch.stack(rows)
 
 
-def candidates(sae: TopKSae, declined: Prompts, answered: Prompts, most: int = 6) -> list[Candidate]:
+def candidates(sae: Sae, declined: Prompts, answered: Prompts, most: int = 6) -> list[Candidate]:
     """Features of at least 80 % of the declined and at most 20 % of the answered prompts, strongest first."""
     own, other = peaks(sae, declined), peaks(sae, answered)
     own_share, other_share = (own > 0).float().mean(0), (other > 0).float().mean(0)
@@ -104,7 +104,7 @@ def candidates(sae: TopKSae, declined: Prompts, answered: Prompts, most: int = 6
 def choose(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    sae: TopKSae,
+    sae: Sae,
     found: Sequence[Candidate],
     requests: Sequence[Request],
     sink_norm: float,

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saescope.analysis.stats import wilson
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.sources.prompts import Prompt, split_prompts
 from training.chats.prompts import N_PROMPTS, Pair, draw_pairs, neutral_rows
 from training.chats.scenes import LANGUAGES, Language
@@ -103,7 +103,7 @@ def set_up(folder: Path) -> Bench:
     )
 
 
-def find(bench: Bench, sae: TopKSae) -> Choice | None:
+def find(bench: Bench, sae: Sae) -> Choice | None:
     """The features and the strength at one layer, from English discovery prompts alone."""
     declined, answered = bench.declined[sae.spec.layer], bench.answered[sae.spec.layer]
     fit = candidates(sae, declined, answered)
@@ -142,7 +142,7 @@ def shown(result: Outcome) -> dict[str, Any]:
     return {**asdict(result), "declined_95": [round(float(low), 4), round(float(high), 4)]}
 
 
-def controls(bench: Bench, sae: TopKSae, best: Choice) -> dict[str, Any]:
+def controls(bench: Bench, sae: Sae, best: Choice) -> dict[str, Any]:
     """The same edit with other features that fire, with random directions, and with the opposite sign."""
     rng = random.Random(0)
     torch.manual_seed(0)
@@ -157,14 +157,14 @@ def controls(bench: Bench, sae: TopKSae, best: Choice) -> dict[str, Any]:
     return {name: [_brief(bench, bench.edit(best.layer, c)) for c in made] for name, made in changes.items()}
 
 
-def _turned(sae: TopKSae, best: Choice) -> Change:
+def _turned(sae: Sae, best: Choice) -> Change:
     """The chosen features' gates and norms, along random directions."""
     assert sae.W_dec is not None
     columns = sae.W_dec.clone()
     for feature in best.features:
         noise = torch.randn(len(columns))
         columns[:, feature] = noise / noise.norm() * columns[:, feature].norm()
-    return scale_features(TopKSae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength)
+    return scale_features(Sae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength)
 
 
 def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:

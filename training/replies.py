@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from training.chats.template import prompt_ids
 from training.chats.text import Request, apologises
 
@@ -28,7 +28,7 @@ class Edit:
     sink_norm: float = float("inf")
 
 
-def scale_features(sae: TopKSae, ids: Sequence[int], strength: float) -> Change:
+def scale_features(sae: Sae, ids: Sequence[int], strength: float) -> Change:
     """h + strength · Σ relu(w·h + b) · d over the features, all read from the same h."""
     assert sae.W_dec is not None
     w, b, d = sae.W_enc[list(ids)], sae.b_enc[list(ids)], sae.W_dec.T[list(ids)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae
-    from saescope.engine.sae import SparseActs, TopKSae
+    from saescope.engine.sae import Sae, SparseActs
     from saescope.engine.scan import Scan, scan
     from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
@@ -61,12 +61,12 @@ __all__ = [
     "ResourceError",
     "Run",
     "RunError",
+    "Sae",
     "SaescopeError",
     "Scan",
     "Settings",
     "SourceError",
     "SparseActs",
-    "TopKSae",
     "__version__",
     "agreement",
     "bundled_prompts",
@@ -114,7 +114,7 @@ _HOME = {
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),
     "engine.load": ("load_sae",),
-    "engine.sae": ("SparseActs", "TopKSae"),
+    "engine.sae": ("Sae", "SparseActs"),
     "engine.scan": ("Scan", "scan"),
     "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),

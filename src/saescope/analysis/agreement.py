@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from saescope.analysis.contrast import Settings, contrast
 from saescope.analysis.counts import count_fires
-from saescope.analysis.stats import Bools, Floats
+from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import RunError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -193,7 +193,7 @@ def _layer(
     resid_a, resid_b = a.resids(layer).last, b.resids(layer).last
     return LayerAgreement(
         tokens=int(scored.sum()),
-        top1_equal=float((one.ids[scored, 0] == two.ids[scored, 0]).mean()),
+        top1_equal=_same_top(one, two, scored, 1),
         top5_equal=_same_top(one, two, scored, 5),
         topk_equal=float((jaccard == 1).mean()),
         topk_jaccard=float(jaccard.mean()),
@@ -219,18 +219,20 @@ def _overlap(one: LayerFeatures, two: LayerFeatures, scored: Bools) -> tuple[Flo
     jaccards, diffs, tokens = [], [], []
     rows = np.flatnonzero(scored)
     for block in np.split(rows, np.arange(_CHUNK, len(rows), _CHUNK)):
-        acts = np.concatenate([one.acts[block], two.acts[block]], axis=1)
-        ids = np.concatenate([one.ids[block], two.ids[block]], axis=1).astype(np.int64)
-        ids = np.where(acts > 0, ids, -1 - np.arange(ids.shape[1]))  # what does not fire equals nothing
-        order = np.argsort(ids, axis=1)
-        ids, acts = np.take_along_axis(ids, order, 1), np.take_along_axis(acts, order, 1)
-        shared = ids[:, 1:] == ids[:, :-1]
-        both = shared.sum(1)
-        either = (acts > 0).sum(1) - both
+        a, b = one.take(block), two.take(block)
+        shared, in_a, in_b = np.intersect1d(_keys(a), _keys(b), assume_unique=True, return_indices=True)
+        of = shared >> 32
+        both = np.bincount(of, minlength=len(block))
+        either = a.counts + b.counts - both
         jaccards.append(np.where(either > 0, both / np.maximum(either, 1), 1.0))
-        diffs.append(_relative(acts[:, 1:][shared], acts[:, :-1][shared]))
-        tokens.append(block[np.nonzero(shared)[0]])
+        diffs.append(_relative(a.acts[in_a], b.acts[in_b]))
+        tokens.append(block[of])
     return np.concatenate(jaccards), np.concatenate(diffs), np.concatenate(tokens)
+
+
+def _keys(features: LayerFeatures) -> Ints:
+    """A number for every token and feature that fires on it."""
+    return np.asarray((features.token << 32) | features.ids.astype(np.int64))
 
 
 def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Floats:
@@ -239,15 +241,16 @@ def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Floats:
 
 
 def _same_top(one: LayerFeatures, two: LayerFeatures, scored: Bools, n: int) -> float:
-    firsts = [np.sort(np.where(f.acts > 0, f.ids.astype(np.int64), -1)[scored, :n], axis=1) for f in (one, two)]
+    firsts = [np.sort(features.strongest(n)[scored], axis=1) for features in (one, two)]
     return float((firsts[0] == firsts[1]).all(axis=1).mean())
 
 
 def _ties(features: LayerFeatures, scored: Bools, *, rounded: bool) -> float:
-    """Share of tokens whose k-th and next pre-activation are one number, so that neither belongs to the k by rights."""
-    last, border = features.acts[scored, -1], features.border[scored]
+    """Share of tokens whose weakest firing and strongest silent feature have the same pre-activation."""
+    some = scored & (features.counts > 0)
+    last, border = features.acts[features.starts[1:][some] - 1], features.border[some]
     same = _bfloat16(last) == _bfloat16(border) if rounded else last == border
-    return float((same & (last > 0)).mean())
+    return float(same.sum() / scored.sum())
 
 
 def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

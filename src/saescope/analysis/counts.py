@@ -51,9 +51,9 @@ class Counts:
 
 def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> Counts:
     """One layer's firings over the scored positions, of the features that fire at all."""
-    fires = (features.acts > 0) & scored[:, None]
-    prompt = np.broadcast_to(run.token_prompt[:, None], fires.shape)[fires]
-    present, column = np.unique(features.ids[fires], return_inverse=True)
+    counted = scored[features.token]
+    prompt = run.token_prompt[features.token[counted]]
+    present, column = np.unique(features.ids[counted], return_inverse=True)
     shape = (len(run.prompts), len(present))
     hits = sparse.coo_array((np.ones(len(prompt), np.int32), (prompt, column)), shape).tocsr()
     n = np.bincount(run.token_prompt[scored], minlength=len(run.prompts))
@@ -64,7 +64,7 @@ def fires_by_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints)
     """Scored positions on which each of some features fires, (prompts, features)."""
     columns = []
     for feature in ids.tolist():
-        fires = ((features.ids == feature) & (features.acts > 0)).any(axis=1) & scored
+        fires = features.fires(feature) & scored
         columns.append(np.bincount(run.token_prompt[fires], minlength=len(run.prompts)))
     return np.stack(columns, axis=1)
 
@@ -81,10 +81,10 @@ def refuse_unscored(run: Run, counts: Counts) -> None:
 
 def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
     """Mean activation by set and feature over the scored positions where it fires."""
-    fires = (features.acts > 0) & scored[:, None]
-    group = np.broadcast_to(run.set_of_prompt[run.token_prompt][:, None], fires.shape)[fires]
-    cell = group * len(present) + np.searchsorted(present, features.ids[fires])
+    counted = scored[features.token]
+    group = run.set_of_prompt[run.token_prompt][features.token[counted]]
+    cell = group * len(present) + np.searchsorted(present, features.ids[counted])
     size = len(run.sets) * len(present)
-    sums = np.bincount(cell, weights=features.acts[fires], minlength=size)
+    sums = np.bincount(cell, weights=features.acts[counted], minlength=size)
     fired = np.maximum(np.bincount(cell, minlength=size), 1)
     return np.asarray(sums / fired).reshape(len(run.sets), len(present))

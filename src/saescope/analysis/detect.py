@@ -342,9 +342,10 @@ def _monolinguality(question: _Question, layer: _Layer, ids: Ints) -> Floats:
     means = []
     for prompts in (question.positive, question.negative):
         rows = scored & prompts[run.token_prompt]
-        acts = np.where(layer.stored.acts[rows] > 0, layer.stored.acts[rows], 0).astype(np.float64)
-        position = np.searchsorted(ids, layer.stored.ids[rows])
-        known = ids[np.minimum(position, len(ids) - 1)] == layer.stored.ids[rows]
+        counted = rows[layer.stored.token]
+        acts, of = layer.stored.acts[counted].astype(np.float64), layer.stored.ids[counted]
+        position = np.searchsorted(ids, of)
+        known = ids[np.minimum(position, len(ids) - 1)] == of
         sums = np.bincount(position[known], weights=acts[known], minlength=len(ids))[: len(ids)]
         means.append(sums / max(1, int(rows.sum())))
     return np.asarray(means[0] - means[1])
@@ -358,7 +359,7 @@ def _groups(layer: _Layer, ids: Ints) -> Ints:
 
     rows = np.flatnonzero(layer.positions.scored)
     stored = layer.stored
-    fires = np.stack([((stored.ids[rows] == f) & (stored.acts[rows] > 0)).any(axis=1) for f in ids.tolist()])
+    fires = np.stack([stored.fires(f)[rows] for f in ids.tolist()])
     both = fires.astype(np.float32) @ fires.T.astype(np.float32)
     alone = fires.sum(axis=1)
     distance = 1 - both / np.maximum(alone[:, None] + alone[None, :] - both, 1)

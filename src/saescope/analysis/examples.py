@@ -66,7 +66,7 @@ def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = N
     stored = run.features(feature.layer)
     masking = masking or Masking()
     scored = masking.apply(run.token_pos, stored.norms).scored
-    acts = np.where(stored.ids == feature.id, stored.acts, 0).max(axis=1).astype(np.float64)
+    acts = stored.acts_of(feature.id).astype(np.float64)
     strongest = np.zeros(len(run.prompts))
     np.maximum.at(strongest, run.token_prompt[scored], acts[scored])
     fired = int((strongest > 0).sum())

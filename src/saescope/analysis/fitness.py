@@ -151,7 +151,7 @@ def _measure(run: Run, layer: int, rule: Masking) -> _Measured:
     return _Measured(
         scored=scored,
         fvu=error / variance if variance > 0 else float("inf"),
-        l0=float((features.acts[scored] > 0).sum(1).mean()),
+        l0=float(features.counts[scored].mean()),
         norm_median=float(np.median(features.norms[scored])),
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,

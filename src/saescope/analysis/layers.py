@@ -172,7 +172,7 @@ class _Stored:
     def fires(self, feature: Feature) -> Bools:
         """The tokens on which a feature fires, scored or not."""
         features, _ = self.layer(feature.layer)
-        return np.asarray(((features.ids == feature.id) & (features.acts > 0)).any(axis=1))
+        return features.fires(feature.id)
 
 
 def _separations(
@@ -302,8 +302,8 @@ def _match(
 
 def _cofire(features: LayerFeatures, fires: Bools, positions: Bools) -> tuple[Ints, Floats]:
     """Jaccard of one feature's firing with that of every feature of a layer that fires on some of its tokens."""
-    active = (features.acts > 0) & positions[:, None]
-    with_it, together = np.unique(features.ids[active & fires[:, None]], return_counts=True)
-    ids, alone = np.unique(features.ids[active], return_counts=True)
+    counted = positions[features.token]
+    with_it, together = np.unique(features.ids[counted & fires[features.token]], return_counts=True)
+    ids, alone = np.unique(features.ids[counted], return_counts=True)
     total = alone[np.searchsorted(ids, with_it)]
     return with_it, together / (total + int((fires & positions).sum()) - together)

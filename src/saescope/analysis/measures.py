@@ -28,7 +28,7 @@ def measure_sets(run: Run, stored: LayerFeatures, scored: Bools) -> dict[str, Se
     active: dict[str, dict[int, int]] = {name: {} for name in run.sets}
     for row in last.tolist():
         if scored[row]:
-            ids = stored.ids[row][stored.acts[row] > 0].tolist()
+            ids = stored.ids[stored.row(row)].tolist()
             counts = active[run.prompts[int(run.token_prompt[row])].set]
             for feature in ids:
                 counts[feature] = counts.get(feature, 0) + 1

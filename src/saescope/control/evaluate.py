@@ -22,7 +22,7 @@ from saescope.control.steer import Receipt, steered
 from saescope.engine.extract import compute, plan
 from saescope.engine.generate import Generation, generate
 from saescope.engine.lm import LM
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
@@ -121,7 +121,7 @@ class _Way:
 
 def evaluate(
     lm: LM,
-    saes: Sequence[TopKSae],
+    saes: Sequence[Sae],
     edits: Sequence[Edit],
     prompts: Sequence[Prompt],
     judge: Judge,
@@ -167,7 +167,7 @@ def _title(way: _Way) -> str:
 
 
 def _ways(
-    lm: LM, saes: Sequence[TopKSae], edits: Sequence[Edit], prompts: Sequence[Prompt], sweep: Sequence[float], seed: int
+    lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], prompts: Sequence[Prompt], sweep: Sequence[float], seed: int
 ) -> list[_Way]:
     def edited(strength: float, chosen: Sequence[Edit] = edits, turned: int | None = None) -> Callable[[], Any]:
         return partial(steered, lm, [_times(edit, strength) for edit in chosen], saes, random_directions=turned)
@@ -197,7 +197,7 @@ def _times(edit: Edit, factor: float) -> Edit:
     return replace(edit, strength=edit.amount * factor)
 
 
-def _like(lm: LM, saes: Sequence[TopKSae], edits: Sequence[Edit], prompts: Sequence[Prompt], seed: int) -> list[Edit]:
+def _like(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], prompts: Sequence[Prompt], seed: int) -> list[Edit]:
     """For every edit of a feature the same of a random other one that fires about as often on these prompts."""
     edits = [edit for edit in edits if edit.feature is not None]
     if not edits:

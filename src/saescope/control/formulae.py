@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saescope.control.edits import Edit
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
 
@@ -39,7 +39,7 @@ class LayerEdits:
     d: Float[Tensor, "n d_model"]
     gain: Float[Tensor, "n"]
     ids: Int[Tensor, "n"]
-    sae: TopKSae | None
+    sae: Sae | None
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
@@ -50,7 +50,7 @@ class LayerEdits:
 
 def bind(
     edits: Sequence[Edit],
-    sae: TopKSae | None = None,
+    sae: Sae | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> LayerEdits:
@@ -74,7 +74,7 @@ def bind(
 
 
 def _tensors(
-    edit: Edit, sae: TopKSae | None
+    edit: Edit, sae: Sae | None
 ) -> tuple[Float[Tensor, "d_model"], Float[Tensor, ""], Float[Tensor, "d_model"]]:
     """What the edit reads with (row and bias) and what it writes along."""
     if edit.direction is not None:
@@ -102,7 +102,7 @@ def activations(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float
     return z, a
 
 
-def _in_top_k(sae: TopKSae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
+def _in_top_k(sae: Sae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
     """Whether each feature is among the k largest of the SAE's encode."""
     return (sae.encode(h).ids[:, :, None] == ids).any(dim=1)
 

@@ -19,7 +19,7 @@ from saescope.control.edits import Edit
 from saescope.control.formulae import LayerEdits, bind, coefficients
 from saescope.engine.lm import LM
 from saescope.engine.residual import Pass, intervene
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.whole import decoder_of
 from saescope.errors import EditError
 
@@ -81,7 +81,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def steered(
-    lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae] = (), *, random_directions: int | None = None
+    lm: LM, edits: Sequence[Edit], saes: Sequence[Sae] = (), *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
@@ -103,7 +103,7 @@ def steered(
         _unhook(lm)
 
 
-def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> dict[int, tuple[LayerEdits, list[int]]]:
+def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[Sae]) -> dict[int, tuple[LayerEdits, list[int]]]:
     sae_of = {sae.spec.layer: sae for sae in saes}
     layers: dict[int, list[int]] = {}
     for number, edit in enumerate(edits):
@@ -116,7 +116,7 @@ def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> dict[int, t
     }
 
 
-def _check_fit(lm: LM, edit: Edit, sae: TopKSae | None) -> None:
+def _check_fit(lm: LM, edit: Edit, sae: Sae | None) -> None:
     """Raises EditError for an edit that is not of this model, naming what differs."""
     if edit.layer >= len(lm.blocks):
         raise EditError(f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")

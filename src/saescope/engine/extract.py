@@ -17,7 +17,7 @@ from saescope.engine.batches import Plan, plan_rows
 from saescope.engine.lm import LM
 from saescope.engine.prefix import run_after, run_prefix
 from saescope.engine.residual import capture
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.stream import streamed
 from saescope.engine.tokens import TokenText, lay_out, tokenize
 from saescope.errors import PromptError, SourceError
@@ -40,7 +40,7 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.shares)
 
 
-def check_fit(lm: LM, saes: Sequence[TopKSae]) -> None:
+def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
     """Raises SourceError unless every SAE reads this model's residuals at a layer it has."""
     if len({sae.spec.layer for sae in saes}) != len(saes):
         raise SourceError("two SAEs are of the same layer: give each layer once")
@@ -103,7 +103,7 @@ def _streamed(
 
 def compute(
     lm: LM,
-    saes: Sequence[TopKSae],
+    saes: Sequence[Sae],
     work: Plan,
     done: Container[Unit] = (),
     *,
@@ -121,7 +121,7 @@ def compute(
 
 
 def _encode(
-    sae: TopKSae,
+    sae: Sae,
     resid: Float[Tensor, "n d_model"],
     lengths: Sequence[int],
     source: Int[Tensor, "m"] | None,
@@ -137,13 +137,13 @@ def _encode(
     rows = np.arange(len(resid)) if source is None else source.numpy()
     sparse, border = sae.encode_with_border(resid)
     error = (resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None
-    features = LayerFeatures(
-        norms=norms.cpu().numpy()[rows],
-        acts=sparse.acts.cpu().numpy()[rows],
-        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae))[rows],
-        border=border.cpu().numpy()[rows],
-        error=None if error is None else error[rows],
-    )
+    features = LayerFeatures.of_rows(
+        norms=norms.cpu().numpy(),
+        acts=sparse.acts.cpu().numpy(),
+        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
+        border=border.cpu().numpy(),
+        error=error,
+    ).take(rows)
     return features, _by_prompt(resid, rows, features.norms, lengths)
 
 
@@ -169,7 +169,7 @@ def _by_prompt(
 
 def extract(
     lm: LM,
-    saes: Sequence[TopKSae],
+    saes: Sequence[Sae],
     sets: Sequence[PromptSet],
     out: str | Path,
     *,
@@ -204,7 +204,7 @@ def extract(
         return writer.publish(sets, tokens, orders, _record(lm, saes, command))
 
 
-def job(lm: LM, saes: Sequence[TopKSae], sets: Sequence[PromptSet], batch_tokens: int, *, errors: bool = False) -> Job:
+def job(lm: LM, saes: Sequence[Sae], sets: Sequence[PromptSet], batch_tokens: int, *, errors: bool = False) -> Job:
     """What a run of these would hold; its fingerprint names the run."""
     return Job(
         model=lm.spec,
@@ -218,7 +218,7 @@ def job(lm: LM, saes: Sequence[TopKSae], sets: Sequence[PromptSet], batch_tokens
     )
 
 
-def _record(lm: LM, saes: Sequence[TopKSae], command: Mapping[str, Any] | None) -> dict[str, Any]:
+def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "command": command or {"verb": "extract", "options": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from saescope.engine.pages import give_back, mapped_pages
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec, layer_file
 from saescope.sources.files import fingerprint
@@ -21,7 +21,7 @@ def load_sae(
     decoder: bool = True,
     device: str | torch.device = "cpu",
     offline: bool = False,
-) -> TopKSae:
+) -> Sae:
     """One layer's SAE in float32; without `decoder` its half of the file is never read.
 
     Raises SourceError for a missing layer, a damaged file, or weights that are not finite.
@@ -52,4 +52,4 @@ def load_sae(
     tensors = dict(zip(weights._fields, (tensor.to(device) for tensor in used), strict=False))
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     give_back(mapped)
-    return TopKSae(spec, **tensors, source=source.files.source, mapped=mapped)
+    return Sae(spec, **tensors, source=source.files.source, mapped=mapped)

@@ -27,7 +27,7 @@ class SparseActs(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class TopKSae:
+class Sae:
     """An SAE whose features fire where they are among the k largest pre-activations and above 0.
 
     `source` is what opens it again. `mapped` are the encoder's pages that lie in a file: they are given back after use,

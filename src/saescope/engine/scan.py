@@ -8,7 +8,7 @@ import numpy as np
 
 from saescope.engine.extract import BATCH_TOKENS, compute, plan
 from saescope.engine.lm import LM
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
@@ -81,7 +81,7 @@ class Scan(Table):
 
 def scan(
     lm: LM,
-    saes: Sequence[TopKSae],
+    saes: Sequence[Sae],
     prompts: Sequence[Prompt],
     *,
     n_top: int = 5,
@@ -97,7 +97,11 @@ def scan(
     order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
     parts = {(number, layer): features for number, layer, features, _ in compute(lm, saes, work)}
     numbers = range(len(work.batches))
-    layers = {n: _in_order([parts[number, n] for number in numbers], order) for n in (sae.spec.layer for sae in saes)}
+    back = np.argsort(order)
+    layers = {
+        n: LayerFeatures.joined([parts[number, n] for number in numbers]).take(back)
+        for n in (sae.spec.layer for sae in saes)
+    }
     pos = np.concatenate([np.arange(len(row)) for row in work.rows])
     rule = masking or Masking()
     sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)
@@ -122,16 +126,7 @@ def scan(
     return Scan(scanned)
 
 
-def _in_order(parts: Sequence[LayerFeatures], order: np.ndarray[Any, np.dtype[np.intp]]) -> LayerFeatures:
-    back = np.argsort(order)
-    return LayerFeatures(
-        norms=np.concatenate([p.norms for p in parts])[back],
-        acts=np.concatenate([p.acts for p in parts])[back],
-        ids=np.concatenate([p.ids for p in parts])[back],
-        border=np.concatenate([p.border for p in parts])[back],
-    )
-
-
 def _top(layer: int, features: LayerFeatures, row: int, n_top: int) -> list[tuple[Feature, float]]:
-    pairs = zip(features.ids[row, :n_top].tolist(), features.acts[row, :n_top].tolist(), strict=True)
-    return [(Feature(layer, feature), act) for feature, act in pairs if act > 0]
+    own = features.row(row)
+    pairs = zip(features.ids[own][:n_top].tolist(), features.acts[own][:n_top].tolist(), strict=True)
+    return [(Feature(layer, feature), act) for feature, act in pairs]

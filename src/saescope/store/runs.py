@@ -64,10 +64,9 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path / MANIFEST} cannot be read: {error}") from error
         schema = manifest.get("schema") if isinstance(manifest, dict) else None
-        if schema != tables.SCHEMA_VERSION:
-            raise RunError(
-                f"{path} has schema {schema}, this saescope reads {tables.SCHEMA_VERSION}: make the run again"
-            )
+        if schema not in tables.READABLE:
+            known = " and ".join(map(str, tables.READABLE))
+            raise RunError(f"{path} has schema {schema}, this saescope reads {known}: make the run again")
         if missing := {"fingerprint", "job", "command", "inputs", "tables"} - manifest.keys():
             raise RunError(f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again")
         return cls(path, manifest)
@@ -135,7 +134,7 @@ class Run:
     def features(self, layer: int) -> LayerFeatures:
         """One layer's features; raises RunError if the run does not hold that layer."""
         self.check_layer(layer)
-        return tables.features_of(self.read(tables.features_name(layer)), self.saes[layer].k)
+        return tables.features_of(self.read(tables.features_name(layer)))
 
     def resids(self, layer: int) -> PromptResids:
         """One layer's residuals by prompt; raises RunError if the run does not hold that layer."""
@@ -180,7 +179,7 @@ def verify(path: str | Path) -> list[str]:
     for name in sorted(expected.keys() & present):
         if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != expected[name]:
             problems.append(f"{name} is not the file that was published: its SHA-256 differs")
-    text = json.dumps([tables.SCHEMA_VERSION, run.manifest["job"]], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([run.manifest["schema"], run.manifest["job"]], sort_keys=True, ensure_ascii=False)
     if hashlib.sha256(text.encode()).hexdigest() != run.manifest["fingerprint"]:
         problems.append(f"{MANIFEST} was changed: its fingerprint is not that of its job")
     return problems or _schema_problems(run)

@@ -1,13 +1,17 @@
 """Schema and version of every stored table; docs/store.md is the normative text."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
 
 PROMPTS = pa.schema(
     [
@@ -42,17 +46,79 @@ def id_type(d_sae: int) -> npt.DTypeLike:
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """One layer's features of all tokens: norms (tokens,), acts and ids (tokens, k), strongest first.
+    """One layer's features of all tokens: norms (tokens,), and what fires, token after token, strongest first.
 
-    `border` (tokens,) is the pre-activation of the strongest feature left out of the k, NaN where none is; `error`
+    `counts` (tokens,) says how many of `acts` and `ids` (fired,) are each token's; every activation is above 0.
+    `border` (tokens,) is the strongest pre-activation that the SAE's activation leaves out, NaN where none is; `error`
     (tokens,) the norm of what the decoder does not give back, where it was asked for.
     """
 
     norms: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int32]
     acts: npt.NDArray[np.float32]
     ids: npt.NDArray[np.unsignedinteger[Any]]
     border: npt.NDArray[np.float32]
     error: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of_rows(
+        cls,
+        norms: npt.NDArray[np.float32],
+        acts: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.unsignedinteger[Any]],
+        border: npt.NDArray[np.float32],
+        error: npt.NDArray[np.float32] | None = None,
+    ) -> "LayerFeatures":
+        """From rows of equal length, (tokens, k), in which an activation of 0 does not fire."""
+        fires = acts > 0
+        return cls(norms, fires.sum(1, dtype=np.int32), acts[fires], ids[fires], border, error)
+
+    @cached_property
+    def token(self) -> npt.NDArray[np.intp]:
+        """Which token each entry of `acts` and `ids` is of, (fired,)."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.intp]:
+        """Where each token's entries begin, and where the last ones end, (tokens + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.intp)])
+
+    def row(self, token: int) -> slice:
+        """The entries of one token."""
+        return slice(int(self.starts[token]), int(self.starts[token + 1]))
+
+    def fires(self, feature: int) -> npt.NDArray[np.bool_]:
+        """Which tokens a feature fires on, (tokens,)."""
+        return self.acts_of(feature) > 0
+
+    def acts_of(self, feature: int) -> npt.NDArray[np.float32]:
+        """A feature's activation on every token, 0 where it does not fire, (tokens,)."""
+        own = np.flatnonzero(self.ids == feature)
+        acts = np.zeros(len(self.counts), np.float32)
+        acts[np.searchsorted(self.starts, own, side="right") - 1] = self.acts[own]
+        return acts
+
+    def strongest(self, n: int) -> npt.NDArray[np.int64]:
+        """The n strongest features of every token, (tokens, n); -1 where fewer fire."""
+        place = np.arange(len(self.ids)) - self.starts[self.token]
+        among = place < n
+        ids = np.full((len(self.counts), n), -1, np.int64)
+        ids[self.token[among], place[among]] = self.ids[among]
+        return ids
+
+    def take(self, rows: npt.NDArray[np.intp]) -> "LayerFeatures":
+        """These tokens in this order; one may be taken more than once."""
+        counts = self.counts[rows]
+        first = np.cumsum(counts, dtype=np.intp) - counts
+        entries = np.repeat(self.starts[rows] - first, counts) + np.arange(counts.sum())
+        error = None if self.error is None else self.error[rows]
+        return LayerFeatures(self.norms[rows], counts, self.acts[entries], self.ids[entries], self.border[rows], error)
+
+    @classmethod
+    def joined(cls, parts: Sequence["LayerFeatures"]) -> "LayerFeatures":
+        """The tokens of several, one after another."""
+        names = [f.name for f in fields(cls) if getattr(parts[0], f.name) is not None]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -68,29 +134,32 @@ class PromptResids:
 
 
 def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
-    """A row a token: its norm, and k features, strongest first (acts 0 where fewer than k fire)."""
+    """A row a token: its norm, and what fires, strongest first."""
     error = features.error
+    ends = pa.array(features.starts)
     return pa.table(
         {
             "norm": pa.array(features.norms),
-            "ids": _lists(features.ids.astype(id_type(d_sae))),
-            "acts": _lists(features.acts),
+            "ids": pa.LargeListArray.from_arrays(ends, pa.array(features.ids.astype(id_type(d_sae)))),
+            "acts": pa.LargeListArray.from_arrays(ends, pa.array(features.acts)),
             "border": pa.array(features.border),
             "error": pa.nulls(len(features.norms), pa.float32()) if error is None else pa.array(error),
         }
     )
 
 
-def features_of(table: pa.Table, k: int) -> LayerFeatures:
-    """The inverse of `features_table`."""
+def features_of(table: pa.Table) -> LayerFeatures:
+    """The inverse of `features_table`; also of schema 2, where every token has k entries and zeros do not fire."""
     error = table["error"]
-    return LayerFeatures(
-        norms=np.asarray(table["norm"].to_numpy()),
-        acts=_matrix(table["acts"], k),
-        ids=_matrix(table["ids"], k),
-        border=np.asarray(table["border"].to_numpy()),
-        error=np.asarray(error.to_numpy()) if error.null_count == 0 else None,
-    )
+    norms, border = (np.asarray(table[name].to_numpy()) for name in ("norm", "border"))
+    errors = np.asarray(error.to_numpy()) if error.null_count == 0 else None
+    if pa.types.is_fixed_size_list(table["ids"].type):
+        width = table["ids"].type.list_size
+        acts, ids = (_matrix(table[name], width) for name in ("acts", "ids"))
+        return LayerFeatures.of_rows(norms, acts, ids, border, errors)
+    counts = np.asarray(pc.list_value_length(table["ids"]).to_numpy(), np.int32)
+    acts, ids = (np.asarray(pc.list_flatten(table[name]).to_numpy()) for name in ("acts", "ids"))
+    return LayerFeatures(norms, counts, acts, ids, border, errors)
 
 
 def resid_table(resid: PromptResids) -> pa.Table:

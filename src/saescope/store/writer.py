@@ -10,9 +10,8 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -82,7 +81,12 @@ class RunWriter:
 
     def put(self, number: int, layer: int, features: LayerFeatures, resid: PromptResids) -> None:
         """Keep one layer of one finished batch."""
-        arrays = {name: a for part in (features, resid) for name, a in vars(part).items() if a is not None}
+        arrays = {
+            field.name: array
+            for part in (features, resid)
+            for field in fields(part)
+            if (array := getattr(part, field.name)) is not None
+        }
         path = self._partial / f"layer{layer}-batch{number:06d}.npz"
         temporary = path.with_suffix(".tmp")
         with self._disk():
@@ -116,12 +120,10 @@ class RunWriter:
             for spec in self.job.saes:
                 with ExitStack() as stack:
                     archives = [stack.enter_context(np.load(path)) for path in self._finished(spec.layer)]
-                    read = partial(_in_order, archives)
-                    error = read("error", of_tokens) if self.job.errors else None
-                    columns = {name: read(name, of_tokens) for name in ("norms", "acts", "ids", "border")}
-                    features = LayerFeatures(**columns, error=error)
+                    parts = [_features(archive) for archive in archives]
+                    features = LayerFeatures.joined(parts).take(np.argsort(of_tokens))
                     _write(staging / tables.features_name(spec.layer), tables.features_table(features, spec.d_sae))
-                    resid = PromptResids(*(read(name, of_prompts) for name in tables.RESID_COLUMNS))
+                    resid = PromptResids(*(_in_order(archives, name, of_prompts) for name in tables.RESID_COLUMNS))
                     _write(staging / tables.resid_name(spec.layer), tables.resid_table(resid))
             self._write_manifest(staging, record)
             staging.rename(self.out)
@@ -181,6 +183,10 @@ class RunWriter:
                 f"cannot write the run {self.out}: {error.strerror or error}; "
                 "nothing was published; free space or choose another --out, and the same command goes on"
             ) from error
+
+
+def _features(archive: Mapping[str, npt.NDArray[Any]]) -> LayerFeatures:
+    return LayerFeatures(**{f.name: archive[f.name] for f in fields(LayerFeatures) if f.name in archive})
 
 
 def _in_order(

@@ -19,7 +19,7 @@ from saescope.control.exports.exported import Exported
 from saescope.control.exports.vectors import vectors
 from saescope.control.publish import published, refuse_existing
 from saescope.engine.lm import read_config
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.errors import EditError
 from saescope.sources.files import open_files
 
@@ -41,7 +41,7 @@ EQUALS = "h + s·d after each edited layer, at every position: the add edits wit
 
 
 def export_gguf(
-    edits: Sequence[Edit], saes: Sequence[TopKSae], out: str | Path, *, model: str | Path, offline: bool = False
+    edits: Sequence[Edit], saes: Sequence[Sae], out: str | Path, *, model: str | Path, offline: bool = False
 ) -> Exported:
     """Write `add` edits as a control vector; strengths are in it, so llama.cpp takes it with scale 1.
 

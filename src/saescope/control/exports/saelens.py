@@ -12,9 +12,9 @@ from typing import Any
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.control.publish import published
-from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.load import load_sae
-from saescope.engine.sae import TopKSae
+from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.saes import SaeSource, open_sae
 
@@ -58,7 +58,7 @@ def hook_point(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_post"
 
 
-def config(sae: TopKSae, model: str | None) -> dict[str, Any]:
+def config(sae: Sae, model: str | None) -> dict[str, Any]:
     """SAELens' config of an SAE; raises SourceError for an activation that it does not have."""
     spec = sae.spec
     return {
@@ -83,13 +83,13 @@ def config(sae: TopKSae, model: str | None) -> dict[str, Any]:
     }
 
 
-def _activation(sae: TopKSae) -> Mapping[str, Any]:
+def _activation(sae: Sae) -> Mapping[str, Any]:
     if sae.spec.activation != "topk":
         raise SourceError(f"SAEs with {sae.spec.activation} are not exported to SAELens")
     return {"architecture": "topk", "k": sae.spec.k, "rescale_acts_by_decoder_norm": False}
 
 
-def _write(sae: TopKSae, folder: Path, model: str | None) -> None:
+def _write(sae: Sae, folder: Path, model: str | None) -> None:
     if sae.W_dec is None or sae.b_dec is None:
         raise SourceError(f"the SAE of layer {sae.spec.layer} was loaded without its decoder")
     text = json.dumps(config(sae, model), indent=1, ensure_ascii=False)

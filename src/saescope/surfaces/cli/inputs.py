@@ -20,7 +20,7 @@ from saescope.surfaces.cli.show import note, progress
 
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
-    from saescope.engine.sae import TopKSae
+    from saescope.engine.sae import Sae
 
 
 EMBEDDED_PAIR = ("saescope-tiny", "saescope-tiny-sae")
@@ -60,7 +60,7 @@ class Inputs:
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
-    def load(self, *, decoder: bool = False, alone: Sequence[int] = ()) -> "tuple[LM, list[TopKSae]]":
+    def load(self, *, decoder: bool = False, alone: Sequence[int] = ()) -> "tuple[LM, list[Sae]]":
         """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for.
 
         Layers `alone` are the model's, wanted without an SAE.
@@ -76,7 +76,7 @@ class Inputs:
         lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
         return lm, [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
 
-    def load_saes(self) -> "list[TopKSae]":
+    def load_saes(self) -> "list[Sae]":
         """The SAEs alone, with their decoders."""
         from saescope.engine.load import load_sae
 
@@ -215,7 +215,7 @@ def obtain_run(
 
 def run_of(
     lm: "LM",
-    saes: "Sequence[TopKSae]",
+    saes: "Sequence[Sae]",
     sets: Sequence[PromptSet],
     name: str,
     batch_tokens: int,

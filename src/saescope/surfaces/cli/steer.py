@@ -20,7 +20,7 @@ from saescope.surfaces.visible import visible
 if TYPE_CHECKING:
     from saescope.control.steer import Receipt
     from saescope.engine.lm import LM
-    from saescope.engine.sae import TopKSae
+    from saescope.engine.sae import Sae
 
 BREAKS = 0.5  # about half a residual's norm is where text starts to break
 
@@ -97,7 +97,7 @@ def steer(
         _show_receipt(receipt, base == changed)
 
 
-def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
+def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
     chosen = fitting(wanted, inputs)
     alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
@@ -121,7 +121,7 @@ def fitting(wanted: EditSet, inputs: Inputs) -> Inputs:
     )
 
 
-def refuse_other_saes(wanted: EditSet, saes: "Sequence[TopKSae]") -> None:
+def refuse_other_saes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
     """Raises EditError where an SAE is not of the sizes that the edits are of."""
     for sae in saes:
         for what, size, found in (
