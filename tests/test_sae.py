@@ -1,4 +1,4 @@
-"""Encoding and decoding by the definition, in blocks, in float32."""
+"""Encoding and decoding by the definition, in blocks, in float32, whatever the activation."""
 
 from dataclasses import replace
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import tiny
 from saescope.engine import sae as sae_module
 from saescope.engine.sae import Sae, SparseActs
-from saescope.errors import SourceError
+from saescope.errors import ResourceError, SourceError
 from saescope.sources.catalog import SaeSpec
 
 
@@ -64,9 +65,96 @@ def test_decode_is_the_dense_product_with_bias() -> None:
     torch.testing.assert_close(sae.decode(nothing)[0], sae.b_dec)
 
 
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_one_residual_alone(activation: str) -> None:
+    sae = make() if activation == "topk" else thresholded(activation)
+    resid = torch.randn(32)
+    found = sae.encode(resid)
+    assert found.acts.shape == found.ids.shape == (found.ids.numel(),)
+    torch.testing.assert_close(sae.decode(found), sae.decode(sae.encode(resid[None]))[0])
+
+
 def test_wrong_width_and_missing_decoder_are_refused() -> None:
     sae = make()
     with pytest.raises(SourceError, match="31 wide"):
         sae.encode(torch.randn(2, 31))
     with pytest.raises(SourceError, match="without its decoder"):
         replace(sae, W_dec=None, b_dec=None).decode(sae.encode(torch.randn(2, 32)))
+
+
+# --- thresholds instead of k
+
+
+def thresholded(activation: str, n: int = 256) -> Sae:
+    """As `make`, but what is over a feature's threshold fires; negative thresholds let through what is above 0."""
+    spec = SaeSpec("tiny", None, 0, 32, n, None, activation, None, "")
+    threshold = None if activation == "relu" else torch.linspace(-0.5, 2.0, n)
+    return Sae(spec, **tiny.sae_tensors(32, n), threshold=threshold)
+
+
+def dense(sae: Sae, resid: Tensor) -> Tensor:
+    """Activations by the definition, (tokens, d_sae), in float64."""
+    pre = resid.double() @ sae.W_enc.double().T + sae.b_enc.double()
+    floor = 0 if sae.threshold is None else sae.threshold.clamp(min=0)
+    return torch.where(pre > floor, pre, 0.0).float()
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "batchtopk", "relu"])
+@given(rows=st.integers(0, 30), block=st.integers(1, 40), seed=st.integers(0, 99))
+def test_thresholds_by_the_definition(activation: str, rows: int, block: int, seed: int) -> None:
+    sae = thresholded(activation)
+    resid = torch.randn(rows, 32, generator=torch.Generator().manual_seed(seed))
+    resid[:1] *= 20  # one that fires far more
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
+        found, border = sae.encode_with_border(resid)
+        widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
+        decoded = sae.decode(found)
+    expected = dense(sae, resid)
+    assert found.acts.shape[1] == max(widths, default=0) == int((expected > 0).sum(1).max() if rows else 0)
+    assert (found.acts.diff(dim=-1) <= 0).all()
+    again = torch.zeros(rows, 256).scatter_add(1, found.ids, found.acts)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+    silent = torch.where(expected > 0, -torch.inf, sae.pre_acts(resid)).amax(-1) if rows else torch.zeros(0)
+    torch.testing.assert_close(border, silent, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decoded, expected @ sae.W_dec.T + sae.b_dec, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["topk", "jumprelu", "relu"])
+def test_fires_is_what_encode_says(activation: str) -> None:
+    sae = make() if activation == "topk" else thresholded(activation)
+    resid, ids = torch.randn(4, 9, 32), torch.tensor([3, 255, 77, 3])
+    found = sae.encode(resid)
+    expected = torch.zeros(4, 9, 256).scatter_add(2, found.ids, found.acts)[..., ids] > 0
+    assert torch.equal(sae.fires(resid, ids), expected)
+
+
+def test_nothing_and_everything_may_fire() -> None:
+    sae = thresholded("jumprelu")
+    never = replace(sae, threshold=torch.full((256,), 1e6))
+    found, border = never.encode_with_border(torch.randn(2, 3, 32))
+    assert found.acts.shape == (2, 3, 0)
+    assert torch.isfinite(border).all()
+    torch.testing.assert_close(never.decode(found)[1, 2], sae.b_dec)
+    always = replace(sae, b_enc=torch.full((256,), 1e3))
+    found, border = always.encode_with_border(torch.randn(2, 3, 32))
+    assert found.acts.shape == (2, 3, 256)
+    assert border.isnan().all()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("activation", ["topk", "jumprelu", "relu"])
+def test_residuals_that_are_not_finite_are_refused(activation: str, value: str) -> None:
+    sae = make() if activation == "topk" else thresholded(activation)
+    resid = torch.randn(5, 32)
+    resid[3, 4] = float(value)
+    with pytest.raises(SourceError, match="not finite"):
+        sae.encode(resid)
+
+
+def test_rows_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sae_module, "_MOST_ENTRIES", 1000)
+    sae, resid = thresholded("relu"), torch.randn(40, 32)
+    with pytest.raises(ResourceError, match=r"40 fires \d+ features: encode fewer at once"):
+        sae.encode(resid)
+    assert sum(len(border) for _, border in sae.encode_blocks(resid)) == 40

@@ -11,14 +11,15 @@ With z = w·h + b (the feature's encoder row and bias), a its activation, d its 
 A plain direction d is edited in the same words with w = d̂ and b = 0: add h + s·d, project as above, and the read-out
 clamp h + (t - d̂·h)·d̂, after which the component along it is t.
 
-The activation is relu(z), or with the gate `topk` z only where the feature is among the SAE's own k largest.
+The activation is relu(z), or with the gate `topk` z only where the SAE's own activation lets it through: where it is
+among the k largest, or above its threshold.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saescope.control.edits import Edit
@@ -95,16 +96,11 @@ def activations(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float
     z = h @ bound.w.T + bound.b
     a = z.relu()
     if bound.sae is not None:
-        within = _in_top_k(bound.sae, h, bound.ids)
+        within = bound.sae.fires(h, bound.ids)
         for column, edit in enumerate(bound.edits):
             if edit.gate == "topk":
                 a[:, column] = torch.where(within[:, column], a[:, column], 0)
     return z, a
-
-
-def _in_top_k(sae: Sae, h: Float[Tensor, "n d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "n e"]:
-    """Whether each feature is among the k largest of the SAE's encode."""
-    return (sae.encode(h).ids[:, :, None] == ids).any(dim=1)
 
 
 def coefficients(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:

@@ -135,16 +135,25 @@ def _encode(
             f"the residual after layer {sae.spec.layer} is not finite: damaged weights, or a dtype too small for them"
         )
     rows = np.arange(len(resid)) if source is None else source.numpy()
-    sparse, border = sae.encode_with_border(resid)
-    error = (resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None
-    features = LayerFeatures.of_rows(
-        norms=norms.cpu().numpy(),
-        acts=sparse.acts.cpu().numpy(),
-        ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
-        border=border.cpu().numpy(),
-        error=error,
-    ).take(rows)
+    features = LayerFeatures.joined(list(_blocks(sae, resid, norms, errors))).take(rows)
     return features, _by_prompt(resid, rows, features.norms, lengths)
+
+
+def _blocks(
+    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], errors: bool
+) -> Iterator[LayerFeatures]:
+    """Features of the residuals block by block, so that no token's many make rows of another block longer."""
+    start = 0
+    for sparse, border in sae.encode_blocks(resid):
+        rows = slice(start, start := start + len(border))
+        error = (resid[rows] - sae.decode(sparse)).norm(dim=-1) if errors else None
+        yield LayerFeatures.of_rows(
+            norms=norms[rows].cpu().numpy(),
+            acts=sparse.acts.cpu().numpy(),
+            ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
+            border=border.cpu().numpy(),
+            error=None if error is None else error.cpu().numpy(),
+        )
 
 
 def _by_prompt(

@@ -1,7 +1,8 @@
-"""Sparse autoencoders with the k strongest features a token: encode, decode, directions.
+"""Sparse autoencoders: encode, decode, directions, whatever their activation.
 
-Encoding never holds more than a block of (tokens × d_sae); its product is computed and returned in float32, because
-bfloat16 pre-activations tie across the border of the top k and make the set depend on the batch.
+One formula serves all, z = W_enc·h + b_enc: what else a maker does before encoding is folded into the tensors when they
+are loaded. Encoding never holds more than a block of (tokens × d_sae); its product is computed and returned in float32,
+because bfloat16 pre-activations tie across the border of the top k and make the set depend on the batch.
 """
 
 from collections.abc import Iterator
@@ -9,17 +10,23 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saescope.engine.pages import Pages, give_back
-from saescope.errors import SourceError
+from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
 
+# Rows are as long as the longest of them; where one token fires nearly everything, so many cannot stand together.
+_MOST_ENTRIES = 2 * ENCODE_BLOCK
+
 
 class SparseActs(NamedTuple):
-    """The k strongest features of each token, strongest first; an activation of 0 does not fire."""
+    """Each token's features, strongest first; an activation of 0 does not fire.
+
+    k is the SAE's own, or for SAEs with thresholds the most that any of these tokens fires.
+    """
 
     acts: Float[Tensor, "*b k"]
     ids: Int[Tensor, "*b k"]
@@ -28,10 +35,11 @@ class SparseActs(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Sae:
-    """An SAE whose features fire where they are among the k largest pre-activations and above 0.
+    """An SAE of one layer; its spec's activation says which pre-activations z it lets through, as they are.
 
-    `source` is what opens it again. `mapped` are the encoder's pages that lie in a file: they are given back after use,
-    so that a job over many layers holds one encoder at a time.
+    `topk`: the k largest that are above 0. `jumprelu` and `batchtopk`: those above 0 and above their `threshold`.
+    `relu`: those above 0. `source` is what opens it again. `mapped` are the encoder's pages that lie in a file: they
+    are given back after use, so that a job over many layers holds one encoder at a time.
     """
 
     spec: SaeSpec
@@ -41,53 +49,109 @@ class Sae:
     b_dec: Float[Tensor, "d_model"] | None = None
     source: str = ""
     mapped: tuple[Pages, ...] = ()
+    threshold: Float[Tensor, "d_sae"] | None = None
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """resid · W_encᵀ + b_enc in float32; nothing is subtracted or normalised first (Qwen-Scope's definition)."""
+        """resid · W_encᵀ + b_enc in float32."""
         return torch.addmm(self.b_enc, resid.to(self.W_enc.device, torch.float32), self.W_enc.T)
 
     def encode(self, resid: Float[Tensor, "*b d_model"]) -> SparseActs:
-        """The k strongest features of every residual, strongest first.
+        """What fires on every residual, strongest first.
 
-        Raises SourceError for another width than the SAE's, and for pre-activations that are not finite.
+        Raises SourceError for another width than the SAE's, and for pre-activations that are not finite;
+        ResourceError where one residual fires so much that rows of that length would not fit.
         """
         return self.encode_with_border(resid)[0]
 
     @torch.inference_mode()
     def encode_with_border(self, resid: Float[Tensor, "*b d_model"]) -> tuple[SparseActs, Float[Tensor, "*b"]]:
-        """As `encode`, and the strongest pre-activation that is not among the k: NaN where every feature is."""
+        """As `encode`, and the strongest pre-activation that is not let through: NaN where every one is."""
+        shape = resid.shape[:-1]
+        blocks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
+        width = max((sparse.acts.shape[1] for sparse, _ in blocks), default=self.spec.k or 0)
+        n = sum(len(border) for _, border in blocks)
+        if n * width > _MOST_ENTRIES:
+            raise ResourceError(f"a residual of {n:,} fires {width:,} features: encode fewer at once")
+        acts = torch.zeros(n, width, device=self.W_enc.device)
+        ids = torch.zeros(n, width, device=self.W_enc.device, dtype=torch.int64)
+        border = torch.empty(n, device=self.W_enc.device)
+        start = 0
+        for sparse, of_block in blocks:
+            rows = slice(start, start := start + len(of_block))
+            acts[rows, : sparse.acts.shape[1]], ids[rows, : sparse.ids.shape[1]] = sparse
+            border[rows] = of_block
+        return SparseActs(acts.reshape(*shape, width), ids.reshape(*shape, width)), border.reshape(shape)
+
+    @torch.inference_mode()
+    def encode_blocks(self, resid: Float[Tensor, "n d_model"]) -> Iterator[tuple[SparseActs, Float[Tensor, "rows"]]]:
+        """Block by block of the residuals what fires, in rows as long as the block's longest, and the border."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
-        flat = resid.reshape(-1, self.spec.d_model)
-        k, device = self.spec.k, self.W_enc.device
-        acts = torch.full((len(flat), k + 1), torch.nan, device=device)
-        ids = torch.empty(len(flat), k, device=device, dtype=torch.int64)
-        n_wanted = min(k + 1, self.spec.d_sae)
-        for rows in _blocks(len(flat), 4 * self.spec.d_sae):
-            top = torch.topk(self.pre_acts(flat[rows]), n_wanted, dim=-1, sorted=True)
-            acts[rows, :n_wanted], ids[rows] = top.values, top.indices[:, :k]
+        for rows in _blocks(len(resid), 4 * self.spec.d_sae):
+            z = self.pre_acts(resid[rows])
+            yield self._k_largest(z) if self.spec.activation == "topk" else self._over_threshold(z)
         give_back(self.mapped)
-        if not torch.isfinite(acts[:, :k]).all():
+
+    def _k_largest(self, z: Float[Tensor, "rows d_sae"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
+        k = self.spec.k or 0
+        top = torch.topk(z, min(k + 1, self.spec.d_sae), dim=-1, sorted=True)
+        self._refuse_infinite(top.values[:, :k])
+        border = top.values[:, k] if k < self.spec.d_sae else z.new_full((len(z),), torch.nan)
+        return SparseActs(top.values[:, :k].relu(), top.indices[:, :k]), border
+
+    def _over_threshold(self, z: Float[Tensor, "rows d_sae"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
+        """By sorting only what fires: a top-k as wide as the longest row would sort nearly everything."""
+        fires = z > self._floor
+        token, ids = fires.nonzero(as_tuple=True)
+        acts = z[token, ids]
+        order = acts.argsort(descending=True, stable=True)
+        order = order[token[order].argsort(stable=True)]
+        counts = torch.bincount(token, minlength=len(z))
+        place = torch.arange(len(token), device=z.device) - (counts.cumsum(0) - counts)[token]
+        width = int(counts.max()) if len(z) else 0
+        sparse = SparseActs(z.new_zeros(len(z), width), token.new_zeros(len(z), width))
+        sparse.acts[token, place], sparse.ids[token, place] = acts[order], ids[order]
+        border = z.masked_fill_(fires, -torch.inf).amax(-1)
+        self._refuse_infinite(acts)
+        self._refuse_infinite(border.clamp(min=0))  # what is not a number fires nowhere, and is the largest of its row
+        return sparse, border.masked_fill_(border == -torch.inf, torch.nan)
+
+    @property
+    def _floor(self) -> Tensor | float:
+        return 0.0 if self.threshold is None else self.threshold.clamp(min=0)
+
+    def _refuse_infinite(self, values: Tensor) -> None:
+        if not torch.isfinite(values).all():
             raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
-        shape = resid.shape[:-1]
-        strongest = acts[:, :k].relu().reshape(*shape, k)
-        return SparseActs(strongest, ids.reshape(*shape, k)), acts[:, k].reshape(shape)
+
+    @torch.inference_mode()
+    def fires(self, resid: Float[Tensor, "*b d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "*b e"]:
+        """Whether some features fire on each residual; costs a full encode only where the k largest decide."""
+        if self.spec.activation == "topk":
+            sparse = self.encode(resid)
+            return ((sparse.ids[..., :, None] == ids) & (sparse.acts[..., :, None] > 0)).any(dim=-2)
+        flat = resid.to(self.W_enc.device, torch.float32)
+        z = torch.nn.functional.linear(flat, self.W_enc[ids], self.b_enc[ids])
+        return z > (0.0 if self.threshold is None else self.threshold[ids].clamp(min=0))
 
     @torch.inference_mode()
     def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
-        """acts · W_decᵀ + b_dec, gathering only the k columns that fire; needs an SAE loaded with its decoder."""
+        """acts · W_decᵀ + b_dec, gathering only the columns that fire; needs an SAE loaded with its decoder."""
         if self.W_dec is None or self.b_dec is None:
             raise SourceError(f"{_shown(self.spec)} was loaded without its decoder: load_sae(..., decoder=True)")
-        acts, ids = sparse.acts.reshape(-1, self.spec.k), sparse.ids.reshape(-1, self.spec.k)
+        width = sparse.acts.shape[-1]
+        flat = (sparse.acts.shape[:-1].numel(), width)
+        acts, ids = sparse.acts.reshape(flat), sparse.ids.reshape(flat)
         columns = self.W_dec.T
         out = torch.empty(len(acts), self.spec.d_model, device=columns.device)
-        for rows in _blocks(len(acts), 4 * self.spec.k * self.spec.d_model):
-            out[rows] = torch.einsum("nk,nkd->nd", acts[rows], columns[ids[rows]])
+        for rows in _blocks(len(acts), 4 * width * self.spec.d_model):
+            longest = int((acts[rows] > 0).sum(1).max())  # what is left of the rows is padding
+            out[rows] = torch.einsum("nk,nkd->nd", acts[rows, :longest], columns[ids[rows, :longest]])
         return (out + self.b_dec).reshape(*sparse.acts.shape[:-1], self.spec.d_model)
 
 
 def _blocks(n: int, row_bytes: int) -> Iterator[slice]:
-    size = max(1, ENCODE_BLOCK // row_bytes)
+    size = max(1, ENCODE_BLOCK // max(1, row_bytes))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 

@@ -43,17 +43,23 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class SaeSpec:
-    """Which SAE: one layer of a release, its sizes, its own sparsity k, and the file it came from."""
+    """Which SAE: one layer of a release, its sizes, its activation, and the file it came from.
+
+    k is its own number of features a token, where it has one: with a threshold instead the number varies. `path` is
+    where in the release it lies, as far as the layer alone does not say it.
+    """
 
     release: str
     revision: str | None
     layer: int
     d_model: int
     d_sae: int
-    k: int
+    k: int | None
     activation: str
     trained_on: str | None
     fingerprint: str
+    format: str = "qwen-scope"
+    path: str = ""
 
 
 @dataclass(frozen=True)
