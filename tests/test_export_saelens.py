@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,56 @@ import tiny
 from saescope.control.exports.saelens import export_saelens
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.engine.load import load_sae
-from saescope.engine.sae import SparseActs
+from saescope.engine.sae import Sae, SparseActs
 from saescope.errors import ResourceError, RunError, SourceError
+from saescope.sources.catalog import SaeSpec
 
 SHAPES = {"k 8": (0, 8, 32, 256), "k 50": (1, 50, 48, 300), "every feature": (2, 16, 8, 16)}
+# Another activation: layer, its name here and SAELens' name, whether it has thresholds.
+OTHERS = {"jumprelu": (3, "jumprelu", True), "batchtopk": (4, "jumprelu", True), "relu": (5, "standard", False)}
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
-    """For each shape the SAE's folder and what SAELens made of the export; it takes seconds to start, so once."""
-    folder = tmp_path_factory.mktemp("saelens")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
+    """For each shape and activation the SAE's folder and what SAELens made of the export; it takes seconds to start, so once."""
+    folder, patch = tmp_path_factory.mktemp("saelens"), pytest.MonkeyPatch()
     command = [sys.executable, str(Path(__file__).with_name("sae_lens_judge.py"))]
     for layer, k, d_model, d_sae in SHAPES.values():
         source = tiny.save_sae(folder / f"sae {layer}", [layer], k, d_model=d_model, d_sae=d_sae)
         export_saelens(source, [layer], folder / f"out {layer}", model="a/model")
         torch.save(torch.randn(40, d_model, generator=torch.Generator().manual_seed(0)) * 3, folder / f"h {layer}")
         command += [str(folder / f"h {layer}"), str(folder / f"out {layer}")]
+    for activation, (layer, _, _) in OTHERS.items():
+        patch.setattr("saescope.control.exports.saelens.load_sae", lambda _s, _n, a=activation: other(a))
+        export_saelens(tiny.save_sae(folder / f"sae {layer}", [layer]), [layer], folder / f"out {layer}")
+        command += [str(folder / "h 0"), str(folder / f"out {layer}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return {
+    patch.undo()
+    yield {
         name: (folder / f"sae {layer}", torch.load(folder / f"out {layer}.judged"))
-        for name, (layer, *_) in SHAPES.items()
+        for name, (layer, *_) in (*SHAPES.items(), *OTHERS.items())
     }
 
 
+def other(activation: str) -> Sae:
+    """An SAE with another activation than the k largest; some of its thresholds are below 0."""
+    random = torch.Generator().manual_seed(1)
+    threshold = torch.randn(256, generator=random) if OTHERS[activation][2] else None
+    spec = SaeSpec("other", None, OTHERS[activation][0], 32, 256, None, activation, "a/model", "")
+    return Sae(spec, **tiny.sae_tensors(), threshold=threshold)
+
+
+@pytest.mark.parametrize("activation", OTHERS)
+def test_other_activations_are_the_same(activation: str, judged: dict[str, tuple[Path, Any]]) -> None:
+    _, theirs = judged[activation]
+    ours = other(activation).encode(torch.load(judged["k 8"][0].with_name("h 0")))
+    torch.testing.assert_close(theirs["acts"], dense(ours, 256), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs["decoded"], other(activation).decode(ours), atol=1e-4, rtol=1e-4)
+    assert theirs["config"]["architecture"] == OTHERS[activation][1]
+
+
 def dense(sparse: SparseActs, d_sae: int) -> torch.Tensor:
-    return torch.zeros(len(sparse.acts), d_sae).scatter(1, sparse.ids, sparse.acts)
+    return torch.zeros(len(sparse.acts), d_sae).scatter_add(1, sparse.ids, sparse.acts)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -84,9 +84,15 @@ def config(sae: Sae, model: str | None) -> dict[str, Any]:
 
 
 def _activation(sae: Sae) -> Mapping[str, Any]:
-    if sae.spec.activation != "topk":
-        raise SourceError(f"SAEs with {sae.spec.activation} are not exported to SAELens")
-    return {"architecture": "topk", "k": sae.spec.k, "rescale_acts_by_decoder_norm": False}
+    """SAELens' name of an activation; BatchTopK is JumpReLU once it is trained, there as here."""
+    match sae.spec.activation:
+        case "topk":
+            return {"architecture": "topk", "k": sae.spec.k, "rescale_acts_by_decoder_norm": False}
+        case "jumprelu" | "batchtopk" if sae.threshold is not None:
+            return {"architecture": "jumprelu"}
+        case "relu":
+            return {"architecture": "standard"}
+    raise SourceError(f"SAEs with the activation {sae.spec.activation} are not exported to SAELens")
 
 
 def _write(sae: Sae, folder: Path, model: str | None) -> None:
@@ -100,5 +106,7 @@ def _write(sae: Sae, folder: Path, model: str | None) -> None:
         "W_dec": Stored(sae.W_dec, transposed=True),
         "b_dec": Stored(sae.b_dec),
     }
+    if sae.threshold is not None:  # below 0 SAELens would let through what fires nowhere here
+        tensors["threshold"] = Stored(sae.threshold.clamp(min=0))
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
     give_back(mapped_pages([sae.W_enc, sae.W_dec]))
