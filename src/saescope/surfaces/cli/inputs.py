@@ -20,6 +20,7 @@ from saescope.surfaces.cli.show import note, progress
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
     from saescope.engine.sae import TopKSae
+    from saescope.sources.saes import SaeSource
 
 
 EMBEDDED_PAIR = ("saescope-tiny", "saescope-tiny-sae")
@@ -65,19 +66,25 @@ class Inputs:
         Layers `alone` are the model's, wanted without an SAE.
         """
         from saescope.engine.lm import load_lm
-        from saescope.engine.load import load_sae
-        from saescope.sources.saes import open_sae
 
         model, sae = self.names()
-        source = open_sae(sae, k=self.k, offline=self.offline)
-        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        source, layers = self._open(sae)
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
         wanted = [*layers, *alone]
         lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
-        saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
-        if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
-            note(QWEN_SCOPE_NOTICE)
-        return lm, saes
+        return lm, _load_saes(source, layers, decoder, lm.device)
+
+    def load_saes(self) -> "list[TopKSae]":
+        """The SAEs alone, with their decoders, where the model runs."""
+        from saescope.engine.lm import choose_device
+
+        return _load_saes(*self._open(self.names()[1]), True, choose_device(self.device))
+
+    def _open(self, sae: str) -> "tuple[SaeSource, tuple[int, ...]]":
+        from saescope.sources.saes import open_sae
+
+        source = open_sae(sae, k=self.k, offline=self.offline)
+        return source, source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
 
     def load_model(self, layers: Sequence[int]) -> "LM":
         """The model cut after the last of these layers, without an SAE."""
@@ -151,6 +158,15 @@ class Masks:
         if self.last is not None and self.last < 1:
             raise PromptError(f"--last is {self.last}: it must be at least 1")
         return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
+
+
+def _load_saes(source: "SaeSource", layers: Sequence[int], decoder: bool, device: Any) -> "list[TopKSae]":
+    from saescope.engine.load import load_sae
+
+    saes = [load_sae(source, layer, decoder=decoder, device=device) for layer in layers]
+    if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
+        note(QWEN_SCOPE_NOTICE)
+    return saes
 
 
 def parse_layers(text: str | None) -> list[int] | None:

@@ -99,19 +99,30 @@ def steer(
 
 def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
+    chosen = inputs_for(wanted, inputs)
+    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
+    if chosen.layers is None and alone:
+        return chosen.load_model(alone), []
+    lm, saes = chosen.load(decoder=True, alone=alone)
+    check_sizes(wanted, saes)
+    return lm, saes
+
+
+def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
+    """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
             raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
-    chosen = replace(
+    return replace(
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
         layers=",".join(sorted({str(edit.layer) for edit in wanted.edits if edit.feature is not None})) or None,
     )
-    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
-    if chosen.layers is None and alone:
-        return chosen.load_model(alone), []
-    lm, saes = chosen.load(decoder=True, alone=alone)
+
+
+def check_sizes(wanted: EditSet, saes: "Sequence[TopKSae]") -> None:
+    """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
     for sae in saes:
         for what, size, found in (
             ("d_model", wanted.d_model, sae.spec.d_model),
@@ -119,7 +130,6 @@ def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
         ):
             if size is not None and size != found:
                 raise EditError(f"these edits are of an SAE with {what} {size}, {sae.spec.release} has {found}")
-    return lm, saes
 
 
 def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
