@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
+    from saescope.control.bake import bake
+    from saescope.control.baked import Baked
     from saescope.control.behaviour import Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "Baked",
     "Contrast",
     "DetectSettings",
     "Detection",
@@ -69,6 +72,7 @@ __all__ = [
     "SparseActs",
     "__version__",
     "agreement",
+    "bake",
     "bundled_prompts",
     "contrast",
     "decoder_cosines",
@@ -106,6 +110,8 @@ _HOME = {
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
+    "control.bake": ("bake",),
+    "control.baked": ("Baked",),
     "control.behaviour": ("Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),

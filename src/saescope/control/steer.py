@@ -140,7 +140,8 @@ def _turned(bound: LayerEdits, seed: int) -> LayerEdits:
 
 def _hook(lm: LM) -> None:
     """Put hooks on a model unless another block has; they do nothing where no edits are active."""
-    decoders = [lm.decoder, decoder_of(lm.whole)]
+    # A streamed model cannot generate, but its forward passes are edited as any.
+    decoders = [lm.decoder] if lm.streamed is not None else [lm.decoder, decoder_of(lm.whole)]
     with _LOCK:
         count, stack = _HOOKS.get(id(lm.blocks), (0, ExitStack()))
         if count == 0:

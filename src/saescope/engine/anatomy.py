@@ -91,7 +91,8 @@ def read_anatomy(files: Files) -> Anatomy:
     names = {name: tuple(source.flat) for name, source in found.items()}
     if missing := [name for parts in names.values() for name in parts if name not in stored]:
         raise SourceError(f"{files.name} has no tensor {missing[0]} ({len(missing)} missing)")
-    writes, reads, sites = list(_embeddings(decoder, path, names)), [], {}
+    writes, reads = list(_embeddings(decoder, path, names)), list[Port]()
+    sites: dict[str, int] = {}
     for layer, block in enumerate(blocks):
         for port, writes_to in _ports(block, f"{path}.{layer}", layer, names):
             (writes if writes_to else reads).append(port)
@@ -146,7 +147,7 @@ def _norm_before(block: nn.Module, part: str) -> str | None:
 
 
 def _norm_after(block: nn.Module, part: str) -> str | None:
-    """In Gemma a norm stands between a writer and the residual; elsewhere a norm of the same name stands before the MLP."""
+    """In Gemma a norm stands between a writer and the residual; elsewhere one of that name stands before the MLP."""
     if not hasattr(block, "pre_feedforward_layernorm"):
         return None
     return "post_attention_layernorm" if part in _ATTENTION else "post_feedforward_layernorm"

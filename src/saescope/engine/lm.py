@@ -94,15 +94,18 @@ class LM:
         return self.model.get_submodule(path.rpartition(".")[0])
 
     @contextmanager
-    def turn(self, layer: int, block: nn.Module) -> Iterator[None]:
-        """The turn of `layer`'s block: its weights are at hand, and if it is streamed the next one's are being read."""
+    def turn(self, layer: int, block: nn.Module, *, alone: bool = False) -> Iterator[None]:
+        """The turn of `layer`'s block: its weights are at hand, and if it is streamed the next one's are being read.
+
+        Not if it is `alone`.
+        """
         if self.streamed is None:
             try:
                 yield
             finally:
                 give_back(self.mapped[layer])
             return
-        following = str(layer + 1) if layer + 1 < len(self.blocks) else None
+        following = str(layer + 1) if layer + 1 < len(self.blocks) and not alone else None
         path = next(name for name, module in self.model.named_modules() if module is self.blocks)
         with self.streamed.lent(block, f"{path}.{layer}.", following and f"{path}.{following}."):
             yield

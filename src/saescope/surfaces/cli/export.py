@@ -8,10 +8,11 @@ from cyclopts import Parameter
 
 from saescope.control.publish import refuse_existing
 from saescope.errors import EditError, RunError
+from saescope.sources.saes import open_sae
 from saescope.store.runs import Run
-from saescope.surfaces.cli.inputs import Inputs, parse_layers
+from saescope.surfaces.cli.inputs import Inputs, parse_layers, show_licence
 from saescope.surfaces.cli.show import print_json, progress, stdout
-from saescope.surfaces.cli.steer import fitting, refuse_other_saes, wanted_edits
+from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 
 if TYPE_CHECKING:
     from saescope.control.exports.exported import Exported
@@ -76,18 +77,19 @@ def export(
 
 def _gguf(out: Path, edits: Path | None, edit: Sequence[str], inputs: Inputs) -> "Exported":
     wanted = wanted_edits(edits, edit)
-    chosen = fitting(wanted, inputs)
+    chosen = inputs_for(wanted, inputs)
     from saescope.control.exports.gguf import export_gguf
 
     saes = [] if chosen.layers is None else chosen.load_saes()
-    refuse_other_saes(wanted, saes)
+    check_sizes(wanted, saes)
     return export_gguf(wanted.edits, saes, out, model=chosen.model_name(), offline=inputs.offline)
 
 
 def _saelens(out: Path, inputs: Inputs) -> "Exported":
     from saescope.control.exports.saelens import export_saelens
 
-    source = inputs.open_sae()
+    source = open_sae(inputs.sae or inputs.names()[1], k=inputs.k, offline=inputs.offline)
+    show_licence(source)
     layers = source.layers if inputs.layers == "all" else parse_layers(inputs.layers)
     with progress("SAEs", "layers") as advance:
         return export_saelens(source, layers, out, model=inputs.model, progress=advance)

@@ -1,7 +1,7 @@
 """Options that every command takes, and how they become a model and SAEs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -66,30 +66,23 @@ class Inputs:
         Layers `alone` are the model's, wanted without an SAE.
         """
         from saescope.engine.lm import load_lm
-        from saescope.engine.load import load_sae
 
         model, sae = self.names()
-        source = replace(self, sae=sae).open_sae()
-        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        source, layers = self._open(sae)
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
         wanted = [*layers, *alone]
         lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
-        return lm, [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
+        return lm, _load_saes(source, layers, decoder, lm.device)
 
     def load_saes(self) -> "list[Sae]":
-        """The SAEs alone, with their decoders."""
-        from saescope.engine.load import load_sae
+        """The SAEs alone, with their decoders, where the model runs."""
+        from saescope.engine.lm import choose_device
 
-        source = self.open_sae()
-        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
-        return [load_sae(source, layer) for layer in layers]
+        return _load_saes(*self._open(self.names()[1]), True, choose_device(self.device))
 
-    def open_sae(self) -> SaeSource:
-        """The release; its notice is shown where it has one."""
-        source = open_sae(self.sae or self.names()[1], k=self.k, offline=self.offline)
-        if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
-            note(QWEN_SCOPE_NOTICE)
-        return source
+    def _open(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
+        source = open_sae(sae, k=self.k, offline=self.offline)
+        return source, source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
 
     def load_model(self, layers: Sequence[int]) -> "LM":
         """The model cut after the last of these layers, without an SAE."""
@@ -166,6 +159,20 @@ class Masks:
         if self.last is not None and self.last < 1:
             raise PromptError(f"--last is {self.last}: it must be at least 1")
         return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
+
+
+def _load_saes(source: SaeSource, layers: Sequence[int], decoder: bool, device: Any) -> "list[Sae]":
+    from saescope.engine.load import load_sae
+
+    saes = [load_sae(source, layer, decoder=decoder, device=device) for layer in layers]
+    show_licence(source)
+    return saes
+
+
+def show_licence(source: SaeSource) -> None:
+    """Qwen-Scope's notice, where its weights are used."""
+    if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
+        note(QWEN_SCOPE_NOTICE)
 
 
 def parse_layers(text: str | None) -> list[int] | None:

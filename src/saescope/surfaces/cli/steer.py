@@ -99,17 +99,17 @@ def steer(
 
 def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
-    chosen = fitting(wanted, inputs)
+    chosen = inputs_for(wanted, inputs)
     alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
     if chosen.layers is None and alone:
         return chosen.load_model(alone), []
     lm, saes = chosen.load(decoder=True, alone=alone)
-    refuse_other_saes(wanted, saes)
+    check_sizes(wanted, saes)
     return lm, saes
 
 
-def fitting(wanted: EditSet, inputs: Inputs) -> Inputs:
-    """The inputs with these edits' model, SAE and layers; raises EditError where others were asked for."""
+def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
+    """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
             raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
@@ -121,8 +121,8 @@ def fitting(wanted: EditSet, inputs: Inputs) -> Inputs:
     )
 
 
-def refuse_other_saes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
-    """Raises EditError where an SAE is not of the sizes that the edits are of."""
+def check_sizes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
+    """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
     for sae in saes:
         for what, size, found in (
             ("d_model", wanted.d_model, sae.spec.d_model),
