@@ -20,7 +20,7 @@ ALLOWED = {
     "store": {"errors", "sources"},
     "engine": {"errors", "sources", "store", "table", "version"},
     "analysis": {"errors", "sources", "store", "table"},
-    "control": {"errors", "sources", "store", "table", "engine", "analysis"},
+    "control": {"errors", "version", "sources", "store", "table", "engine", "analysis"},
     "demo": set[str](),
     "surfaces": {"errors", "version", "table", "sources", "store", "engine", "analysis", "control", "demo"},
 }

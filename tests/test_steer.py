@@ -325,8 +325,8 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path:
     with pytest.raises(EditError, match="loaded up to layer 0"), steered(shallow, STRONG, saes):
         pass
     streamed = load_lm(tmp_path / "shallow", [2], streamed=True)
-    with pytest.raises(SourceError, match="streamed and cannot generate"), steered(streamed, STRONG, saes):
-        pass
+    with steered(streamed, STRONG, saes), pytest.raises(SourceError, match="streamed and cannot generate"):
+        streamed.generate("hello")
 
 
 def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -> None:

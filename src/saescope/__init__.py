@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, Settings, contrast
     from saescope.analysis.detect import Detection, DetectSettings, detect
+    from saescope.analysis.directions import difference_of_means
     from saescope.analysis.examples import Examples, examples
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
+    from saescope.control.bake import bake
+    from saescope.control.baked import Baked
     from saescope.control.behaviour import Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from saescope.engine.scan import Scan, scan
     from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
+    from saescope.sources.directions import Direction, read_direction, write_directions
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.sources.saes import open_sae
     from saescope.store.masking import Masking
@@ -36,9 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "Baked",
     "Contrast",
     "DetectSettings",
     "Detection",
+    "Direction",
     "Edit",
     "EditError",
     "EditSet",
@@ -66,10 +72,12 @@ __all__ = [
     "SparseActs",
     "__version__",
     "agreement",
+    "bake",
     "bundled_prompts",
     "contrast",
     "decoder_cosines",
     "detect",
+    "difference_of_means",
     "evaluate",
     "examples",
     "extract",
@@ -81,12 +89,14 @@ __all__ = [
     "parse_edit",
     "profile",
     "read_behaviour",
+    "read_direction",
     "read_edits",
     "read_prompts",
     "scan",
     "steered",
     "texts",
     "verify",
+    "write_directions",
     "write_edits",
     "write_report",
 ]
@@ -95,10 +105,13 @@ _HOME = {
     "analysis.agreement": ("Agreement", "agreement"),
     "analysis.contrast": ("Contrast", "Settings", "contrast"),
     "analysis.detect": ("Detection", "DetectSettings", "detect"),
+    "analysis.directions": ("difference_of_means",),
     "analysis.examples": ("Examples", "examples"),
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
+    "control.bake": ("bake",),
+    "control.baked": ("Baked",),
     "control.behaviour": ("Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
@@ -111,6 +124,7 @@ _HOME = {
     "engine.scan": ("Scan", "scan"),
     "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
+    "sources.directions": ("Direction", "read_direction", "write_directions"),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "sources.saes": ("open_sae",),
     "store.masking": ("Masking",),

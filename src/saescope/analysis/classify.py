@@ -138,10 +138,14 @@ def baselines(
     }
 
 
+def mean_difference(resid: Floats, positive: Bools, rows: Bools) -> Floats:
+    """Mean residual of the positive prompts among `rows` less that of the others, every prompt counted once."""
+    return np.asarray(resid[rows & positive].mean(axis=0) - resid[rows & ~positive].mean(axis=0))
+
+
 def _difference_of_means(resid: Floats, positive: Bools, train: Bools) -> Bools:
     """Above the threshold with the best F1 on the training prompts, midway between two of them."""
-    direction = resid[train & positive].mean(axis=0) - resid[train & ~positive].mean(axis=0)
-    along = resid @ direction
+    along = resid @ mean_difference(resid, positive, train)
     seen, truth = along[train], positive[train]
     order = np.argsort(-seen, kind="stable")
     hits = np.cumsum(truth[order])

@@ -1,8 +1,8 @@
-"""Edits: which features are changed, how, and by how much; read from and written to TOML. Knows no tensors."""
+"""Edits: which features or directions are changed, how, and by how much; read from and written to TOML. No torch."""
 
 import json
-import math
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,34 +11,41 @@ from typing import Any, Literal, get_args
 
 from saescope.errors import EditError, ResourceError, SourceError
 from saescope.sources.catalog import Feature
+from saescope.sources.directions import Direction, read_direction, split_place, write_directions
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
 Scope = Literal["all", "prefill", "decode", "last"]
+DIRECTION_OPS: tuple[Op, ...] = ("add", "project", "readout_clamp")
+_MOST = 3.4e38
 _USUAL: Mapping[str, float] = {"scale": -1.0, "clamp": 0.0, "readout_clamp": 0.0, "project": 1.0}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change to the residual at a feature's layer.
+    """One change to the residual, along a feature's decoder column or along a plain direction: one of the two is given.
 
-    `strength` is in units of the feature's activation for `add`, a share of it for `scale` (-1 when left out), the
-    target for the clamps (0), the share of the component for `project` (1). `gate` says when the feature counts as on;
-    `scope` which positions are edited: all, those of the prompt (prefill), those generated (decode), or the last of
-    each pass, which is what the next token is predicted from.
+    `strength` is in units of the feature's activation (of the direction as stored) for `add`, a share of the activation
+    for `scale` (-1 when left out), the target for the clamps (0; of a direction, its component in the residual), the
+    share of the component for `project` (1). `gate` says when the feature counts as on; `scope` which positions are
+    edited: all, those of the prompt (prefill), those generated (decode), or the last of each pass, which is what the
+    next token is predicted from. Raises EditError for an edit that cannot be.
     """
 
-    feature: Feature | str
+    feature: Feature | str | None = None
     op: Op = "scale"
     strength: float | int | None = None
     gate: Gate = "relu"
     scope: Scope = "all"
     skip_sinks: bool = True
+    direction: Direction | None = None
 
     def __post_init__(self) -> None:
-        _check(vars(self))
+        if (self.feature is None) == (self.direction is None):
+            raise EditError("an edit is of a feature, as 17/23991, or of a direction: give one of the two")
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
+        _check(self.name, vars(self))
 
     @property
     def amount(self) -> float:
@@ -51,35 +58,48 @@ class Edit:
         return self.amount == 0 and self.op in ("add", "scale", "project")
 
     @property
+    def layer(self) -> int:
+        """The layer after which the residual is changed."""
+        return self.direction.layer if self.direction is not None else self.at.layer
+
+    @property
+    def name(self) -> str:
+        """What is edited, as people read it: `17/23991`, or a direction's `NAME@17`."""
+        return str(self.direction if self.direction is not None else self.at)
+
+    @property
     def at(self) -> Feature:
-        """The feature, read where it was given as text."""
+        """The feature; raises EditError where the edit is of a direction."""
+        if self.feature is None:
+            raise EditError(f"edit of {self.name}: it is of a direction, not of a feature")
         return Feature.parse(self.feature) if isinstance(self.feature, str) else self.feature
 
 
-def _check(values: Mapping[str, Any]) -> None:
+def _check(what: str, values: Mapping[str, Any]) -> None:
     """Raises EditError for a value that no edit can have."""
-    feature = values["feature"]
     for name, allowed in (("op", Op), ("gate", Gate), ("scope", Scope)):
         if name in values and values[name] not in get_args(allowed):
-            raise EditError(f"edit of {feature}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}")
+            raise EditError(f"edit of {what}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}")
     op, strength, skip_sinks = values.get("op", "scale"), values.get("strength"), values.get("skip_sinks", True)
+    if values.get("direction") is not None and op not in DIRECTION_OPS:
+        raise EditError(f"edit of {what}: {op} needs a feature; a direction takes {', '.join(DIRECTION_OPS)}")
     if strength is None:
         if op not in _USUAL:
-            raise EditError(f"edit of {feature}: {op} needs a strength")
+            raise EditError(f"edit of {what}: {op} needs a strength")
         strength = _USUAL[op]
     if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise EditError(f"edit of {feature}: strength {strength!r} is not a number")
-    if not math.isfinite(strength):
-        raise EditError(f"edit of {feature}: strength {strength} is not finite")
+        raise EditError(f"edit of {what}: strength {strength!r} is not a number")
+    if not abs(strength) < _MOST:
+        raise EditError(f"edit of {what}: strength {strength} is not finite in float32")
     if op == "project" and not 0 <= strength <= 1:
-        raise EditError(f"edit of {feature}: project removes a share between 0 and 1 of the component, not {strength}")
+        raise EditError(f"edit of {what}: project removes a share between 0 and 1 of the component, not {strength}")
     if not isinstance(skip_sinks, bool):
-        raise EditError(f"edit of {feature}: skip_sinks {skip_sinks!r} is not true or false")
+        raise EditError(f"edit of {what}: skip_sinks {skip_sinks!r} is not true or false")
 
 
 @dataclass(frozen=True)
 class EditSet:
-    """Edits and what they are for: a model, and an SAE of these sizes where they are known."""
+    """Edits and what they are for: a model, and an SAE of these sizes where they are known; "" where none is needed."""
 
     model: str
     sae: str
@@ -89,12 +109,19 @@ class EditSet:
 
 
 def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
-    """Write an edits file whole or not at all; raises ResourceError where it cannot be written."""
+    """Write an edits file whole or not at all; directions go into a file beside it, NAME.directions.safetensors.
+
+    Raises ResourceError where it cannot be written.
+    """
+    directions = list(dict.fromkeys(edit.direction for edit in edits.edits if edit.direction is not None))
+    beside = path.with_name(f"{path.stem}.directions.safetensors")
+    names = write_directions(directions, beside) if directions else []
+    place = {one: f"{beside.name}#{name}" for one, name in zip(directions, names, strict=True)}
     lines = [f"# {''.join(c if c.isprintable() else ' ' for c in line)}" for line in comments]
     lines += [f"{f.name} = {_toml(getattr(edits, f.name))}" for f in fields(edits)
-              if f.name != "edits" and getattr(edits, f.name) is not None]  # fmt: skip
+              if f.name != "edits" and getattr(edits, f.name) not in (None, "")]  # fmt: skip
     for edit in edits.edits:
-        lines += ["", "[[edit]]", *(f"{f.name} = {_toml(_value(edit, f.name))}" for f in fields(edit))]
+        lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items())]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,20 +132,47 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
         raise ResourceError(f"cannot write the edits {path}: {error.strerror or error}") from error
 
 
+def _row(edit: Edit, place: Mapping[Direction, str]) -> dict[str, Any]:
+    """One edit as the keys of an edits file."""
+    what: dict[str, Any] = {"feature": edit.name}
+    if edit.direction is not None:
+        what = {"direction": place[edit.direction], "layer": edit.layer}
+    own = {name: getattr(edit, name) for name in ("op", "gate", "scope", "skip_sinks")}
+    return {**what, "op": own.pop("op"), "strength": edit.amount, **own}
+
+
 def parse_edit(text: str) -> Edit:
-    """An edit in words, `17/23991 scale -1 relu all`, the last ones left out at will; raises EditError otherwise."""
-    words = text.split()
+    """An edit in words, `17/23991 scale -1 relu all`, the last ones left out at will; raises EditError otherwise.
+
+    A direction's file stands for a feature: `japanese.safetensors add 2`, with `#TENSOR` where it has several and
+    `@LAYER` where it does not say its layer; a name with spaces in quotes.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise EditError(f"edit {text!r}: {error}") from error
     if not 1 <= len(words) <= 5:
         raise EditError(f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE, as 17/23991 scale -1")
-    values: dict[str, Any] = dict(zip(("feature", "op", "strength", "gate", "scope"), words, strict=False))
+    values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), words[1:], strict=False))
     try:
-        values["feature"] = Feature.parse(words[0])
+        values |= _named(words[0])
         if "strength" in values:
             values["strength"] = float(values["strength"])
     except (SourceError, ValueError) as error:
         raise EditError(f"edit {text!r}: {error}") from error
-    _check(values)
+    return _made(values)
+
+
+def _made(values: dict[str, Any]) -> Edit:
+    """The edit of these values; raises EditError for what no type checker has seen."""
+    _check(str(values.get("direction", values.get("feature"))), values)
     return Edit(**values)
+
+
+def _named(word: str) -> dict[str, Feature | Direction]:
+    if ".safetensors" in word:
+        return {"direction": read_direction(*split_place(word))}
+    return {"feature": Feature.parse(word)}
 
 
 def read_edits(path: str | Path) -> EditSet:
@@ -135,31 +189,41 @@ def read_edits(path: str | Path) -> EditSet:
     for key, kind in (("model", str), ("sae", str), ("d_model", int), ("d_sae", int)):
         if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise EditError(f"{path}: {key} is {data[key]!r}, not a {'string' if kind is str else 'number'}")
-    if missing := {"model", "sae"} - data.keys():
-        raise EditError(f"{path} does not say its {min(missing)}: an edit is of one model and one SAE")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        rows = []
+    needed = ["model"] if rows and all("feature" not in row for row in rows) else ["model", "sae"]
+    if missing := [key for key in needed if key not in data]:
+        raise EditError(f"{path} does not say its {missing[0]}: an edit is of one model and one SAE")
+    if not rows:
         raise EditError(f"{path} has no [[edit]]")
     try:
-        return EditSet(edits=tuple(_edit(row, path, n) for n, row in enumerate(rows, 1)), **data)
+        edits = tuple(_edit(row, path, n) for n, row in enumerate(rows, 1))
     except (EditError, SourceError) as error:
         raise EditError(f"{path}: {error}") from error
+    return EditSet(**{"sae": "", **data}, edits=edits)
 
 
 def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
-    _check_keys(row, {f.name for f in fields(Edit)}, path, f"edit {number}")
-    if not isinstance(row.get("feature"), str):
-        raise EditError(f"edit {number} names no feature, as 17/23991")
-    _check(row)
-    return Edit(**row)
+    _check_keys(row, {*(f.name for f in fields(Edit)), "layer"}, path, f"edit {number}")
+    values, layer = dict(row), row.get("layer")
+    if ("feature" in row) == ("direction" in row):
+        raise EditError(f"edit {number} names no feature, as 17/23991, and no direction: give one of the two")
+    if not isinstance(row.get("feature", row.get("direction")), str):
+        raise EditError(f'edit {number}: what it is of is not a string, as "17/23991"')
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise EditError(f"edit {number}: layer {layer!r} is not a number")
+    if "direction" in row:
+        file, tensor, _ = split_place(str(path.parent / Path(row["direction"]).expanduser()))
+        values["direction"] = read_direction(file, tensor, layer)
+    elif layer is not None:
+        raise EditError(f"edit {number}: a feature says its layer itself; layer is a direction's")
+    values.pop("layer", None)
+    return _made(values)
 
 
 def _check_keys(row: Mapping[str, Any], known: set[str], path: Path, where: str) -> None:
     if unknown := row.keys() - known:
         raise EditError(f"{path}: {where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}")
-
-
-def _value(edit: Edit, name: str) -> Any:
-    return edit.amount if name == "strength" else getattr(edit, name)
 
 
 def _toml(value: Any) -> str:

@@ -182,7 +182,7 @@ def _ways(
         *(_Way("edits", strength, edited(strength)) for strength in sweep if strength),
         _Way("zero", 0.0, edited(0.0)),
         *([_Way("minus", -most, edited(-most))] if signed else []),
-        _Way("random feature", most, edited(most, others)),
+        *([_Way("random feature", most, edited(most, others))] if others else []),
         _Way("random direction", most, edited(most, edits, seed)),
     ]
 
@@ -193,12 +193,15 @@ def _times(edit: Edit, factor: float) -> Edit:
         return replace(edit, strength=min(1.0, max(0.0, edit.amount * factor)))
     if edit.op in ("clamp", "readout_clamp"):
         # A target has no multiple; where there is to be no edit there is none.
-        return edit if factor else replace(edit, op="scale", strength=0.0)
+        return edit if factor else replace(edit, op="add", strength=0.0)
     return replace(edit, strength=edit.amount * factor)
 
 
 def _like(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], prompts: Sequence[Prompt], seed: int) -> list[Edit]:
-    """For every edit the same of a random other feature that fires about as often on these prompts."""
+    """For every edit of a feature the same of a random other one that fires about as often on these prompts."""
+    edits = [edit for edit in edits if edit.feature is not None]
+    if not edits:
+        return []
     work = plan(lm, prompts)
     counts = {sae.spec.layer: np.zeros(sae.spec.d_sae, np.int64) for sae in saes}
     for _, layer, features, _ in compute(lm, saes, work):

@@ -8,6 +8,9 @@ With z = w·h + b (the feature's encoder row and bias), a its activation, d its 
     readout_clamp  h + ((t - z)/c)·d    the feature's pre-activation becomes t
     project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the feature does
 
+A plain direction d is edited in the same words with w = d̂ and b = 0: add h + s·d, project as above, and the read-out
+clamp h + (t - d̂·h)·d̂, after which the component along it is t.
+
 The activation is relu(z), or with the gate `topk` z only where the SAE's own activation lets it through: where it is
 among the k largest, or above its threshold.
 """
@@ -26,7 +29,10 @@ from saescope.errors import EditError
 
 @dataclass(frozen=True)
 class LayerEdits:
-    """Some edits of one layer with their tensors, a row each: encoder rows, biases, decoder columns, read-out gains."""
+    """Some edits of one layer with their tensors, a row each: encoder rows, biases, decoder columns, read-out gains.
+
+    A direction d reads its own component: its encoder row is d̂, its bias 0, and so its gain its length.
+    """
 
     edits: tuple[Edit, ...]
     w: Float[Tensor, "n d_model"]
@@ -38,31 +44,51 @@ class LayerEdits:
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
-        """Lengths of the decoder columns as they are stored."""
+        """Lengths of the decoder columns and directions as they are stored."""
         norms: Tensor = self.d.norm(dim=1)
         return norms
 
 
-def bind(edits: Sequence[Edit], sae: Sae, dtype: torch.dtype = torch.float32) -> LayerEdits:
-    """The edits of one layer with what they need of its SAE; raises EditError for a feature it has not."""
-    spec = sae.spec
-    for edit in edits:
-        if edit.at.layer != spec.layer:
-            raise EditError(f"edit of {edit.at}: this is the SAE of layer {spec.layer}")
-        if edit.at.id >= spec.d_sae:
-            raise EditError(f"edit of {edit.at}: the SAE of layer {spec.layer} has {spec.d_sae} features")
-    if sae.W_dec is None:
-        raise EditError(f"the SAE of layer {spec.layer} was loaded without its decoder: load_sae(..., decoder=True)")
-    ids = torch.tensor([edit.at.id for edit in edits], device=sae.W_enc.device)
-    w, d = sae.W_enc[ids].to(dtype), sae.W_dec[:, ids].T.to(dtype)
+def bind(
+    edits: Sequence[Edit],
+    sae: Sae | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> LayerEdits:
+    """The edits of one layer with what they need of its SAE; directions need none.
+
+    Raises EditError for a feature that the SAE has not, and for a read-out clamp that its own direction cannot move.
+    """
+    at = device or (sae.W_enc.device if sae is not None else torch.device("cpu"))
+    parts = [_tensors(edit, sae) for edit in edits]
+    w, d = (torch.stack([part[n] for part in parts]).to(at, dtype) for n in (0, 2))
+    b = torch.stack([part[1] for part in parts]).to(at, dtype)
+    ids = torch.tensor([-1 if edit.direction is not None else edit.at.id for edit in edits], device=at)
     gain = (w * d).sum(1)
     for edit, c in zip(edits, gain.tolist(), strict=True):
         if edit.op == "readout_clamp" and abs(c) < 1e-6:
             raise EditError(
-                f"edit of {edit.at}: its direction does not move its own read-out (gain {c:.1e}); use clamp"
+                f"edit of {edit.name}: its direction does not move its own read-out (gain {c:.1e}); use clamp"
             )
     needs_all = any(edit.gate == "topk" and edit.op in ("scale", "clamp") for edit in edits)
-    return LayerEdits(tuple(edits), w, sae.b_enc[ids].to(dtype), d, gain, ids, sae if needs_all else None)
+    return LayerEdits(tuple(edits), w, b, d, gain, ids, sae if needs_all else None)
+
+
+def _tensors(
+    edit: Edit, sae: Sae | None
+) -> tuple[Float[Tensor, "d_model"], Float[Tensor, ""], Float[Tensor, "d_model"]]:
+    """What the edit reads with (row and bias) and what it writes along."""
+    if edit.direction is not None:
+        d = torch.from_numpy(edit.direction.values.astype("float64"))
+        return d / d.norm(), torch.zeros((), dtype=d.dtype), d
+    feature = edit.at
+    if sae is None or feature.layer != sae.spec.layer:
+        raise EditError(f"edit of {feature}: there is no SAE of layer {feature.layer} here")
+    if feature.id >= sae.spec.d_sae:
+        raise EditError(f"edit of {feature}: the SAE of layer {feature.layer} has {sae.spec.d_sae} features")
+    if sae.W_dec is None:
+        raise EditError(f"the SAE of layer {feature.layer} was loaded without its decoder: load_sae(..., decoder=True)")
+    return sae.W_enc[feature.id], sae.b_enc[feature.id], sae.W_dec[:, feature.id]
 
 
 def activations(bound: LayerEdits, h: Float[Tensor, "n d_model"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:

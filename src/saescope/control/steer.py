@@ -59,7 +59,7 @@ class Receipt:
             "steps": self.steps,
             "positions": self.positions,
             "changed": self.changed,
-            "fired": {str(edit.at): n for edit, n in zip(self.edits, self.fired, strict=True)},
+            "fired": {edit.name: n for edit, n in zip(self.edits, self.fired, strict=True)},
             "delta_norm_ratio": self.delta_norm_ratio,
             "largest_ratio": self.largest_ratio,
         }
@@ -81,10 +81,11 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def steered(
-    lm: LM, edits: Sequence[Edit], saes: Sequence[Sae], *, random_directions: int | None = None
+    lm: LM, edits: Sequence[Edit], saes: Sequence[Sae] = (), *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
+    Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need none.
     As a control, `random_directions` (a seed) has every edit write along a random direction of the same length. Raises
     EditError for an edit that does not belong to these SAEs or this model, before anything is changed.
     """
@@ -106,21 +107,30 @@ def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[Sae]) -> dict[int, tuple
     sae_of = {sae.spec.layer: sae for sae in saes}
     layers: dict[int, list[int]] = {}
     for number, edit in enumerate(edits):
-        if edit.at.layer not in sae_of:
-            raise EditError(f"edit of {edit.at}: there is no SAE of layer {edit.at.layer} here")
-        if edit.at.layer >= len(lm.blocks):
-            raise EditError(f"edit of {edit.at}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")
-        if sae_of[edit.at.layer].spec.d_model != lm.spec.d_model:
-            raise EditError(
-                f"edit of {edit.at}: its SAE reads residuals {sae_of[edit.at.layer].spec.d_model} wide, "
-                f"{lm.spec.repo} has {lm.spec.d_model}"
-            )
+        _check_fit(lm, edit, sae_of.get(edit.layer))
         if not edit.changes_nothing:
-            layers.setdefault(edit.at.layer, []).append(number)
+            layers.setdefault(edit.layer, []).append(number)
     return {
-        layer: (bind([edits[number] for number in numbers], sae_of[layer]), numbers)
+        layer: (bind([edits[number] for number in numbers], sae_of.get(layer), device=lm.device), numbers)
         for layer, numbers in layers.items()
     }
+
+
+def _check_fit(lm: LM, edit: Edit, sae: Sae | None) -> None:
+    """Raises EditError for an edit that is not of this model, naming what differs."""
+    if edit.layer >= len(lm.blocks):
+        raise EditError(f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")
+    if edit.direction is not None:
+        if (width := len(edit.direction.values)) != lm.spec.d_model:
+            raise EditError(f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}")
+        return
+    if sae is None:
+        raise EditError(f"edit of {edit.name}: there is no SAE of layer {edit.layer} here")
+    if sae.spec.d_model != lm.spec.d_model:
+        raise EditError(
+            f"edit of {edit.name}: its SAE reads residuals {sae.spec.d_model} wide, {lm.spec.repo} has "
+            f"{lm.spec.d_model}"
+        )
 
 
 def _turned(bound: LayerEdits, seed: int) -> LayerEdits:
@@ -130,7 +140,8 @@ def _turned(bound: LayerEdits, seed: int) -> LayerEdits:
 
 def _hook(lm: LM) -> None:
     """Put hooks on a model unless another block has; they do nothing where no edits are active."""
-    decoders = [lm.decoder, decoder_of(lm.whole)]
+    # A streamed model cannot generate, but its forward passes are edited as any.
+    decoders = [lm.decoder] if lm.streamed is not None else [lm.decoder, decoder_of(lm.whole)]
     with _LOCK:
         count, stack = _HOOKS.get(id(lm.blocks), (0, ExitStack()))
         if count == 0:
@@ -193,7 +204,8 @@ class _State:
             here = where[rows]
             change = (amounts * here) @ edits.d
             total[rows] += change
-            self._account(one.receipt, numbers, acts, here, change, norms[rows])
+            fires = (acts > 0) | (edits.ids < 0)  # a direction acts wherever it is meant to
+            self._account(one.receipt, numbers, fires, here, change, norms[rows])
         if not looked_at.any():
             return None
         return torch.where(looked_at[..., None], (h + total).to(resid.dtype), resid)
@@ -220,7 +232,7 @@ class _State:
         self,
         receipt: Receipt,
         numbers: Sequence[int],
-        acts: Float[Tensor, "n e"],
+        fires: Bool[Tensor, "n e"],
         here: Bool[Tensor, "n e"],
         change: Float[Tensor, "n d_model"],
         norms: Float[Tensor, "n"],
@@ -231,7 +243,7 @@ class _State:
         receipt.changed += int((sizes > 0).sum())
         receipt.ratio_sum += float(ratios.sum())
         receipt.largest_ratio = max(receipt.largest_ratio, float(ratios.max()))
-        for number, count in zip(numbers, ((acts > 0) & here).sum(0).tolist(), strict=True):
+        for number, count in zip(numbers, (fires & here).sum(0).tolist(), strict=True):
             receipt.fired[number] += int(count)
 
 

@@ -86,6 +86,37 @@ def _change(
 
 
 @contextmanager
+def replaced(
+    outputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]],
+    inputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]] = (),
+) -> Iterator[None]:
+    """Within the block, what these modules give, and are given first, is replaced: any site, at every position.
+
+    `steered` edits the residual after layers; this is for what weights can do, at a block's parts too.
+    """
+    with ExitStack() as stack:
+        for module, change in outputs:
+            stack.callback(module.register_forward_hook(partial(_replace_output, change)).remove)
+        for module, change in inputs:
+            handle = module.register_forward_pre_hook(partial(_replace_input, change), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _replace_output(change: Callable[[Tensor], Tensor], _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    changed = change(_resid(output))
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def _replace_input(
+    change: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+
+@contextmanager
 def checked(lm: LM) -> Iterator[None]:
     """Within the block, an LM's first pass shows that hook points are what they are called, or raises SourceError.
 

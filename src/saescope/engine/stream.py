@@ -5,7 +5,7 @@ masks, positions and whatever an architecture gives its blocks are made by trans
 that of a plain pass, bit for bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,24 @@ def streamed(
                     kept.put(number, output)
                     if layer in layers:
                         yield layer, number, output
+
+
+def run_alone(
+    lm: LM, layer: int, resids: Sequence[Tensor], alter: Callable[[nn.Module], None] = lambda _block: None
+) -> list[Tensor]:
+    """What one block of a streamed LM makes of these residuals (batch, pos, d_model), its weights changed by `alter`.
+
+    Nothing of the change stays.
+    """
+    outputs = []
+    with torch.inference_mode(), _standing_in(lm) as turn, lm.turn(layer, turn.blocks[layer], alone=True):
+        alter(turn.blocks[layer])
+        turn.layer = layer
+        for resid in resids:
+            turn.resid = resid
+            ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
+            outputs.append(_run(lm, Tokens(ids, ids == 0, None)))
+    return outputs
 
 
 def _run(lm: LM, tokens: Tokens) -> Tensor:

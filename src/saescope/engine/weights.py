@@ -46,7 +46,7 @@ class Weights:
     @classmethod
     def open(cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device) -> "Weights":
         """Find every parameter's tensor in the checkpoint; raises SourceError where one is missing."""
-        shard_of = _shards(files)
+        shard_of = shard_map(files)
         kind = str(getattr(model.config, "model_type", type(model).__name__))
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
         found = sources(wanted, shard_of, usual=f"{model.base_model_prefix}.")
@@ -102,7 +102,7 @@ def read_tensors(
     files: Files, wanted: Mapping[str, Size], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Some tensors of a checkpoint by the names a module gives them; raises SourceError as `Weights` does."""
-    shard_of = _shards(files)
+    shard_of = shard_map(files)
     found = sources(wanted, shard_of, usual="")
     _refuse_missing(files, found, shard_of, "lm_head")
     with ExitStack() as stack:
@@ -183,8 +183,8 @@ def _computed(model: nn.Module, module: nn.Module, names: list[str], begin: int)
     return {name: module.get_buffer(name).clone() for name in names}
 
 
-def _shards(files: Files) -> dict[str, str]:
-    """Which safetensors file holds each tensor."""
+def shard_map(files: Files) -> dict[str, str]:
+    """Which safetensors file holds each tensor; raises SourceError where that cannot be told."""
     names = files.names()
     if _INDEX in names:
         path = files.path(_INDEX)

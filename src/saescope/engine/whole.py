@@ -16,18 +16,13 @@ def load_whole(lm: LM) -> nn.Module:
 
     Raises SourceError where the rest of the checkpoint is missing, damaged or does not fit.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     files = open_files(lm.source)
     config = read_config(files)
-    build: Any = AutoModelForCausalLM.from_config
-    try:
-        with torch.device("meta"):
-            model: Any = build(config, dtype=lm.dtype)
-    except Exception as error:  # models check their configs by exceptions of their own
-        raise SourceError(f"architecture {config.model_type!r} cannot generate: {first_line(error)}") from error
+    model = causal_lm(config, lm.dtype)
     decoder = getattr(model, model.base_model_prefix)
-    path, blocks = _blocks(decoder, config.num_hidden_layers)
+    path, blocks = blocks_of(decoder, config.num_hidden_layers)
     weights = Weights.open(decoder, files, lm.dtype, lm.device)
     shared = tuple(f"{path}.{layer}." for layer in range(len(lm.blocks)))
     weights.fill([name for name in weights.names if not name.startswith(shared)])
@@ -41,13 +36,26 @@ def load_whole(lm: LM) -> nn.Module:
     return whole
 
 
+def causal_lm(config: Any, dtype: torch.dtype) -> Any:
+    """transformers' causal LM of this config without memory; raises SourceError where there is none."""
+    from transformers import AutoModelForCausalLM
+
+    build: Any = AutoModelForCausalLM.from_config
+    try:
+        with torch.device("meta"):
+            return build(config, dtype=dtype)
+    except Exception as error:  # models check their configs by exceptions of their own
+        raise SourceError(f"architecture {config.model_type!r} cannot generate: {first_line(error)}") from error
+
+
 def decoder_of(whole: nn.Module) -> nn.Module:
     """The module of a causal LM whose forward pass runs the blocks."""
     prefix = whole.base_model_prefix
     return whole.get_submodule(str(prefix))
 
 
-def _blocks(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
+def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
+    """The list of a decoder's blocks and its name there."""
     return next(
         (name, module)
         for name, module in decoder.named_modules()

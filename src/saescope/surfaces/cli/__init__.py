@@ -48,6 +48,8 @@ _COMMANDS = {
     "detect": "Features that detect a behaviour, and a classifier made of them.",
     "steer": "What a model writes with and without edits, side by side.",
     "evaluate": "What edits do to a behaviour and to everything else, beside controls.",
+    "bake": "Edits put into weights: a checkpoint that other programs load.",
+    "export": "Edits, SAEs and runs as files that other programs load.",
     "layers": "Where sets separate best, and which feature a concept is at each depth.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
     "report": "A run as one HTML page.",

@@ -74,8 +74,8 @@ def _steer() -> dict[str, Any]:
     from saescope.engine.load import load_sae
 
     edit = parse_edit(DECLINING)
-    lm = load_lm("saescope-tiny-chat", [edit.at.layer])
-    sae = load_sae("saescope-tiny-chat-sae", edit.at.layer)
+    lm = load_lm("saescope-tiny-chat", [edit.layer])
+    sae = load_sae("saescope-tiny-chat-sae", edit.layer)
     asked = next(s for s in bundled_prompts("requests") if s.name == "declined_en").prompts[0].messages or ()
     turns = [{"role": m.role, "content": m.content} for m in asked]
     base = lm.generate(turns, thinking=False)

@@ -11,8 +11,10 @@ from rich.console import Console
 from saescope.analysis.classify import Scores
 from saescope.analysis.detect import Detection, DetectSettings, check_sets
 from saescope.analysis.detect import detect as detect_in
+from saescope.analysis.directions import Position, difference_of_means
 from saescope.control.edits import Edit, EditSet, write_edits
 from saescope.errors import PromptError
+from saescope.sources.directions import write_directions
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
@@ -36,6 +38,8 @@ def detect(
     shuffles: int = 100,
     seed: int = 0,
     edits: Path | None = None,
+    direction: Path | None = None,
+    position: Position = "mean",
     out: Path | None = None,
     inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
     masks: Masks = Masks(),  # noqa: B008 (frozen)
@@ -67,6 +71,11 @@ def detect(
         Decides which prompts are held out, the shuffles and the intervals.
     edits
         Where to write the detector's features as an edits file; beside the run when left out.
+    direction
+        Also write the difference of means as a safetensors file that edits read, one direction a layer: the mean
+        residual of the target's discovery prompts less that of the others'.
+    position
+        Of which residual of a prompt: the mean over its scored positions, or its last one.
     out
         Directory for the run; runs/NAME-HASH when left out.
     json
@@ -92,11 +101,20 @@ def detect(
     if result.classifier.features:
         path = edits or run.path.with_name(f"{run.path.name}.{target}.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
+    if direction is not None:
+        layers = options["layers"] or run.layers
+        found = [
+            difference_of_means(run, target, n, against=result.against, position=position, seed=seed) for n in layers
+        ]
+        write_directions(found, direction)
     if json:
-        print_json({**result.to_dict(), "edits": str(path) if path else None})
+        files = {"edits": str(path) if path else None, "direction": str(direction) if direction else None}
+        print_json({**result.to_dict(), **files})
     else:
         show_detection(stdout(), result)
         note(f"edits: {path}" if path else f"no feature fires more often on {target}: no edits were written")
+        if direction is not None:
+            note(f'direction: {direction}, to be steered with as "{direction}@{result.classifier.layer} add 1"')
         note(f"run: {run.path}")
 
 

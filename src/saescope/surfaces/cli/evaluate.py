@@ -100,8 +100,8 @@ def evaluate(
         **result.to_dict(),
         "behaviour": {"name": judge.name, "phrases": judge.by_language, "within": judge.within},
         "model": lm.spec.repo,
-        "sae": saes[0].spec.release,
-        "edits": [{"feature": str(e.at), "op": e.op, "strength": e.amount, "gate": e.gate, "scope": e.scope}
+        "sae": saes[0].spec.release if saes else "",
+        "edits": [{"feature": e.name, "op": e.op, "strength": e.amount, "gate": e.gate, "scope": e.scope}
                   for e in wanted.edits],
         "part": "all" if every_prompt else "holdout",
         "seed": seed,

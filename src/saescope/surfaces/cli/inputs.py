@@ -13,6 +13,7 @@ from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, model_of, 
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import Asked, make_plan
 from saescope.sources.prompts import PromptSet, read_prompts
+from saescope.sources.saes import SaeSource, open_sae
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run
 from saescope.surfaces.cli.show import note, progress
@@ -59,21 +60,39 @@ class Inputs:
     offline: bool = False
     "Fetch nothing: only local folders and the hub's cache."
 
-    def load(self, *, decoder: bool = False) -> "tuple[LM, list[Sae]]":
-        """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for."""
+    def load(self, *, decoder: bool = False, alone: Sequence[int] = ()) -> "tuple[LM, list[Sae]]":
+        """The model cut after its last wanted layer, and its SAEs, without their decoders unless asked for.
+
+        Layers `alone` are the model's, wanted without an SAE.
+        """
         from saescope.engine.lm import load_lm
-        from saescope.engine.load import load_sae
-        from saescope.sources.saes import open_sae
 
         model, sae = self.names()
-        source = open_sae(sae, k=self.k, offline=self.offline)
-        layers = source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        source, layers = self._open(sae)
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
-        lm = load_lm(model, layers, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
-        saes = [load_sae(source, layer, decoder=decoder, device=lm.device) for layer in layers]
-        if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
-            note(QWEN_SCOPE_NOTICE)
-        return lm, saes
+        wanted = [*layers, *alone]
+        lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
+        return lm, _load_saes(source, layers, decoder, lm.device)
+
+    def load_saes(self) -> "list[Sae]":
+        """The SAEs alone, with their decoders, where the model runs."""
+        from saescope.engine.lm import choose_device
+
+        return _load_saes(*self._open(self.names()[1]), True, choose_device(self.device))
+
+    def _open(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
+        source = open_sae(sae, k=self.k, offline=self.offline)
+        return source, source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+
+    def load_model(self, layers: Sequence[int]) -> "LM":
+        """The model cut after the last of these layers, without an SAE."""
+        from saescope.engine.lm import load_lm
+
+        return load_lm(self.model_name(), layers, dtype=self.dtype, device=self.device, offline=self.offline)
+
+    def model_name(self) -> str:
+        """The model, where no SAE is needed."""
+        return self.model or (EMBEDDED_PAIR[0] if self.sae is None else self.names()[0])
 
     def asked(self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None) -> Asked:
         """The job as `plan` takes it."""
@@ -140,6 +159,20 @@ class Masks:
         if self.last is not None and self.last < 1:
             raise PromptError(f"--last is {self.last}: it must be at least 1")
         return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
+
+
+def _load_saes(source: SaeSource, layers: Sequence[int], decoder: bool, device: Any) -> "list[Sae]":
+    from saescope.engine.load import load_sae
+
+    saes = [load_sae(source, layer, decoder=decoder, device=device) for layer in layers]
+    show_licence(source)
+    return saes
+
+
+def show_licence(source: SaeSource) -> None:
+    """Qwen-Scope's notice, where its weights are used."""
+    if find_release(source.files.name) or any(map(parse_sae_name, source.files.name.split("/"))):
+        note(QWEN_SCOPE_NOTICE)
 
 
 def parse_layers(text: str | None) -> list[int] | None:

@@ -49,7 +49,9 @@ def steer(
     edits
         An edits file, such as detect writes; its model and SAE are taken where --model and --sae do not say.
     edit
-        An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. May be given again.
+        An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. Instead of a feature, a file
+        with a direction: "japanese.safetensors add 2", or japanese.safetensors@17 where it does not say its layer. May
+        be given again.
     chat
         Put the prompt through the model's chat template.
     system
@@ -97,16 +99,30 @@ def steer(
 
 def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
+    chosen = inputs_for(wanted, inputs)
+    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
+    if chosen.layers is None and alone:
+        return chosen.load_model(alone), []
+    lm, saes = chosen.load(decoder=True, alone=alone)
+    check_sizes(wanted, saes)
+    return lm, saes
+
+
+def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
+    """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
             raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
-    chosen = replace(
+    return replace(
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(sorted({str(edit.at.layer) for edit in wanted.edits})),
+        layers=",".join(sorted({str(edit.layer) for edit in wanted.edits if edit.feature is not None})) or None,
     )
-    lm, saes = chosen.load(decoder=True)
+
+
+def check_sizes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
+    """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
     for sae in saes:
         for what, size, found in (
             ("d_model", wanted.d_model, sae.spec.d_model),
@@ -114,7 +130,6 @@ def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
         ):
             if size is not None and size != found:
                 raise EditError(f"these edits are of an SAE with {what} {size}, {sae.spec.release} has {found}")
-    return lm, saes
 
 
 def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
@@ -164,7 +179,7 @@ def _side_by_side(
 
 def _show_receipt(receipt: "Receipt", same: bool) -> None:
     console = stdout()
-    fired = ", ".join(f"{e.at} on {n}" for e, n in zip(receipt.edits, receipt.fired, strict=True))
+    fired = ", ".join(f"{cell(e.name)} on {n}" for e, n in zip(receipt.edits, receipt.fired, strict=True))
     console.print(
         f"\nedited {receipt.positions} positions in {receipt.steps} passes; fired: {fired}; change / residual: "
         f"{percent(receipt.delta_norm_ratio)} on average, {percent(receipt.largest_ratio)} at most"

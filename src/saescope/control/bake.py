@@ -1,0 +1,243 @@
+"""Edits put into weights: a checkpoint that stock transformers loads, said to be exact or not, and measured.
+
+Read top to bottom: what may be baked, how (`methods.py`), the base model under the hook, the files (`surgery.py`),
+the written checkpoint read again, and only then the folder gets its name.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saescope.control.bakeable import Nearest, bound_edits, nearest, why_not
+from saescope.control.baked import MANIFEST, Baked
+from saescope.control.biases import plan_biases
+from saescope.control.card import config_text, copied_files, describe, notes, readme, record
+from saescope.control.distance import Distance, Reading, distance, reading
+from saescope.control.edits import Edit
+from saescope.control.methods import Change, Method, Plan, choose_method, make_plan
+from saescope.control.proof import prove
+from saescope.control.staging import copy_synced, refuse_full_disk, staged, write_synced
+from saescope.control.steer import steered
+from saescope.control.surgery import New, Rounding, output_bytes, rewrite
+from saescope.engine.anatomy import Anatomy, read_anatomy
+from saescope.engine.gains import norm_gains
+from saescope.engine.lm import LM, Device, load_lm, read_config
+from saescope.engine.logits import Logits
+from saescope.engine.sae import Sae
+from saescope.engine.shards import Shards
+from saescope.engine.tokens import prompt_ids
+from saescope.errors import EditError, PromptError, ResourceError, SourceError
+from saescope.sources.checkpoint import CONFIG
+from saescope.sources.files import Files, open_files
+from saescope.sources.prompts import Prompt, bundled_prompts
+
+_ADVICE = "steer it at run time, or bake its direction with --as project"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is baked: the checkpoint, the SAEs, and the text to measure on (none where nothing is measured)."""
+
+    files: Files
+    anatomy: Anatomy
+    shards: Shards
+    saes: Sequence[Sae]
+    text: Sequence[Prompt]
+    device: Device
+    progress: Progress
+
+    def rows(self, lm: LM) -> list[list[int]]:
+        """Token ids of the text."""
+        if not self.text:
+            raise PromptError("there is no neutral text to measure on: give some, or measure nothing")
+        return [prompt_ids(lm, prompt) for prompt in self.text]
+
+
+def bake(
+    model: str | Path,
+    edits: Sequence[Edit],
+    saes: Sequence[Sae] = (),
+    *,
+    out: str | Path,
+    method: Method | None = None,
+    convert: Nearest | None = None,
+    neutral: Sequence[Prompt] | None = None,
+    measure: bool = True,
+    device: Device = "auto",
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Baked:
+    """Write `model` with edits in its weights into the new folder `out`, whole or not at all.
+
+    Edits that depend on a feature's firing cannot be baked: with `convert` they become projections of the same
+    directions, and the result is compared with them. Distances are over the tokens of `neutral` text, the bundled
+    sentences when left out. `progress` is called with what is being done, done and in all. Raises EditError,
+    SourceError, PromptError or ResourceError, and then leaves nothing.
+    """
+    out = Path(out).expanduser()
+    if out.exists():
+        raise ResourceError(f"{out} exists: choose another --out, or remove it")
+    files = open_files(str(model), offline=offline)
+    text = bundled_prompts("neutral")[0].prompts if neutral is None else neutral
+    text = text if measure else ()
+    job = _Job(files, read_anatomy(files), Shards.open(files), saes, text, device, progress or _quiet)
+    wanted = [edit for edit in edits if not edit.changes_nothing]
+    if not wanted:
+        raise EditError("nothing to bake: no edit changes anything")
+    reason = next((f"edit of {e.name}: {why}" for e in wanted if (why := why_not(e))), None)
+    if reason and convert is None:
+        raise EditError(f"{reason}; {_instead(job, wanted)}")
+    plan = _plan(job, [nearest(edit) for edit in wanted], method)
+    refuse_full_disk(out, output_bytes(job.shards, _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan)))
+    before = _read_base(job, wanted, [] if reason else [plan]) if measure else {}
+    with staged(out) as staging:
+        rounding = _write_model(job, plan, staging)
+        far = _compare(job, before, staging)
+        baked = Baked(
+            out=out,
+            method=plan.method,
+            exact=plan.exact and reason is None,
+            hook="the edits as they are steered" if reason else plan.hook.words,
+            why_not=reason or plan.why_not,
+            edits=[describe(edit) for edit in wanted],
+            converted=reason is not None,
+            kl_hook_baked=far.get("steered" if reason else plan.hook.words),
+            kl_steered_baked=far.get("steered"),
+            kl_base_baked=far.get("base"),
+            rounding=rounding,
+            notes=notes(job.anatomy, wanted, saes),
+            files=sorted([*(path.name for path in staging.iterdir()), "README.md", MANIFEST]),
+        )
+        _describe(job, baked, staging)
+    return baked
+
+
+def _write_model(job: _Job, plan: Plan, staging: Path) -> list[Rounding]:
+    """All that transformers loads, and what goes along."""
+    new, drop = _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan)
+    told = partial(job.progress, "writing")
+    rounding = rewrite(job.shards, staging, _changes(job.anatomy, plan), new, drop, told)
+    write_synced(staging / CONFIG, config_text(job.files, plan))
+    for name in copied_files(job.files):
+        copy_synced(job.files.path(name), staging / name)
+    return rounding
+
+
+def _describe(job: _Job, baked: Baked, staging: Path) -> None:
+    """The manifest and the model card."""
+    whole = record(job.files, job.saes, baked, staging)
+    write_synced(staging / MANIFEST, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    write_synced(staging / "README.md", readme(whole))
+
+
+def _dropped(anatomy: Anatomy, plan: Plan) -> tuple[str, ...]:
+    """An lm_head that was stored beside the embedding it is tied to."""
+    return anatomy.head.stored if plan.unties else ()
+
+
+def _quiet(_what: str, _done: int, _all: int) -> None:
+    pass
+
+
+def _plan(job: _Job, edits: Sequence[Edit], method: Method | None) -> Plan:
+    """The plan, once it is shown that every writer (and reader) it needs is known."""
+    anatomy = job.anatomy
+    bound = bound_edits(edits, job.saes, anatomy)
+    chosen = choose_method(bound, method)
+    if chosen == "bias":
+        return plan_biases(anatomy, read_config(job.files), bound)
+    reads = chosen in ("readers-above", "next-layer")
+    gains = norm_gains(job.shards, anatomy, anatomy.norms(writes=True, reads=reads))
+    lm = load_lm(job.files.source, [anatomy.last_kind], device=job.device, streamed=True)
+    prove(lm, anatomy, gains, reads=reads)
+    return make_plan(chosen, anatomy, gains, bound, _embedding_scale(lm))
+
+
+def _embedding_scale(lm: LM) -> float:
+    """What token embeddings are multiplied by on their way to the residual (√d_model in Gemma)."""
+    import torch
+
+    embedding: Any = lm.decoder.get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(min(64, lm.vocab_size), device=lm.device)
+    with torch.inference_mode():
+        given, stored = embedding(ids).float(), embedding.weight[ids].float()
+    scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
+    if (given - scale * stored).abs().max() > 0.02 * given.abs().max():
+        raise SourceError(f"{lm.spec.repo}: its token embeddings are not what it stores, times a number")
+    return scale
+
+
+def _changes(anatomy: Anatomy, plan: Plan) -> Mapping[str, Change]:
+    """Changes of tensors that the checkpoint has, its own lm_head among them."""
+    own_head = plan.head is not None and not plan.unties
+    return {**plan.changes, **({anatomy.head.stored[0]: plan.head} if own_head and plan.head else {})}
+
+
+def _new_tensors(anatomy: Anatomy, plan: Plan) -> list[New]:
+    """An lm_head of its own where the embedding was it, and biases."""
+    beside = anatomy.embedding.stored[0]
+    biases = [New(name, beside, shape=shape, values=values) for name, (shape, values) in plan.new.items()]
+    if not plan.unties:
+        return biases
+    outer = "language_model." if anatomy.prefix.startswith("language_model.") else ""
+    name = anatomy.head.stored[0] if anatomy.head.stored else outer + anatomy.head.name
+    return [New(name, beside, copied=beside, change=plan.head), *biases]
+
+
+def _read_base(job: _Job, wanted: Sequence[Edit], plans: Sequence[Plan]) -> dict[str, Reading]:
+    """The unedited model, with the edits as they are steered, and with each plan's hook, by its words."""
+    lm = load_lm(job.files.source, [job.anatomy.n_layers - 1], dtype="float32", device=job.device, streamed=True)
+    rows, logits = job.rows(lm), Logits(job.shards, job.anatomy, lm.device)
+    ways: dict[str, Any] = {"base": None, "steered": steered(lm, wanted, job.saes)}
+    ways |= {plan.hook.words: plan.hook for plan in plans}
+    found = {}
+    for number, (name, way) in enumerate(ways.items()):
+        found[name] = reading(lm, logits, rows, job.anatomy, way)
+        job.progress("measuring", number + 1, len(ways))
+    return found
+
+
+def _compare(job: _Job, before: Mapping[str, Reading], staging: Path) -> dict[str, Distance]:
+    """How far the written checkpoint, loaded again, is from each reading of the base."""
+    if not before:
+        return {}
+    files = open_files(str(staging))
+    anatomy = read_anatomy(files)
+    lm = load_lm(staging, [anatomy.n_layers - 1], dtype="float32", device=job.device, streamed=True)
+    baked = reading(lm, Logits(Shards.open(files), anatomy, lm.device), job.rows(lm), anatomy)
+    job.progress("comparing", 1, 1)
+    return {name: distance(one, baked) for name, one in before.items()}
+
+
+def _instead(job: _Job, wanted: Sequence[Edit]) -> str:
+    """What can be done instead of baking these edits, and how far the nearest of it is from them."""
+    try:
+        others = [nearest(edit) for edit in wanted]
+    except EditError as error:
+        return str(error)
+    if not job.text:
+        return f"{_ADVICE}, which is not measured here"
+    far, method, effect = _nearest_method(job, wanted, others)
+    return (
+        f"{_ADVICE} --method {method}, which is {far.mean:.2g} nats a token (p99 {far.p99:.2g}) from the edit on "
+        f"neutral text, where the edit is {effect.mean:.2g} (p99 {effect.p99:.2g}) from the model"
+    )
+
+
+def _nearest_method(job: _Job, wanted: Sequence[Edit], others: Sequence[Edit]) -> tuple[Distance, Method, Distance]:
+    """Which exact method of the other edits is nearest to the wanted ones, how near, and how far those go."""
+    plans = [_plan(job, others, None)]
+    if plans[0].method == "every-write":
+        with suppress(SourceError, EditError):  # norms that weights cannot read through
+            plans.append(_plan(job, others, "readers-above"))
+    ways = _read_base(job, wanted, plans)
+    edit = ways.pop("steered")
+    effect = distance(edit, ways.pop("base"))
+    far = {plan.method: distance(edit, ways[plan.hook.words]) for plan in plans}
+    method = min(far, key=lambda name: far[name].mean)
+    return far[method], method, effect

@@ -1,0 +1,55 @@
+"""Which edits weights can take over, and what is nearest to those they cannot. Knows no tensors of models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from saescope.control.edits import Edit
+from saescope.control.formulae import bind
+from saescope.control.methods import Bound
+from saescope.engine.anatomy import Anatomy
+from saescope.engine.sae import Sae
+from saescope.errors import EditError
+
+Nearest = Literal["project"]
+
+
+def why_not(edit: Edit) -> str | None:
+    """Why no weights do what the edit does; None where some do."""
+    if edit.op in ("scale", "clamp"):
+        return f"{edit.op} acts by how strongly the feature fires, and no stock weights do that"
+    if edit.scope != "all":
+        return f"its scope is {edit.scope}, and weights act at every position"
+    return None
+
+
+def nearest(edit: Edit) -> Edit:
+    """The edit that weights can take over and that is nearest; raises EditError where none comes near."""
+    if why_not(edit) is None:
+        return edit
+    if edit.op in ("add", "project", "readout_clamp"):
+        return replace(edit, scope="all")
+    if edit.op == "scale" and edit.amount < 0:
+        return replace(edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu")
+    if edit.op == "clamp" and edit.amount == 0:
+        return replace(edit, op="project", strength=1.0, scope="all", gate="relu")
+    raise EditError(
+        f"edit of {edit.name}: {edit.op} {edit.amount:g} strengthens what fires, which no weights come near to: use an "
+        "add edit of the same feature, or steer it at run time"
+    )
+
+
+def bound_edits(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) -> list[Bound]:
+    """The edits with their vectors; raises EditError for one that is not of this model."""
+    sae_of = {sae.spec.layer: sae for sae in saes}
+    found = []
+    for edit in edits:
+        if edit.layer >= anatomy.n_layers:
+            raise EditError(f"edit of {edit.name}: the model has layers 0-{anatomy.n_layers - 1}")
+        one = bind([edit], sae_of.get(edit.layer) if edit.feature is not None else None)
+        if one.d.shape[1] != anatomy.d_model:
+            raise EditError(
+                f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
+            )
+        found.append(Bound(edit, *(t[0].double().cpu() for t in (one.w, one.b, one.d))))
+    return found

@@ -1,0 +1,42 @@
+"""What a norm multiplies by: γ of RMSNorm, whether it is stored as γ or as γ − 1, found by what the norm does."""
+
+import copy
+from collections.abc import Collection, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saescope.engine.anatomy import Anatomy
+from saescope.engine.lm import read_config
+from saescope.engine.shards import Shards
+from saescope.engine.whole import causal_lm
+from saescope.errors import SourceError
+
+_LARGE = 1e4  # beside which a norm's epsilon is nothing
+
+
+def norm_gains(shards: Shards, anatomy: Anatomy, names: Collection[str]) -> dict[str, Float[Tensor, "d_model"]]:
+    """γ of these norms in float64; raises SourceError for a norm that is not h ↦ γ ⊙ h / rms(h)."""
+    if not names:
+        return {}
+    model = causal_lm(read_config(shards.files), torch.float32)
+    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    return {name: _gain(shards, anatomy, name, decoder.get_submodule(name)) for name in sorted(names)}
+
+
+def _gain(shards: Shards, anatomy: Anatomy, name: str, on_meta: nn.Module) -> Float[Tensor, "d_model"]:
+    norm = copy.deepcopy(on_meta).to_empty(device="cpu")
+    state: Mapping[str, Tensor] = {key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in norm.state_dict()}
+    norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    random = _LARGE * torch.randn(4, anatomy.d_model, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        gain: Tensor = norm(torch.full((anatomy.d_model,), _LARGE)).double()
+        expected = gain * random / random.double().pow(2).mean(-1, keepdim=True).sqrt()
+        given = norm(random).double()
+    if (given - expected).abs().max() > 1e-4 * gain.abs().max():
+        raise SourceError(
+            f"architecture {anatomy.kind!r}: its norms are not h ↦ γ·h/rms(h) ({name}), so weights that read after "
+            "them cannot take over a projection: use --method every-write"
+        )
+    return gain

@@ -1,0 +1,125 @@
+"""`saescope bake`: edits put into weights, said to be exact or approximate, and measured."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from saescope.errors import EditError, PromptError
+from saescope.sources.prompts import Prompt, read_prompts
+from saescope.surfaces.cli.inputs import EMBEDDED_PAIR, Inputs
+from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
+from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
+
+if TYPE_CHECKING:
+    from saescope.control.baked import Baked
+
+MethodName = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
+
+
+def bake(
+    *,
+    out: Path,
+    edits: Path | None = None,
+    edit: tuple[str, ...] = (),
+    method: MethodName | None = None,
+    as_: Annotated[Literal["project"] | None, Parameter(name="--as")] = None,
+    neutral: str = "neutral",
+    measure: bool = True,
+    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write a checkpoint with edits in its weights, which stock transformers loads, and say how far it is from them.
+
+    Parameters
+    ----------
+    out
+        Folder to write; it must not exist.
+    edits
+        An edits file; its model and SAE are taken where --model and --sae do not say.
+    edit
+        An edit such as "17/23991 project", or of a file with a direction. May be given again.
+    method
+        every-write: all that writes to the residual is projected. readers-above: all that reads it above the layer.
+        next-layer: only what reads it in the next layer. writers-up-to: what writes to it up to the layer. bias: for
+        add. The exact one of the edits' op when left out.
+    as_
+        project: bake edits that depend on a feature's firing as projections of its direction.
+    neutral
+        Prompt sets of plain text on which distances are measured; the bundled sentences when left out.
+    measure
+        Measure how far the written checkpoint is from the hook, from the edits as steered, and from the model.
+    json
+        Print one JSON document instead of tables.
+    """
+    wanted = wanted_edits(edits, edit)
+    chosen = inputs_for(wanted, inputs)
+    if out.expanduser().exists():
+        raise EditError(f"{out} exists: choose another --out, or remove it")
+    text = _text(neutral) if measure else []
+    saes = chosen.load_saes() if chosen.layers is not None else []
+    check_sizes(wanted, saes)
+    model = chosen.names()[0] if saes or chosen.sae else chosen.model or EMBEDDED_PAIR[0]
+    from saescope.control.bake import bake as bake_edits
+
+    with _stages() as advance:
+        baked = bake_edits(
+            model,
+            wanted.edits,
+            saes,
+            out=out,
+            method=method,
+            convert=as_,
+            neutral=text,
+            measure=measure,
+            device=chosen.device,
+            offline=chosen.offline,
+            progress=advance,
+        )
+    if json:
+        print_json(baked.to_dict())
+    else:
+        show_baked(stdout(), baked)
+
+
+def _text(neutral: str) -> list[Prompt]:
+    found = [prompt for group in read_prompts(neutral) for prompt in group.prompts]
+    if not found:
+        raise PromptError(f"{neutral} has no prompt")
+    return found
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of what is being done, in hundredths."""
+    with progress("bake", "%") as advance:
+        # Reading twice or thrice and comparing takes about as long as writing.
+        start = {"measuring": 0, "writing": 30, "comparing": 70}
+        span = {"measuring": 30, "writing": 40, "comparing": 30}
+        yield lambda what, done, total: advance(start[what] + span[what] * done // max(1, total), 100)
+
+
+def show_baked(console: Console, baked: "Baked") -> None:
+    """What was written, its label, and the distances."""
+    why = "" if baked.why_not is None else f": {baked.why_not}"
+    console.print(f"{baked.out}: {baked.method}, [bold]{baked.label}[/bold]{cell(why)}")
+    if baked.kl_hook_baked is not None:
+        made = table(
+            "KL to the written checkpoint on neutral text, nats a token", "from", "mean", "p95", "p99", "flips"
+        )
+        for row in baked.rows():
+            words = {"hook": baked.hook, "steered": "the edits as steered", "base": "the model without edits"}
+            figures = [f"{row[key]:.2g}" for key in ("mean", "p95", "p99")]
+            made.add_row(cell(words[row["compared with"]]), *figures, percent(row["flips"]))
+        console.print(made)
+    if (worst := baked.worst_rounding) is not None:
+        mean = sum(one.lost for one in baked.rounding) / len(baked.rounding)
+        console.print(
+            f"{len(baked.rounding)} tensors changed; rounding lost {percent(mean)} of the change along the direction, "
+            f"{percent(worst.lost)} in the worst ({cell(worst.tensor)})"
+        )
+    for line in baked.notes:
+        note(line)

@@ -1,0 +1,22 @@
+"""What SAELens itself makes of exported SAEs: run in a process of its own, which it takes seconds to start."""
+
+import sys
+import warnings
+
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+from sae_lens import SAE  # noqa: E402
+
+
+def main(*places: str) -> None:
+    """For residuals and a folder in turn, SAELens' activations and reconstructions of them, saved beside the folder."""
+    for resid, folder in zip(places[::2], places[1::2], strict=True):
+        sae, h = SAE.load_from_disk(folder), torch.load(resid)
+        with torch.inference_mode():
+            acts = sae.encode(h)
+            torch.save({"acts": acts, "decoded": sae.decode(acts), "config": sae.cfg.to_dict()}, f"{folder}.judged")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,137 @@
+"""SAELens opens what is exported for it, and its activations are saescope's."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from saescope.control.exports.saelens import export_saelens
+from saescope.control.exports.tensors import Stored, write_safetensors
+from saescope.engine.load import load_sae
+from saescope.engine.sae import Sae, SparseActs
+from saescope.errors import ResourceError, RunError, SourceError
+from saescope.sources.catalog import SaeSpec
+
+SHAPES = {"k 8": (0, 8, 32, 256), "k 50": (1, 50, 48, 300), "every feature": (2, 16, 8, 16)}
+# Another activation: layer, its name here and SAELens' name, whether it has thresholds.
+OTHERS = {"jumprelu": (3, "jumprelu", True), "batchtopk": (4, "jumprelu", True), "relu": (5, "standard", False)}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
+    """For each shape and activation the SAE's folder and what SAELens made of the export; it takes seconds to start, so once."""
+    folder, patch = tmp_path_factory.mktemp("saelens"), pytest.MonkeyPatch()
+    command = [sys.executable, str(Path(__file__).with_name("sae_lens_judge.py"))]
+    for layer, k, d_model, d_sae in SHAPES.values():
+        source = tiny.save_sae(folder / f"sae {layer}", [layer], k, d_model=d_model, d_sae=d_sae)
+        export_saelens(source, [layer], folder / f"out {layer}", model="a/model")
+        torch.save(torch.randn(40, d_model, generator=torch.Generator().manual_seed(0)) * 3, folder / f"h {layer}")
+        command += [str(folder / f"h {layer}"), str(folder / f"out {layer}")]
+    for activation, (layer, _, _) in OTHERS.items():
+        patch.setattr("saescope.control.exports.saelens.load_sae", lambda _s, _n, a=activation: other(a))
+        export_saelens(tiny.save_sae(folder / f"sae {layer}", [layer]), [layer], folder / f"out {layer}")
+        command += [str(folder / "h 0"), str(folder / f"out {layer}")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    patch.undo()
+    yield {
+        name: (folder / f"sae {layer}", torch.load(folder / f"out {layer}.judged"))
+        for name, (layer, *_) in (*SHAPES.items(), *OTHERS.items())
+    }
+
+
+def other(activation: str) -> Sae:
+    """An SAE with another activation than the k largest; some of its thresholds are below 0."""
+    random = torch.Generator().manual_seed(1)
+    threshold = torch.randn(256, generator=random) if OTHERS[activation][2] else None
+    spec = SaeSpec("other", None, OTHERS[activation][0], 32, 256, None, activation, "a/model", "")
+    return Sae(spec, **tiny.sae_tensors(), threshold=threshold)
+
+
+@pytest.mark.parametrize("activation", OTHERS)
+def test_other_activations_are_the_same(activation: str, judged: dict[str, tuple[Path, Any]]) -> None:
+    _, theirs = judged[activation]
+    ours = other(activation).encode(torch.load(judged["k 8"][0].with_name("h 0")))
+    torch.testing.assert_close(theirs["acts"], dense(ours, 256), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs["decoded"], other(activation).decode(ours), atol=1e-4, rtol=1e-4)
+    assert theirs["config"]["architecture"] == OTHERS[activation][1]
+
+
+def dense(sparse: SparseActs, d_sae: int) -> torch.Tensor:
+    return torch.zeros(len(sparse.acts), d_sae).scatter_add(1, sparse.ids, sparse.acts)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) -> None:
+    layer, k, d_model, d_sae = SHAPES[name]
+    source, theirs = judged[name]
+    sae = load_sae(source, layer)
+    h = torch.load(source.with_name(f"h {layer}"))
+    ours = sae.encode(h)
+    torch.testing.assert_close(theirs["acts"], dense(ours, d_sae), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs["decoded"], sae.decode(ours), atol=1e-4, rtol=1e-5)
+    assert theirs["acts"].count_nonzero() > 0
+    config = theirs["config"]
+    assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == ("topk", k, d_model, d_sae)
+    metadata = config["metadata"]
+    assert (metadata["model_name"], metadata["prepend_bos"]) == ("a/model", False)
+    assert metadata["hook_name"] == f"blocks.{layer}.hook_resid_post"
+
+
+def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> None:
+    source = tiny.save_sae(tmp_path / "sae")
+    result = export_saelens(source, [2, 0], tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in result.files] == [
+        "blocks.0.hook_resid_post/cfg.json",
+        "blocks.0.hook_resid_post/sae_weights.safetensors",
+        "blocks.2.hook_resid_post/cfg.json",
+        "blocks.2.hook_resid_post/sae_weights.safetensors",
+    ]
+    assert json.loads(result.files[0].read_text())["metadata"]["model_name"] is None
+
+
+def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saescope.control.exports.tensors._BLOCK_BYTES", 4 * 40)
+    tensors = {"a": torch.randn(31, 17), "b": torch.randn(5), "c": torch.randn(17, 50)}
+    stored = {name: Stored(t, transposed=name != "b") for name, t in tensors.items()}
+    write_safetensors(tmp_path / "x", stored, {"format": "pt"})
+    read = load_file(tmp_path / "x")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], t if name == "b" else t.T) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_left_where_it_fails(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.save_sae(tmp_path / "sae")
+    before = sorted(tmp_path.rglob("*"))
+
+    def load(source: Any, layer: int) -> Any:
+        if layer == 2:
+            raise error
+        return load_sae(source, layer)
+
+    monkeypatch.setattr("saescope.control.exports.saelens.load_sae", load)
+    with pytest.raises((ResourceError, KeyboardInterrupt)) as raised:
+        export_saelens(source, [0, 2], tmp_path / "new" / "out")
+    if isinstance(error, OSError):
+        assert "out: No space left on device; nothing was left" in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    source = tiny.save_sae(tmp_path / "sae")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "old").touch()
+    result = export_saelens(source, [0], tmp_path / "out")
+    assert [path.name for path in result.files] == ["cfg.json", "sae_weights.safetensors"]
+    assert not (tmp_path / ".out.partial").exists()
+    with pytest.raises(RunError, match="exists"):
+        export_saelens(source, [0], tmp_path / "out")
+    with pytest.raises(SourceError, match="has layers 0-2"):
+        export_saelens(source, [7], tmp_path / "other")
