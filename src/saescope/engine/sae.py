@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saescope.engine.pages import Pages, give_back
+from saescope.engine.topk import largest_products
 from saescope.errors import SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
@@ -58,20 +59,15 @@ class TopKSae:
         """As `encode`, and the strongest pre-activation that is not among the k: NaN where every feature is."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
-        flat = resid.reshape(-1, self.spec.d_model)
-        k, device = self.spec.k, self.W_enc.device
-        acts = torch.full((len(flat), k + 1), torch.nan, device=device)
-        ids = torch.empty(len(flat), k, device=device, dtype=torch.int64)
-        n_wanted = min(k + 1, self.spec.d_sae)
-        for rows in _blocks(len(flat), 4 * self.spec.d_sae):
-            top = torch.topk(self.pre_acts(flat[rows]), n_wanted, dim=-1, sorted=True)
-            acts[rows, :n_wanted], ids[rows] = top.values, top.indices[:, :k]
+        flat = resid.reshape(-1, self.spec.d_model).to(self.W_enc.device, torch.float32)
+        k, shape = self.spec.k, resid.shape[:-1]
+        top = largest_products(flat, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped)
         give_back(self.mapped)
-        if not torch.isfinite(acts[:, :k]).all():
+        if not torch.isfinite(top.values[:, :k]).all():
             raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
-        shape = resid.shape[:-1]
-        strongest = acts[:, :k].relu().reshape(*shape, k)
-        return SparseActs(strongest, ids.reshape(*shape, k)), acts[:, k].reshape(shape)
+        border = top.values[:, k] if k < self.spec.d_sae else top.values.new_full((len(flat),), torch.nan)
+        strongest = top.values[:, :k].relu().reshape(*shape, k)
+        return SparseActs(strongest, top.ids[:, :k].reshape(*shape, k)), border.reshape(shape)
 
     @torch.inference_mode()
     def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
