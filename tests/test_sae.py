@@ -10,6 +10,7 @@ from torch import Tensor
 
 import tiny
 from saescope.engine import sae as sae_module
+from saescope.engine import topk
 from saescope.engine.sae import Sae, SparseActs
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.catalog import SaeSpec
@@ -50,7 +51,9 @@ def test_blocks_change_nothing(rows: int, block: int) -> None:
     sae, resid = make(), torch.randn(rows, 32)
     whole = sae.encode(resid)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
+        patch.setattr(topk, "ENCODE_BLOCK", block * 4 * 32)
+        patch.setattr(topk, "_LEAST_COLUMNS", 32)
+        patch.setattr(topk, "_MOST_ROWS", block)
         parts = sae.encode(resid)
         torch.testing.assert_close(sae.decode(parts), sae.decode(whole), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(parts.acts, whole.acts, atol=1e-5, rtol=1e-5)

@@ -16,8 +16,10 @@ from transformers.cache_utils import Cache
 from saescope.engine.batches import Plan, plan_rows
 from saescope.engine.lm import LM
 from saescope.engine.prefix import run_after, run_prefix
+from saescope.engine.product import NATIVE, Kernels, Products
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae
+from saescope.engine.speed import choose
 from saescope.engine.stream import streamed
 from saescope.engine.tokens import TokenText, lay_out, tokenize
 from saescope.errors import PromptError, SourceError
@@ -28,7 +30,10 @@ from saescope.store.tables import LayerFeatures, PromptResids, id_type
 from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
-BATCH_TOKENS = 2048
+# Longer batches are hardly faster, and their activations would be asked from the system anew for every layer.
+BATCH_TOKENS = 1024
+# Below so many operations, measuring which product is fastest takes longer than it saves.
+_WORTH_MEASURING = 10**11
 Progress = Callable[[int, int], None]
 Unit = tuple[int, int]  # a batch and a layer: what is computed, kept and resumed as one
 
@@ -38,6 +43,16 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
     return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.shares)
+
+
+def choose_kernels(lm: LM, work: Plan, asked: Kernels = NATIVE) -> Kernels:
+    """The kernels this work is computed by: those asked for, else the fastest, or torch's own where there is little."""
+    dtypes = (str(lm.dtype).removeprefix("torch."), "float32")
+    tokens = sum(len(work.rows[prompt]) for batch in work.batches for prompt in batch.prompts)
+    operations = 2 * tokens * sum(p.numel() for p in lm.blocks.parameters() if p.ndim > 1)
+    if not asked and operations < _WORTH_MEASURING:
+        return dict.fromkeys(dtypes, "native")
+    return choose(dtypes, lm.device.type, asked)
 
 
 def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
@@ -56,23 +71,30 @@ def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
 
 
 def residuals(
-    lm: LM, layers: Sequence[int], work: Plan, done: Container[Unit] = (), spill: Path | None = None
+    lm: LM,
+    layers: Sequence[int],
+    work: Plan,
+    done: Container[Unit] = (),
+    spill: Path | None = None,
+    kernels: Kernels = NATIVE,
 ) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
     """(batch, layer, residuals) of every unit that is not done: a shared prefix first, then the batch's prompts.
 
     Batch by batch, or layer by layer where the LM is streamed, its residuals kept in the folder `spill` if it is given.
+    Linear layers are computed by `kernels`.
     """
+    products = Products(kernels)
     wanted = {number: [n for n in layers if (number, n) not in done] for number in range(len(work.batches))}
     missing = [number for number, left in wanted.items() if left]
     if lm.streamed is not None:
-        yield from _streamed(lm, wanted, work, missing, spill)
+        yield from _streamed(lm, wanted, work, missing, spill, products)
         return
     known: tuple[list[int], Cache, dict[int, Tensor]] | None = None
     for number in missing:
         batch = work.batches[number]
         tokens = lay_out(batch.lines, work.suffixes(number), lm.device)
         head: dict[int, Tensor] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), products:
             if batch.prefix:
                 shared = work.rows[batch.prompts[0]][: batch.prefix]
                 if known is None or known[0] != shared or not set(wanted[number]) <= known[2].keys():
@@ -91,12 +113,18 @@ def residuals(
 
 
 def _streamed(
-    lm: LM, wanted: Mapping[int, Sequence[int]], work: Plan, missing: Sequence[int], spill: Path | None
+    lm: LM,
+    wanted: Mapping[int, Sequence[int]],
+    work: Plan,
+    missing: Sequence[int],
+    spill: Path | None,
+    products: Products,
 ) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
     if not missing:
         return
     batches = [lay_out(work.batches[number].lines, work.rows, lm.device) for number in missing]
-    for layer, at, resid in streamed(lm, sorted({n for left in wanted.values() for n in left}), batches, spill):
+    layers = sorted({n for left in wanted.values() for n in left})
+    for layer, at, resid in streamed(lm, layers, batches, spill, products):
         if layer in wanted[missing[at]]:
             yield missing[at], layer, resid[batches[at].mask]
 
@@ -109,15 +137,19 @@ def compute(
     *,
     errors: bool = False,
     spill: Path | None = None,
+    kernels: Kernels = NATIVE,
 ) -> Iterator[tuple[int, int, LayerFeatures, PromptResids]]:
     """(batch, layer, features, residuals by prompt) of every unit that is not done.
 
-    With `errors` features say what the decoder does not give back.
+    With `errors` features say what the decoder does not give back. Linear layers and encoders use these `kernels`.
     """
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
-    for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill):
-        yield number, layer, *_encode(sae_of[layer], resid, work.lengths(number), work.source(number), errors)
+    products = Products(kernels)
+    for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill, kernels):
+        with products:
+            encoded = _encode(sae_of[layer], resid, work.lengths(number), work.source(number), errors)
+        yield number, layer, *encoded
 
 
 def _encode(
@@ -186,12 +218,14 @@ def extract(
     errors: bool = False,
     command: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    kernels: Kernels = NATIVE,
 ) -> Run:
     """Compute the features of all prompts and publish them as a run; the same job is never computed twice.
 
     With `errors` each token's reconstruction error is kept too, which needs SAEs with decoders. Interrupted, it keeps
     its finished batches and goes on from there. `command` is what the manifest says was asked; `progress` is called
-    with tokens done and in all. Raises SourceError, PromptError, RunError or ResourceError, and then publishes nothing.
+    with tokens done and in all. `kernels`, where given, are used instead of the fastest. Raises SourceError,
+    PromptError, RunError or ResourceError, and then publishes nothing.
     """
     check_fit(lm, saes)
     prompts = [prompt for group in sets for prompt in group.prompts]
@@ -202,15 +236,18 @@ def extract(
     orders = [work.order(n) for n in range(len(work.batches))]
     sizes = [sum(work.lengths(n)) for n in range(len(work.batches))]
     with writer.collecting() as finished:
+        # What is resumed goes on with the kernels it began with: others would differ in the last bits.
+        used: Kernels = writer.remember("kernels", lambda: choose_kernels(lm, work, kernels))
         done = sum(sizes[number] for number, _ in finished)
-        for number, layer, features, resid in compute(lm, saes, work, finished, errors=errors, spill=writer.spill):
+        units = compute(lm, saes, work, finished, errors=errors, spill=writer.spill, kernels=used)
+        for number, layer, features, resid in units:
             writer.put(number, layer, features, resid)
             done += sizes[number]
             if progress:
                 progress(done, sum(sizes) * len(saes))
         text = TokenText(lm.tokenizer)
         tokens = [[(token, text(token)) for token in row] for row in work.rows]
-        return writer.publish(sets, tokens, orders, _record(lm, saes, command))
+        return writer.publish(sets, tokens, orders, _record(lm, saes, command, used))
 
 
 def job(lm: LM, saes: Sequence[Sae], sets: Sequence[PromptSet], batch_tokens: int, *, errors: bool = False) -> Job:
@@ -227,7 +264,7 @@ def job(lm: LM, saes: Sequence[Sae], sets: Sequence[PromptSet], batch_tokens: in
     )
 
 
-def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None) -> dict[str, Any]:
+def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels) -> dict[str, Any]:
     return {
         "command": command or {"verb": "extract", "options": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},
@@ -236,4 +273,5 @@ def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None) -> d
         "numpy": np.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "kernels": dict(kernels),
     }

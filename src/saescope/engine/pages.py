@@ -30,17 +30,29 @@ def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
     found = []
     files = _file_mappings()
     for tensor in tensors:
-        start = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        end = (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
+        start, end = _whole_pages(tensor)
         if tensor.device.type == "cpu" and end > start and any(a <= start and end <= b for a, b in files):
             found.append(Pages(start, end - start))
     return found
+
+
+def within(pages: Sequence[Pages], tensor: Tensor) -> list[Pages]:
+    """The part of these pages that lies wholly in one tensor, as a slice of a larger one."""
+    if not pages:
+        return []
+    first, last = _whole_pages(tensor)
+    spans = [(max(start, first), min(start + length, last)) for start, length in pages]
+    return [Pages(start, end - start) for start, end in spans if end > start]
 
 
 def give_back(pages: Sequence[Pages]) -> None:
     """Drop pages from this process; a system that will not is left alone."""
     for start, length in pages:
         _madvise(start, length, _DONTNEED)
+
+
+def _whole_pages(tensor: Tensor) -> tuple[int, int]:
+    return -(-tensor.data_ptr() // _PAGE) * _PAGE, (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
 
 
 def _file_mappings() -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saescope.engine.pages import Pages, give_back
+from saescope.engine.topk import largest_products
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
@@ -87,17 +88,19 @@ class Sae:
         """Block by block of the residuals what fires, in rows as long as the block's longest, and the border."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
-        for rows in _blocks(len(resid), 4 * self.spec.d_sae):
-            z = self.pre_acts(resid[rows])
-            yield self._k_largest(z) if self.spec.activation == "topk" else self._over_threshold(z)
+        if self.spec.activation == "topk":  # of one length, so one block
+            yield self._k_largest(resid.to(self.W_enc.device, torch.float32))
+        else:
+            for rows in _blocks(len(resid), 4 * self.spec.d_sae):
+                yield self._over_threshold(self.pre_acts(resid[rows]))
         give_back(self.mapped)
 
-    def _k_largest(self, z: Float[Tensor, "rows d_sae"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
+    def _k_largest(self, resid: Float[Tensor, "rows d_model"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
         k = self.spec.k or 0
-        top = torch.topk(z, min(k + 1, self.spec.d_sae), dim=-1, sorted=True)
+        top = largest_products(resid, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped)
         self._refuse_infinite(top.values[:, :k])
-        border = top.values[:, k] if k < self.spec.d_sae else z.new_full((len(z),), torch.nan)
-        return SparseActs(top.values[:, :k].relu(), top.indices[:, :k]), border
+        border = top.values[:, k] if k < self.spec.d_sae else top.values.new_full((len(resid),), torch.nan)
+        return SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), border
 
     def _over_threshold(self, z: Float[Tensor, "rows d_sae"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
         """By sorting only what fires: a top-k as wide as the longest row would sort nearly everything."""

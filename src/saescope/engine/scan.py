@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 
-from saescope.engine.extract import BATCH_TOKENS, compute, plan
+from saescope.engine.extract import BATCH_TOKENS, choose_kernels, compute, plan
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
@@ -95,7 +95,8 @@ def scan(
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))
     order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
-    parts = {(number, layer): features for number, layer, features, _ in compute(lm, saes, work)}
+    found = compute(lm, saes, work, kernels=choose_kernels(lm, work))
+    parts = {(number, layer): features for number, layer, features, _ in found}
     numbers = range(len(work.batches))
     back = np.argsort(order)
     layers = {

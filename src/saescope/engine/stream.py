@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saescope.engine.lm import LM
+from saescope.engine.product import NATIVE, Products
 from saescope.engine.tokens import Tokens
 from saescope.errors import SourceError
 
@@ -68,13 +69,18 @@ def _standing_in(lm: LM) -> Iterator[_Turn]:
 
 
 def streamed(
-    lm: LM, layers: Sequence[int], batches: Sequence[Tokens], folder: Path | None = None
+    lm: LM,
+    layers: Sequence[int],
+    batches: Sequence[Tokens],
+    folder: Path | None = None,
+    products: Products | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(layer, batch, residual) for every wanted layer and batch, layer by layer; residuals are (batch, pos, d_model).
 
-    Residuals of all batches are kept between blocks: in memory, or in files of `folder`. Raises SourceError where the
-    architecture does something between its blocks.
+    Residuals of all batches are kept between blocks: in memory, or in files of `folder`. Linear layers are computed by
+    `products`. Raises SourceError where the architecture does something between its blocks.
     """
+    products = products or Products(NATIVE)
     with torch.inference_mode(), _standing_in(lm) as turn:
         _refuse_detours(lm, batches[0])
         kept = _Kept(folder)
@@ -83,7 +89,8 @@ def streamed(
             with lm.turn(layer, turn.blocks[layer]):
                 for number, tokens in enumerate(batches):
                     turn.resid = kept.get(number)
-                    output = _run(lm, tokens)
+                    with products:
+                        output = _run(lm, tokens)
                     kept.put(number, output)
                     if layer in layers:
                         yield layer, number, output

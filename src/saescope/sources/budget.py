@@ -19,7 +19,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 PROGRAM = 500 * 10**6
 LIBRARIES = 175 * 10**6
 # What encoding a batch holds of (tokens × d_sae) at once.
-ENCODE_BLOCK = 128 * 2**20
+ENCODE_BLOCK = 64 * 2**20
 # A lookup in the embedding maps this much around the row where the file is cached.
 _AROUND_A_ROW = 64 * 2**10
 

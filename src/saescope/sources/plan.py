@@ -34,7 +34,7 @@ class Asked:
     k: int | None = None
     dtype: str = "auto"
     device: str = "cpu"
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     offline: bool = False
     budget: int | None = None
     tokens: int | None = None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -78,6 +78,16 @@ class RunWriter:
         folder = self._partial / "spill"
         folder.mkdir(exist_ok=True)
         return folder
+
+    def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> Any:
+        """What `make` gave when this job was begun, which may have been in an earlier attempt; as JSON keeps it."""
+        path = self._partial / f"{name}.json"
+        with self._disk():
+            if not path.is_file():
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(make()))
+                temporary.replace(path)
+            return json.loads(path.read_text())
 
     def put(self, number: int, layer: int, features: LayerFeatures, resid: PromptResids) -> None:
         """Keep one layer of one finished batch."""

@@ -87,6 +87,7 @@ def _again(old: Run, out: Path, *, offline: bool) -> Run:
             errors=job["errors"],
             command=old.manifest["command"],
             progress=advance,
+            kernels=old.manifest.get("kernels", {}),
         )
 
 

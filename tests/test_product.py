@@ -1,0 +1,134 @@
+"""Whichever kernel multiplies, results are the same up to the order of sums; other threads notice nothing."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import tiny
+from saescope.engine import extract as extract_module
+from saescope.engine import product, speed
+from saescope.engine.extract import choose_kernels, extract, plan
+from saescope.engine.lm import load_lm
+from saescope.engine.load import load_sae
+from saescope.engine.product import LEAST_ROWS, Kernel, Products, available
+from saescope.sources.prompts import texts
+from saescope.store.writer import RunWriter
+
+# Beginnings differ, so that nothing is computed as a shared prefix, which streamed models do not have.
+LONG = [f"{n}{text} {text}" for n in range(6) for text in tiny.TEXTS]
+
+
+def rounding(x: Tensor, weight: Tensor) -> Tensor:
+    """How far two orders of a float32 sum may be apart: its length times float32's step, of the terms' sizes."""
+    return x.shape[-1] * 2**-24 * (x.float().abs() @ weight.float().abs().T)
+
+
+@pytest.mark.parametrize("kernel", available(torch.bfloat16))
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(LEAST_ROWS, 300, 5000), (3, 70, 33, 64), (0, 8, 8)])
+def test_bfloat16_differs_by_the_order_of_sums(kernel: Kernel, bias: bool, shape: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(0)
+    *rows, d_in, d_out = shape
+    layer = nn.Linear(d_in, d_out, bias=bias).bfloat16().requires_grad_(False)
+    x = torch.randn(*rows, d_in, generator=random).bfloat16()
+    with Products({"bfloat16": kernel}):
+        found = layer(x)
+    exact = functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert found.shape == exact.shape
+    assert found.dtype == torch.bfloat16
+    # Rounded once: half of bfloat16's step, and what the order of the sum may change.
+    allowed = exact.abs() * 2**-8 + 2 * rounding(x, layer.weight) + 1e-6
+    assert ((found.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("kernel", available(torch.float32))
+def test_float32_differs_by_the_order_of_sums(kernel: Kernel) -> None:
+    x, weight, bias = torch.randn(200, 300), torch.randn(70, 300), torch.randn(70)
+    with Products({"float32": kernel}):
+        found = functional.linear(x, weight, bias)
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    assert ((found.double() - exact).abs() <= rounding(x, weight) + 1e-6).all()
+
+
+def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+
+    def counted(x: Tensor, *rest: object) -> Tensor:
+        called.append(len(x))
+        return original(x, *rest)  # type: ignore[arg-type]
+
+    original = product.product
+    monkeypatch.setattr(product, "product", counted)
+    weight = torch.randn(8, 8).bfloat16()
+    many = torch.randn(LEAST_ROWS, 8).bfloat16()
+    with Products({"bfloat16": "blas"}):
+        few = functional.linear(many[:-1], weight)
+        functional.linear(many.float(), weight.float())
+        other = threading.Thread(target=functional.linear, args=(many, weight))
+        other.start()
+        other.join()
+        assert called == []
+        functional.linear(many, weight)
+    functional.linear(many, weight)
+    assert called == [LEAST_ROWS]
+    assert torch.equal(few, functional.linear(many[:-1], weight))
+
+
+def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    work = plan(lm, texts(tiny.TEXTS)[0].prompts)
+    assert choose_kernels(lm, work) == {"float32": "native"}
+    monkeypatch.setattr(extract_module, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(speed, "_rates", lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3})
+    assert choose_kernels(lm, work) == {"float32": "onednn"}
+    assert choose_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
+    assert choose_kernels(lm, work, {"float32": "blas"}) == {"float32": "onednn"}  # float32 has no such kernel
+
+
+@pytest.mark.parametrize("kernel", available(torch.bfloat16))
+def test_streamed_equals_cut_with_every_kernel(kernel: Kernel, tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)
+    saes = [load_sae(tiny.save_sae(tmp_path / "sae"), layer) for layer in (0, 2)]
+    kernels: product.Kernels = {"bfloat16": kernel, "float32": "native"}
+    runs = [
+        extract(load_lm(model, [2], streamed=streamed), saes, texts(LONG), tmp_path / str(streamed), kernels=kernels)
+        for streamed in (False, True)
+    ]
+    assert runs[0].manifest["kernels"] == kernels
+    assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
+
+
+def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model", dtype=torch.bfloat16), [0, 1])
+    saes = [load_sae(tiny.save_sae(tmp_path / "sae"), layer) for layer in (0, 1)]
+
+    def stop(done: int, total: int) -> None:
+        if done < total:
+            raise KeyboardInterrupt
+
+    begun: product.Kernels = {"bfloat16": "blas", "float32": "native"}
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, saes, texts(LONG), tmp_path / "run", kernels=begun, progress=stop)
+    run = extract(lm, saes, texts(LONG), tmp_path / "run")
+    assert run.manifest["kernels"] == begun
+
+
+def test_what_is_remembered_is_made_once(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [0])
+    saes = [load_sae(tiny.save_sae(tmp_path / "sae"), 0)]
+    writer = RunWriter(tmp_path / "run", extract_module.job(lm, saes, texts(LONG), 10))
+    with writer.collecting():
+        assert writer.remember("kernels", lambda: {"a": "b"}) == {"a": "b"}
+        assert writer.remember("kernels", lambda: {"a": "c"}) == {"a": "b"}
+
+
+def test_rates_are_measured_for_every_kernel() -> None:
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        rates = speed._rates(name, torch.get_num_threads())
+        assert tuple(rates) == available(dtype)
+        assert min(rates.values()) > 1e6
+        assert speed.matmul_rate(name, "cpu") == max(rates.values())
