@@ -30,6 +30,8 @@ from benchmarks.tasks import (
 )
 from benchmarks.workloads import WORKLOADS
 
+_METHOD = "every-write"  # which touches the most weights
+
 Render = Callable[[Results, "Subject", Place], str]
 
 
@@ -79,7 +81,8 @@ def _startup() -> Subject:
 def _bake() -> Subject:
     tasks = (
         Task("copy", "copying the model's files", 15, copy),
-        Task("bake", "`saescope bake`, one feature projected out", 120, partial(bake, "orthogonalise")),
+        Task("write", "`saescope bake --no-measure`", 40, partial(bake, _METHOD, measured=False)),
+        Task("bake", "`saescope bake`, measured against its hook", 240, partial(bake, _METHOD, measured=True)),
     )
     return Subject("bake", tasks, tables.baking, devices=("cpu",))
 
@@ -96,7 +99,7 @@ def _large() -> Subject:
 
 def _probes() -> Sequence[Subject]:
     """What one process measures in turn by itself."""
-    shared = in_process("prefix", "a shared prefix", 300, of_model=True)
+    shared = in_process("prefix", "a shared prefix", 780, of_model=True)
     encoding = in_process("encode", "encoding", 60, of_model=False)
     steering = in_process("steered", "steering", 240, of_model=True, turns=2)
     return (

@@ -185,14 +185,15 @@ def copy(place: Place) -> Figures:
     return {"wall_s": seconds, "bytes": size}
 
 
-def bake(method: str, place: Place) -> Figures:
-    """`saescope bake` of one projected feature, until what it wrote is on the disk."""
+def bake(method: str, place: Place, *, measured: bool) -> Figures:
+    """`saescope bake` of one projected feature, until it is on the disk; `measured` against its hook or not."""
     prepare((place.made.model, place.made.sae), cold=False)
     with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
         edits, out = Path(folder) / "edits.toml", Path(folder) / "baked"
         edits.write_text(f'[[edit]]\nfeature = "{place.layer}/0"\nop = "project"\n')
         files = ["--model", str(place.made.model), "--sae", str(place.made.sae), "--edits", str(edits)]
-        figures = watched([*saescope(), "bake", *files, "--out", str(out), "--method", method])
+        options = ["--out", str(out), "--method", method, *([] if measured else ["--no-measure"])]
+        figures = watched([*saescope(), "bake", *files, *options])
         start = time.perf_counter()
         for file in out.iterdir():
             evict(file)

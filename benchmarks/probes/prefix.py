@@ -24,7 +24,8 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, device: str) -> 
     lm = ss.load_lm(model, [layer], device="cuda" if device == "cuda" else "cpu")
     sae = ss.load_sae(sae_folder, layer, decoder=False, device=device)
     known = words(lm.vocab_size)
-    texts = ss.texts(["".join(known[:PREFIX] + known[PREFIX + SUFFIX * p :][:SUFFIX]) for p in range(PROMPTS)])
+    prompts = ["".join(known[:PREFIX] + known[PREFIX + SUFFIX * p :][:SUFFIX]) for p in range(PROMPTS)]
+    texts, few = ss.texts(prompts), ss.texts(prompts[:2])
     apart = replace(lm, shares=False)
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -36,7 +37,8 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, device: str) -> 
         def every() -> None:
             runs["every"] = ss.extract(apart, [sae], texts, next(names))
 
-        seconds = in_turn({"once": once, "every": every}, times)
+        ss.extract(lm, [sae], few, next(names))  # warms the caches up
+        seconds = in_turn({"once": once, "every": every}, times, warm=True)
         found = agreement(runs["every"], runs["once"]).layers[layer]
         tokens = len(runs["every"].token_id)
     figures = {name: [tokens / taken for taken in of_way] for name, of_way in seconds.items()}
