@@ -1,6 +1,7 @@
 """Random weights of a true architecture, and a Qwen-Scope-shaped SAE, on disk: `python -m benchmarks.make_model`.
 
 Tensors are drawn and written one after the other, in pieces, so that a model of any size is made in little memory.
+Decoders can be left as holes: extraction never reads them, and all layers of a large SAE then fit a disk.
 """
 
 import argparse
@@ -8,12 +9,15 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import torch
 
+from benchmarks.processes import Failed
 from benchmarks.shapes import SHAPES, Shape, Tensor
+from benchmarks.sparse import sparse_file
 from benchmarks.words import save_tokenizer
 
 MAX_LENGTH = 32_768
@@ -22,31 +26,46 @@ _SHARD_BYTES = 2 * 10**9
 _PIECE_VALUES = 2**24
 
 
-def make(shape: Shape, folder: Path, layer: int, seed: int = 0) -> tuple[Path, Path]:
-    """Make what is missing of FOLDER/model and of FOLDER/SAE-…/layer{layer}.sae.pt, and return model and SAE folder."""
-    model, sae = folder / "model", folder / shape.sae_folder
-    file = sae / f"layer{layer}.sae.pt"
+@dataclass(frozen=True)
+class Made:
+    """What a bench computes with, on disk: a model's folder and an SAE's."""
+
+    model: Path
+    sae: Path
+
+
+def make(shape: Shape, folder: Path, layers: Sequence[int], *, decoders: bool = True, seed: int = 0) -> Made:
+    """Make what is missing of the model and of these layers' SAEs, `decoders` or holes of their size."""
+    made = where(shape, folder, decoders=decoders)
+    files = [made.sae / f"layer{layer}.sae.pt" for layer in layers]
+    missing = [file for file in files if not file.is_file()]
     recipe = {"shape": shape.name, "layers": shape.layers, "seed": seed}
-    have_model = (model / MADE).is_file() and json.loads((model / MADE).read_text()) == recipe
-    folder.mkdir(parents=True, exist_ok=True)
-    check_room(folder, (0 if have_model else shape.model_bytes) + (0 if file.is_file() else shape.sae_bytes))
+    have_model = (made.model / MADE).is_file() and json.loads((made.model / MADE).read_text()) == recipe
+    made.sae.mkdir(parents=True, exist_ok=True)
+    sae_bytes = shape.sae_bytes if decoders else shape.sae_bytes - 4 * shape.d_sae * shape.d_model
+    check_room(folder, (0 if have_model else shape.model_bytes) + len(missing) * sae_bytes)
     if not have_model:
-        shutil.rmtree(model, ignore_errors=True)
-        model.mkdir()
-        _save_config(shape, model)
-        save_tokenizer(model, shape.vocab, MAX_LENGTH)
-        _save_weights(shape, model, seed)
-        (model / MADE).write_text(json.dumps(recipe))
-    if not file.is_file():
-        _save_sae(shape, file, layer, seed)
-    return model, sae
+        shutil.rmtree(made.model, ignore_errors=True)
+        made.model.mkdir()
+        _save_config(shape, made.model)
+        save_tokenizer(made.model, shape.vocab, MAX_LENGTH)
+        _save_weights(shape, made.model, seed)
+        (made.model / MADE).write_text(json.dumps(recipe))
+    for file in missing:
+        _save_sae(shape, file, seed, decoder=decoders)
+    return made
+
+
+def where(shape: Shape, folder: Path, *, decoders: bool = True) -> Made:
+    """Where model and SAE of a shape are, or will be."""
+    return Made(folder / "model", folder / ("" if decoders else "encoders") / shape.sae_folder)
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Exits unless the disk has room for this many bytes and a tenth more."""
+    """Raises Failed unless the disk has room for this many bytes and a twentieth more."""
     free = shutil.disk_usage(folder).free
-    if free < 1.1 * needed:
-        raise SystemExit(f"{folder} has {free / 1e9:.1f} GB free, {1.1 * needed / 1e9:.1f} GB are needed")
+    if free < 1.05 * needed:
+        raise Failed(f"{folder} has {free / 1e9:.1f} GB free, {1.05 * needed / 1e9:.1f} GB are needed")
 
 
 def _save_config(shape: Shape, folder: Path) -> None:
@@ -116,19 +135,20 @@ def _values(tensor: Tensor, seed: int) -> Iterator[torch.Tensor]:
         yield piece.bfloat16()
 
 
-def _save_sae(shape: Shape, file: Path, layer: int, seed: int) -> None:
+def _save_sae(shape: Shape, file: Path, seed: int, *, decoder: bool) -> None:
     """Four fp32 tensors in Qwen-Scope's names and orientation, drawn for this layer."""
     generator = _generator(file.name, seed)
     tensors = {
         "W_enc": torch.randn(shape.d_sae, shape.d_model, generator=generator).mul_(shape.d_model**-0.5),
         "b_enc": torch.randn(shape.d_sae, generator=generator).mul_(0.1),
-        "W_dec": torch.nn.functional.normalize(torch.randn(shape.d_model, shape.d_sae, generator=generator), dim=0),
+        "W_dec": torch.zeros(shape.d_model, shape.d_sae),
         "b_dec": torch.randn(shape.d_model, generator=generator).mul_(0.1),
     }
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    torch.save(tensors, temporary)
-    temporary.replace(file)
+    if decoder:
+        columns = torch.randn(shape.d_model, shape.d_sae, generator=generator)
+        tensors["W_dec"] = torch.nn.functional.normalize(columns, dim=0)
+    with sparse_file(file) as out:
+        torch.save(tensors, cast(BinaryIO, out))
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
@@ -141,23 +161,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_model", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-1.7b")
     parser.add_argument("--out", type=Path, required=True, help="folder for model/ and SAE-Res-…/")
-    parser.add_argument("--layer", type=int, help="layer of the SAE; the one below the middle when left out")
+    parser.add_argument("--layers", help="layers of the SAE, as 0,17 or all; the one below the middle when left out")
+    parser.add_argument("--no-decoders", action="store_true", help="leave W_dec a hole of zeros that takes no disk")
     parser.add_argument("--only-layers", type=int, metavar="N", help="a model of only its first N layers")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shape = SHAPES[args.shape]
-    layer = middle(shape) if args.layer is None else args.layer
     if args.only_layers is not None:
         shape = shape.cut(args.only_layers)
-    if not 0 <= layer < shape.layers:
-        parser.error(f"layer {layer} is not one of 0-{shape.layers - 1}")
-    for path in make(shape, args.out, layer, args.seed):
-        print(path)
+    try:
+        made = make(shape, args.out, _layers(args.layers, shape), decoders=not args.no_decoders, seed=args.seed)
+    except Failed as error:
+        raise SystemExit(str(error)) from error
+    print(made.model, made.sae, sep="\n")
 
 
-def middle(shape: Shape) -> int:
-    """The layer measured when none is named: 13 of 28, 17 of 36."""
-    return shape.layers // 2 - 1
+def _layers(text: str | None, shape: Shape) -> Sequence[int]:
+    if text == "all":
+        return range(shape.layers)
+    layers = [shape.middle] if text is None else [int(part) for part in text.split(",")]
+    if not all(0 <= layer < shape.layers for layer in layers):
+        raise SystemExit(f"--layers {text}: the model has layers 0-{shape.layers - 1}")
+    return layers
 
 
 if __name__ == "__main__":

@@ -27,25 +27,34 @@ class Others:
         return max(0.0, others / (time.monotonic() - self._time) / (os.cpu_count() or 1))
 
 
-def undisturbed(run: Callable[[], T]) -> T:
-    """What `run` returns once it ran with the machine to itself; exits after many vain tries."""
-    for _ in range(_TRIES):
-        _wait()
+def undisturbed(run: Callable[[], T], *, busy: bool = False) -> tuple[T, float]:
+    """What `run` returns once it ran with the machine to itself, and the share of the cores that others used.
+
+    With `busy` the first try counts. Exits after many vain ones.
+    """
+    for _ in range(1 if busy else _TRIES):
+        if not busy:
+            _wait()
         others = Others()
         result = run()
-        if (share := others.share()) < _LIMIT:
-            return result
+        share = others.share()
+        if busy or share < _LIMIT:
+            return result, share
         print(f"not counted: others used {share:.0%} of the cores meanwhile", file=sys.stderr, flush=True)
     raise SystemExit("the machine is too busy to measure anything")
 
 
 def _wait() -> None:
     """Return once others have left the machine alone for three seconds."""
+    told = False
     while True:
         others = Others()
         time.sleep(_SAMPLE_SECONDS)
-        if others.share() < _LIMIT:
+        if (share := others.share()) < _LIMIT:
             return
+        if not told:
+            print(f"waiting: others use {share:.0%} of the cores", file=sys.stderr, flush=True)
+            told = True
 
 
 def _busy() -> float:

@@ -1,95 +1,71 @@
-"""Results as Markdown tables, and their place in benchmarks/README.md."""
+"""Tables in their places in benchmarks/README.md, each under a line that says how it was measured."""
 
 import os
 import platform
 import re
-import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from statistics import median
+from typing import TYPE_CHECKING
 
-from benchmarks.workloads import Workload
+from benchmarks.environments import pins
+from benchmarks.results import Record, Results, processor
+
+if TYPE_CHECKING:
+    from benchmarks.subjects import Subject
+    from benchmarks.tasks import Place
 
 README = Path(__file__).parent / "README.md"
-TITLES = {
-    "article_loop": "the article's loop",
-    "transformers_cut": "transformers, cut",
-    "saescope_run": "saescope",
-    "saescope_streamed": "saescope, streamed",
-    "transformers_float32": "transformers, cut, float32",
-    "saescope_float32": "saescope, float32",
-}
 
 
-@dataclass(frozen=True)
-class Result:
-    """One process's figures: seconds and bytes."""
-
-    load_s: float
-    compute_s: float
-    wall_s: float
-    tokens: int
-    peak_rss: int
-    peak_anonymous: int
-    peak_file: int
-    ru_maxrss: int
+def rendered(subject: "Subject", results: Results, place: "Place") -> str:
+    """A subject's table from its results, whatever there are."""
+    return f"{_caption(subject, results, place)}\n\n{subject.render(results, subject, place)}\n"
 
 
-_ROWS: dict[str, tuple[Callable[[Result], float], str]] = {
-    "tokens/s after loading": (lambda r: r.tokens / r.compute_s, ".0f"),
-    "loading, imports included, s": (lambda r: r.load_s, ".1f"),
-    "whole process, s": (lambda r: r.wall_s, ".1f"),
-    "peak memory, MB": (lambda r: r.peak_rss / 1e6, ",.0f"),
-    "peak memory not backed by files, MB": (lambda r: r.peak_anonymous / 1e6, ",.0f"),
-}
-
-
-def report(workload: Workload, results: Mapping[str, Sequence[Result]], shared: Mapping[str, float]) -> str:
-    """A workload's table: medians, and the least and most where they differ as shown."""
-    tokens = next(iter(results.values()))[0].tokens
-    lines = [f"| {workload.title}, {tokens:,} tokens | " + " | ".join(TITLES[way] for way in results) + " |"]
-    lines.append("|---" * (len(results) + 1) + "|")
-    for title, (figure, style) in _ROWS.items():
-        cells = [_cell([figure(result) for result in of_way], style) for of_way in results.values()]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines.append("| top 50 shared with the cut | " + " | ".join(f"{shared[way]:.1%}" for way in results) + " |")
-    return "\n".join(lines)
-
-
-def _cell(values: Sequence[float], style: str) -> str:
-    least, middle, most = (format(v, style) for v in (min(values), median(values), max(values)))
-    return middle if least == most else f"{middle} ({least}–{most})"
-
-
-def write_readme(key: str, title: str, times: int, text: str) -> None:
-    """Print the tables, and put them between the shape's two markers in README.md if it has them."""
-    body = f"{_header(title, times)}\n\n{text}\n"
-    print(body)
+def write(key: str, text: str, readme: Path = README) -> bool:
+    """Put a text between the two markers of a key; False if there are none."""
     begin, end = f"<!-- {key} -->", f"<!-- /{key} -->"
-    readme = README.read_text(encoding="utf-8")
-    if begin in readme:
-        pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-        README.write_text(pattern.sub(lambda _: f"{begin}\n{body}{end}", readme), encoding="utf-8")
+    before = readme.read_text(encoding="utf-8")
+    if begin not in before or end not in before:
+        return False
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    readme.write_text(pattern.sub(lambda _: f"{begin}\n{text}{end}", before), encoding="utf-8")
+    return True
 
 
-def _header(title: str, times: int) -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "saescope"))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    machine = f"{_processor()}, {os.cpu_count()} cores, {memory / 2**30:.0f} GiB, no GPU used"
-    command = shlex.join(["scripts/bench", *sys.argv[1:]])
-    return (
-        f"{title}, bfloat16 unless a way is called otherwise. `{command}`, "
-        f"{datetime.now(UTC):%Y-%m-%d}; medians of {times} runs in turn, "
-        f"in brackets the least and the most.\n{machine}; Python {platform.python_version()}, "
-        f"{versions}."
-    )
+def _caption(subject: "Subject", results: Results, place: "Place") -> str:
+    records = [record for task in subject.tasks for record in results.of(subject.name, task.name)]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [f"{place.shape.name}'s shape, layer {place.layer}"] if subject.of_model else []
+    parts.append(f"medians of {_count(subject, results)}, in turn, in brackets the least and the most")
+    days = sorted({record.time.split()[0] for record in records})
+    parts += [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else []
+    parts.append(f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{_gpu(records)}")
+    parts.append(f"Python {platform.python_version()}, {_versions(subject)}")
+    if records:
+        parts.append(f"others used at most {max(record.others for record in records):.0%} of the cores meanwhile")
+    return "; ".join(parts) + "."
 
 
-def _processor() -> str:
-    text = Path("/proc/cpuinfo").read_text()
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1] if match else platform.processor()
+def _count(subject: "Subject", results: Results) -> str:
+    """How often each task was measured, in its processes or within one."""
+    counts = set()
+    for task in subject.tasks:
+        of_task = results.of(subject.name, task.name)
+        repeated = [int(r.figures["repeated"]) for r in of_task if "repeated" in r.figures]
+        counts |= {sum(repeated)} if repeated else {len(of_task)}
+    counts -= {0}
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "0"
+
+
+def _versions(subject: "Subject") -> str:
+    """Of what all ways stand on, and of the peers among them."""
+    names = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+    for environment in sorted({task.environment for task in subject.tasks} - {""}):
+        names += pins(environment)
+    return ", ".join(names)
+
+
+def _gpu(records: list[Record]) -> str:
+    names = {str(record.figures["gpu"]) for record in records if "gpu" in record.figures}
+    return "".join(f", {name}" for name in sorted(names))

@@ -1,136 +1,249 @@
-"""Run every way on every workload in turn, compare what they computed, and write the table: `scripts/bench`."""
+"""Measure saescope beside what else does the same work, in turn, and write the tables: `scripts/bench`.
+
+Every process's figures are kept as soon as it ends: the same command goes on where an interrupted one stopped.
+"""
 
 import argparse
-import json
-import os
-import subprocess
+import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from benchmarks.make_model import make, middle
+from benchmarks.goals import goals_table
+from benchmarks.make_model import make, where
+from benchmarks.processes import ROOT, Failed
 from benchmarks.quiet import undisturbed
-from benchmarks.report import Result, report, write_readme
-from benchmarks.shapes import SHAPES, Shape
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.report import rendered, write
+from benchmarks.results import Record, Results, setting
+from benchmarks.shapes import SHAPES
+from benchmarks.subjects import SUBJECTS, Subject
+from benchmarks.tasks import Place, Task
 
-ROOT = Path(__file__).parent.parent
-WAYS = ("article_loop", "transformers_cut", "saescope_run")
-FURTHER = ("saescope_streamed", "transformers_float32", "saescope_float32")
-REFERENCE = "transformers_cut"
-_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+UNFINISHED = 75  # as sysexits.h calls a failure that another try mends
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: a shape's files at a layer, and where processes leave their outputs."""
+    """What was asked for; no process is begun after `deadline` of time.monotonic."""
 
-    shape: Shape
-    layer: int
-    model: Path
-    sae: Path
-    scratch: Path
-    cold: bool
+    subjects: tuple[Subject, ...]
+    shape: str | None
+    layer: int | None
+    device: str
+    folder: Path
+    times: int
+    deadline: float
+    busy: bool
+    keep: bool
 
-    def run(self, way: str, workload: Workload) -> Result:
-        """One process of one way; exits with what it printed if it fails."""
-        prompts, out = self.scratch / f"{workload.name}.json", self.scratch / f"{workload.name}-{way}.npy"
-        prompts.write_text(json.dumps(workload.texts(self.shape.vocab)))
-        command = [sys.executable, "-m", f"benchmarks.ways.{way}", "--model", str(self.model), "--sae", str(self.sae)]
-        command += ["--layer", str(self.layer), "--prompts", str(prompts), "--out", str(out)]
-        for file in (*self.model.iterdir(), *self.sae.iterdir()):
-            evict(file) if self.cold else warm(file)
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **_QUIET})
-        wall = time.perf_counter() - start
-        if done.returncode:
-            raise SystemExit(f"{way} failed:\n{done.stderr}")
-        return Result(wall_s=wall, **json.loads(done.stdout.splitlines()[-1]))
+    def place(self, subject: Subject) -> Place:
+        """Where a subject is measured; its files may not be made yet."""
+        shape = SHAPES[self.shape or subject.shape]
+        folder = self.folder / (self.shape or subject.shape)
+        layer = shape.middle if self.layer is None else self.layer
+        made = where(shape, folder, decoders=not subject.all_layers)
+        return Place(shape, layer, self.device, made, self.folder / "peers", self.folder / "results", self.times)
 
-    def ids(self, way: str, workload: Workload) -> npt.NDArray[np.int32]:
-        """What the way's last process computed: (tokens, k) feature ids."""
-        ids: npt.NDArray[np.int32] = np.load(self.scratch / f"{workload.name}-{way}.npy")
-        return ids
+    def results(self, subject: Subject) -> Results:
+        """What was measured on this shape and device before."""
+        return Results(self.folder / "results" / f"{self.shape or subject.shape}-{self.device}.jsonl", setting())
 
-
-def warm(file: Path) -> None:
-    """Read a file, so that it is in the page cache."""
-    with file.open("rb") as opened:
-        while opened.read(2**24):
-            pass
+    def written(self, subject: Subject) -> bool:
+        """Whether the table belongs into README.md: that of the shape it is meant for."""
+        return self.shape in (None, subject.shape) and self.layer is None
 
 
-def evict(file: Path) -> None:
-    """Drop a file from the page cache."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+class OutOfTime(Exception):
+    """The minutes that were given are over."""
 
 
-def measure(bench: Bench, ways: Sequence[str], workload: Workload, times: int) -> dict[str, list[Result]]:
-    """Every way `times` times, in turn, so that a slow minute of the machine meets all of them."""
-    results: dict[str, list[Result]] = {way: [] for way in ways}
-    for turn in range(times):
-        for way in ways:
-            result = undisturbed(partial(bench.run, way, workload))
-            results[way].append(result)
-            print(f"{workload.name} {turn + 1}/{times} {way}: {result}", file=sys.stderr, flush=True)
+def measure(bench: Bench, subject: Subject) -> Results:
+    """Every task as often as asked, in turn, so that a slow minute of the machine meets all of them."""
+    place, results = bench.place(subject), bench.results(subject)
+    if not missing(subject, place, results):
+        return results
+    _make(bench, subject, place)
+    turns, failed = subject.turns or bench.times, set()
+    for turn in range(turns):
+        for task in subject.tasks:
+            if task.name in failed or _done(subject, task, place, results) > turn:
+                continue
+            if time.monotonic() > bench.deadline:
+                raise OutOfTime
+            record = _measured(bench, subject, task, place, results.setting)
+            results.add(record)
+            failed |= {task.name} if record.error else set()
+            said = record.error or ", ".join(f"{k} {v:,.1f}" for k, v in record.figures.items() if _tells(k, v))
+            print(f"{subject.name} {turn + 1}/{turns} {task.name}: {said}", file=sys.stderr, flush=True)
     return results
 
 
-def agreement(bench: Bench, ways: Sequence[str], workload: Workload) -> dict[str, float]:
-    """The share of each token's features that a way has in common with the reference; exits where rows differ."""
-    chosen = next((way for way in ways if way.startswith("transformers")), REFERENCE)
-    reference = np.sort(bench.ids(chosen, workload), axis=1)
-    shares = {}
-    for way in ways:
-        ids = bench.ids(way, workload)
-        if ids.shape != reference.shape:
-            raise SystemExit(f"{way} computed {ids.shape}, {chosen} {reference.shape}")
-        shares[way] = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids, reference, strict=True)]))
-    return {way: shared / reference.shape[1] for way, shared in shares.items()}
+def _measured(bench: Bench, subject: Subject, task: Task, place: Place, kept_for: str) -> Record:
+    try:
+        figures, others = undisturbed(partial(task.run, place), busy=bench.busy)
+        return Record(subject.name, task.name, kept_for, figures, others=others)
+    except Failed as error:
+        return Record(subject.name, task.name, kept_for, error=str(error))
 
 
-def tables(bench: Bench, ways: Sequence[str], names: Sequence[str], times: int) -> Iterator[str]:
-    """One table a workload, as Markdown."""
-    for name in names:
-        workload = WORKLOADS[name]
-        results = measure(bench, ways, workload, times)
-        yield report(workload, results, agreement(bench, ways, workload))
+def _tells(name: str, value: object) -> bool:
+    return isinstance(value, (int, float)) and name in ("wall_s", "tokens_per_s", "peak_anonymous")
 
 
-def main() -> None:
+def _done(subject: Subject, task: Task, place: Place, results: Results) -> int:
+    """How often a task was measured; processes that repeated it less often than is asked do not count."""
+    records = results.of(subject.name, task.name)
+    return sum(record.figures.get("repeated", place.times) >= place.times for record in records)
+
+
+def missing(subject: Subject, place: Place, results: Results) -> float:
+    """Seconds that what is not measured yet will take, about."""
+    turns = subject.turns or place.times
+    return sum(task.seconds * max(0, turns - _done(subject, task, place, results)) for task in subject.tasks)
+
+
+def _make(bench: Bench, subject: Subject, place: Place) -> None:
+    if not subject.of_model:
+        place.scratch.mkdir(parents=True, exist_ok=True)
+        return
+    layers = range(place.shape.layers) if subject.all_layers else [place.layer]
+    folder = bench.folder / (bench.shape or subject.shape)
+    make(place.shape, folder, layers, decoders=not subject.all_layers)
+    place.scratch.mkdir(parents=True, exist_ok=True)
+
+
+def _clear(bench: Bench, subject: Subject) -> None:
+    """Delete a large shape's files once its table is whole."""
+    if subject.all_layers and not bench.keep and bench.written(subject):
+        for folder in (bench.place(subject).made.model, bench.place(subject).made.sae):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def announce(bench: Bench) -> None:
+    """Print what there is to do and about how long it takes on two cores."""
+    total = 0.0
+    for subject in bench.subjects:
+        place, results = bench.place(subject), bench.results(subject)
+        seconds = missing(subject, place, results)
+        total += seconds
+        turns = subject.turns or bench.times
+        done = "measured" if not seconds else f"about {max(1, seconds / 60):.0f} min"
+        older = f", {results.others} results of another saescope or machine left out" if results.others else ""
+        print(f"{subject.name:9} {place.shape.name:10} {len(subject.tasks)} tasks × {turns}: {done}{older}")
+    print(f"in all about {total / 60:.0f} min on two cores, beside making files and environments", flush=True)
+
+
+def publish(bench: Bench, subject: Subject, results: Results) -> None:
+    """Print a table, and put it into README.md where it belongs there."""
+    text = rendered(subject, results, bench.place(subject))
+    print(f"\n{subject.name}\n\n{text}", flush=True)
+    if not bench.written(subject):
+        return
+    if not write(subject.name if bench.device == "cpu" else f"{bench.device} {subject.name}", text):
+        print(f"benchmarks/README.md has no markers for {subject.name}", file=sys.stderr)
+    if bench.device == "cpu":
+        of_shape = {one.shape: bench.results(one) for one in SUBJECTS.values()}
+        write("goals", goals_table(of_shape))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="qwen3-1.7b")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="where models are made and kept")
-    parser.add_argument("--layer", type=int, help="the layer; the one below the middle when left out")
-    parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--ways", nargs="+", choices=WAYS + FURTHER, default=list(WAYS))
-    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before every process")
-    parser.add_argument("--place", help="the README's markers are the shape and this word")
-    args = parser.parse_args()
-    shape = SHAPES[args.shape]
-    layer = middle(shape) if args.layer is None else args.layer
-    ways = list(dict.fromkeys(args.ways))
-    if not any(way.startswith("transformers") for way in ways):
-        ways.append(REFERENCE)
-    model, sae = make(shape, args.folder / args.shape, layer)
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(shape, layer, model, sae, Path(scratch), args.cold)
-        text = "\n\n".join(tables(bench, ways, args.workloads, args.times))
-    key, files = (f"{args.shape} cold", "not cached") if args.cold else (args.shape, "in the page cache")
-    key = f"{args.shape} {args.place}" if args.place else key
-    write_readme(key, f"{shape.name}, layer {layer}, files {files}", args.times, text)
+    args = _parser().parse_args(arguments)
+    bench = _bench(args)
+    if refusal := _refusal(bench):
+        print(refusal, file=sys.stderr)
+        return 2
+    if args.again:
+        for subject in bench.subjects:
+            bench.results(subject).forget(subject.name)
+    announce(bench)
+    if args.list:
+        return 0
+    try:
+        return _run(bench, tables_only=args.tables)
+    except OutOfTime:
+        print(f"{args.minutes:g} minutes are over: the same command goes on from here", file=sys.stderr)
+        return UNFINISHED
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(bench: Bench, *, tables_only: bool) -> int:
+    failed = False
+    for subject in bench.subjects:
+        try:
+            results = bench.results(subject) if tables_only else measure(bench, subject)
+        except Failed as error:  # its files could not be made
+            print(f"{subject.name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        publish(bench, subject, results)
+        if not tables_only and not missing(subject, bench.place(subject), results):
+            _clear(bench, subject)
+        failed |= any(results.error(subject.name, task.name) for task in subject.tasks)
+    return int(failed)
+
+
+def _bench(args: argparse.Namespace) -> Bench:
+    """What the options ask for: named subjects, or those of the shape, all of them where neither is given."""
+    meant = (s for s in SUBJECTS.values() if args.device in s.devices and args.shape in (None, "tiny", s.shape))
+    chosen = [SUBJECTS[name] for name in args.only] if args.only else list(meant)
+    return Bench(
+        subjects=tuple(chosen),
+        shape=args.shape,
+        layer=args.layer,
+        device=args.device,
+        folder=args.folder.resolve(),
+        times=args.times,
+        deadline=time.monotonic() + 60 * args.minutes,
+        busy=args.busy,
+        keep=args.keep,
+    )
+
+
+def _refusal(bench: Bench) -> str | None:
+    """Why this cannot be measured, in one line."""
+    for subject in bench.subjects:
+        shape = bench.place(subject).shape
+        if bench.device not in subject.devices:
+            return f"--only {subject.name}: not measured on {bench.device}"
+        if bench.layer is not None and not 0 <= bench.layer < shape.layers:
+            return f"--layer {bench.layer}: {shape.name} has layers 0-{shape.layers - 1}"
+    if bench.times < 1:
+        return f"--times {bench.times}: at least 1"
+    if bench.device == "cuda" and not _has_cuda():
+        return "--device cuda: torch finds no CUDA device on this machine"
+    return None
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("--times", type=int, default=5, help="how often each way is measured (5)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, help="another shape than a subject's own; tiny tries the bench out")
+    parser.add_argument("--layer", type=int, help="another layer than the one below the middle")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="files, environments, results")
+    parser.add_argument("--list", action="store_true", help="only say what there is to do and how long it takes")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: write the tables of what was measured")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many; exit code 75")
+    parser.add_argument("--again", action="store_true", help="forget these subjects' results first")
+    parser.add_argument("--busy", action="store_true", help="measure even while others use the machine")
+    parser.add_argument("--keep", action="store_true", help="do not delete the large shape's 55 GB afterwards")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

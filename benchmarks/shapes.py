@@ -42,6 +42,11 @@ class Shape:
         return f"SAE-Res-{self.name}-Base-W{self.d_sae // 1024}K-L0_{K}"
 
     @property
+    def middle(self) -> int:
+        """The layer measured when none is named: 13 of 28, 17 of 36."""
+        return self.layers // 2 - 1
+
+    @property
     def model_bytes(self) -> int:
         """All weights in bfloat16."""
         return 2 * sum(tensor.n_values for tensor in self.tensors())
@@ -54,6 +59,16 @@ class Shape:
     def cut(self, layers: int) -> "Shape":
         """The same with only its first layers."""
         return replace(self, layers=layers)
+
+    def products(self) -> list[tuple[int, int]]:
+        """(out, in) of every matrix that a token is multiplied by in one block."""
+        sizes = (tensor.sizes for tensor in self._block(""))
+        return [(size[0], size[1]) for size in sizes if len(size) == 2]
+
+    def token_operations(self, layer: int) -> int:
+        """Operations for one token: twice the weights of the blocks up to a layer, and of its encoder."""
+        block = sum(out * width for out, width in self.products())
+        return 2 * ((layer + 1) * block + self.d_sae * self.d_model)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every weight; scaled so that each block adds about as much to the residual as the embedding starts with."""

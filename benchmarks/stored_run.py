@@ -1,7 +1,7 @@
-"""A stored run of real size with random features, and how long questions to it take.
+"""Stored runs to ask questions of: of the embedded pair, and of real size with random features.
 
-`python -m benchmarks.stored_run FOLDER` writes it: 65,536 features, k 50, 36 layers, four sets of 15 short prompts, ids
-by Zipf's law. Then: `saescope contrast FOLDER`.
+`python -m benchmarks.stored_run FOLDER` writes one: 65,536 features, k 50, 36 layers, four sets of 15 short prompts,
+ids by Zipf's law. Then: `saescope contrast FOLDER`.
 """
 
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.processes import saescope, watched
+from benchmarks.results import setting
 from saescope.sources.catalog import ModelSpec, SaeSpec
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.runs import Job
@@ -18,19 +20,31 @@ from saescope.store.writer import RunWriter
 D_SAE, K, LAYERS, D_MODEL, SETS, PROMPTS, TOKENS = 65_536, 50, 36, 4096, 4, 15, 8
 
 
-def write(out: Path, seed: int = 0) -> None:
+def kept(kind: str, folder: Path) -> Path:
+    """The run `pair`, `one` (layer) or `all` (layers) in a folder, made by the present saescope if it is not there."""
+    out = folder / f"run-{kind}-{setting()}"
+    if not out.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind == "pair":
+            watched([*saescope(), "contrast", "--out", str(out)])
+        else:
+            write(out, 1 if kind == "one" else LAYERS)
+    return out
+
+
+def write(out: Path, layers: int = LAYERS, seed: int = 0) -> None:
     """Write the run; every set has ten features of its own in every layer."""
     rng = np.random.default_rng(seed)
     names = [f"set{n}" for n in range(SETS)]
     sets = [PromptSet(s, tuple(Prompt(f"{s}:{i}", s, f"{s} {i}", pair=str(i)) for i in range(PROMPTS))) for s in names]
     total = SETS * PROMPTS * TOKENS
-    saes = [SaeSpec("random", None, n, D_MODEL, D_SAE, K, "topk", None, "") for n in range(LAYERS)]
+    saes = [SaeSpec("random", None, n, D_MODEL, D_SAE, K, "topk", None, "") for n in range(layers)]
     job = Job(
         ModelSpec("random", None, LAYERS, D_MODEL, ""), tuple(saes), fingerprint(sets), "bfloat16", "cpu", 1, False, {}
     )
     writer = RunWriter(out, job)
     with writer.collecting():
-        for layer in range(LAYERS):
+        for layer in range(layers):
             writer.put(0, layer, _features(rng, total), _resids(rng))
         tokens = [[(i, f"t{i}") for i in range(TOKENS)]] * (SETS * PROMPTS)
         record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": "random", "saes": {}}}

@@ -14,11 +14,11 @@ def load(job: Job) -> "Compute":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    sae = torch.load(job.sae_file, map_location="cpu", weights_only=True)
+    sae = torch.load(job.sae_file, map_location=job.device, weights_only=True)
     w_enc, b_enc = sae["W_enc"].to(torch.bfloat16), sae["b_enc"].to(torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
-    model.eval()
+    model.eval().to(job.device)
     captured: dict[str, Any] = {}
 
     def keep(_block: Any, _inputs: Any, output: Any) -> None:
@@ -30,9 +30,9 @@ def load(job: Job) -> "Compute":
         rows = []
         for text in texts:
             with torch.no_grad():
-                model(**tokenizer(text, return_tensors="pt"))
+                model(**tokenizer(text, return_tensors="pt").to(job.device))
                 pre_acts = captured["resid"] @ w_enc.T + b_enc
-                rows.append(pre_acts.topk(K, dim=-1).indices[0].numpy())
+                rows.append(pre_acts.topk(K, dim=-1).indices[0].cpu().numpy())
         return np.concatenate(rows)
 
     return compute

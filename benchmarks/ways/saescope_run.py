@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.ways.measure import Job, run
 
@@ -10,12 +10,18 @@ if TYPE_CHECKING:
     from benchmarks.ways.measure import Compute, Ids
 
 
-def load(job: Job, **options: Any) -> "Compute":
-    """The model cut after the layer, with options of `load_lm`, and the encoder."""
+def load(job: Job) -> "Compute":
+    """The model cut after the layer, or streamed block by block, and the encoder."""
     import saescope
 
-    lm = saescope.load_lm(job.model, [job.layer], **options)
-    sae = saescope.load_sae(job.sae, job.layer, decoder=False)
+    lm = saescope.load_lm(
+        job.model,
+        [job.layer],
+        dtype="float32" if job.dtype == "float32" else "auto",
+        device="cuda" if job.device == "cuda" else "cpu",
+        streamed=job.streamed,
+    )
+    sae = saescope.load_sae(job.sae, job.layer, decoder=False, device=job.device)
 
     def compute(texts: list[str]) -> "Ids":
         with tempfile.TemporaryDirectory() as folder:

@@ -5,37 +5,28 @@ The last hidden state is taken after the final norm, so the norm is replaced: wh
 
 from typing import TYPE_CHECKING
 
-from benchmarks.ways.measure import Job, K, run
+from benchmarks.ways.measure import Job, run
+from benchmarks.ways.plain import by_batches, read_encoder, read_tokenizer
 
 if TYPE_CHECKING:
-    from benchmarks.ways.measure import Compute, Ids
+    from benchmarks.ways.measure import Compute
+    from benchmarks.ways.plain import Resid
 
-BATCH = 12
 
-
-def load(job: Job, dtype: str = "bfloat16") -> "Compute":
+def load(job: Job) -> "Compute":
     """The first layers of the model, and the encoder mapped from its file."""
-    import numpy as np
+    return by_batches(job, read_tokenizer(job), cut_model(job), read_encoder(job))
+
+
+def cut_model(job: Job) -> "Resid":
+    """The one line, and what makes its last hidden state the layer's output."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    sae = torch.load(job.sae_file, map_location="cpu", weights_only=True, mmap=True)
-    w_enc, b_enc = sae["W_enc"], sae["b_enc"]
-    tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="right")
-    model = AutoModel.from_pretrained(job.model, num_hidden_layers=job.layer + 1, dtype=dtype).eval()
+    model = AutoModel.from_pretrained(job.model, num_hidden_layers=job.layer + 1, dtype=job.dtype)
+    model.eval().to(job.device)
     model.norm = torch.nn.Identity()
-
-    @torch.inference_mode()
-    def compute(texts: list[str]) -> "Ids":
-        rows = []
-        for start in range(0, len(texts), BATCH):
-            batch = tokenizer(texts[start : start + BATCH], return_tensors="pt", padding=True)
-            hidden = model(**batch, use_cache=False).last_hidden_state
-            resid = hidden[batch["attention_mask"].bool()].float()
-            rows.append((resid @ w_enc.T + b_enc).topk(K, dim=-1).indices.numpy())
-        return np.concatenate(rows)
-
-    return compute
+    return lambda batch: model(**batch, use_cache=False).last_hidden_state
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""SAELens: its SAE, loaded as its own Qwen-Scope loader does, encodes residuals of the cut model; dense, then top k."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ways.measure import Job, K, run
+from benchmarks.ways.plain import by_batches, read_tokenizer
+from benchmarks.ways.transformers_cut import cut_model
+
+if TYPE_CHECKING:
+    from benchmarks.ways.measure import Compute
+
+
+def load(job: Job) -> "Compute":
+    """The cut model, and the whole SAE in SAELens's orientation."""
+    from sae_lens import SAE
+
+    sae: Any = SAE.load_from_disk(job.sae_file, device=job.device, converter=_qwen_scope)
+    return by_batches(job, read_tokenizer(job), cut_model(job), sae.encode)
+
+
+def _qwen_scope(path: Path, device: str, cfg_overrides: object = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file as SAELens's loader of these releases gives it: transposed copies; k is not in the file."""
+    import torch
+
+    tensors = torch.load(path, map_location=device)
+    w_enc, w_dec = tensors["W_enc"].T.contiguous(), tensors["W_dec"].T.contiguous()
+    config = {
+        "architecture": "topk",
+        "k": K,
+        "d_in": w_enc.shape[0],
+        "d_sae": w_enc.shape[1],
+        "dtype": "float32",
+        "device": device,
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+    }
+    return config, {"W_enc": w_enc, "W_dec": w_dec, "b_enc": tensors["b_enc"], "b_dec": tensors["b_dec"]}
+
+
+if __name__ == "__main__":
+    run(load)

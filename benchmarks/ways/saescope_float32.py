@@ -1,9 +1,0 @@
-"""saescope computing in float32."""
-
-from functools import partial
-
-from benchmarks.ways.measure import run
-from benchmarks.ways.saescope_run import load
-
-if __name__ == "__main__":
-    run(partial(load, dtype="float32"))
