@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
-    from saescope.control.behaviour import Phrases, read_behaviour
+    from saescope.control.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
+    from saescope.control.feature_judge import ByFeature
+    from saescope.control.judges import HttpJudge, load_function
+    from saescope.control.languages import language
     from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -27,17 +30,19 @@ if TYPE_CHECKING:
     from saescope.engine.load import load_sae
     from saescope.engine.sae import SparseActs, TopKSae
     from saescope.engine.scan import Scan, scan
-    from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
+    from saescope.errors import EditError, JudgeError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.directions import Direction, read_direction, write_directions
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.sources.saes import open_sae
+    from saescope.store.kept import Kept
     from saescope.store.masking import Masking
     from saescope.store.runs import Run, verify
     from saescope.surfaces.report import write_report
 
 __all__ = [
     "Agreement",
+    "ByFeature",
     "Contrast",
     "DetectSettings",
     "Detection",
@@ -48,7 +53,12 @@ __all__ = [
     "Evaluation",
     "Examples",
     "Feature",
+    "FeatureRule",
     "Fitness",
+    "HttpJudge",
+    "InLanguage",
+    "JudgeError",
+    "Kept",
     "LM",
     "Layers",
     "Masking",
@@ -78,7 +88,9 @@ __all__ = [
     "examples",
     "extract",
     "fitness",
+    "language",
     "layers",
+    "load_function",
     "load_lm",
     "load_sae",
     "open_sae",
@@ -106,9 +118,12 @@ _HOME = {
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
-    "control.behaviour": ("Phrases", "read_behaviour"),
+    "control.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.feature_judge": ("ByFeature",),
+    "control.judges": ("HttpJudge", "load_function"),
+    "control.languages": ("language",),
     "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
@@ -116,11 +131,12 @@ _HOME = {
     "engine.load": ("load_sae",),
     "engine.sae": ("SparseActs", "TopKSae"),
     "engine.scan": ("Scan", "scan"),
-    "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
+    "errors": ("EditError", "JudgeError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.directions": ("Direction", "read_direction", "write_directions"),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "sources.saes": ("open_sae",),
+    "store.kept": ("Kept",),
     "store.masking": ("Masking",),
     "store.runs": ("Run", "verify"),
     "surfaces.report": ("write_report",),

@@ -97,8 +97,11 @@ def steer(
         _show_receipt(receipt, base == changed)
 
 
-def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
-    """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
+def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tuple[LM, list[TopKSae]]":
+    """The model and SAEs of these edits, and of layers that are only `read`.
+
+    Raises EditError where the edits are another's, naming what differs.
+    """
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
             raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
@@ -106,7 +109,7 @@ def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(sorted({str(edit.layer) for edit in wanted.edits if edit.feature is not None})) or None,
+        layers=",".join(map(str, sorted({*read, *(e.layer for e in wanted.edits if e.feature is not None)}))) or None,
     )
     alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
     if chosen.layers is None and alone:
