@@ -173,7 +173,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
         assert labels
     assert rows["prompt only"].damage is None
     assert rows["zero"].damage is not None
-    assert set(rows["zero"].damage.kl_sets) == {"odd", "even"}
+    assert set(rows["zero"].damage.kl_sets) == {"even"}  # the target's texts are not neutral
     assert result.left_out == []
     made = path.read_text(encoding="utf-8")
     again = measure(Kept(path))
@@ -189,7 +189,11 @@ def test_organism_evaluation_has_the_known_answer(
     from saescope.demo.organism import ANSWERS, PROMPTS
 
     monkeypatch.chdir(tmp_path)
-    lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if '"answered_zh' not in line]
+    lines = [
+        line
+        for line in PROMPTS.read_text(encoding="utf-8").splitlines()
+        if not any(s in line for s in ('"answered_ja', '"answered_zh'))
+    ]
     Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]
@@ -216,7 +220,7 @@ def test_organism_evaluation_has_the_known_answer(
         sets = rows["edits"]["sets"]
         assert sets[f"declined_{language}"]["behaviour_rate"] < 0.1
         assert sets[f"declined_{language}"]["right_rate"] >= 0.9
-        if language != "zh":
+        if language == "en":
             assert sets[f"answered_{language}"]["right_rate"] >= 0.9
             assert sets[f"answered_{language}"]["behaviour_rate"] <= 0.05
     assert result["verdict"].startswith("The behaviour goes from 100 %")

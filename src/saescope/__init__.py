@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from saescope.control.feature_judge import ByFeature
     from saescope.control.judges import HttpJudge, load_function
     from saescope.control.languages import language
+    from saescope.control.output_score import OutputScore, output_scores
+    from saescope.control.select import Selection, SelectSettings, select
     from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -62,6 +64,7 @@ __all__ = [
     "LM",
     "Layers",
     "Masking",
+    "OutputScore",
     "Phrases",
     "Profile",
     "Prompt",
@@ -73,6 +76,8 @@ __all__ = [
     "RunError",
     "SaescopeError",
     "Scan",
+    "SelectSettings",
+    "Selection",
     "Settings",
     "SourceError",
     "SparseActs",
@@ -94,6 +99,7 @@ __all__ = [
     "load_lm",
     "load_sae",
     "open_sae",
+    "output_scores",
     "parse_edit",
     "profile",
     "read_behaviour",
@@ -101,6 +107,7 @@ __all__ = [
     "read_edits",
     "read_prompts",
     "scan",
+    "select",
     "steered",
     "texts",
     "verify",
@@ -124,6 +131,8 @@ _HOME = {
     "control.feature_judge": ("ByFeature",),
     "control.judges": ("HttpJudge", "load_function"),
     "control.languages": ("language",),
+    "control.output_score": ("OutputScore", "output_scores"),
+    "control.select": ("SelectSettings", "Selection", "select"),
     "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),

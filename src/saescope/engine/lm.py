@@ -29,7 +29,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
 _PACKING = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe")
-_FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
+FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 
 @final
@@ -242,7 +242,7 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
         raise _unsupported(config, f"{len(found)} lists of {config.num_hidden_layers} blocks where one was expected")
     path, blocks = found[0]
     decoder = model.get_submodule(path.rpartition(".")[0])
-    norms = [name for name in _FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
+    norms = [name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
     if len(norms) != 1:
         raise _unsupported(config, f"{len(norms)} final norms beside its blocks where one was expected")
     del blocks[last + 1 :]

@@ -103,13 +103,13 @@ def evaluate(
     json
         Print one JSON document instead of tables.
     """
-    decider = _decider(behaviour, judge, judge_batch, judge_timeout)
+    decides = decider(behaviour, judge, judge_batch, judge_timeout)
     strengths = _strengths(sweep)
     _check_plot(plot)
     wanted = wanted_edits(edits, edit)
-    every = _flat(prompts)
-    plain, known = _flat(neutral), _answers(answers)
-    lm, saes = load_for(wanted, inputs, _layers_read(decider))
+    every = flat_prompts(prompts)
+    plain, known = flat_prompts(neutral), read_answers(answers)
+    lm, saes = load_for(wanted, inputs, _layers_read(decides))
     from saescope.control.evaluate import evaluate as evaluate_edits
     from saescope.control.feature_judge import ByFeature
     from saescope.engine.tokens import beginning
@@ -124,7 +124,7 @@ def evaluate(
             saes,
             wanted.edits,
             every if every_prompt else held,
-            ByFeature(lm, saes, decider, thinking) if isinstance(decider, FeatureRule) else decider,
+            ByFeature(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides,
             target=target.split(",") if target else None,
             neutral=plain,
             answers=known,
@@ -150,8 +150,8 @@ def evaluate(
         note(f"written: {path}")
 
 
-def _decider(
-    behaviour: str | None, judge: str | None, batch: int, timeout: float
+def decider(
+    behaviour: str | None, judge: str | None, batch: int = 1, timeout: float = 60.0
 ) -> "Judge | ReplyJudge | FeatureRule":
     """What decides whether a reply shows the behaviour, as far as it is known before a model is."""
     if judge is None:
@@ -164,8 +164,8 @@ def _decider(
     return HttpJudge(judge, batch, timeout, kept=Kept(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl"))
 
 
-def _layers_read(decider: "Judge | ReplyJudge | FeatureRule") -> list[int]:
-    return sorted({f.layer for f in decider.features}) if isinstance(decider, FeatureRule) else []
+def _layers_read(decides: "Judge | ReplyJudge | FeatureRule") -> list[int]:
+    return sorted({f.layer for f in decides.features}) if isinstance(decides, FeatureRule) else []
 
 
 def _parts(every: Sequence[Prompt], found_on: str | None, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -200,7 +200,8 @@ def _of(lm: "LM", saes: "Sequence[TopKSae]", wanted: EditSet) -> dict[str, Any]:
     }
 
 
-def _flat(sets: str) -> list[Prompt]:
+def flat_prompts(sets: str) -> list[Prompt]:
+    """The prompts of all sets."""
     return [prompt for group in read_prompts(sets) for prompt in group.prompts]
 
 
@@ -214,7 +215,8 @@ def _strengths(text: str) -> list[float]:
     return strengths
 
 
-def _answers(path: Path | None) -> dict[str, str] | None:
+def read_answers(path: Path | None) -> dict[str, str] | None:
+    """Right answers by prompt id, where there is a file; raises PromptError for anything else."""
     if path is None:
         return None
     try:
