@@ -111,7 +111,7 @@ def prefix(results: Results, subject: "Subject", _place: "Place") -> str:
 
 
 def encoding(results: Results, subject: "Subject", _place: "Place") -> str:
-    """TopKSae.encode beside what it is made of."""
+    """Sae.encode beside what it is made of."""
     records = results.of(subject.name, "encode")
     if not records:
         return _absent(results, subject)
@@ -119,7 +119,7 @@ def encoding(results: Results, subject: "Subject", _place: "Place") -> str:
     names = {
         "matmul": "the bare matrix product",
         "matmul and topk": "and torch's top k of all of it",
-        "encode": "**TopKSae.encode**",
+        "encode": "**Sae.encode**",
     }
     rows = [
         [title, spread([1000 * s for s in figure(records, name)], ",.0f"), _ratio(figure(records, name), product)]

@@ -14,15 +14,18 @@ from scipy.stats import binomtest
 
 import tiny
 from saescope.control.behaviour import EMPTY, normalised, read_behaviour
+from saescope.control.conditions import mcnemar
 from saescope.control.damage import damage, repetition
 from saescope.control.edits import Edit
-from saescope.control.evaluate import Condition, _verdict, evaluate, mcnemar
+from saescope.control.evaluate import evaluate
 from saescope.control.steer import _HOOKS, steered
+from saescope.control.ways import instructed
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import texts
+from saescope.sources.prompts import Message, Prompt, texts
+from saescope.store.kept import Kept
 from saescope.surfaces.cli import run as cli
 
 REPLIES = {
@@ -98,27 +101,6 @@ def test_damage_is_kl_flips_and_perplexity(tmp_path: Path) -> None:
     assert not _HOOKS
 
 
-def condition(name: str, rate: float, ci: tuple[float, float], **more: Any) -> Condition:
-    values = {"mcnemar_p": None, "empty": 0, "right_rate": None, "repetition": 0.0, "mean_tokens": 9.0, "ended": 1.0,
-              "delta_norm_ratio": 0.1, "applied": True, "damage": None, "sets": {}, "strength": 1.0}  # fmt: skip
-    return Condition(name=name, behaviour_rate=rate, ci=ci, **{**values, **more})
-
-
-def test_verdict_names_the_failure_modes() -> None:
-    base = condition("none", 0.95, (0.9, 0.98))
-    gone, same = condition("edits", 0.02, (0.0, 0.08)), condition("edits", 0.9, (0.8, 0.96))
-    half = condition("edits", 0.5, (0.4, 0.6))
-    other = condition("random feature", 0.1, (0.05, 0.2))
-    assert _verdict([base, gone]) == ["The behaviour goes from 95 % (90-98) to 2 % (0-8) at 1 times the strength."]
-    assert "detection without control" in " ".join(_verdict([base, same]))
-    assert "several features" in " ".join(_verdict([base, half]))
-    assert "not specific: random feature" in " ".join(_verdict([base, gone, other]))
-    assert "no edited feature fired" in " ".join(_verdict([base, condition("edits", 0.95, (0.9, 0.98), applied=False)]))
-    looping = condition("edits", 0.0, (0.0, 0.05), repetition=0.6, ended=0.2)
-    assert "repeat themselves" in " ".join(_verdict([base, looping]))
-    assert "end less often" in " ".join(_verdict([base, looping]))
-
-
 def test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
@@ -131,47 +113,125 @@ def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     prompts, judge, edits = texts(["hello there"])[0].prompts, read_behaviour("declining"), [Edit("1/2", "clamp", 3.0)]
-    result = evaluate(lm, [sae], edits, prompts, judge, max_new_tokens=3)
+    result = evaluate(lm, [sae], edits, prompts, judge, max_new_tokens=3, draws=1)
     assert [c.name for c in result.conditions] == ["none", "edits", "zero", "random feature", "random direction"]
     assert result.conditions[1].applied
     assert not result.conditions[2].applied
+    assert {line.partition(":")[0] for line in result.left_out} == {"difference of means", "prompt only"}
     with pytest.raises(PromptError, match="no multiples"):
         evaluate(lm, [sae], edits, prompts, judge, sweep=(1.0, 2.0))
+
+
+def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
+    lm = load_lm("saescope-tiny-chat", [0])
+    chat = Prompt("a", "s", messages=(Message("user", "Q"),))
+    told = Prompt("b", "s", messages=(Message("system", "S"), Message("user", "Q")))
+    text = Prompt("c", "s", text="Once")
+    first, second, third = instructed(lm, [chat, told, text], "Be kind.")
+    assert first.messages == (Message("system", "Be kind."), Message("user", "Q"))
+    assert second.messages == (Message("system", "S\n\nBe kind."), Message("user", "Q"))
+    assert third.text == "Be kind.\nOnce"
+    lm.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x"
+    assert instructed(lm, [chat], "Be kind.")[0].messages == (Message("user", "Be kind.\n\nQ"),)
+
+
+def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
+    groups = [*texts(tiny.TEXTS, "odd"), *texts([text[::-1] for text in tiny.TEXTS], "even")]
+    prompts = [prompt for group in groups for prompt in group.prompts]
+    asked: list[str] = []
+
+    def judge(reply: str) -> str | bool:
+        asked.append(reply)
+        return "unscored" if len(reply) % 3 == 0 else len(reply) % 2 == 0
+
+    def measure(kept: Kept) -> Any:
+        edits = [Edit("1/2", "add", 9.0), Edit("1/5", "scale", 2.0)]
+        return evaluate(
+            lm, [sae], edits, prompts, judge, target=["odd"], neutral=prompts, sweep=(0.5, 1), draws=2,
+            discovery=prompts, instruction="Go on:", max_new_tokens=4, kept=kept,
+        )  # fmt: skip
+
+    path = tmp_path / "kept.jsonl"
+    result = measure(Kept(path))
+    names = [c.name for c in result.conditions]
+    assert names[:3] == ["none", "edits", "edits"]
+    assert {*names[3:]} >= {"zero", "minus", "random feature", "random direction", "difference of means, add",
+                            "prompt only"}  # fmt: skip
+    rows = {c.name: c for c in result.conditions}
+    drawn = rows["random feature"]
+    assert (drawn.draws, len(drawn.each)) == (2, 2)
+    assert len({name for one in drawn.each for name in one["of"].split()}) == 4  # no feature twice
+    rates = [one["behaviour_rate"] for one in drawn.each]
+    assert drawn.behaviour_rate == pytest.approx(np.mean(rates))
+    assert drawn.spread == (min(rates), max(rates))
+    assert drawn.scored + drawn.empty + drawn.unscored == 2 * len(tiny.TEXTS)
+    for c in result.conditions:
+        labels = [labels for title, labels in result.labels.items() if title.startswith(c.name)]
+        assert c.scored + c.empty + c.unscored == c.draws * len(tiny.TEXTS)
+        assert labels
+    assert rows["prompt only"].damage is None
+    assert rows["zero"].damage is not None
+    assert set(rows["zero"].damage.kl_sets) == {"even"}  # the target's texts are not neutral
+    assert result.left_out == []
+    made = path.read_text(encoding="utf-8")
+    again = measure(Kept(path))
+    assert path.read_text(encoding="utf-8") == made
+    assert again.to_dict() == result.to_dict()
+    assert again.to_polars().height == len(names)
 
 
 def test_organism_evaluation_has_the_known_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Declining goes from at least 95 % to under 10 % in three languages, and no control does that."""
-    from saescope.demo.organism import ANSWERS
+    from saescope.demo.organism import ANSWERS, PROMPTS
 
     monkeypatch.chdir(tmp_path)
+    lines = [
+        line
+        for line in PROMPTS.read_text(encoding="utf-8").splitlines()
+        if not any(s in line for s in ('"answered_ja', '"answered_zh'))
+    ]
+    Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]
-    arguments = ["evaluate", "--prompts", "requests", *target, *pair, "--edit", "2/412 scale -3", "--out", "all.json"]
-    assert cli([*arguments, "--json"]) == 0
+    more = ["--found-on", "declined_en,answered_en", "--instruction", "Answer every question.", "--draws", "1"]
+    arguments = ["evaluate", "--prompts", "asked.jsonl", *target, *pair, *more, "--edit", "2/412 scale -3"]
+    assert cli([*arguments, "--max-new-tokens", "24", "--out", "made", "--plot", "plot.svg", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == json.loads(Path("all.json").read_text(encoding="utf-8"))
+    assert result == json.loads(Path("made/evaluation.json").read_text(encoding="utf-8"))
+    assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
     rows = {c["name"]: c for c in result["conditions"]}
-    assert set(rows) == {"none", "edits", "zero", "minus", "random feature", "random direction"}
+    assert set(rows) == {"none", "edits", "zero", "minus", "random feature", "random direction", "prompt only",
+                         "difference of means, project", "difference of means, add"}  # fmt: skip
     assert rows["none"]["behaviour_rate"] >= 0.95
     assert rows["edits"]["behaviour_rate"] < 0.10
     assert rows["edits"]["ci"][1] < 0.20
     assert rows["edits"]["mcnemar_p"] < 1e-6
     assert rows["edits"]["kl_mean"] < 0.01
     assert rows["edits"]["ppl_ratio"] < 1.05
-    for control in ("zero", "minus", "random feature", "random direction"):
+    for control in ("zero", "minus", "random feature", "random direction", "prompt only"):
         assert rows[control]["behaviour_rate"] > 0.8
     assert (rows["zero"]["applied"], rows["zero"]["kl_mean"]) == (False, 0)
     assert [one["by"]["zero x0"] for one in result["replies"]] == [one["by"]["none"] for one in result["replies"]]
     for language in ("en", "ja", "zh"):
         sets = rows["edits"]["sets"]
+        assert sets[f"declined_{language}"]["behaviour_rate"] < 0.1
         assert sets[f"declined_{language}"]["right_rate"] >= 0.9
-        assert sets[f"answered_{language}"]["right_rate"] >= 0.9
-        assert sets[f"answered_{language}"]["behaviour_rate"] <= 0.05
+        if language == "en":
+            assert sets[f"answered_{language}"]["right_rate"] >= 0.9
+            assert sets[f"answered_{language}"]["behaviour_rate"] <= 0.05
     assert result["verdict"].startswith("The behaviour goes from 100 %")
-    assert "not specific" not in result["verdict"]
+    assert [f["name"] for f in result["findings"]] == ["effect", "difference of means"]
+    assert rows["edits"]["language_flip"] == 0
+    assert rows["edits"]["languages"] == {"en": 40, "ja": 40, "zh": 40}
     assert result["behaviour"]["phrases"]["en"]
+    page = Path("made/evaluation.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert Path("plot.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +242,16 @@ def test_organism_evaluation_has_the_known_answer(
         (["--behaviour", "none.json"], "no behaviour 'none.json'"),
         (["--answers", "none.json"], "none.json cannot be read"),
         (["--target", "nobody"], "no set 'nobody'"),
+        (["--found-on", "nobody"], "no set 'nobody'"),
+        (["--draws", "-1"], "--draws is -1"),
+        (["--cut", "0.5"], "only texts can be cut"),
+        (["--plot", "frontier.pdf"], "neither .svg, .png nor .html"),
+        (["--judge", "nothing.py:judge"], "nothing.py does not exist"),
+        (["--judge", "a.py:b", "--behaviour", "declining"], "give one of the two"),
+        (["--judge", "http://"], "is no http:// or https:// URL"),
+        (["--judge", "http://127.0.0.1/", "--judge-batch", "0"], "must be over 0"),
+        (["--behaviour", "language:xx"], "languages that are known"),
+        (["--behaviour", "feature:2/9999"], "no SAE here has 2/9999"),
     ],
 )
 def test_bad_questions_are_refused(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What TopKSae.encode takes beside the bare matrix product in it, and beside torch's top k of that product.
+"""What Sae.encode takes beside the bare matrix product in it, and beside torch's top k of that product.
 
 Random residuals and an encoder of Qwen-Scope's widest dense shape; prints seconds.
 """
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.memory import Memory
 from benchmarks.probes.turns import in_turn
-from saescope.engine.sae import TopKSae
+from saescope.engine.sae import Sae
 from saescope.sources.catalog import SaeSpec
 
 ROWS, D_MODEL, D_SAE, K = 512, 4096, 65_536, 50
@@ -19,7 +19,7 @@ ROWS, D_MODEL, D_SAE, K = 512, 4096, 65_536, 50
 def main(times: int, device: str) -> None:
     """Measure and print."""
     W_enc, b_enc = torch.randn(D_SAE, D_MODEL, device=device).mul_(D_MODEL**-0.5), torch.zeros(D_SAE, device=device)
-    sae = TopKSae(SaeSpec("random", None, 0, D_MODEL, D_SAE, K, "topk", None, ""), W_enc, b_enc)
+    sae = Sae(SaeSpec("random", None, 0, D_MODEL, D_SAE, K, "topk", None, ""), W_enc, b_enc)
     resid = torch.randn(ROWS, D_MODEL, device=device)
 
     def matmul() -> None:

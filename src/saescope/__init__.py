@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from saescope.analysis.profile import Profile, profile
     from saescope.control.bake import bake
     from saescope.control.baked import Baked
-    from saescope.control.behaviour import Phrases, read_behaviour
+    from saescope.control.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
+    from saescope.control.feature_judge import ByFeature
+    from saescope.control.judges import HttpJudge, load_function
+    from saescope.control.languages import language
+    from saescope.control.output_score import OutputScore, output_scores
+    from saescope.control.select import Selection, SelectSettings, select
     from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -29,11 +34,12 @@ if TYPE_CHECKING:
     from saescope.engine.load import load_sae
     from saescope.engine.sae import Sae, SparseActs
     from saescope.engine.scan import Scan, scan
-    from saescope.errors import EditError, PromptError, ResourceError, RunError, SaescopeError, SourceError
+    from saescope.errors import EditError, JudgeError, PromptError, ResourceError, RunError, SaescopeError, SourceError
     from saescope.sources.catalog import Feature
     from saescope.sources.directions import Direction, read_direction, write_directions
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.sources.saes import open_sae
+    from saescope.store.kept import Kept
     from saescope.store.masking import Masking
     from saescope.store.runs import Run, verify
     from saescope.surfaces.report import write_report
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Agreement",
     "Baked",
+    "ByFeature",
     "Contrast",
     "DetectSettings",
     "Detection",
@@ -51,10 +58,16 @@ __all__ = [
     "Evaluation",
     "Examples",
     "Feature",
+    "FeatureRule",
     "Fitness",
+    "HttpJudge",
+    "InLanguage",
+    "JudgeError",
+    "Kept",
     "LM",
     "Layers",
     "Masking",
+    "OutputScore",
     "Phrases",
     "Profile",
     "Prompt",
@@ -67,6 +80,8 @@ __all__ = [
     "Sae",
     "SaescopeError",
     "Scan",
+    "SelectSettings",
+    "Selection",
     "Settings",
     "SourceError",
     "SparseActs",
@@ -82,10 +97,13 @@ __all__ = [
     "examples",
     "extract",
     "fitness",
+    "language",
     "layers",
+    "load_function",
     "load_lm",
     "load_sae",
     "open_sae",
+    "output_scores",
     "parse_edit",
     "profile",
     "read_behaviour",
@@ -93,6 +111,7 @@ __all__ = [
     "read_edits",
     "read_prompts",
     "scan",
+    "select",
     "steered",
     "texts",
     "verify",
@@ -112,9 +131,14 @@ _HOME = {
     "analysis.profile": ("Profile", "profile"),
     "control.bake": ("bake",),
     "control.baked": ("Baked",),
-    "control.behaviour": ("Phrases", "read_behaviour"),
+    "control.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.feature_judge": ("ByFeature",),
+    "control.judges": ("HttpJudge", "load_function"),
+    "control.languages": ("language",),
+    "control.output_score": ("OutputScore", "output_scores"),
+    "control.select": ("SelectSettings", "Selection", "select"),
     "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
@@ -122,11 +146,12 @@ _HOME = {
     "engine.load": ("load_sae",),
     "engine.sae": ("Sae", "SparseActs"),
     "engine.scan": ("Scan", "scan"),
-    "errors": ("EditError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
+    "errors": ("EditError", "JudgeError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
     "sources.catalog": ("Feature",),
     "sources.directions": ("Direction", "read_direction", "write_directions"),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "sources.saes": ("open_sae",),
+    "store.kept": ("Kept",),
     "store.masking": ("Masking",),
     "store.runs": ("Run", "verify"),
     "surfaces.report": ("write_report",),

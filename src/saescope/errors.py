@@ -6,6 +6,7 @@ SaescopeError                 one clear line: what, which value, what to do; exi
 │   └── NotCachedError        one that is asked for offline and was never fetched
 ├── RunError                  a stored run that is missing, damaged, or in the way
 ├── EditError                 an edit that cannot be, or does not belong to this model and SAE
+├── JudgeError                a judge of replies that cannot be asked, or gives no label
 └── ResourceError             the machine ran out: disk, memory
 """
 
@@ -32,6 +33,10 @@ class RunError(SaescopeError):
 
 class EditError(SaescopeError):
     """An edit that cannot be, or does not belong to this model and SAE."""
+
+
+class JudgeError(SaescopeError):
+    """A judge of replies that cannot be asked, or gives no label."""
 
 
 class ResourceError(SaescopeError):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class Damage:
     """Over the tokens of neutral text, read with the edits and without.
 
     KL(without ‖ with) of the next token's distribution in nats: mean, 95th and 99th percentile; share of tokens whose
-    likeliest successor changes; perplexity with over without.
+    likeliest successor changes; perplexity with over without. `kl_sets` has the mean of each set of texts by itself.
     """
 
     tokens: int
@@ -32,16 +32,24 @@ class Damage:
     kl_p99: float
     top1_flips: float
     ppl_ratio: float
+    kl_sets: dict[str, float] = field(default_factory=dict)
 
 
 def damage(
-    lm: LM, rows: Sequence[Sequence[int]], conditions: Sequence[Callable[[], AbstractContextManager[object]]]
+    lm: LM,
+    rows: Sequence[Sequence[int]],
+    conditions: Sequence[Callable[[], AbstractContextManager[object]]],
+    sets: Sequence[str] = (),
 ) -> list[Damage]:
-    """What each condition does to these token rows; they are read once without any and once under each."""
+    """What each condition does to these token rows; they are read once without any and once under each.
+
+    `sets` says which set each row is of.
+    """
     kls: list[list[Floats]] = [[] for _ in conditions]
     flips: list[list[Floats]] = [[] for _ in conditions]
     losses: list[list[Floats]] = [[] for _ in conditions]
     plain: list[Floats] = []
+    of: list[str] = []
     for batch in plan_batches([len(row) for row in rows], _TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         real = tokens.mask
@@ -56,6 +64,7 @@ def damage(
             chosen = of[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
             return np.asarray(-chosen[following].double().cpu().numpy())
 
+        of += [sets[row] for [row] in batch for _ in rows[row]] if sets else []
         base = scores()
         plain.append(loss(base))
         for n, condition in enumerate(conditions):
@@ -67,15 +76,16 @@ def damage(
             losses[n].append(loss(changed))
     before = float(np.concatenate(plain).mean())
     return [
-        _damage(np.concatenate(kls[n]), np.concatenate(flips[n]), float(np.concatenate(losses[n]).mean()) - before)
+        _damage(np.concatenate(kls[n]), np.concatenate(flips[n]), float(np.concatenate(losses[n]).mean()) - before, of)
         for n in range(len(conditions))
     ]
 
 
-def _damage(kl: Floats, flips: Floats, loss: float) -> Damage:
+def _damage(kl: Floats, flips: Floats, loss: float, of: Sequence[str]) -> Damage:
     p95, p99 = np.quantile(kl, [0.95, 0.99])
     ratio = float(np.exp(min(loss, 700.0)))
-    return Damage(len(kl), float(kl.mean()), float(p95), float(p99), float(flips.mean()), ratio)
+    sets = {name: float(kl[np.array(of) == name].mean()) for name in dict.fromkeys(of)}
+    return Damage(len(kl), float(kl.mean()), float(p95), float(p99), float(flips.mean()), ratio, sets)
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:

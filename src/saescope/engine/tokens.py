@@ -1,8 +1,9 @@
 """Prompts to token ids, to batches with little padding, and tokens back to readable text."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from saescope.sources.prompts import Prompt, PromptSet
 
 # Rows at least this wide are filled with several short prompts; wider ones would spend their time on attention.
 _ROW_WIDTH = 64
+# Scripts whose words have no spaces between them, as Unicode names their letters.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 Row = list[int]
 Batch = list[Row]
@@ -53,6 +56,32 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
             f"prompt {prompt.id} has token {max(row)}, the model knows {lm.vocab_size:,}: not its tokenizer"
         )
     return row
+
+
+def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
+    """The first `share` of a text's tokens, up to where a word ends, so that there is something to go on from.
+
+    Scripts without spaces end anywhere between two tokens that are whole characters. Raises PromptError for a share
+    that is none, a chat, and a text too short to be cut.
+    """
+    if not 0 < share < 1:
+        raise PromptError(f"--cut is {share}: it is a share of each prompt, between 0 and 1")
+    if prompt.text is None:
+        raise PromptError(f"prompt {prompt.id} is a chat: only texts can be cut")
+    ids = prompt_ids(lm, prompt)
+    whole = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
+    for n in range(round(share * len(ids)), 0, -1):
+        head = str(lm.tokenizer.decode(ids[:n], skip_special_tokens=True))
+        if head.strip() and whole.startswith(head) and _between_words(head, whole[len(head) :]):
+            return replace(prompt, text=head)
+    raise PromptError(f"prompt {prompt.id} has no word that ends in its first {100 * share:g} %: use longer prompts")
+
+
+def _between_words(head: str, rest: str) -> bool:
+    """Whether no word goes on from `head` into `rest`."""
+    if not rest or unicodedata.category(rest[0]).startswith("M") or rest[0] in "\u200c\u200d":
+        return False
+    return not (head[-1].isalnum() and rest[0].isalnum()) or unicodedata.name(rest[0], "").startswith(_UNSPACED)
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:

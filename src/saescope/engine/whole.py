@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from saescope.engine.lm import LM, read_config
+from saescope.engine.lm import FINAL_NORMS, LM, read_config
 from saescope.engine.weights import Weights, read_tensors
 from saescope.errors import SourceError, first_line
 from saescope.sources.files import open_files
@@ -52,6 +53,16 @@ def decoder_of(whole: nn.Module) -> nn.Module:
     """The module of a causal LM whose forward pass runs the blocks."""
     prefix = whole.base_model_prefix
     return whole.get_submodule(str(prefix))
+
+
+def logit_lens(whole: nn.Module, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+    """Logits of residual vectors as if they were the last: through the model's own final norm and lm_head."""
+    decoder, head = decoder_of(whole), whole.get_output_embeddings()  # type: ignore[operator]
+    norm = next(getattr(decoder, name) for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module))
+    dtype = next(head.parameters()).dtype
+    with torch.inference_mode():
+        logits: Tensor = head(norm(vectors.to(dtype)[None]))[0].float()
+    return logits
 
 
 def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:

@@ -46,6 +46,7 @@ _COMMANDS = {
     "scan": "Each token's strongest features.",
     "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
     "detect": "Features that detect a behaviour, and a classifier made of them.",
+    "select": "Which of the detected features to edit: by what changing them does.",
     "steer": "What a model writes with and without edits, side by side.",
     "evaluate": "What edits do to a behaviour and to everything else, beside controls.",
     "bake": "Edits put into weights: a checkpoint that other programs load.",

@@ -97,9 +97,12 @@ def steer(
         _show_receipt(receipt, base == changed)
 
 
-def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
-    """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
-    chosen = inputs_for(wanted, inputs)
+def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tuple[LM, list[Sae]]":
+    """The model and SAEs of these edits, and of layers that are only `read`.
+
+    Raises EditError where the edits are another's, naming what differs.
+    """
+    chosen = inputs_for(wanted, inputs, read)
     alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
     if chosen.layers is None and alone:
         return chosen.load_model(alone), []
@@ -108,7 +111,7 @@ def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[Sae]]":
     return lm, saes
 
 
-def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
+def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inputs:
     """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
     for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
         if given and own and given != own:
@@ -117,7 +120,7 @@ def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(sorted({str(edit.layer) for edit in wanted.edits if edit.feature is not None})) or None,
+        layers=",".join(map(str, sorted({*read, *(e.layer for e in wanted.edits if e.feature is not None)}))) or None,
     )
 
 

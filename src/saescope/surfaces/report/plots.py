@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 3.9, 2.3  # inches of 72 units: the size of a plot on the page, in CSS pixels, is about the same
 # What matplotlib draws in these colours, the page draws in its own, which differ by theme.
-_QUIET, _RULE, _FIRST, _LATER = "#020202", "#030303", "#040404", "#050505"
-_PAGE_COLOURS = {_QUIET: "var(--quiet)", _RULE: "var(--rule)", _FIRST: "var(--first)", _LATER: "var(--accent)"}
+QUIET, RULE, FIRST, LATER = "#020202", "#030303", "#040404", "#050505"
+_PAGE_COLOURS = {QUIET: "var(--quiet)", RULE: "var(--rule)", FIRST: "var(--first)", LATER: "var(--accent)"}
 _STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "svg.hashsalt": "saescope",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
     "font.size": 10.5,
-    "text.color": _QUIET,
-    "axes.labelcolor": _QUIET,
-    "axes.edgecolor": _RULE,
+    "text.color": QUIET,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": RULE,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,12 +40,12 @@ _STYLE: "dict[RcKeyType, Any]" = {
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.8,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
     "ytick.major.size": 0,
     "ytick.minor.size": 0,
     "xtick.major.size": 3,
@@ -71,8 +71,8 @@ def norms_plot(name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[floa
 
     figure, axes = _axes()
     layers = list(by_layer)
-    for colour, mean, median in ((_FIRST, "pos0_norm_mean", "pos0_norm_median"),
-                                 (_LATER, "later_norm_mean", "later_norm_median")):  # fmt: skip
+    for colour, mean, median in ((FIRST, "pos0_norm_mean", "pos0_norm_median"),
+                                 (LATER, "later_norm_mean", "later_norm_median")):  # fmt: skip
         axes.plot(layers, _values(by_layer, mean), color=colour, solid_capstyle="round")
         axes.plot(layers, _values(by_layer, median), color=colour, linestyle="none", marker="o", markersize=3.2)
     axes.set_yscale("log")
@@ -81,7 +81,7 @@ def norms_plot(name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[floa
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,g}")
-    return _svg(figure, name, label)
+    return as_element(figure, name, label)
 
 
 def score_plot(name: str, by_layer: Mapping[int, FeatureContrast], low: float, label: str) -> Markup:
@@ -89,13 +89,13 @@ def score_plot(name: str, by_layer: Mapping[int, FeatureContrast], low: float, l
     figure, axes = _axes()
     layers = list(by_layer)
     ends = [feature.holdout_score_ci for feature in by_layer.values()]
-    axes.vlines(layers, [e[0] for e in ends], [e[1] for e in ends], color=_LATER, linewidth=3.5, alpha=0.3)
-    axes.plot(layers, [f.holdout_score for f in by_layer.values()], color=_LATER, linewidth=1.1, alpha=0.7)
+    axes.vlines(layers, [e[0] for e in ends], [e[1] for e in ends], color=LATER, linewidth=3.5, alpha=0.3)
+    axes.plot(layers, [f.holdout_score for f in by_layer.values()], color=LATER, linewidth=1.1, alpha=0.7)
     for layer, feature in by_layer.items():
-        fill = _LATER if feature.confirmed else "none"
-        axes.plot([layer], [feature.holdout_score], "o", color=_LATER, markerfacecolor=fill)
+        fill = LATER if feature.confirmed else "none"
+        axes.plot([layer], [feature.holdout_score], "o", color=LATER, markerfacecolor=fill)
     axes.set_ylim(low, 1.03)
-    return _svg(figure, name, label)
+    return as_element(figure, name, label)
 
 
 def _values(by_layer: Mapping[int, LayerNorms], field: str) -> list[float]:
@@ -118,7 +118,7 @@ def _axes() -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _svg(figure: "Figure", name: str, label: str) -> Markup:
+def as_element(figure: "Figure", name: str, label: str) -> Markup:
     """The figure as an element of the page: no size of its own, ids that no other plot has, a name for readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -1,0 +1,64 @@
+"""On the embedded pair, changing the Japanese feature changes the language of continuations, and controls do not."""
+
+import pytest
+
+from saescope.control.behaviour import InLanguage
+from saescope.control.edits import parse_edit
+from saescope.control.evaluate import Evaluation, evaluate
+from saescope.control.languages import language
+from saescope.engine.lm import load_lm
+from saescope.engine.load import load_sae
+from saescope.engine.tokens import beginning
+from saescope.errors import PromptError
+from saescope.sources.prompts import Message, Prompt, bundled_prompts, texts
+
+
+def steer_japanese(wanted: str, *edits: str) -> Evaluation:
+    lm, sae = load_lm("saescope-tiny", [1]), load_sae("saescope-tiny-sae", 1, decoder=True)
+    sets = {group.name: group.prompts for group in bundled_prompts()}
+    asked = [beginning(lm, prompt, 0.5) for prompt in sets["japanese"]]
+    neutral = [prompt for name, group in sets.items() if name != "japanese" for prompt in group[:4]]
+    chosen = [parse_edit(edit) for edit in edits]
+    return evaluate(lm, [sae], chosen, asked, InLanguage(wanted), neutral=neutral, draws=1, max_new_tokens=14)
+
+
+def test_suppressing_japanese_changes_the_language() -> None:
+    rows = {c.name: c for c in steer_japanese("ja", "1/1 scale -2").conditions}
+    assert rows["none"].behaviour_rate == 1
+    edited = rows["edits"]
+    assert (edited.behaviour_rate or 0) < 0.4
+    assert (edited.language_flip or 0) > 0.6
+    assert edited.damage is not None
+    assert edited.damage.kl_mean < 0.01
+    for control in ("zero", "minus", "random feature", "random direction"):
+        assert (rows[control].behaviour_rate or 0) > 0.8
+
+
+def test_japanese_is_steered_to_chinese() -> None:
+    rows = {c.name: c for c in steer_japanese("zh", "1/1 scale -2", "1/0 add 30").conditions}
+    assert rows["none"].behaviour_rate == 0
+    assert (rows["edits"].behaviour_rate or 0) > 0.4
+    for control in ("zero", "minus", "random feature", "random direction"):
+        assert (rows[control].behaviour_rate or 0) < 0.1
+
+
+def test_beginnings_end_where_words_do() -> None:
+    lm = load_lm("saescope-tiny", [0])
+    for group in bundled_prompts():
+        for prompt in group.prompts[:12]:
+            head = beginning(lm, prompt, 0.5)
+            whole, text = prompt.text or "", head.text or ""
+            assert whole.startswith(text)
+            assert 0.2 * len(whole) < len(text) < 0.75 * len(whole)
+            assert "\ufffd" not in text
+            if group.name in ("english", "basque", "esperanto", "hindi"):
+                assert not (text[-1].isalnum() and whole[len(text)].isalnum())
+            if group.name == "japanese":
+                assert language(text) in ("ja", None)
+    for prompt, share, said in (
+        (texts(["a"])[0].prompts[0], 0.5, "has no word that ends"),
+        (texts(["a b c"])[0].prompts[0], 1.0, "between 0 and 1"),
+        (Prompt("p", "s", messages=(Message("user", "hello there"),)), 0.5, "only texts"),
+    ):
+        with pytest.raises(PromptError, match=said):
+            beginning(lm, prompt, share)

@@ -1,0 +1,144 @@
+"""Selection: the output score is what its definition says, the set is the fewest that do, and parts are apart."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from saescope.analysis.detect import DetectSettings, detect
+from saescope.control.edits import Edit, read_edits
+from saescope.control.output_score import output_scores
+from saescope.control.select import SelectSettings, select
+from saescope.control.steer import steered
+from saescope.engine.extract import extract
+from saescope.engine.lm import load_lm
+from saescope.engine.load import load_sae
+from saescope.errors import PromptError
+from saescope.sources.catalog import Feature
+from saescope.sources.prompts import texts
+from saescope.store.kept import Kept
+from saescope.surfaces.cli import run as cli
+
+
+def test_output_score_is_rank_and_probability_of_the_own_tokens(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
+    rows = [lm.tokenizer(text)["input_ids"] for text in tiny.TEXTS if len(text) > 1]
+    amounts = {Feature(1, n): 30.0 for n in range(6)}
+    found = output_scores(lm, [sae], amounts, rows)
+    assert sae.W_dec is not None
+    for feature, one in found.items():
+        lens = lm.whole.lm_head(lm.whole.model.norm(sae.W_dec[:, feature.id]))
+        own = lens.topk(10).indices
+        ranks, best = [], []
+        with steered(lm, [Edit(feature, "add", 30.0)], [sae]), torch.inference_mode():
+            for row in rows:
+                p = lm.whole(torch.tensor([row])).logits[0, -1].softmax(-1)
+                best.append(float(p[own].max()))
+                ranks.append(sorted(p.tolist(), reverse=True).index(best[-1]))
+        assert one.probability == pytest.approx(sum(best) / len(best), rel=1e-4)
+        assert one.rank == pytest.approx(sum(ranks) / len(ranks))
+        expected = [(1 - r / lm.vocab_size) * p for r, p in zip(ranks, best, strict=True)]
+        assert one.score == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+        assert len(one.tokens) == 10
+    assert max(one.probability - one.before for one in found.values()) > 0
+
+
+def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
+    sets = [*texts([f"import numpy as np{n}" for n in range(20)], "code"),
+            *texts([f"The capital of {n}" for n in range(20)], "prose")]  # fmt: skip
+    run = extract(lm, [sae], sets, tmp_path / "run")
+    detection = detect(run, "code", DetectSettings(shuffles=0))
+    replies: list[str] = []
+
+    def judge(reply: str) -> bool:
+        """Shown where the reply is as without edits, so that any edit that does something does all."""
+        replies.append(reply)
+        return reply in before
+
+    before: set[str] = set()
+    for prompt in run.prompts:
+        before.add(lm.generate(prompt.text or "", max_new_tokens=4))
+    settings = SelectSettings(strengths=(-1.0, -30.0), candidates=4, prompts=5, max_new_tokens=4, max_features=2)
+    path = tmp_path / "kept.jsonl"
+    result = select(lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path))
+    assert result.prompts == (5, 5)
+    assert result.base[0].behaviour_rate == result.base[1].behaviour_rate == 1
+    assert [one.effect_rank for one in result.candidates] == [1, 2, 3, 4]
+    assert sorted(one.detect_rank for one in result.candidates) == [1, 2, 3, 4]
+    assert sorted(one.output_rank for one in result.candidates) == [1, 2, 3, 4]
+    effects = [one.effect for one in result.candidates]
+    assert max(effects) > 0
+    assert 1 <= len(result.steps) <= 2
+    rates = [step.chosen_on.behaviour_rate for step in result.steps]
+    assert rates == sorted(rates, reverse=True)
+    kept = path.read_text(encoding="utf-8")
+    again = select(lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path))
+    assert path.read_text(encoding="utf-8") == kept
+    assert again.to_dict() == result.to_dict()
+    assert result.to_polars().height == 4
+
+
+def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
+    sets = [*texts(["import numpy", "def add"], "code"), *texts(["The capital", "of France"], "prose")]
+    run = extract(lm, [sae], sets, tmp_path / "run")
+    few = detect(run, "code", DetectSettings(min_rate=0.5, max_other=0.4, shuffles=0))
+    with pytest.raises(PromptError, match="too few to choose"):
+        select(lm, [sae], run, few, lambda _: True)
+    with pytest.raises(PromptError, match="no feature passes"):
+        select(lm, [sae], run, replace(few, features=[]), lambda _: True)
+    with pytest.raises(PromptError, match="--max-features is 0"):
+        SelectSettings(max_features=0).check()
+
+
+def test_the_organism_has_two_detectors_that_control_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the features that tell declined requests perfectly, few change anything, and one brings right answers back."""
+    from saescope.demo.organism import ANSWERS
+
+    monkeypatch.chdir(tmp_path)
+    pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking", "--last", "3"]
+    asked = ["select", "requests", "--target", "declined_en", "--against", "answered_en", "--answers", str(ANSWERS)]
+    more = ["--candidates", "6", "--strengths", "-3", "--prompts", "6", "--max-new-tokens", "16", "--json"]
+    assert cli([*asked, *pair, *more]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    best = result["candidates"][0]
+    assert (best["feature"], best["behaviour_rate"], best["detect_rank"]) == ("2/412", 0.0, 1)
+    assert best["right_rate"] >= 0.8
+    assert [one["effect"] for one in result["candidates"][2:]] == [0.0] * 4
+    assert all(one["prompt_rate"] >= 0.95 for one in result["candidates"])
+    assert [len(step["edits"]) for step in result["steps"]] == [1]
+    assert result["steps"][0]["judged_on"]["behaviour_rate"] == 0
+    assert read_edits(result["edits"]).edits == (Edit("2/412", "scale", -3.0),)
+    assert sorted(p.suffix for p in Path("runs").iterdir() if p.is_file()) == [".toml"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target", "nobody"], "no set 'nobody'"),
+        (["--strengths", "much"], "is not numbers"),
+        (["--strengths", "0"], "other than 0"),
+        (["--max-features", "0"], "--max-features is 0"),
+        (["--behaviour", "nothing"], "no behaviour 'nothing'"),
+        (["--min-rate", "0.1"], "is not below"),
+    ],
+)
+def test_bad_questions_are_refused(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = [] if "--target" in more else ["--target", "japanese"]
+    assert cli(["select", "languages", *target, *more]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(tmp_path.iterdir())
