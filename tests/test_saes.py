@@ -1,4 +1,4 @@
-"""SAEs of every format found by name and path, told apart by their files, and refused in one line where they cannot be."""
+"""SAEs of every format: found by name and path, told apart by their files, refused in one line where they must be."""
 
 import json
 import pickle
@@ -21,19 +21,15 @@ from saescope.sources.plan import Asked, make_plan
 from saescope.sources.saes import open_sae
 
 GEMMA = ["layer_0/width_16k/average_l0_46", "layer_0/width_16k/average_l0_105", "layer_0/width_65k/average_l0_73",
-         "layer_20/width_16k/average_l0_71", "layer_20/width_16k/average_l0_139", "embedding/width_4k/average_l0_6"]  # fmt: skip
+         "layer_20/width_16k/average_l0_71", "layer_20/width_16k/average_l0_139",
+         "embedding/width_4k/average_l0_6"]  # fmt: skip
 
 
 def save_gemma_scope(folder: Path, names: list[str], **options: Any) -> Path:
     for seed, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         state = tiny.sae_tensors(seed=seed)
-        arrays = {
-            "W_enc": state["W_enc"].T,
-            "W_dec": state["W_dec"].T,
-            "b_enc": state["b_enc"],
-            "b_dec": state["b_dec"],
-        }
+        arrays = state | {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
         arrays |= {"threshold": torch.full((256,), 1.0)} | options
         np.savez(folder / name / "params.npz", **{key: np.ascontiguousarray(value) for key, value in arrays.items()})
     return folder
@@ -143,7 +139,7 @@ def test_hook_points(name: object, hook: Hook) -> None:
         ("sparsify", "layers.5.mlp/sae.safetensors", Hook(other="layers.5.mlp")),
         ("sparsify", "embed_tokens/sae.safetensors", Hook(other="embed_tokens")),
         ("gemma-scope", "coder/layer_5/width_16k/average_l0_71/params.npz", Hook(5)),
-        ("gemma-scope", "gemma-scope-2b-pt-mlp/layer_5/width_16k/params.npz", Hook(other="mlp (not the residual stream)")),
+        ("gemma-scope", "gemma-scope-2b-pt-mlp/layer_5/params.npz", Hook(other="mlp (not the residual stream)")),
         ("gemma-scope", "transcoder_all/layer_0_width_16k_l0_big/params.safetensors",
          Hook(other="transcoder_all (not the residual stream)")),
         ("llama-scope", "Llama3_1-8B-Base-L15M-8x/checkpoints/final.safetensors",
@@ -234,7 +230,7 @@ def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
 def test_k_is_not_asked_for_where_there_is_none(tmp_path: Path) -> None:
     folder = tiny.save_saelens(tmp_path)
     assert load_sae(folder, 1).spec.k is None
-    with pytest.raises(SourceError, match="--k is 5, but .* has no k"):
+    with pytest.raises(SourceError, match=r"--k is 5, but .* has no k"):
         load_sae(folder, 1, k=5)
 
 
@@ -268,7 +264,7 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
         ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "says it reads blocks.1.hook_mlp_out, not layer 1"),
         (
             {"metadata": {"hook_name": "blocks.1.hook_z", "hook_head_index": 3}},
-            "says it reads head 3 of blocks.1.hook_z",
+            "reads head 3 of blocks.1.hook_z",
         ),
         ({"metadata": {"hook_name": "blocks.1.hook_resid_post", "hook_name_out": "x"}}, "a transcoder"),
     ],
