@@ -190,7 +190,8 @@ def registered(name: str) -> Registered | None:
 
 def model_of(name: str) -> str | None:
     """The model a release, or a repository of Gemma or Llama Scope, was trained on; None where no name says it."""
-    if release := find_release(name):
+    parts = name.partition("@")[0].split("/")
+    if release := find_release(parts[0]) or find_release("/".join(parts[:2])):
         return release.model
     last = name.partition("@")[0].removeprefix("google/").removeprefix("fnlp/").split("/")[0]
     if match := _GEMMA_SCOPE.fullmatch(last):

@@ -166,7 +166,7 @@ def hook_in_path(kind: Format, path: Sequence[str]) -> Hook:
 
 def _llama_scope_path(inner: Sequence[str]) -> Hook:
     for part in inner:
-        if match := re.fullmatch(r"Llama[\w.]+-Base-L(\d{1,3})([A-Z]+)-\d+x", part):
+        if match := re.fullmatch(r"Llama[\w.-]+-Base-L(\d{1,3})([A-Z]+)-\d+x", part):
             return Hook(int(match[1])) if match[2] == "R" else Hook(other=f"{part} (not the residual stream)")
     return Hook()
 
