@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.ways.measure import Job, run
+from benchmarks.ways.measure import Job, K, run
 
 if TYPE_CHECKING:
     from benchmarks.ways.measure import Compute, Ids
@@ -26,7 +26,7 @@ def load(job: Job) -> "Compute":
     def compute(texts: list[str]) -> "Ids":
         with tempfile.TemporaryDirectory() as folder:
             made = saescope.extract(lm, [sae], saescope.texts(texts), Path(folder) / "run")
-            return made.features(job.layer).ids
+            return made.features(job.layer).strongest(K)
 
     return compute
 

@@ -51,5 +51,5 @@ def bound_edits(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) ->
             raise EditError(
                 f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
             )
-        found.append(Bound(edit, *(t[0].double().cpu() for t in (one.w, one.b, one.d))))
+        found.append(Bound(edit, *(t[0].double().cpu() for t in (one.reader.w, one.reader.b, one.d))))
     return found

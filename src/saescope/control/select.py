@@ -250,10 +250,9 @@ def _parts(run: Run, detection: Detection, settings: SelectSettings) -> tuple[li
 
 def _strongest(run: Run, feature: Feature, target: str) -> float:
     """The feature's largest activation on the target's prompts."""
-    stored = run.features(feature.layer)
+    acts = run.features(feature.layer).acts_of(feature.id)
     of = np.array([prompt.set == target for prompt in run.prompts])[run.token_prompt]
-    hit = (stored.ids == feature.id) & of[:, None] & (run.token_pos > 0)[:, None]
-    return float(stored.acts[hit].max(initial=0.0)) or 1.0
+    return float(acts[of & (run.token_pos > 0)].max(initial=0.0)) or 1.0
 
 
 def _edit(feature: Feature, strength: float, settings: SelectSettings, strongest: dict[Feature, float]) -> Edit:

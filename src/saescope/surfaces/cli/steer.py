@@ -18,7 +18,7 @@ from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
-    from saescope.control.steer import Receipt
+    from saescope.control.receipts import Receipt
     from saescope.engine.lm import LM
     from saescope.engine.sae import Sae
 
@@ -103,8 +103,8 @@ def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tupl
     Raises EditError where the edits are another's, naming what differs.
     """
     chosen = inputs_for(wanted, inputs, read)
-    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
-    if chosen.layers is None and alone:
+    alone = sorted({edit.layer for edit in wanted.edits})
+    if chosen.layers is None:
         return chosen.load_model(alone), []
     lm, saes = chosen.load(decoder=True, alone=alone)
     check_sizes(wanted, saes)
@@ -120,7 +120,7 @@ def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inp
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(map(str, sorted({*read, *(e.layer for e in wanted.edits if e.feature is not None)}))) or None,
+        layers=",".join(map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.layers)}))) or None,
     )
 
 
