@@ -190,10 +190,11 @@ def bake(method: str, place: Place, *, measured: bool) -> Figures:
     prepare((place.made.model, place.made.sae), cold=False)
     with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
         edits, out = Path(folder) / "edits.toml", Path(folder) / "baked"
-        edits.write_text(f'[[edit]]\nfeature = "{place.layer}/0"\nop = "project"\n')
-        files = ["--model", str(place.made.model), "--sae", str(place.made.sae), "--edits", str(edits)]
-        options = ["--out", str(out), "--method", method, *([] if measured else ["--no-measure"])]
-        figures = watched([*saescope(), "bake", *files, *options])
+        named = f"model = {json.dumps(str(place.made.model))}\nsae = {json.dumps(str(place.made.sae))}\n"
+        edits.write_text(f'{named}[[edit]]\nfeature = "{place.layer}/0"\nop = "project"\n')
+        text = ["--neutral", str(_article_sets(place, Path(folder) / "text"))] if measured else ["--no-measure"]
+        options = ["--out", str(out), "--method", method, *text]
+        figures = watched([*saescope(), "bake", "--edits", str(edits), *options])
         start = time.perf_counter()
         for file in out.iterdir():
             evict(file)
