@@ -189,11 +189,9 @@ def test_organism_evaluation_has_the_known_answer(
     from saescope.demo.organism import ANSWERS, PROMPTS
 
     monkeypatch.chdir(tmp_path)
-    lines = [
-        line
-        for line in PROMPTS.read_text(encoding="utf-8").splitlines()
-        if not any(s in line for s in ('"answered_ja', '"answered_zh'))
-    ]
+    rows_asked = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    few = [row for row in rows_asked if row["pair"] <= "050" and row["set"] not in ("answered_ja", "answered_zh")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in few]
     Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]
@@ -226,7 +224,7 @@ def test_organism_evaluation_has_the_known_answer(
     assert result["verdict"].startswith("The behaviour goes from 100 %")
     assert [f["name"] for f in result["findings"]] == ["effect", "difference of means"]
     assert rows["edits"]["language_flip"] == 0
-    assert rows["edits"]["languages"] == {"en": 40, "ja": 40, "zh": 40}
+    assert rows["edits"]["languages"] == {"en": 20, "ja": 20, "zh": 20}
     assert result["behaviour"]["phrases"]["en"]
     page = Path("made/evaluation.html").read_text(encoding="utf-8")
     assert "<svg" in page

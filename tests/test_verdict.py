@@ -36,8 +36,7 @@ def said(*controls: Condition, edits: Condition = GONE, base: Condition = BASE) 
 
 
 def test_an_edit_that_works() -> None:
-    controls = [row("zero", 0.95), row("minus", 0.99), row("random feature", 0.94, spread=(0.9, 0.97)),
-                row("random direction", 0.9, spread=(0.8, 0.95))]  # fmt: skip
+    controls = [row("zero", 0.95), row("minus", 0.99), row("random feature", 0.94), row("random direction", 0.9)]
     assert names(*controls) == ["effect"]
     assert said() == "The behaviour goes from 95 % (90-100) to 2 % (0-7) with 1 feature at 1 times the strength."
 
@@ -79,7 +78,7 @@ def test_a_baseline_that_breaks_the_model_explains_nothing() -> None:
 def test_amplifying_is_judged_the_other_way() -> None:
     base, more = row("none", 0.05), row("edits", 0.9)
     assert names(base=base, edits=more) == ["effect"]
-    assert names(row("random direction", 0.7, spread=(0.1, 0.7)), base=base, edits=more) == ["effect", "not specific"]
+    assert names(row("random direction", 0.7), base=base, edits=more) == ["effect", "not specific"]
     assert names(row("minus", 0.0), base=base, edits=more) == ["effect"]
     weak = row("edits", 0.06)
     assert names(row(ADD, 0.95), base=base, edits=weak)[-1] == "several features needed"
@@ -88,13 +87,22 @@ def test_amplifying_is_judged_the_other_way() -> None:
 @pytest.mark.parametrize("control", ["zero", "minus", "random feature", "random direction"])
 def test_a_control_that_does_the_same_is_named(control: str) -> None:
     assert "not specific" in names(row(control, 0.1))
-    assert f"{control} (to 10 %)" in said(row(control, 0.1))
+    assert f"{control} (10 % (5-15))" in said(row(control, 0.1))
     assert "not specific" not in names(row(control, 0.6))
 
 
-def test_the_draw_that_goes_furthest_counts() -> None:
-    assert "not specific" in names(row("random feature", 0.8, spread=(0.2, 0.95)))
-    assert "not specific" not in names(row("random feature", 0.8, spread=(0.6, 0.95)))
+def drawn(*rates: float) -> Condition:
+    each = [{"behaviour_rate": one} for one in rates]
+    return row("random feature", sum(rates) / len(rates), draws=len(rates), each=each)
+
+
+def test_single_draws_are_told_from_a_control_that_does_the_same() -> None:
+    assert names(drawn(0.9, 0.95, 0.93)) == ["effect"]
+    assert names(drawn(0.1, 0.95, 0.95)) == ["effect", "some draws"]
+    assert "1 of 3 draws of a random feature (to 10 %)" in said(drawn(0.1, 0.95, 0.95))
+    assert names(drawn(0.1, 0.2, 0.95, 0.95)) == ["effect", "not specific"]  # half of them
+    assert names(drawn(0.0, 0.5, 0.5)) == ["effect", "not specific"]  # on average
+    assert names(drawn(1.0, 1.0, 0.95)) == ["effect"]
 
 
 def test_an_instruction_that_does_it_too_is_said() -> None:
@@ -137,6 +145,7 @@ def test_right_answers_lost_are_named_by_set() -> None:
         base=base, edits=row("edits", 0.02, sets=sets(0.6))
     )
     assert names(base=base, edits=row("edits", 0.02, sets=sets(0.95))) == ["effect"]
+    assert names(base=base, edits=row("edits", 0.02, sets=sets(0.6)), target=["other"]) == ["effect"]
 
 
 def test_the_strength_is_chosen_by_effect_without_harm() -> None:

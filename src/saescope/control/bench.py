@@ -66,7 +66,7 @@ class Bench:
         edited = [way for way in ways if way.instruction is None]
         if not self.neutral or not edited:
             return [None] * len(ways)
-        conditions = [partial(way.enter, self.lm, self.saes) for way in edited]
+        conditions = [partial(way.read, self.lm, self.saes) for way in edited]
         sets, rows = zip(*self.neutral, strict=True)
         found = iter(damage(self.lm, rows, conditions, sets))
         return [next(found) if way.instruction is None else None for way in ways]

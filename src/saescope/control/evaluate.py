@@ -5,7 +5,7 @@ does most without harm, under the controls. An effect counts for these edits onl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from saescope.control.behaviour import InLanguage, Judge, Label, ReplyJudge, describe
@@ -119,22 +119,32 @@ def evaluate(
     bench = Bench(lm, saes, prompts, plain, max_new_tokens, thinking, kept, counting(progress, total))
     rows = Rows(bench, Asked(prompts, wanted, answers), judge)
     base, *tried = rows.add(first)
-    case = Case(base, tried, [], _named(edits), isinstance(judge, InLanguage))
+    case = Case(base, tried, [], _named(edits), isinstance(judge, InLanguage), wanted)
     best = choose(case)
     assert best.strength is not None
-    made = rows.add(controls.ways(best.strength, removes=case.moved(best) <= 0))
+    made = rows.add(controls.ways(best.strength, removes=_removes(case, best, discovery)))
     return Evaluation(
         behaviour=describe(judge),
         target=wanted,
         conditions=[base, *tried, *made],
         chosen=best,
-        findings=verdict(Case(base, tried, made, case.features, case.about_language)),
+        findings=verdict(replace(case, controls=made)),
         replies=rows.replies,
         labels=rows.labels,
         prompts=list(prompts),
         neutral_tokens=sum(len(ids) for _, ids in plain),
         left_out=_left_out(controls, draws),
     )
+
+
+def _removes(case: Case, best: Condition, discovery: Sequence[Prompt]) -> bool:
+    """Whether edits lead away from the target sets' mean: what they show goes, or what they do not show comes."""
+    others = {prompt.set for prompt in discovery} - set(case.target)
+    rates = [case.base.sets[name].behaviour_rate for name in others if name in case.base.sets]
+    known = [rate for rate in rates if rate is not None]
+    elsewhere = sum(known) / len(known) if known else 0.0
+    shows = (case.base.behaviour_rate or 0.0) >= elsewhere
+    return (case.moved(best) <= 0) == shows
 
 
 def _strengths(edits: Sequence[Edit], sweep: Sequence[float | int]) -> list[float]:

@@ -17,7 +17,7 @@ HARMLESS_KL, HARMLESS_PPL = 0.1, 1.2
 REPEATS, ENDS, RIGHT, LOST, FLIPS = 0.1, 0.1, 0.05, 0.1, 0.1
 Name = Literal[
     "effect", "nothing applied", "nothing scored", "partial", "detection without control", "several features needed",
-    "another mechanism", "not specific", "difference of means", "prompt alone", "capability lost",
+    "another mechanism", "not specific", "some draws", "difference of means", "prompt alone", "capability lost",
 ]  # fmt: skip
 
 
@@ -33,7 +33,8 @@ class Finding:
 class Case:
     """The rows of an evaluation: without edits, the edits' strengths, the controls; of how many features edits are.
 
-    `about_language` says that the behaviour is a language, so that other languages are no loss.
+    `about_language` says that the behaviour is a language, so that other languages are no loss; right answers are not
+    looked for on `target` sets, where replies are to change.
     """
 
     base: Condition
@@ -41,6 +42,7 @@ class Case:
     controls: Sequence[Condition]
     features: str
     about_language: bool = False
+    target: Sequence[str] = ()
 
     def moved(self, one: Condition) -> float:
         """How far a row's rate is from the unedited one; 0 where either is unknown."""
@@ -60,7 +62,7 @@ class Case:
 
     def losses(self, one: Condition) -> list[str]:
         """What a row has lost against the unedited one, a clause each."""
-        return [*_damage(one), *_broken(self.base, one), *_wrong(self.base, one), *self._flipped(one)]
+        return [*_damage(one), *_broken(self.base, one), *_wrong(self.base, one, self.target), *self._flipped(one)]
 
     def _flipped(self, one: Condition) -> list[str]:
         if self.about_language or one.language_flip is None or one.language_flip <= FLIPS:
@@ -142,22 +144,35 @@ def _means(case: Case, towards: float) -> list[Finding]:
 
 
 def _specific(case: Case, best: Condition) -> list[Finding]:
-    """Controls that move the behaviour the same way, more than half as far: the draw that goes furthest counts."""
+    """Controls that move the behaviour the same way, more than half as far: on average, or in half of their draws."""
     effect = case.moved(best)
     if not case.clear(best):
         return []
-    said = []
+    same, single = [], []
     for row in case.controls:
         if row.name not in ("zero", "minus", "random feature", "random direction"):
             continue
-        start = case.base.behaviour_rate or 0.0
-        ends = [end - start for end in row.spread] if row.spread else [case.moved(row)]
-        furthest = min(ends) if effect < 0 else max(ends)
-        if furthest * effect > 0 and abs(furthest) > MOVED * abs(effect):
-            said.append(f"{row.name} (to {100 * (start + furthest):.0f} %)")
-    if not said:
-        return []
-    return [Finding("not specific", f"It is not specific: {' and '.join(said)} moved it more than half as far.")]
+        moves = [_move(case, one.get("behaviour_rate")) for one in row.each] or [case.moved(row)]
+        far = [move for move in moves if move * effect > 0 and abs(move) > MOVED * abs(effect)]
+        mean = case.moved(row)
+        end = (case.base.behaviour_rate or 0.0) + max(far, key=abs, default=0.0)
+        if 2 * len(far) >= len(moves) or (mean * effect > 0 and abs(mean) > MOVED * abs(effect)):
+            same.append(f"{row.name} ({rate(row)})")
+        elif far:
+            single.append(f"{len(far)} of {len(moves)} draws of a {row.name} (to {100 * end:.0f} %)")
+    found = []
+    if same:
+        found.append(
+            Finding("not specific", f"It is not specific: {' and '.join(same)} moved it more than half as far.")
+        )
+    if single:
+        what = f"Not every change of this size leaves it alone: {' and '.join(single)} moved it more than half as far."
+        found.append(Finding("some draws", what))
+    return found
+
+
+def _move(case: Case, value: float | None) -> float:
+    return 0.0 if value is None else value - (case.base.behaviour_rate or 0.0)
 
 
 def _prompted(case: Case, best: Condition) -> list[Finding]:
@@ -188,11 +203,12 @@ def _broken(base: Condition, one: Condition) -> list[str]:
     return lines
 
 
-def _wrong(base: Condition, one: Condition) -> list[str]:
+def _wrong(base: Condition, one: Condition, target: Sequence[str]) -> list[str]:
     lost = [
         f"{name} ({100 * now.right_rate:.0f} %, {100 * was.right_rate:.0f} % before)"
         for name, was in base.sets.items()
-        if (now := one.sets[name]).right_rate is not None
+        if name not in target
+        and (now := one.sets[name]).right_rate is not None
         and was.right_rate is not None
         and now.right_rate < was.right_rate - RIGHT
     ]

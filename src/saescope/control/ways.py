@@ -56,6 +56,11 @@ class Way:
         """A block in which the model is edited this way."""
         return steered(lm, self.edits, saes, random_directions=self.turned) if self.edits else nullcontext()
 
+    def read(self, lm: LM, saes: Sequence[TopKSae]) -> AbstractContextManager[Receipt | None]:
+        """The same for text that is read in one pass as if it were generated: each position was the last of a pass."""
+        edits = [replace(e, scope="all") if e.scope in ("last", "decode") else e for e in self.edits]
+        return replace(self, edits=tuple(edits)).enter(lm, saes)
+
 
 def _digest(direction: Direction | None) -> str:
     return hashlib.sha256(direction.values.tobytes()).hexdigest() if direction is not None else ""
@@ -75,7 +80,7 @@ class Controls:
     instruction: str | None
 
     def ways(self, strength: float, *, removes: bool) -> list[Way]:
-        """Every control of the edits at this multiple; the difference of means goes where they go."""
+        """Every control of the edits at this multiple; the difference of means is taken away, or else added."""
         signed = any(edit.op in ("add", "scale") for edit in self.edits)  # only these have an opposite
         return [
             Way("zero", 0.0, _all(self.edits, 0.0)),

@@ -266,7 +266,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def show_evaluation(console: Console, result: "Evaluation") -> None:
     """A row a condition, the sets one by one, and the verdict."""
-    own = ("shown, 95 % CI", "McNemar p", "unscored", "language", "repeats", "tokens", "ended", "change")
+    own = ("shown, 95 % CI", "p", "unscored", "lang.", "rep.", "tokens", "ended", "change")
     title = f"{cell(str(result.behaviour['name']))} on {', '.join(map(cell, result.target))}"
     made = table(title, "condition", "strength", *own, "KL mean", "p99", "flips", "ppl")
     for c in result.conditions:
@@ -288,9 +288,9 @@ def _short(c: "Condition") -> str:
 
 def _figures(c: "Condition") -> list[str]:
     p = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.0e}"
-    flip = "-" if c.language_flip is None else percent(c.language_flip)
+    flip = "-" if c.language_flip is None else f"{100 * c.language_flip:.0f} %"
     aside = str(c.empty + c.unscored)
-    own = [_shown(c), p, aside, flip, f"{c.repetition:.2f}", f"{c.mean_tokens:.0f}", percent(c.ended)]
+    own = [_shown(c), p, aside, flip, f"{c.repetition:.2f}", f"{c.mean_tokens:.0f}", f"{100 * c.ended:.0f} %"]
     change = percent(c.delta_norm_ratio) if c.applied else "nothing"
     if c.damage is None:
         return [*own, change, "-", "-", "-", "-"]
