@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from saescope.control.behaviour import Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
+    from saescope.control.exports.exported import Exported
+    from saescope.control.exports.gguf import export_gguf
+    from saescope.control.exports.lens import LogitLens
+    from saescope.control.exports.lora import export_lora
+    from saescope.control.exports.neuronpedia import export_neuronpedia
+    from saescope.control.exports.saelens import export_saelens
     from saescope.control.steer import Receipt, steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -50,10 +56,12 @@ __all__ = [
     "EditSet",
     "Evaluation",
     "Examples",
+    "Exported",
     "Feature",
     "Fitness",
     "LM",
     "Layers",
+    "LogitLens",
     "Masking",
     "Phrases",
     "Profile",
@@ -80,6 +88,10 @@ __all__ = [
     "difference_of_means",
     "evaluate",
     "examples",
+    "export_gguf",
+    "export_lora",
+    "export_neuronpedia",
+    "export_saelens",
     "extract",
     "fitness",
     "layers",
@@ -115,6 +127,12 @@ _HOME = {
     "control.behaviour": ("Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.exports.exported": ("Exported",),
+    "control.exports.gguf": ("export_gguf",),
+    "control.exports.lens": ("LogitLens",),
+    "control.exports.lora": ("export_lora",),
+    "control.exports.neuronpedia": ("export_neuronpedia",),
+    "control.exports.saelens": ("export_saelens",),
     "control.steer": ("Receipt", "steered"),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
