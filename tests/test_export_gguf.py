@@ -18,8 +18,9 @@ from saescope.control.steer import steered
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
-from saescope.errors import EditError, RunError
+from saescope.errors import EditError, ResourceError
 from saescope.sources.directions import Direction
+from saescope.sources.prompts import texts
 
 IDS = [5, 17, 80, 3, 200, 41, 7, 7, 130]
 
@@ -120,11 +121,13 @@ def test_what_it_cannot_say_is_refused(edit: Edit, why: str, steerable: tuple[LM
 
 def test_differences_are_labelled_and_nothing_is_overwritten(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     edits = [Edit("1/3", "add", 1.0), everywhere("2/3", 1.0, scope="decode")]
-    result = export_gguf(edits, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
+    out, neutral = tmp_path / "a.gguf", texts(tiny.TEXTS)[0].prompts
+    result = export_gguf(edits, steerable[1], out, model=steerable[0].source, neutral=neutral)
     assert not result.exact
+    assert result.measured["kl_base_vector"]["mean"] > result.measured["kl_steered_vector"]["mean"] > 1e-6
     assert [("position 0" in limit, "decode" in limit) for limit in result.limits] == [(True, False), (False, True)]
     before = (tmp_path / "a.gguf").read_bytes()
-    with pytest.raises(RunError, match="exists"):
+    with pytest.raises(ResourceError, match="exists"):
         export_gguf(EDITS, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
     assert (tmp_path / "a.gguf").read_bytes() == before
 

@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import tiny
+from saescope.control.exports.lens import LogitLens
 from saescope.control.exports.neuronpedia import Effect, Names, export_neuronpedia
+from saescope.engine.extract import extract
+from saescope.engine.lm import load_lm
+from saescope.engine.load import load_sae
+from saescope.engine.tokens import TokenText
 from saescope.errors import ResourceError, RunError
+from saescope.sources.prompts import texts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from stored import write_run
+from test_architectures import save
 
 # Columns of Neuronpedia's tables (apps/webapp/prisma/schema.prisma); those without a default are needed.
 NEURON = {
@@ -161,5 +170,28 @@ def test_nothing_is_left_where_it_fails(run: Run, tmp_path: Path) -> None:
         export_neuronpedia(run, tmp_path / "out", n_examples=0)
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
-    with pytest.raises(RunError, match="exists"):
+    with pytest.raises(ResourceError, match="exists"):
         export_neuronpedia(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "gemma2"])
+def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> None:
+    model = save(name, tmp_path / "model", tie_word_embeddings=name == "gemma2")
+    sae = load_sae(tiny.save_sae(tmp_path / "sae", [1]), 1)
+    lm = load_lm(model, [1])
+    run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
+    [one, _] = LogitLens(run)(1, [3, 9])
+    whole, norm = lm.whole, lm.whole.get_submodule("transformer.ln_f" if name == "gpt2" else "model.norm")
+    assert sae.W_dec is not None
+    h = 1e4 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    step = sae.W_dec[:, 3] * 1e-1
+    with torch.inference_mode():  # the logits' derivative along the direction, where the norm's scale stays
+        rms = (h - h.mean() if name == "gpt2" else h).pow(2).mean().sqrt()
+        scaled = h + step, h
+        moved = [norm(x) * ((x - x.mean() if name == "gpt2" else x).pow(2).mean().sqrt() / rms) for x in scaled]
+        wanted = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
+    top = wanted[: len(lm.tokenizer)].topk(10)
+    text = TokenText(lm.tokenizer)
+    np.testing.assert_allclose([value for _, value in one.raised], top.values, rtol=0.05, atol=0.02)
+    assert one.raised[0][0] in [text(token) for token in top.indices[:3].tolist()]
+    assert sum(one.heights) == len(lm.tokenizer)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from saescope.control.exports.saelens import export_saelens
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae, SparseActs
-from saescope.errors import ResourceError, RunError, SourceError
+from saescope.errors import ResourceError, SourceError
 from saescope.sources.catalog import SaeSpec
 
 SHAPES = {"k 8": (0, 8, 32, 256), "k 50": (1, 50, 48, 300), "every feature": (2, 16, 8, 16)}
@@ -25,8 +24,8 @@ OTHERS = {"jumprelu": (3, "jumprelu", True), "batchtopk": (4, "jumprelu", True),
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """For each shape and activation the SAE's folder and what SAELens made of the export; it takes seconds to start, so once."""
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """The SAE's folder and what SAELens, which takes seconds to start, made of each export."""
     folder, patch = tmp_path_factory.mktemp("saelens"), pytest.MonkeyPatch()
     command = [sys.executable, str(Path(__file__).with_name("sae_lens_judge.py"))]
     for layer, k, d_model, d_sae in SHAPES.values():
@@ -40,7 +39,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         command += [str(folder / "h 0"), str(folder / f"out {layer}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     patch.undo()
-    yield {
+    return {
         name: (folder / f"sae {layer}", torch.load(folder / f"out {layer}.judged"))
         for name, (layer, *_) in (*SHAPES.items(), *OTHERS.items())
     }
@@ -131,7 +130,7 @@ def test_what_a_killed_process_left_is_cleared_and_nothing_is_overwritten(tmp_pa
     result = export_saelens(source, [0], tmp_path / "out")
     assert [path.name for path in result.files] == ["cfg.json", "sae_weights.safetensors"]
     assert not (tmp_path / ".out.partial").exists()
-    with pytest.raises(RunError, match="exists"):
+    with pytest.raises(ResourceError, match="exists"):
         export_saelens(source, [0], tmp_path / "out")
     with pytest.raises(SourceError, match="has layers 0-2"):
         export_saelens(source, [7], tmp_path / "other")

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from saescope.control.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
+    from saescope.control.exports.exported import Exported
+    from saescope.control.exports.gguf import export_gguf
+    from saescope.control.exports.lens import LogitLens
+    from saescope.control.exports.lora import export_lora
+    from saescope.control.exports.neuronpedia import export_neuronpedia
+    from saescope.control.exports.saelens import export_saelens
     from saescope.control.feature_judge import ByFeature
     from saescope.control.judges import HttpJudge, load_function
     from saescope.control.languages import language
@@ -58,6 +64,7 @@ __all__ = [
     "EditSet",
     "Evaluation",
     "Examples",
+    "Exported",
     "Feature",
     "FeatureRule",
     "Fitness",
@@ -67,6 +74,7 @@ __all__ = [
     "Kept",
     "LM",
     "Layers",
+    "LogitLens",
     "Masking",
     "OutputScore",
     "Phrases",
@@ -96,6 +104,10 @@ __all__ = [
     "difference_of_means",
     "evaluate",
     "examples",
+    "export_gguf",
+    "export_lora",
+    "export_neuronpedia",
+    "export_saelens",
     "extract",
     "fitness",
     "language",
@@ -135,6 +147,12 @@ _HOME = {
     "control.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.exports.exported": ("Exported",),
+    "control.exports.gguf": ("export_gguf",),
+    "control.exports.lens": ("LogitLens",),
+    "control.exports.lora": ("export_lora",),
+    "control.exports.neuronpedia": ("export_neuronpedia",),
+    "control.exports.saelens": ("export_saelens",),
     "control.feature_judge": ("ByFeature",),
     "control.judges": ("HttpJudge", "load_function"),
     "control.languages": ("language",),

@@ -1,4 +1,4 @@
-"""A folder that is published whole or not at all: written beside its place under another name, then renamed."""
+"""What is published whole or not at all: written beside its place under another name, then renamed."""
 
 import os
 import shutil
@@ -13,20 +13,22 @@ _BESIDE = 32 * 2**20  # config, tokenizer, card and what a file system takes for
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder `.NAME.partial` to write into; it becomes `out` when the block ends, and is removed if that fails.
+def staged(out: Path, *, folder: bool = True) -> Iterator[Path]:
+    """A folder `.NAME.partial` to write into, or a file's place; it becomes `out` when the block ends.
 
-    A process that is killed leaves it under that name, and the next one clears it. Raises ResourceError where the disk
-    fails.
+    It is removed if that fails. A process that is killed leaves it under that name, and the next one clears it. Raises
+    ResourceError where something is called `out` already, and where the disk fails.
     """
+    refuse_existing(out)
     staging = out.parent / f".{out.name}.partial"
-    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     try:
         try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+            _remove(staging)
+            (staging if folder else out.parent).mkdir(parents=True, exist_ok=not folder)
             yield staging
             _sync(staging)
+            refuse_existing(out)  # what came meanwhile
             staging.rename(out)
             _sync(out.parent)
         except OSError as error:
@@ -34,11 +36,24 @@ def staged(out: Path) -> Iterator[Path]:
                 f"cannot write {out}: {error.strerror or error}; nothing was left: free space or choose another --out"
             ) from error
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        _remove(staging)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
         raise
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises ResourceError where something of this name is there already: nothing is overwritten."""
+    if out.exists() or out.is_symlink():
+        raise ResourceError(f"{out} exists: choose another --out, or remove it")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:
@@ -65,11 +80,11 @@ def copy_synced(source: Path, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Names in a folder are on the disk too; where folders cannot be opened there is nothing to do."""
-    if not hasattr(os, "O_DIRECTORY"):
+def _sync(path: Path) -> None:
+    """A file, or the names in a folder, are on the disk too; where folders cannot be opened there is nothing to do."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    handle = os.open(folder, os.O_DIRECTORY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

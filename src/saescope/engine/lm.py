@@ -137,7 +137,7 @@ def load_lm(
     weights.fill([name for name in weights.names if not (streamed and name.startswith(f"{path}."))])
     if not streamed:
         weights.close()
-    tokenizer, tokenizer_files = _read_tokenizer(files)
+    tokenizer, tokenizer_files = read_tokenizer(files)
     return LM(
         spec=ModelSpec(
             repo=files.name,
@@ -260,7 +260,8 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield path, module
 
 
-def _read_tokenizer(files: Files) -> tuple[Any, list[str]]:
+def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
+    """The tokenizer and the files it is made of; raises SourceError where it has none that can be read."""
     from transformers import AutoTokenizer
 
     present = [name for name in TOKENIZER_FILES if name in files.names()]

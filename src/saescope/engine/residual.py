@@ -117,6 +117,34 @@ def _replace_input(
 
 
 @contextmanager
+def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, what a module gives is what `change` makes of what it is given and what it would give."""
+    handle = module.register_forward_hook(lambda _module, inputs, output: change(inputs[0], output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, a module runs with another parameter in place of its own, made anew each time and dropped."""
+    own: list[nn.Parameter] = []
+
+    def before(_module: nn.Module, _inputs: Any) -> None:
+        own.append(module.get_parameter(name))
+        setattr(module, name, nn.Parameter(change(own[-1]), requires_grad=False))
+
+    def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        setattr(module, name, own.pop())
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(before).remove)
+        stack.callback(module.register_forward_hook(after, always_call=True).remove)
+        yield
+
+
+@contextmanager
 def checked(lm: LM) -> Iterator[None]:
     """Within the block, an LM's first pass shows that hook points are what they are called, or raises SourceError.
 

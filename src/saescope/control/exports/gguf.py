@@ -9,19 +9,27 @@ reads it in the tests. Format: github.com/ggml-org/ggml, docs/gguf.md, version 3
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from saescope.control.distance import distance
 from saescope.control.edits import Edit
 from saescope.control.exports.exported import Exported
+from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.vectors import vectors
-from saescope.control.publish import published, refuse_existing
-from saescope.engine.lm import read_config
+from saescope.control.methods import after_constants
+from saescope.control.staging import refuse_existing, staged
+from saescope.control.steer import steered
+from saescope.engine.anatomy import read_anatomy
+from saescope.engine.lm import Device, read_config
 from saescope.engine.sae import Sae
+from saescope.engine.shards import Shards
 from saescope.errors import EditError
 from saescope.sources.files import open_files
+from saescope.sources.prompts import Prompt
 
 Vector = npt.NDArray[np.float32]
 # llama.cpp's names of architectures, by transformers' model_type; others are mostly the same without punctuation.
@@ -41,16 +49,27 @@ EQUALS = "h + s·d after each edited layer, at every position: the add edits wit
 
 
 def export_gguf(
-    edits: Sequence[Edit], saes: Sequence[Sae], out: str | Path, *, model: str | Path, offline: bool = False
+    edits: Sequence[Edit],
+    saes: Sequence[Sae],
+    out: str | Path,
+    *,
+    model: str | Path,
+    neutral: Sequence[Prompt] | None = None,
+    measure: bool = True,
+    device: Device = "auto",
+    offline: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write `add` edits as a control vector; strengths are in it, so llama.cpp takes it with scale 1.
 
-    Of the `model`, a folder or hub id, only the config is read. Raises EditError for other ops, for layer 0, and for
-    edits that do not fit the model.
+    Of the `model`, a folder or hub id, the config alone is read, unless the edits are not quite what llama.cpp will do
+    and that shall be measured on `neutral` text (the bundled sentences when left out). Raises EditError for other ops,
+    for layer 0, and for edits that do not fit the model.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     refuse_existing(out)
-    config = read_config(open_files(str(model), offline=offline))
+    files = open_files(str(model), offline=offline)
+    config = read_config(files)
     for edit in edits:
         _refuse(edit, int(config.num_hidden_layers))
     layers = {
@@ -62,10 +81,18 @@ def export_gguf(
             raise EditError(f"the edits of layer {layer} are {len(vector)} wide, {model} has {config.hidden_size}")
         if not np.isfinite(vector).all():
             raise EditError(f"the edits of layer {layer} add up to more than float32 holds")
-    with published(out, folder=False) as path:
-        path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
     limits = tuple(dict.fromkeys(filter(None, map(_limit, edits))))
-    return Exported("gguf", out, (out,), not limits, EQUALS, limits, {"layers": sorted(layers)})
+    measured: dict[str, Any] = {"layers": sorted(layers)}
+    if limits and measure:
+        anatomy, shards = read_anatomy(files), Shards.open(files)
+        reader = Reader(shards, anatomy, neutral, device, progress)
+        hook = after_constants({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
+        vector, edited, base = reader.read([hook, steered(reader.lm, edits, saes), None])
+        measured["kl_steered_vector"] = distance(edited, vector).to_dict()
+        measured["kl_base_vector"] = distance(base, vector).to_dict()
+    with staged(out, folder=False) as path:
+        path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
+    return Exported("gguf", out, (out,), not limits, EQUALS, limits, measured)
 
 
 def architecture(model_type: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.firings import Firings, Shown, histogram
-from saescope.control.publish import published
+from saescope.control.staging import staged
 from saescope.errors import RunError
 from saescope.sources.catalog import SaeSpec
 from saescope.store.masking import Masking
@@ -97,7 +97,7 @@ def export_neuronpedia(
         run.check_layer(layer)
     chosen = sorted(set(layers)) if layers is not None else list(run.layers)
     totals: dict[int, int] = {}
-    with published(out, folder=True) as folder:
+    with staged(out) as folder:
         for layer in chosen:
             place = folder / names.model / names.source(layer)
             (place / "features").mkdir(parents=True)

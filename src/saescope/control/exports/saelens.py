@@ -11,7 +11,7 @@ from typing import Any
 
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.tensors import Stored, write_safetensors
-from saescope.control.publish import published
+from saescope.control.staging import refuse_full_disk, staged, write_synced
 from saescope.engine.load import load_sae
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.sae import Sae
@@ -43,11 +43,13 @@ def export_saelens(
     out = Path(out)
     source = sae if isinstance(sae, SaeSource) else open_sae(str(sae), k=k, offline=offline)
     layers = source.choose(layers)
-    with published(out, folder=True) as folder:
+    with staged(out) as folder:
         for done, layer in enumerate(layers):
+            loaded = load_sae(source, layer)
+            refuse_full_disk(out, 4 * (2 * loaded.spec.d_model + 3) * loaded.spec.d_sae)
             place = folder if len(layers) == 1 else folder / hook_point(layer)
             place.mkdir(exist_ok=True)
-            _write(load_sae(source, layer), place, model)
+            _write(loaded, place, model)
             if progress:
                 progress(done + 1, len(layers))
     return Exported("saelens", out, files_in(out), True, EQUALS, (), {"layers": list(layers)})
@@ -99,7 +101,7 @@ def _write(sae: Sae, folder: Path, model: str | None) -> None:
     if sae.W_dec is None or sae.b_dec is None:
         raise SourceError(f"the SAE of layer {sae.spec.layer} was loaded without its decoder")
     text = json.dumps(config(sae, model), indent=1, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_synced(folder / CONFIG, text + "\n")
     tensors = {
         "W_enc": Stored(sae.W_enc, transposed=True),
         "b_enc": Stored(sae.b_enc),

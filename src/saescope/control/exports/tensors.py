@@ -4,6 +4,7 @@ Format: github.com/huggingface/safetensors: length of the header, the header as 
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,3 +50,5 @@ def write_safetensors(path: Path, tensors: Mapping[str, Stored], metadata: Mappi
         for stored in tensors.values():
             for piece in stored.pieces():
                 file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())

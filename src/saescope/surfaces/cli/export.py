@@ -1,13 +1,15 @@
 """`saescope export`: edits, SAEs and runs as files that other programs load."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from saescope.control.publish import refuse_existing
+from saescope.control.edits import EditSet
+from saescope.control.staging import refuse_existing
 from saescope.errors import EditError, RunError
+from saescope.sources.prompts import read_prompts
 from saescope.sources.saes import open_sae
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, parse_layers, show_licence
@@ -17,6 +19,13 @@ from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 if TYPE_CHECKING:
     from saescope.control.exports.exported import Exported
 
+FAR = {
+    "kl_hook_adapter": "from the projection by hooks to the adapter",
+    "kl_steered_adapter": "from the edits as they are steered to the adapter",
+    "kl_base_adapter": "from the model without edits to the adapter",
+    "kl_steered_vector": "from the edits as they are steered to the control vector",
+    "kl_base_vector": "from the model without edits to the control vector",
+}
 Format = Literal["gguf", "lora", "saelens", "neuronpedia"]
 
 
@@ -29,13 +38,16 @@ def export(
     run: Path | None = None,
     name: str | None = None,
     creator: str = "saescope",
+    logits: bool = True,
+    neutral: str = "neutral",
+    measure: bool = True,
     inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write edits, SAEs or a run as files that other programs load, and say what they equal.
 
-    gguf: add edits as a control vector for llama.cpp. saelens: SAEs (--sae, --layers) for SAELens. neuronpedia: the
-    features of a run (--run, --layers) with their strongest prompts.
+    gguf: add edits as a control vector for llama.cpp. lora: project edits as an adapter for peft. saelens: SAEs (--sae,
+    --layers) for SAELens. neuronpedia: the features of a run (--run, --layers) with their strongest prompts.
 
     Parameters
     ----------
@@ -53,6 +65,12 @@ def export(
         For neuronpedia: the id of the set of sources; made of the SAE's name when left out.
     creator
         For neuronpedia: who is named as the maker.
+    logits
+        For neuronpedia: also which tokens each feature raises and lowers; reads the run's model and SAEs again.
+    neutral
+        Prompt sets of plain text on which gguf and lora are measured; the bundled sentences when left out.
+    measure
+        Measure how far the files are from the edits as they are steered.
     json
         Print one JSON document instead of text.
     """
@@ -64,25 +82,42 @@ def export(
         raise RunError(f"--format {format} takes no --run: neuronpedia does")
     match format:
         case "gguf":
-            result = _gguf(out, edits, edit, inputs)
+            result = _edits("gguf", out, wanted_edits(edits, edit), inputs, neutral if measure else None)
+        case "lora":
+            result = _edits("lora", out, wanted_edits(edits, edit), inputs, neutral if measure else None)
         case "saelens":
             result = _saelens(out, inputs)
         case _:
-            result = _neuronpedia(out, run, name, creator, inputs)
+            result = _neuronpedia(out, run, Names(name, creator, logits), inputs)
     if json:
         print_json(result.to_dict())
     else:
         show_export(result)
 
 
-def _gguf(out: Path, edits: Path | None, edit: Sequence[str], inputs: Inputs) -> "Exported":
-    wanted = wanted_edits(edits, edit)
+def _edits(
+    format: Literal["gguf", "lora"], out: Path, wanted: EditSet, inputs: Inputs, neutral: str | None
+) -> "Exported":
     chosen = inputs_for(wanted, inputs)
+    text = [prompt for group in read_prompts(neutral) for prompt in group.prompts] if neutral else None
     from saescope.control.exports.gguf import export_gguf
+    from saescope.control.exports.lora import export_lora
 
     saes = [] if chosen.layers is None else chosen.load_saes()
     check_sizes(wanted, saes)
-    return export_gguf(wanted.edits, saes, out, model=chosen.model_name(), offline=inputs.offline)
+    write = export_gguf if format == "gguf" else export_lora
+    with progress("measuring", "ways") as advance:
+        return write(
+            wanted.edits,
+            saes,
+            out,
+            model=chosen.model_name(),
+            neutral=text,
+            measure=text is not None,
+            device=inputs.device,
+            offline=inputs.offline,
+            progress=advance,
+        )
 
 
 def _saelens(out: Path, inputs: Inputs) -> "Exported":
@@ -95,16 +130,31 @@ def _saelens(out: Path, inputs: Inputs) -> "Exported":
         return export_saelens(source, layers, out, model=inputs.model, progress=advance)
 
 
-def _neuronpedia(out: Path, path: Path | None, name: str | None, creator: str, inputs: Inputs) -> "Exported":
+@dataclass(frozen=True)
+class Names:
+    """What a Neuronpedia export is called, and whether logits are in it."""
+
+    source_set: str | None
+    creator: str
+    logits: bool
+
+
+def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) -> "Exported":
     if path is None:
         raise RunError("nothing to export: give a run made before with --run RUN")
-    from saescope.control.exports.neuronpedia import Names, export_neuronpedia
+    from saescope.control.exports import lens, neuronpedia
 
     run = Run.open(path.expanduser())
     layers = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
-    names = Names.of(run, source_set=name, creator=creator)
     with progress("features", "done") as advance:
-        return export_neuronpedia(run, out, layers=layers, names=names, progress=advance)
+        return neuronpedia.export_neuronpedia(
+            run,
+            out,
+            layers=layers,
+            names=neuronpedia.Names.of(run, source_set=called.source_set, creator=called.creator),
+            lens=lens.LogitLens(run, offline=inputs.offline) if called.logits else None,
+            progress=advance,
+        )
 
 
 def show_export(result: "Exported") -> None:
@@ -116,3 +166,8 @@ def show_export(result: "Exported") -> None:
     console.print("exact" if result.exact else "not exact:", markup=False)
     for limit in result.limits:
         console.print(f"- {limit}", markup=False)
+    for name, far in result.measured.items():
+        if name in FAR:
+            console.print(f"KL {FAR[name]}: {far['mean']:.2g} nats a token, p99 {far['p99']:.2g}", markup=False)
+    for dtype, left in result.measured.get("component_left", {}).items():
+        console.print(f"left of the component in the last residual, in {dtype}: {100 * left:.2g} %", markup=False)

@@ -1,0 +1,51 @@
+"""Neutral text read by a model in several ways, one after another: what exports are measured on."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from saescope.control.distance import Reading, reading
+from saescope.control.methods import Hook
+from saescope.engine.anatomy import Anatomy
+from saescope.engine.lm import LM, Device, DType, load_lm
+from saescope.engine.logits import Logits, last_residuals
+from saescope.engine.shards import Shards
+from saescope.engine.tokens import prompt_ids
+from saescope.errors import PromptError
+from saescope.sources.prompts import Prompt, bundled_prompts
+
+Progress = Callable[[int, int], None]
+
+
+@final
+class Reader:
+    """A checkpoint, streamed, and the text it reads: `prompts`, or the bundled sentences where there are none given."""
+
+    def __init__(
+        self, shards: Shards, anatomy: Anatomy, prompts: Sequence[Prompt] | None, device: Device,
+        progress: Progress | None, dtype: DType = "float32",
+    ) -> None:  # fmt: skip
+        self.lm: LM = load_lm(shards.files.source, [anatomy.n_layers - 1], dtype=dtype, device=device, streamed=True)
+        self._shards, self._anatomy = shards, anatomy
+        text = bundled_prompts("neutral")[0].prompts if prompts is None else prompts
+        if not text:
+            raise PromptError("there is no neutral text to measure on: give some, or measure nothing")
+        self._rows = [prompt_ids(self.lm, prompt) for prompt in text]
+        self._progress = progress
+
+    def read(self, ways: Sequence[Hook | AbstractContextManager[Any] | None]) -> list[Reading]:
+        """The text under each hook or within each block."""
+        logits = Logits(self._shards, self._anatomy, self.lm.device)
+        found = []
+        for way in ways:
+            found.append(reading(self.lm, logits, self._rows, self._anatomy, way))
+            if self._progress:
+                self._progress(len(found), len(ways))
+        return found
+
+    def residuals(self) -> Float[Tensor, "tokens d_model"]:
+        """The last block's output at every token, under whatever is active."""
+        return last_residuals(self.lm, self._rows)
