@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from saescope.control.judges import HttpJudge, load_function
     from saescope.control.languages import language
     from saescope.control.output_score import OutputScore, output_scores
+    from saescope.control.receipts import Receipt
     from saescope.control.select import Selection, SelectSettings, select
-    from saescope.control.steer import Receipt, steered
+    from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
@@ -132,8 +133,9 @@ _HOME = {
     "control.judges": ("HttpJudge", "load_function"),
     "control.languages": ("language",),
     "control.output_score": ("OutputScore", "output_scores"),
+    "control.receipts": ("Receipt",),
     "control.select": ("SelectSettings", "Selection", "select"),
-    "control.steer": ("Receipt", "steered"),
+    "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),

@@ -131,7 +131,7 @@ def _reason(case: Case, best: Condition) -> list[Finding]:
 
 
 def _does(case: Case, one: Condition, towards: float) -> bool:
-    """Whether a row has the whole effect. What goes may have gone with all else; what comes is not brought by damage."""
+    """Whether a row has the whole effect: what goes may have gone with all else, what comes is not damage."""
     whole = case.clear(one) and case.share(one, towards) >= FULL
     return whole and (towards > 0 or not case.losses(one))
 

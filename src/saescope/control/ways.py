@@ -9,7 +9,8 @@ import numpy as np
 
 from saescope.analysis.classify import mean_difference
 from saescope.control.edits import Edit
-from saescope.control.steer import Receipt, steered
+from saescope.control.receipts import Receipt
+from saescope.control.steer import steered
 from saescope.engine.batches import plan_rows
 from saescope.engine.extract import BATCH_TOKENS, compute, plan
 from saescope.engine.lm import LM

@@ -18,7 +18,7 @@ from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
-    from saescope.control.steer import Receipt
+    from saescope.control.receipts import Receipt
     from saescope.engine.lm import LM
     from saescope.engine.sae import TopKSae
 
@@ -109,10 +109,10 @@ def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tupl
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(map(str, sorted({*read, *(e.layer for e in wanted.edits if e.feature is not None)}))) or None,
+        layers=",".join(map(str, sorted({*read, *(n for edit in wanted.edits for n in edit.layers)}))) or None,
     )
-    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
-    if chosen.layers is None and alone:
+    alone = sorted({edit.layer for edit in wanted.edits})
+    if chosen.layers is None:
         return chosen.load_model(alone), []
     lm, saes = chosen.load(decoder=True, alone=alone)
     for sae in saes:
