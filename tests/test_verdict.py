@@ -75,6 +75,15 @@ def test_a_baseline_that_breaks_the_model_explains_nothing() -> None:
     assert names(broken, row(ADD, 0.02), edits=SAME)[-1] == "several features needed"
 
 
+def test_a_baseline_that_brings_the_behaviour_at_a_cost_has_brought_it() -> None:
+    base, weak = row("none", 0.0), row("edits", 0.6)
+    controls = [row(PROJECT, 0.0), row(ADD, 0.95, damage=LARGE)]
+    assert names(*controls, base=base, edits=weak) == ["effect", "partial", "several features needed"]
+    assert "add, at the same layer, does it whole (95 % (90-100), and loses capability (KL 0.9" in said(
+        *controls, base=base, edits=weak
+    )
+
+
 def test_amplifying_is_judged_the_other_way() -> None:
     base, more = row("none", 0.05), row("edits", 0.9)
     assert names(base=base, edits=more) == ["effect"]

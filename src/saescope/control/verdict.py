@@ -117,16 +117,23 @@ def _reason(case: Case, best: Condition) -> list[Finding]:
     if not rows:
         what = "Several features may be needed, or another mechanism is at work: difference of means was not measured."
         return [*found, Finding("several features needed", what)]
-    done = max(rows, key=lambda c: (not case.losses(c), case.share(c, towards)))
-    if case.share(done, towards) >= FULL and case.clear(done) and not case.losses(done):
-        what = f"Several features are needed: {done.name}, at the same layer, does it whole ({rate(done)})."
-        return [*found, Finding("several features needed", what)]
+    done = max(rows, key=lambda c: (_does(case, c, towards), case.share(c, towards)))
     harm = f", and loses capability ({'; '.join(case.losses(done))})" if case.losses(done) else ""
+    if _does(case, done, towards):
+        what = f"Several features are needed: {done.name}, at the same layer, does it whole ({rate(done)}{harm})."
+        return [*found, Finding("several features needed", what)]
+    rest = "the rest" if case.clear(best) else "it"
     what = (
-        f"Another mechanism carries it, or another layer: {done.name}, at the same layer, does not do it either "
+        f"Another mechanism carries {rest}, or another layer: {done.name}, at the same layer, does not do it either "
         f"({rate(done)}{harm})."
     )
     return [*found, Finding("another mechanism", what)]
+
+
+def _does(case: Case, one: Condition, towards: float) -> bool:
+    """Whether a row has the whole effect: what goes may have gone with all else, what comes is not damage."""
+    whole = case.clear(one) and case.share(one, towards) >= FULL
+    return whole and (towards > 0 or not case.losses(one))
 
 
 def _means(case: Case, towards: float) -> list[Finding]:

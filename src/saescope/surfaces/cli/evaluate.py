@@ -194,7 +194,14 @@ def _of(lm: "LM", saes: "Sequence[Sae]", wanted: EditSet) -> dict[str, Any]:
         "model": lm.spec.repo,
         "sae": saes[0].spec.release if saes else None,
         "edits": [
-            {"feature": e.name, "op": e.op, "strength": e.amount, "gate": e.gate, "scope": e.scope}
+            {
+                "feature": e.name,
+                "op": e.op,
+                "strength": e.amount,
+                "gate": e.gate,
+                "scope": e.scope,
+                "when": str(e.when) if e.when else None,
+            }
             for e in wanted.edits
         ],
     }
