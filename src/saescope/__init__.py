@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saescope.control.bake import bake
     from saescope.control.baked import Baked
     from saescope.control.behaviour import Phrases, read_behaviour
+    from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
     from saescope.control.steer import Receipt, steered
@@ -44,6 +45,7 @@ __all__ = [
     "Contrast",
     "DetectSettings",
     "Detection",
+    "Diff",
     "Direction",
     "Edit",
     "EditError",
@@ -77,6 +79,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "diff",
     "difference_of_means",
     "evaluate",
     "examples",
@@ -113,6 +116,7 @@ _HOME = {
     "control.bake": ("bake",),
     "control.baked": ("Baked",),
     "control.behaviour": ("Phrases", "read_behaviour"),
+    "control.diff": ("Diff", "diff"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
     "control.steer": ("Receipt", "steered"),
