@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from saescope.control.bake import bake
     from saescope.control.baked import Baked
     from saescope.control.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
+    from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
     from saescope.control.exports.exported import Exported
@@ -58,6 +59,7 @@ __all__ = [
     "Contrast",
     "DetectSettings",
     "Detection",
+    "Diff",
     "Direction",
     "Edit",
     "EditError",
@@ -101,6 +103,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "diff",
     "difference_of_means",
     "evaluate",
     "examples",
@@ -145,6 +148,7 @@ _HOME = {
     "control.bake": ("bake",),
     "control.baked": ("Baked",),
     "control.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
+    "control.diff": ("Diff", "diff"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
     "control.exports.exported": ("Exported",),

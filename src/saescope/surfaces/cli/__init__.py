@@ -51,6 +51,7 @@ _COMMANDS = {
     "evaluate": "What edits do to a behaviour and to everything else, beside controls.",
     "bake": "Edits put into weights: a checkpoint that other programs load.",
     "export": "Edits, SAEs and runs as files that other programs load.",
+    "diff": "What changed between two checkpoints, by tensor and along a direction.",
     "layers": "Where sets separate best, and which feature a concept is at each depth.",
     "profile": "Tokens, residual norms and sinks of prompt sets.",
     "report": "A run as one HTML page.",
