@@ -56,7 +56,7 @@ class Way:
         """A block in which the model is edited this way."""
         return steered(lm, self.edits, saes, random_directions=self.turned) if self.edits else nullcontext()
 
-    def read(self, lm: LM, saes: Sequence[TopKSae]) -> AbstractContextManager[Receipt | None]:
+    def read(self, lm: LM, saes: Sequence[Sae]) -> AbstractContextManager[Receipt | None]:
         """The same for text that is read in one pass as if it were generated: each position was the last of a pass."""
         edits = [replace(e, scope="all") if e.scope in ("last", "decode") else e for e in self.edits]
         return replace(self, edits=tuple(edits)).enter(lm, saes)
