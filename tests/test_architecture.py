@@ -47,6 +47,9 @@ def test_file_keeps_to_its_room(file: Path) -> None:
         assert not any(name.split(".")[0] in ("torch", "transformers") for name in imports(tree))
     calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert file.name == "residual.py" or not any("register" in name and "hook" in name for name in calls)
+    given = [k for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg in ("W_enc", "W_dec")]
+    turned = any(isinstance(node, ast.Attribute) and node.attr == "T" for k in given for node in ast.walk(k.value))
+    assert file.parent.name == "formats" or not turned
 
 
 @pytest.mark.parametrize("module", ["saescope", "saescope.store.runs", "saescope.analysis.contrast",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from saescope.engine.load import load_sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import layer_file, layer_of
 from saescope.sources.formats import qwen_scope
@@ -30,15 +31,14 @@ def path(tmp_path: Path) -> Path:
 
 def test_tensors_come_back_as_stored(path: Path) -> None:
     state = tiny.sae_tensors()
-    weights = qwen_scope.read(save(path, state))
-    assert list(weights._fields) == list(state)
+    weights = qwen_scope.read(save(path, state), {})
     for name, tensor in state.items():
         assert torch.equal(getattr(weights, name), tensor)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="shows what is mapped")
 def test_file_is_mapped_not_read(path: Path) -> None:
-    weights = qwen_scope.read(save(path, tiny.sae_tensors()))
+    weights = qwen_scope.read(save(path, tiny.sae_tensors()), {})
     assert str(path) in Path("/proc/self/maps").read_text()
     del weights
 
@@ -46,21 +46,21 @@ def test_file_is_mapped_not_read(path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_become_float32(path: Path, dtype: torch.dtype) -> None:
     state = {name: tensor.to(dtype) for name, tensor in tiny.sae_tensors().items()}
-    weights = qwen_scope.read(save(path, state))
+    sae = load_sae(save(path, state), 3, k=8)
     for name, tensor in state.items():
-        assert getattr(weights, name).dtype == torch.float32
-        assert torch.equal(getattr(weights, name), tensor.float())
+        assert getattr(sae, name).dtype == torch.float32
+        assert torch.equal(getattr(sae, name), tensor.float())
 
 
 def test_parameters_and_further_entries_are_no_obstacle(path: Path) -> None:
     state = {n: torch.nn.Parameter(t) for n, t in tiny.sae_tensors().items()} | {"step": 7, "note": "x"}
-    weights = qwen_scope.read(save(path, state))
+    weights = qwen_scope.read(save(path, state), {})
     assert torch.equal(weights.b_enc, tiny.sae_tensors()["b_enc"])
     assert not weights.W_enc.requires_grad
 
 
 def test_file_of_old_torch_is_read(path: Path) -> None:
-    weights = qwen_scope.read(save(path, tiny.sae_tensors(), _use_new_zipfile_serialization=False))
+    weights = qwen_scope.read(save(path, tiny.sae_tensors(), _use_new_zipfile_serialization=False), {})
     assert torch.equal(weights.W_dec, tiny.sae_tensors()["W_dec"])
 
 
@@ -83,7 +83,7 @@ def test_code_is_refused_and_not_run(path: Path, tmp_path: Path, form: str) -> N
     else:
         save(path, state, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(SourceError, match=r"layer3\.sae\.pt is refused.*code in it was not run"):
-        qwen_scope.read(path)
+        qwen_scope.read(path, {})
     assert not mark.exists()
     torch.load(path, weights_only=False) if form != "plain pickle" else pickle.loads(path.read_bytes())
     assert mark.exists()  # the trap does work
@@ -95,7 +95,7 @@ def test_truncated_file_is_refused(path: Path, share: float, old: bool) -> None:
     data = save(path, tiny.sae_tensors(), _use_new_zipfile_serialization=not old).read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(SourceError, match=r"layer3\.sae\.pt"):
-        qwen_scope.read(path)
+        qwen_scope.read(path, {})
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_truncated_file_is_refused(path: Path, share: float, old: bool) -> None:
 def test_other_files_are_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(SourceError, match=r"layer3\.sae\.pt"):
-        qwen_scope.read(path)
+        qwen_scope.read(path, {})
 
 
 def test_zip_of_something_else_is_refused(path: Path) -> None:
@@ -121,13 +121,13 @@ def test_zip_of_something_else_is_refused(path: Path) -> None:
     np.savez(buffer, x=np.zeros(3))
     path.write_bytes(buffer.getvalue())
     with pytest.raises(SourceError, match=r"layer3\.sae\.pt"):
-        qwen_scope.read(path)
+        qwen_scope.read(path, {})
 
 
 @pytest.mark.parametrize("state", [[torch.zeros(2)], torch.zeros(3), 5, None], ids=["list", "tensor", "int", "None"])
 def test_no_dict_is_refused(path: Path, state: Any) -> None:
     with pytest.raises(SourceError, match=f"holds a {type(state).__name__}, not a dict"):
-        qwen_scope.read(save(path, state))
+        qwen_scope.read(save(path, state), {})
 
 
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
@@ -135,9 +135,9 @@ def test_missing_tensor_is_named(path: Path, name: str) -> None:
     state = tiny.sae_tensors()
     del state[name]
     with pytest.raises(SourceError, match=f"has no tensor {name} "):
-        qwen_scope.read(save(path, state))
+        qwen_scope.read(save(path, state), {})
     with pytest.raises(SourceError, match=f"has no tensor {name} "):
-        qwen_scope.read(save(path, state | {name: [1.0, 2.0]}))
+        qwen_scope.read(save(path, state | {name: [1.0, 2.0]}), {})
 
 
 def _other_shapes(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -160,7 +160,7 @@ def test_shapes_that_do_not_fit_are_shown(path: Path, case: str) -> None:
     change = _other_shapes(state)[case]
     name, tensor = next(iter(change.items()))
     with pytest.raises(SourceError) as caught:
-        qwen_scope.read(save(path, {n: t.clone() for n, t in (state | change).items()}))
+        qwen_scope.read(save(path, {n: t.clone() for n, t in (state | change).items()}), {})
     assert f"{name} {tuple(tensor.shape)}" in str(caught.value)
 
 
@@ -168,7 +168,7 @@ def test_shapes_that_do_not_fit_are_shown(path: Path, case: str) -> None:
 def test_tensors_that_are_no_floats_are_refused(path: Path, dtype: torch.dtype) -> None:
     state = tiny.sae_tensors()
     with pytest.raises(SourceError, match=f"W_enc is {dtype} .*, not a plain floating-point tensor"):
-        qwen_scope.read(save(path, state | {"W_enc": state["W_enc"].to(dtype)}))
+        qwen_scope.read(save(path, state | {"W_enc": state["W_enc"].to(dtype)}), {})
 
 
 @pytest.mark.parametrize("form", ["meta", "sparse"])
@@ -176,7 +176,7 @@ def test_tensor_that_is_no_plain_array_is_refused(path: Path, form: str) -> None
     state = tiny.sae_tensors()
     state["W_dec"] = state["W_dec"].to("meta") if form == "meta" else state["W_dec"].to_sparse()
     with pytest.raises(SourceError, match=r"W_dec is torch\.float32 .*, not a plain floating-point tensor"):
-        qwen_scope.read(save(path, state))
+        qwen_scope.read(save(path, state), {})
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Tiny random models, tokenizers and SAEs in the real formats, made in milliseconds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -85,4 +86,28 @@ def save_sae(folder: Path, layers: Sequence[int] = (0, 1, 2), k: int | None = 8,
         torch.save(sae_tensors(seed=layer, **sizes), folder / f"layer{layer}.sae.pt")
     if k is not None:
         (folder / "cfg.json").write_text(json.dumps({"k": k}))
+    return folder
+
+
+def save_saelens(
+    folder: Path,
+    layers: Sequence[int] = (0, 1, 2),
+    kind: str = "jumprelu",
+    settings: Mapping[str, Any] | None = None,
+    **sizes: Any,
+) -> Path:
+    """SAELens' files, a folder a layer: features are columns of W_enc and rows of W_dec there."""
+    for layer in layers:
+        own = folder / f"blocks.{layer}.hook_resid_post"
+        own.mkdir(parents=True, exist_ok=True)
+        state = sae_tensors(seed=layer, **sizes)
+        state |= {"W_enc": state["W_enc"].T.contiguous(), "W_dec": state["W_dec"].T.contiguous()}
+        if kind == "jumprelu":
+            state["threshold"] = torch.full_like(state["b_enc"], 1.0)
+        save_file(state, own / "sae_weights.safetensors")
+        d_sae, d_model = state["W_dec"].shape
+        about = {"hook_name": own.name, "model_name": "tiny", "sae_lens_version": "6.54.12"}
+        config = {"architecture": kind, "d_in": d_model, "d_sae": d_sae, "apply_b_dec_to_input": False,
+                  "normalize_activations": "none", "metadata": about}  # fmt: skip
+        (own / "cfg.json").write_text(json.dumps(config | dict(settings or {})))
     return folder

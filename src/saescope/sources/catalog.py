@@ -1,6 +1,7 @@
 """Names and specs of models and SAEs. Does no I/O: it knows names, not files."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -145,6 +146,70 @@ def layer_of(name: str) -> int | None:
 def find_release(name: str) -> Release | None:
     """The release of this repository id or registry name, if it is one we know."""
     return next((r for r in RELEASES if name in (r.repo, r.slug)), None)
+
+
+class Registered(NamedTuple):
+    """What a registry name of SAELens stands for: a repository, parts of the path within, and the model."""
+
+    repo: str
+    parts: tuple[str, ...]
+    model: str
+
+
+_GEMMA_SCOPE = re.compile(
+    r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tune>pt|it)-(?P<site>res|att|mlp)(?P<canonical>-canonical)?"
+)
+_GEMMA_SCOPE_2 = re.compile(
+    r"gemma-scope-2-(?P<size>270m|1b|4b|12b|27b)-(?P<tune>pt|it)(-(?P<site>res|att|mlp|transcoders)(?P<all>-all)?)?"
+)
+_LLAMA_SCOPE = re.compile(r"llama_scope_lx(?P<site>[ram])_(?P<times>8|32)x")
+_LLAMA_SCOPE_REPO = re.compile(r"Llama3_1-8B-Base-L(X|\d+)[RAM]-\d+x")
+_LLAMA = "meta-llama/Llama-3.1-8B"
+_SITES = {"res": "resid_post", "att": "attn_out", "mlp": "mlp_out", "transcoders": "transcoder"}
+
+
+def registered(name: str) -> Registered | None:
+    """What a registry name, perhaps with an SAE's id after a slash, stands for; None where it follows no grammar."""
+    release, _, rest = name.partition("/")
+    inner = tuple(filter(None, rest.split("/")))
+    if known := next((r for r in RELEASES if r.slug == release), None):
+        return Registered(known.repo, tuple(f"{part}.sae.pt" for part in inner), known.model)
+    if match := _GEMMA_SCOPE.fullmatch(release):
+        repo = f"google/{release.removesuffix('-canonical')}"
+        return Registered(repo, (*inner, "canonical") if match["canonical"] else inner, str(model_of(release)))
+    if (match := _GEMMA_SCOPE_2.fullmatch(release)) and match["site"]:
+        folder = _SITES[match["site"]] + ("_all" if match["all"] else "")
+        repo = f"google/gemma-scope-2-{match['size']}-{match['tune']}"
+        return Registered(repo, (folder, *(part for part in inner if part != folder)), str(model_of(release)))
+    if match := _LLAMA_SCOPE.fullmatch(release):
+        ids = [re.sub(r"^l(\d+)([ram])_(\d+x)$", lambda m: f"L{m[1]}{m[2].upper()}-{m[3]}", part) for part in inner]
+        repo = f"fnlp/Llama3_1-8B-Base-LX{match['site'].upper()}-{match['times']}x"
+        return Registered(repo, tuple(f"Llama3_1-8B-Base-{part}" for part in ids), _LLAMA)
+    return None
+
+
+def model_of(name: str) -> str | None:
+    """The model a release, or a repository of Gemma or Llama Scope, was trained on; None where no name says it."""
+    parts = name.partition("@")[0].split("/")
+    if release := find_release(parts[0]) or find_release("/".join(parts[:2])):
+        return release.model
+    last = name.partition("@")[0].removeprefix("google/").removeprefix("fnlp/").split("/")[0]
+    if match := _GEMMA_SCOPE.fullmatch(last):
+        return f"google/gemma-2-{match['size']}{'-it' if match['tune'] == 'it' else ''}"
+    if match := _GEMMA_SCOPE_2.fullmatch(last):
+        small = match["size"] == "270m" and match["tune"] == "pt"  # published without the suffix
+        return f"google/gemma-3-{match['size']}{'' if small else '-' + match['tune']}"
+    return _LLAMA if _LLAMA_SCOPE.fullmatch(last) or _LLAMA_SCOPE_REPO.fullmatch(last) else None
+
+
+def nearest_to_100(folders: Iterable[str]) -> set[str]:
+    """Of folders `…/average_l0_N`, in each parent the one with N nearest to 100: Gemma Scope's canonical SAEs."""
+    found: dict[str, tuple[int, str]] = {}
+    for folder in folders:
+        above, _, last = folder.rpartition("/")
+        if match := re.fullmatch(r"average_l0_(\d+)", last):
+            found[above] = min(found.get(above, (10**9, "")), (abs(int(match[1]) - 100), folder))
+    return {folder for _, folder in found.values()}
 
 
 def releases_for(model: str) -> tuple[Release, ...]:

@@ -11,6 +11,7 @@ from saescope.sources.budget import ENCODE_BLOCK, Mode, Sizes, batch_activations
 from saescope.sources.catalog import Release, find_release, layer_file
 from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
 from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
+from saescope.sources.layouts import Hook, SaePlace
 from saescope.sources.machine import free_disk, free_memory, show_bytes
 from saescope.sources.saes import SaeSource, open_sae, what_name_says
 
@@ -251,12 +252,13 @@ def _find_sae(asked: Asked) -> _Sae:
     if source is None or (release and asked.offline):
         return _known_sae(asked, release, source.files if source else None)
     layers = source.choose(source.layers if asked.layers == "all" else asked.layers)
-    names = [layer_file(layer) for layer in layers]
-    extra = [name for name in ("cfg.json",) if name in source.files.names()]
-    needed = tuple(NeededFile(source.files.name, source.files, source.files.entry(name)) for name in (*names, *extra))
+    places = [source.place(layer) for layer in layers]
+    names = dict.fromkeys([*(place.weights for place in places), *(p.config for p in places if p.config)])
+    needed = tuple(NeededFile(source.files.name, source.files, source.files.entry(name)) for name in names)
     release = release or find_release(source.files.name)
     named = what_name_says(source.files)
-    return _Sae(layers, needed, release, release.d_sae if release else named.d_sae if named else None)
+    by_name = release.d_sae if release else named.d_sae if named else None
+    return _Sae(layers, needed, release, by_name or max(place.d_sae or 0 for place in places) or None)
 
 
 def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _Sae:
@@ -264,7 +266,8 @@ def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _S
     if release is None:
         raise SourceError(f"{asked.sae} is not in the catalog")
     every = tuple(range(release.n_layers))
-    source = SaeSource(files or open_files(release.repo, offline=True), every, release.k, release.model)
+    places = tuple(SaePlace("qwen-scope", layer_file(n), None, Hook(n)) for n in every)
+    source = SaeSource(files or open_files(release.repo, offline=True), places, release.k, release.model)
     layers = source.choose(every if asked.layers == "all" else asked.layers)
     names = files.names() if files else frozenset()
     needed = tuple(

@@ -1,1 +1,1 @@
-"""One file a format: a checkpoint file in, named tensors out, nothing else."""
+"""One file a format: a file of weights and its config in, tensors and an activation out, nothing else."""

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from saescope.errors import PromptError, SourceError
 from saescope.sources.budget import Mode, choose_mode
-from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, parse_sae_name, releases_for
+from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, model_of, parse_sae_name, releases_for
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import Asked, make_plan
 from saescope.sources.prompts import PromptSet, read_prompts
@@ -37,7 +37,7 @@ class Inputs:
     "Model: a folder or a hub id, OWNER/NAME or OWNER/NAME@REVISION. Left out with --sae: the embedded pair."
 
     sae: str | None = None
-    "SAE: a folder of layer<N>.sae.pt, one such file, a hub id or a registry name."
+    "SAE: a folder, a file, a hub id or a registry name, of any format that is known; a path within may follow."
 
     layers: str | None = None
     "Layers, as 0,17,35 or all; the middle one when left out."
@@ -128,10 +128,10 @@ class Inputs:
                 raise SourceError(f"no SAE is known for {self.model}: give one with --sae")
             return str(self.model), known[0].repo
         if self.model is None:
-            release = find_release(self.sae.partition("@")[0])
-            if release is None:
+            model = model_of(self.sae.partition("@")[0])
+            if model is None:
                 raise SourceError(f"which model belongs to {self.sae} is not known: give it with --model")
-            return release.model, self.sae
+            return model, self.sae
         return self.model, self.sae
 
 
