@@ -17,6 +17,7 @@ from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae, SparseActs
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.catalog import SaeSpec
+from saescope.sources.saes import open_sae
 
 SHAPES = {"k 8": (0, 8, 32, 256), "k 50": (1, 50, 48, 300), "every feature": (2, 16, 8, 16)}
 # Another activation: layer, its name here and SAELens' name, whether it has thresholds.
@@ -83,6 +84,19 @@ def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) 
     assert metadata["hook_name"] == f"blocks.{layer}.hook_resid_post"
 
 
+@pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
+def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) -> None:
+    source, theirs = judged[name]
+    layer = (SHAPES | OTHERS)[name][0]
+    before = other(name) if name in OTHERS else load_sae(source, layer)
+    after = load_sae(source.with_name(f"out {layer}"), layer)
+    h = torch.load(source.with_name(f"h {layer if name in SHAPES else 0}"))
+    assert all(torch.equal(getattr(before, n), getattr(after, n)) for n in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    assert torch.equal(dense(before.encode(h), before.spec.d_sae), dense(after.encode(h), after.spec.d_sae))
+    torch.testing.assert_close(theirs["acts"], dense(after.encode(h), after.spec.d_sae), atol=1e-5, rtol=1e-5)
+    assert (after.spec.k, after.spec.trained_on) == (before.spec.k, "a/model")
+
+
 def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> None:
     source = tiny.save_sae(tmp_path / "sae")
     result = export_saelens(source, [2, 0], tmp_path / "out")
@@ -93,6 +107,9 @@ def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> N
         "blocks.2.hook_resid_post/sae_weights.safetensors",
     ]
     assert json.loads(result.files[0].read_text())["metadata"]["model_name"] is None
+    opened = open_sae(str(tmp_path / "out"))
+    assert opened.layers == (0, 2)
+    assert torch.equal(load_sae(opened, 2).W_enc, load_sae(source, 2).W_enc)
 
 
 def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
