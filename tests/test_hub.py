@@ -13,6 +13,7 @@ import tiny
 from hub_server import Hub, serving
 
 MODEL, SAE = "tiny/model", "tiny/SAE-Res-Tiny-Base-W1K-L0_8"
+SAELENS = "tiny/saes-by-saelens"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -21,7 +22,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
     tiny.save_model(folder / "model", shard_size="20KB")
     tiny.save_sae(folder / "sae", k=None)
-    repos = {MODEL: folder / "model", SAE: folder / "sae"}
+    tiny.save_saelens(folder / "saelens")
+    repos = {MODEL: folder / "model", SAE: folder / "sae", SAELENS: folder / "saelens"}
     with serving(Hub(repos, {"main": COMMIT, "v1": COMMIT})) as made:
         yield made
 
@@ -115,3 +117,20 @@ def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
     job = json.loads((home.parent / "run" / "manifest.json").read_text())["job"]
     assert (job["model"]["repo"], job["model"]["revision"]) == (MODEL, COMMIT)
     assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [(COMMIT, 8, "Tiny-Base")]
+
+
+@pytest.mark.parametrize("path", ["", "@v1/blocks.1.hook_resid_post"])
+def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str) -> None:
+    hub.downloaded.clear()
+    asked = ("--layers", "1") if not path else ()
+    done = scan(hub.url, home, MODEL, SAELENS + path, *asked)
+    assert done.returncode == 0, done.stderr
+    assert "Qwen" not in done.stderr
+    own = f"{SAELENS}/blocks.1.hook_resid_post"
+    got = {name for name in hub.downloaded if name.startswith(SAELENS)}
+    assert got == {f"{own}/cfg.json", f"{own}/sae_weights.safetensors"}
+    planned = saescope(hub.url, home, "plan", "--model", MODEL, "--sae", SAELENS + path, *asked, "--json")
+    files = {file["name"]: file["have"] for file in json.loads(planned.stdout)["files"] if file["repo"] == SAELENS}
+    assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in got), True)
+    again = scan(hub.url, home, MODEL, SAELENS + path, *asked, "--offline")
+    assert again.stdout == done.stdout

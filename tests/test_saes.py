@@ -180,6 +180,8 @@ def test_layer_that_nothing_says_is_the_one_asked_for(tmp_path: Path) -> None:
     assert load_sae(folder / "mine", 7).spec.layer == 7
     with pytest.raises(SourceError, match="give it with --layers"):
         open_sae(str(folder / "mine")).choose(None)
+    with pytest.raises(SourceError, match="give it with --layers"):
+        open_sae(str(folder / "mine")).choose(())
     with pytest.raises(SourceError, match="is one SAE: ask for one layer, not 1-2"):
         open_sae(str(folder / "mine")).choose([1, 2])
 
@@ -207,6 +209,13 @@ def test_folder_that_is_no_checkpoint_is_not_searched_for_ever(tmp_path: Path, m
         (tmp_path / f"{n}.txt").touch()
     with pytest.raises(SourceError, match="over 3 files: give the folder of the SAE itself"):
         open_sae(str(tmp_path))
+    (tmp_path / "more").mkdir()
+    for n in range(2):
+        (tmp_path / f"{n}.txt").unlink()
+        (tmp_path / "more" / f"{n}.txt").touch()
+    (tmp_path / "4.txt").unlink()
+    path = save_gemma_scope(tmp_path, ["one"]) / "one" / "params.npz"
+    assert load_sae(path.rename(tmp_path / "params.npz"), 3).spec.layer == 3
 
 
 def test_config_that_contradicts_its_path_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
 
 # Rows are as long as the longest of them; where one token fires nearly everything, so many cannot stand together.
-_MOST_ENTRIES = 2 * ENCODE_BLOCK
+_MOST_ENTRIES = ENCODE_BLOCK // 2
 
 
 class SparseActs(NamedTuple):

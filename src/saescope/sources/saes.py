@@ -30,7 +30,7 @@ class SaeSource:
     def choose(self, wanted: Sequence[int] | None) -> tuple[int, ...]:
         """The wanted layers, or the middle one; raises SourceError for a layer that has no SAE here."""
         layers = self.layers
-        if wanted is None:
+        if not wanted:
             if not layers:
                 raise SourceError(f"{self.files.name}: which layer the SAE is of is not said: give it with --layers")
             return (layers[(len(layers) - 1) // 2],)
@@ -80,7 +80,12 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
     is known, or of more than one, and for those that read something else than a layer's output.
     """
     files, parts, asked_for = _located(ref, offline=offline)
-    names = _tree(files)
+    try:
+        names = _tree(files, len(parts) - 1 if Path(ref).expanduser().is_file() else _DEPTH)
+    except SourceError as error:
+        if not parts or registered(ref):
+            raise
+        raise type(error)(f"{ref} does not exist; as a hub id and a path: {error}") from error
     around = _folders(files)
     places = _chosen(find_places(files, names, around), parts)
     if not places:
@@ -142,14 +147,14 @@ def _existing(path: Path) -> Path | None:
     return None
 
 
-def _tree(files: Files) -> list[str]:
-    """All files of a checkpoint, in folders too; raises SourceError where a local folder cannot be one."""
+def _tree(files: Files, depth: int) -> list[str]:
+    """All files of a checkpoint, so many folders deep; raises SourceError where a local folder cannot be one."""
     if not isinstance(files, LocalFiles):
         return sorted(files.names())
     found: list[str] = []
     for folder, folders, names in os.walk(files.folder):
         inner = Path(folder).relative_to(files.folder)
-        deep = len(inner.parts) >= _DEPTH
+        deep = len(inner.parts) >= depth
         folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
         found += [(inner / name).as_posix() for name in names]
         if len(found) > _MOST_FILES:

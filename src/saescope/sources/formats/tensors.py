@@ -15,6 +15,7 @@ from torch import Tensor
 from saescope.errors import SourceError
 
 _ROWS = 4096  # of the encoder, in float64 at a time
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def tensor_of(path: Path, state: Mapping[str, Any], name: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         keys = ", ".join(sorted(map(str, state))[:8])
         raise SourceError(f"{path} has no tensor {name} (it has: {keys})")
-    if not (tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta):
+    if not (tensor.dtype in _FLOATS and tensor.layout is torch.strided and not tensor.is_meta):
         kind = f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
         raise SourceError(f"{path}: {name} is {kind}, not a plain floating-point tensor")
     return tensor.detach()
