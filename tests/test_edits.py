@@ -36,7 +36,7 @@ def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
 def test_written_is_read_back(
     tmp_path: Path, model: str, sae: str, rows: list[tuple[Any, ...]], size: int | None, comment: str
 ) -> None:
-    made = EditSet(model, sae, tuple(edit_of(*row) for row in rows), size, size)
+    made = EditSet(model, sae, tuple(edit_of(*row) for row in rows), size, size, size, {model: sae} if size else {})
     write_edits(made, tmp_path / "edits.toml", [comment])
     assert read_edits(tmp_path / "edits.toml") == made
 
@@ -67,6 +67,8 @@ WRONG = {
     "": "does not say its model",
     "model = 3\nsae = 's'\n[[edit]]\nfeature = '1/2'": "model is 3",
     HEAD: "has no [[edit]]",
+    HEAD + "sae_files = 3": "sae_files is not a table",
+    HEAD + "k = 'x'": "k is 'x', not a number",
     HEAD + "[[edit]]\nop = 'scale'": "edit 1 names no feature",
     HEAD + "[[edit]]\nfeature = '17-3'": "'17-3' is not LAYER/ID",
     HEAD + "[[edit]]\nfeature = '1/2'\nop = 'ablate'": "op 'ablate' is not one of add, scale",

@@ -378,7 +378,7 @@ def test_steer_command_is_side_by_side(capsys: pytest.CaptureFixture[str]) -> No
     assert cli(arguments) == 0
     shown = capsys.readouterr().out
     assert result["base"] in " ".join(shown.split())
-    assert "fired: 2/412 on" in shown
+    assert "2/412 scale -3 relu all" in shown
 
 
 def test_steer_takes_model_and_sae_from_the_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,6 +400,8 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"sae": "other"}, ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"], "are of other"),
     ({"d_sae": 100}, [], "d_sae 100, saescope-tiny-sae has 512"),
     ({"d_model": 100}, [], "d_model 100, saescope-tiny-sae has 192"),
+    ({"k": 100}, [], "k 100, saescope-tiny-sae has 32"),
+    ({"sae_files": {"2": "sha256:0"}}, [], "of another SAE: the file of layer 2 of saescope-tiny-sae"),
 ]
 
 

@@ -5,12 +5,12 @@ import os
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from saescope.errors import EditError, ResourceError, SourceError
-from saescope.sources.catalog import Feature
+from saescope.sources.catalog import Feature, SaeSpec
 from saescope.sources.directions import Direction, read_direction, split_place, write_directions
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
@@ -143,13 +143,31 @@ def _check(what: str, values: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class EditSet:
-    """Edits and what they are for: a model, and an SAE of these sizes where they are known; "" where none is needed."""
+    """Edits and what they are for: a model, and an SAE ("" where none is needed), as far as they are known.
+
+    Of the SAE: its sizes, its k, and the fingerprints of its files by layer.
+    """
 
     model: str
     sae: str
     edits: tuple[Edit, ...]
     d_model: int | None = None
     d_sae: int | None = None
+    k: int | None = None
+    sae_files: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, spec: SaeSpec) -> None:
+        """Raises EditError for an SAE that is not the one these edits are of, naming what differs."""
+        for what in ("d_model", "d_sae", "k"):
+            wanted, found = getattr(self, what), getattr(spec, what)
+            if wanted is not None and wanted != found:
+                raise EditError(f"these edits are of an SAE with {what} {wanted}, {spec.release} has {found}")
+        wanted = self.sae_files.get(str(spec.layer), spec.fingerprint)
+        if wanted != spec.fingerprint:
+            raise EditError(
+                f"these edits are of another SAE: the file of layer {spec.layer} of {spec.release} is not the one they "
+                f"were made with ({spec.fingerprint}, not {wanted})"
+            )
 
 
 def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
@@ -163,7 +181,7 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     place = {one: f"{beside.name}#{name}" for one, name in zip(directions, names, strict=True)}
     lines = [f"# {''.join(c if c.isprintable() else ' ' for c in line)}" for line in comments]
     lines += [f"{f.name} = {_toml(getattr(edits, f.name))}" for f in fields(edits)
-              if f.name != "edits" and getattr(edits, f.name) not in (None, "")]  # fmt: skip
+              if f.name != "edits" and getattr(edits, f.name) not in (None, "", {})]  # fmt: skip
     for edit in edits.edits:
         lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items())]
     temporary = path.with_name(f".{path.name}.tmp")
@@ -233,9 +251,12 @@ def read_edits(path: str | Path) -> EditSet:
         raise EditError(f"{path} is no edits file: {error}") from error
     rows = data.pop("edit", [])
     _check_keys(data, {f.name for f in fields(EditSet)} - {"edits"}, path, "the file")
-    for key, kind in (("model", str), ("sae", str), ("d_model", int), ("d_sae", int)):
+    for key, kind in (("model", str), ("sae", str), ("d_model", int), ("d_sae", int), ("k", int)):
         if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise EditError(f"{path}: {key} is {data[key]!r}, not a {'string' if kind is str else 'number'}")
+    files = data.get("sae_files", {})
+    if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+        raise EditError(f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}')
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         rows = []
     needed = ["model"] if rows and all("feature" not in row for row in rows) else ["model", "sae"]
@@ -278,5 +299,7 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + " }"
     # A JSON string without escapes of surrogates is a TOML basic string, but for DEL.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -46,7 +46,7 @@ class Receipt:
         self._positions = self._changed = 0
         self._ratio_sum = self._largest = 0.0
         n = len(self.edits)
-        self._fired, self._held, self._strongest = [0] * n, [0] * n, [0.0] * n
+        self._meant, self._fired, self._held, self._strongest = [0] * n, [0] * n, [0] * n, [0.0] * n
 
     def note(self, note: Note) -> None:
         """Keep what one layer did in one pass."""
@@ -122,6 +122,7 @@ class Receipt:
             "when": None if edit.condition is None else str(edit.condition),
             "readout_gain": self.gains[n] if self.gains else None,
             "direction_norm": self.norms[n] if self.norms else None,
+            "meant": self._meant[n],
             "fired": self.fired[n],
             "held": self.held[n],
             "largest_act": self.strongest[n],
@@ -150,9 +151,10 @@ class Receipt:
             self._ratio_sum += float(ratios.sum())
             self._largest = max(self._largest, float(ratios.max()))
         fires = (acts > 0) | (bound.reader.ids < 0)
-        firsts = (fires & meant).sum(0).tolist(), held.sum(0).tolist()
+        counts = meant.sum(0).tolist(), (fires & meant).sum(0).tolist(), held.sum(0).tolist()
         strongest = torch.where(meant, acts, 0).amax(0).tolist() if len(acts) else [0.0] * len(numbers)
-        for number, n_fired, n_held, most in zip(numbers, *firsts, strongest, strict=True):
+        for number, n_meant, n_fired, n_held, most in zip(numbers, *counts, strongest, strict=True):
+            self._meant[number] += n_meant
             self._fired[number] += n_fired
             self._held[number] += n_held
             self._strongest[number] = max(self._strongest[number], most)

@@ -71,9 +71,23 @@ def _begin(begin: Callable[[Pass], None], _decoder: nn.Module, args: tuple[Any, 
     given = args[0] if args else kwargs.get("input_ids")
     given = kwargs["inputs_embeds"] if given is None else given
     past = int(cache.get_seq_length()) if cache is not None else 0
-    # A mask of the whole sequence: the pass itself is its end.
-    real = mask[:, -given.shape[1] :].bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    begin(Pass(real, past, cache))
+    begin(Pass(_real(mask, past, given), past, cache))
+
+
+def _real(mask: Any, past: int, given: Tensor) -> Bool[Tensor, "batch pos"] | None:
+    """Which of the given positions are real, by a mask as transformers takes them; None where nothing says."""
+    batch, n = given.shape[:2]
+    if isinstance(mask, Mapping):  # by kind of attention
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 2:  # of the whole sequence: the pass itself is its end
+        return mask[:, -n:].bool()
+    if mask.ndim != 4 or mask.shape[-1] < past + n:
+        return None
+    at = torch.arange(n, device=mask.device)
+    own = mask[:, 0, at, past + at]  # a position that may not look at itself is none
+    return (own if own.dtype == torch.bool else own >= 0).expand(batch, n)
 
 
 def _change(

@@ -143,7 +143,8 @@ def _edit_set(run: Run, result: Detection) -> EditSet:
     spec = run.saes[result.classifier.layer]
     sae = run.manifest["inputs"]["saes"].get(str(spec.layer), spec.release)
     edits = tuple(Edit(feature) for feature in result.classifier.features)
-    return EditSet(run.manifest["inputs"]["model"], sae, edits, spec.d_model, spec.d_sae)
+    files = {str(spec.layer): spec.fingerprint}
+    return EditSet(run.manifest["inputs"]["model"], sae, edits, spec.d_model, spec.d_sae, spec.k, files)
 
 
 def _comments(result: Detection) -> list[str]:

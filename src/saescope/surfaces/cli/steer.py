@@ -1,10 +1,10 @@
 """`saescope steer`: what a model writes with and without edits, side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.live import Live
@@ -14,7 +14,7 @@ from saescope.control.edits import EditSet, parse_edit, read_edits
 from saescope.errors import EditError, PromptError
 from saescope.sources.prompts import Message, Prompt
 from saescope.surfaces.cli.inputs import Inputs
-from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout
+from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout, table
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def steer(
     wanted = wanted_edits(edits, edit)
     lm, saes = load_for(wanted, inputs)
     asked = _asked(prompt, chat=chat or system is not None or thinking is not None, system=system)
+    _say_what_differs(lm, asked, wanted, thinking)
     from saescope.control.steer import steered
     from saescope.engine.generate import generate
 
@@ -127,12 +128,7 @@ def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inp
 def check_sizes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
     """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
     for sae in saes:
-        for what, size, found in (
-            ("d_model", wanted.d_model, sae.spec.d_model),
-            ("d_sae", wanted.d_sae, sae.spec.d_sae),
-        ):
-            if size is not None and size != found:
-                raise EditError(f"these edits are of an SAE with {what} {size}, {sae.spec.release} has {found}")
+        wanted.check(sae.spec)
 
 
 def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
@@ -144,6 +140,17 @@ def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
         return EditSet("", "", extra)
     read = read_edits(path)
     return replace(read, edits=(*read.edits, *extra))
+
+
+def _say_what_differs(lm: "LM", asked: Prompt, wanted: EditSet, thinking: bool | None) -> None:
+    """Notes on what was asked for and has no effect, or was found in another model."""
+    from saescope.engine.tokens import prompt_ids
+
+    if thinking is not None and prompt_ids(lm, asked, thinking=True) == prompt_ids(lm, asked, thinking=False):
+        note(f"the chat template of {lm.spec.repo} knows no thinking: it is the same on and off")
+    for one in {edit.direction for edit in wanted.edits if edit.direction is not None}:
+        if one.model not in ("", lm.spec.repo):
+            note(f"direction {one} was found in {one.model}, this is {lm.spec.repo}")
 
 
 def _asked(prompt: str, *, chat: bool, system: str | None) -> Prompt:
@@ -182,14 +189,27 @@ def _side_by_side(
 
 def _show_receipt(receipt: "Receipt", same: bool) -> None:
     console = stdout()
-    fired = ", ".join(f"{cell(e.name)} on {n}" for e, n in zip(receipt.edits, receipt.fired, strict=True))
+    made = table("", "edit", "meant for", "fired on", "largest activation", "read-out gain", "direction norm")
+    for one in receipt.to_dict()["edits"]:
+        when = f" when {one['when']}, on {one['held']}" if one["when"] else ""
+        said = f"{one['edit']} {one['op']} {one['strength']:g} {one['gate']} {one['scope']}{when}"
+        most = f"{one['largest_act']:.3g}" + _share(one)
+        made.add_row(cell(said), str(one["meant"]), str(one["fired"]), most, f"{one['readout_gain']:.3g}",
+                     f"{one['direction_norm']:.3g}")  # fmt: skip
+    console.print(made)
     console.print(
-        f"\nedited {receipt.positions} positions in {receipt.steps} passes; fired: {fired}; change / residual: "
-        f"{percent(receipt.delta_norm_ratio)} on average, {percent(receipt.largest_ratio)} at most"
+        f"looked at {receipt.positions} positions in {receipt.steps} passes, changed {receipt.changed}; change / "
+        f"residual: {percent(receipt.delta_norm_ratio)} on average, {percent(receipt.largest_ratio)} at most"
     )
     if not receipt.applied:
-        note("nothing was changed: no edited feature fired")
+        note("nothing was changed: no edited feature fired, or rounding lost what was added")
     elif same:
         note("residuals were changed, the text was not")
     if receipt.largest_ratio > BREAKS:
         note(f"a change of over {percent(BREAKS)} of the residual: about there text starts to break")
+
+
+def _share(edit: Mapping[str, Any]) -> str:
+    """How a strength in units of activation compares with the largest one seen."""
+    comparable = edit["op"] in ("add", "clamp", "readout_clamp") and edit["largest_act"] > 0
+    return f" (strength {edit['strength'] / edit['largest_act']:.2g} of it)" if comparable else ""
