@@ -87,7 +87,7 @@ def test_neuronpedia_of_a_run(pair: Pair, sets_folder: Path, capfd: pytest.Captu
     )
     assert "n/model/2-x/source.jsonl" in found["files"]
     assert found["limits"] == []
-    found = exported(capfd, pair, *of_run, "--no-logits", "--out", "m")
+    found = exported(capfd, pair, "--format", "neuronpedia", "--run", "run", "--no-logits", "--out", "m")
     assert len(found["limits"]) == 1
     assert found["features"].keys() == {"0", "2"}
 
