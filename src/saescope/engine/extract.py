@@ -160,14 +160,14 @@ def _encode(
     errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
     """Features of the prompts' tokens, whose residuals are the rows `source` of `resid`, or its rows in order."""
-    resid = resid.float()
+    given, resid = resid, resid.float()
     norms = resid.norm(dim=-1)
     if not torch.isfinite(norms).all():
         raise SourceError(
             f"the residual after layer {sae.spec.layer} is not finite: damaged weights, or a dtype too small for them"
         )
     rows = np.arange(len(resid)) if source is None else source.numpy()
-    sparse, border = sae.encode_with_border(resid)
+    sparse, border = sae.encode_with_border(given)
     error = (resid - sae.decode(sparse)).norm(dim=-1).cpu().numpy() if errors else None
     features = LayerFeatures(
         norms=norms.cpu().numpy()[rows],

@@ -59,7 +59,7 @@ class TopKSae:
         """As `encode`, and the strongest pre-activation that is not among the k: NaN where every feature is."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
-        flat = resid.reshape(-1, self.spec.d_model).to(self.W_enc.device, torch.float32)
+        flat = resid.reshape(-1, self.spec.d_model).to(self.W_enc.device)
         k, shape = self.spec.k, resid.shape[:-1]
         top = largest_products(flat, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped)
         give_back(self.mapped)
