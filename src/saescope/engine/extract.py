@@ -160,14 +160,14 @@ def _encode(
     errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
     """Features of the prompts' tokens, whose residuals are the rows `source` of `resid`, or its rows in order."""
-    resid = resid.float()
+    given, resid = resid, resid.float()
     norms = resid.norm(dim=-1)
     if not torch.isfinite(norms).all():
         raise SourceError(
             f"the residual after layer {sae.spec.layer} is not finite: damaged weights, or a dtype too small for them"
         )
     rows = np.arange(len(resid)) if source is None else source.numpy()
-    features = LayerFeatures.joined(list(_blocks(sae, resid, norms, errors))).take(rows)
+    features = LayerFeatures.joined(list(_blocks(sae, given, norms, errors))).take(rows)
     return features, _by_prompt(resid, rows, features.norms, lengths)
 
 
@@ -178,7 +178,7 @@ def _blocks(
     start = 0
     for sparse, border in sae.encode_blocks(resid):
         rows = slice(start, start := start + len(border))
-        error = (resid[rows] - sae.decode(sparse)).norm(dim=-1) if errors else None
+        error = (resid[rows].float() - sae.decode(sparse)).norm(dim=-1) if errors else None
         yield LayerFeatures.of_rows(
             norms=norms[rows].cpu().numpy(),
             acts=sparse.acts.cpu().numpy(),

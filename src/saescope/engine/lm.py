@@ -37,9 +37,9 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final
 class LM:
     """A decoder cut after its last needed layer, its tokenizer, and what it is.
 
-    `mapped` are the pages of each block's weights that lie in files. They are given back after use, so weights must not
-    be changed in place: changes would be lost with the pages. `packs` says that several prompts may share a row,
-    `shares` that they may share the keys and values of what they all begin with.
+    `mapped` are the pages of each block's weights that lie in files, `looked_up` those of the embedding. They are given
+    back after use, so weights must not be changed in place: changes would be lost with the pages. `packs` says that
+    several prompts may share a row, `shares` that they may share the keys and values of what they all begin with.
     `source` is what opens the same checkpoint again. Blocks of a `streamed` model have weights only in their turn.
     """
 
@@ -48,6 +48,7 @@ class LM:
     tokenizer: Any
     blocks: nn.ModuleList
     mapped: tuple[list[Pages], ...]
+    looked_up: list[Pages]
     packs: bool
     shares: bool
     max_length: int
@@ -150,6 +151,7 @@ def load_lm(
         tokenizer=tokenizer,
         blocks=blocks,
         mapped=tuple([] if streamed else mapped_pages(block.parameters()) for block in blocks),
+        looked_up=mapped_pages(_embedding(model).parameters()),
         packs=config.model_type in _PACKING,
         # A streamed model sees one block at a time and keeps no keys and values.
         shares=config.model_type in _PACKING and not streamed,
@@ -251,6 +253,11 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
     del blocks[last + 1 :]
     setattr(decoder, norms[0], nn.Identity())
     return blocks
+
+
+def _embedding(model: Any) -> nn.Module:
+    embedding: nn.Module = model.get_input_embeddings()
+    return embedding
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

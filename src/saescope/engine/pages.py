@@ -36,6 +36,12 @@ def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
     return found
 
 
+def pages_of_file(tensor: Tensor) -> list[Pages]:
+    """The pages of a tensor that is a file mapped and written through: what was written stays in the file."""
+    start, end = _whole_pages(tensor)
+    return [Pages(start, end - start)] if sys.platform == "linux" and end > start else []
+
+
 def within(pages: Sequence[Pages], tensor: Tensor) -> list[Pages]:
     """The part of these pages that lies wholly in one tensor, as a slice of a larger one."""
     if not pages:

@@ -26,7 +26,8 @@ _CHECKED: WeakSet[nn.ModuleList] = WeakSet()
 def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Within the block, each forward pass puts every layer's output (batch, pos, d_model) into the yielded dict.
 
-    Weights mapped from files are given back block by block, so that a pass never holds more than one block of them.
+    Weights mapped from files are given back block by block, so that a pass never holds more than one block of them, and
+    so are the rows of the embedding.
     """
     resid: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -34,9 +35,10 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
         for layer in layers:
             handle = lm.blocks[layer].register_forward_hook(partial(_keep, resid, layer))
             stack.callback(handle.remove)
-        for block, pages in zip(lm.blocks, lm.mapped, strict=True):
+        embedding: Any = lm.model.get_input_embeddings()  # type: ignore[operator]
+        for module, pages in zip((embedding, *lm.blocks), (lm.looked_up, *lm.mapped), strict=True):
             if pages:
-                stack.callback(block.register_forward_hook(partial(_give_back, pages)).remove)
+                stack.callback(module.register_forward_hook(partial(_give_back, pages)).remove)
         yield resid
 
 

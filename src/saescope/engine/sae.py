@@ -89,7 +89,7 @@ class Sae:
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
         if self.spec.activation == "topk":  # of one length, so one block
-            yield self._k_largest(resid.to(self.W_enc.device, torch.float32))
+            yield self._k_largest(resid.to(self.W_enc.device))
         else:
             for rows in _blocks(len(resid), 4 * self.spec.d_sae):
                 yield self._over_threshold(self.pre_acts(resid[rows]))

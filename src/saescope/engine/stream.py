@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saescope.engine.lm import LM
+from saescope.engine.pages import Pages, give_back, pages_of_file
 from saescope.engine.product import NATIVE, Products
 from saescope.engine.tokens import Tokens
 from saescope.errors import SourceError
@@ -90,7 +91,8 @@ def streamed(
                 for number, tokens in enumerate(batches):
                     turn.resid = kept.get(number)
                     with products:
-                        output = _run(lm, tokens)
+                        output = _run(lm, tokens, turn.resid)
+                    give_back([] if layer else lm.looked_up)
                     kept.put(number, output)
                     if layer in layers:
                         yield layer, number, output
@@ -110,13 +112,15 @@ def run_alone(
         for resid in resids:
             turn.resid = resid
             ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
-            outputs.append(_run(lm, Tokens(ids, ids == 0, None)))
+            outputs.append(_run(lm, Tokens(ids, ids == 0, None), resid))
     return outputs
 
 
-def _run(lm: LM, tokens: Tokens) -> Tensor:
+def _run(lm: LM, tokens: Tokens, resid: Tensor | None) -> Tensor:
+    """The output of the block whose turn it is; after the first, the embedding is not looked up again."""
+    given = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
     try:
-        lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
+        lm.model(**given, position_ids=tokens.positions, use_cache=False)
     except _Reached as reached:
         return reached.output
     raise SourceError(f"{lm.spec.repo} has a block that its own forward pass never runs: it cannot be streamed")
@@ -148,6 +152,7 @@ class _Kept:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._resids: dict[int, Tensor] = {}
+        self._pages: dict[int, list[Pages]] = {}
 
     def get(self, number: int) -> Tensor | None:
         return self._resids.get(number)
@@ -160,4 +165,6 @@ class _Kept:
             path = self._folder / f"resid-{number:06d}"
             mapped = torch.from_file(str(path), shared=True, size=resid.numel(), dtype=resid.dtype)
             self._resids[number] = mapped.view(resid.shape)
+            self._pages[number] = pages_of_file(mapped)
         self._resids[number].copy_(resid)
+        give_back(self._pages[number])

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
+from saescope.engine.devices import encoder_product
 from saescope.engine.pages import Pages, give_back, within
 from saescope.sources.budget import ENCODE_BLOCK
 
@@ -63,7 +63,7 @@ def largest_products(
     k: int,
     mapped: tuple[Pages, ...] = (),
 ) -> Top:
-    """The k largest of x · weightᵀ + bias in every row; holds ENCODE_BLOCK bytes of the product at once.
+    """The k largest of x · weightᵀ + bias in every row, in float32; holds ENCODE_BLOCK bytes of the product at once.
 
     Pages of the weight that are `mapped` from a file are given back as soon as they are used.
     """
@@ -78,7 +78,7 @@ def largest_products(
         if top is not None:
             parts.append(top)
     if not parts:
-        return Top(x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=x.device))
+        return Top(torch.empty(0, k, device=x.device), torch.empty(0, k, dtype=torch.int64, device=x.device))
     return Top(torch.cat([top.values for top in parts]), torch.cat([top.ids for top in parts]))
 
 
@@ -89,13 +89,14 @@ def _products(
     """(first column, product) of as many columns at a time as the block holds; the next overwrites it."""
     n, d_out = len(x), len(weight)
     width = min(d_out, max(_LEAST_COLUMNS, ENCODE_BLOCK // (4 * n) // _GROUP * _GROUP))
-    block = torch.empty(n * width, dtype=x.dtype, device=x.device)
+    multiply = encoder_product(x.device, x.dtype)
+    block = torch.empty(n * width, device=x.device)
     for start in range(0, d_out, width):
         stop = min(start + width, d_out)
         held = block[: n * (stop - start)].view(n, stop - start)
         for first in range(start, stop, _PRODUCT_COLUMNS):
             columns = slice(first, min(first + _PRODUCT_COLUMNS, stop))
-            held[:, first - start : columns.stop - start] = functional.linear(x, weight[columns], bias[columns])
+            held[:, first - start : columns.stop - start] = multiply(x, weight[columns], bias[columns])
             give_back(within(mapped, weight[columns]))
         yield start, held
 

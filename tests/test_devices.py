@@ -1,0 +1,63 @@
+"""A device whose product or top k is wrong is refused before it is used; one without the fast product falls back."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from saescope.engine import devices
+from saescope.engine.devices import by_parts, encoder_product, in_float32, is_right
+from saescope.errors import ResourceError
+
+CPU = torch.device("cpu")
+
+
+def widened_mm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+    """The product that this torch has on CUDA only."""
+    return a.to(out_dtype) @ b.to(out_dtype)
+
+
+def test_three_parts_are_the_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.torch, "mm", widened_mm)
+    assert is_right(by_parts, CPU, torch.bfloat16)
+    x, weight, bias = torch.randn(9, 300).bfloat16(), torch.randn(40, 300), torch.randn(40)
+    torch.testing.assert_close(by_parts(x, weight, bias), in_float32(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+def test_a_missing_product_is_told_from_a_wrong_one() -> None:
+    assert not is_right(by_parts, CPU, torch.bfloat16)  # torch has it on CUDA alone
+    assert is_right(in_float32, CPU, torch.bfloat16)
+    assert is_right(in_float32, CPU, torch.float32)
+
+
+def rounded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return in_float32(x, weight.bfloat16().float(), bias)
+
+
+def shifted(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return in_float32(x, weight, bias).roll(1, 0)
+
+
+def not_a_number(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return in_float32(x, weight, bias) * torch.nan
+
+
+@pytest.mark.parametrize("wrong", [rounded, shifted, not_a_number])
+def test_a_wrong_product_is_refused(wrong: devices.Product) -> None:
+    with pytest.raises(ResourceError, match="--device cpu"):
+        is_right(wrong, CPU, torch.float32)
+
+
+def test_a_wrong_top_k_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.topk
+
+    def wrong(*args: object, **options: object) -> object:
+        top = right(*args, **options)  # type: ignore[call-overload]
+        return torch.return_types.topk((top.values, top.indices.roll(1, 1)))
+
+    monkeypatch.setattr(devices.torch, "topk", wrong)
+    with pytest.raises(ResourceError, match="top k"):
+        is_right(in_float32, CPU, torch.float32)
+
+
+def test_the_cpu_is_not_tried() -> None:
+    assert encoder_product(CPU, torch.bfloat16) is in_float32
