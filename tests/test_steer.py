@@ -1,5 +1,6 @@
 """Edits do what their formulae say, leave nothing behind, and change nothing where they say nothing."""
 
+import io
 import json
 import threading
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from rich.cells import cell_len
+from rich.console import Console
 from torch import Tensor
 
 import tiny
@@ -24,6 +27,7 @@ from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, bundled_prompts, texts
 from saescope.surfaces.cli import run as cli
+from saescope.surfaces.cli.steer import columns
 
 OPS: dict[str, Sequence[float]] = {
     "add": (2.5, -1.0), "scale": (-1.0, 0.7), "clamp": (0.0, 3.0), "readout_clamp": (0.0, 2.0), "project": (1.0, 0.4),
@@ -379,6 +383,19 @@ def test_steer_command_is_side_by_side(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     assert result["base"] in " ".join(shown.split())
     assert "2/412 scale -3 relu all" in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_nothing_is_cut_off_side_by_side(width: int) -> None:
+    japanese, english = "特に小さいときどきそのペンギンより小さいです。" * 3, "one two three " * 9
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(columns(japanese, english))
+    shown = console.export_text().splitlines()
+    half = width // 2
+    assert all(cell_len(line) <= width for line in shown)
+    assert "".join(c for line in shown[1:] for c in line if c in set(japanese)) == japanese
+    assert sum(line.count("three") for line in shown) == 9
+    assert cell_len(shown[0][: shown[0].index("with edits")]) >= half - 2
 
 
 def test_steer_takes_model_and_sae_from_the_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from saescope.control.edits import EditSet, parse_edit, read_edits
@@ -171,9 +172,7 @@ def _side_by_side(
     written: tuple[list[int], list[int]] = ([], [])
 
     def shown() -> Table:
-        made = Table("without", "with edits", box=None, expand=True, padding=(0, 1), header_style="bold")
-        made.add_row(*(cell(visible(lm.tokenizer.decode(ids, skip_special_tokens=True))) for ids in written))
-        return made
+        return columns(*(visible(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written))
 
     with Live(shown(), console=stdout(), auto_refresh=False) as live:
 
@@ -185,6 +184,15 @@ def _side_by_side(
             return on_token
 
         yield into(0), into(1)
+
+
+def columns(base: str, changed: str) -> Table:
+    """Two texts side by side, folded where they have no spaces, so that nothing is cut off."""
+    made = Table(box=None, expand=True, padding=(0, 1), header_style="bold")
+    for title in ("without", "with edits"):
+        made.add_column(title, overflow="fold", ratio=1)
+    made.add_row(escape(base), escape(changed))  # running text: its spaces stay spaces
+    return made
 
 
 def _show_receipt(receipt: "Receipt", same: bool) -> None:
