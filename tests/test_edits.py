@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saescope.control.edits import Edit, EditSet, read_edits, write_edits
+from saescope.control.edits import Condition, Edit, EditSet, parse_edit, read_edits, write_edits
 from saescope.errors import EditError
 from saescope.sources.catalog import Feature
 
@@ -18,6 +18,7 @@ edits = st.tuples(
     st.sampled_from(["relu", "topk"]),
     st.sampled_from(["all", "prefill", "decode", "last"]),
     st.booleans(),
+    st.none() | st.tuples(st.integers(0, 200_000), st.floats(0, 1e6)),
 )
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 sizes = st.none() | st.integers(1, 200_000)
@@ -25,7 +26,9 @@ sizes = st.none() | st.integers(1, 200_000)
 
 def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
     share = min(1.0, abs(strength)) if op == "project" else strength
-    return Edit(Feature(*at), op, share, *rest)
+    *rest, condition = rest
+    when = None if condition is None else Condition(Feature(at[0] // 2, condition[0]), condition[1])
+    return Edit(Feature(*at), op, share, *rest, when=when)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,6 +52,16 @@ def test_contract_example_is_read(tmp_path: Path) -> None:
     assert edit.feature == Feature(17, 23991)
 
 
+def test_conditions_are_read_in_words_and_in_files(tmp_path: Path) -> None:
+    expected = Edit("17/23991", "scale", -2.0, "topk", when=Condition(Feature(3, 555), 2.5))
+    assert parse_edit("17/23991 scale -2 topk when 3/555 > 2.5") == expected
+    assert parse_edit("17/2 when 17/3").condition == Condition(Feature(17, 3))
+    (tmp_path / "edits.toml").write_text(
+        HEAD + '[[edit]]\nfeature = "17/23991"\nstrength = -2\ngate = "topk"\nwhen = "3/555 > 2.5"'
+    )
+    assert read_edits(tmp_path / "edits.toml").edits == (expected,)
+
+
 HEAD = 'model = "m"\nsae = "s"\n'
 WRONG = {
     "": "does not say its model",
@@ -64,6 +77,11 @@ WRONG = {
     HEAD + "[[edit]]\nfeature = '1/2'\nstrength = true": "strength True is not a number",
     HEAD + "[[edit]]\nfeature = '1/2'\nskip_sinks = 1": "skip_sinks 1 is not true or false",
     HEAD + "[[edit]]\nfeature = '1/2'\nstrenght = 1": "unknown key 'strenght'",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = 3": "when 3 is not a feature",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '1/2 > x'": "condition '1/2 > x' is not a feature",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '2/2'": "2/2 is of a later layer",
+    HEAD + "[[edit]]\nfeature = '1/2'\nlayer = 1": "a feature says its layer itself",
+    HEAD + "[[edit]]\nfeature = '1/2'\ndirection = 'a.safetensors'": "give one of the two",
     HEAD + "strength = 1\n[[edit]]\nfeature = '1/2'": "unknown key 'strength'",
     "model = ": "is no edits file",
 }

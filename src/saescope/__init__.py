@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluate import Evaluation, evaluate
-    from saescope.control.steer import Receipt, steered
+    from saescope.control.receipts import Receipt
+    from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
     from saescope.engine.lm import LM, load_lm
@@ -119,7 +120,8 @@ _HOME = {
     "control.diff": ("Diff", "diff"),
     "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
-    "control.steer": ("Receipt", "steered"),
+    "control.receipts": ("Receipt",),
+    "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.lm": ("LM", "load_lm"),

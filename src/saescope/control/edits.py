@@ -22,14 +22,38 @@ _USUAL: Mapping[str, float] = {"scale": -1.0, "clamp": 0.0, "readout_clamp": 0.0
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Where an edit may act: on positions on which another feature's activation is above `above` (0: it fires)."""
+
+    feature: Feature
+    above: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.feature} > {self.above!r}" if self.above else str(self.feature)
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """Read `17/555` or `17/555 > 2.5`; raises EditError for anything else."""
+        feature, sign, above = text.partition(">")
+        try:
+            one = cls(Feature.parse(feature), float(above) if sign else 0.0)
+        except (SourceError, ValueError) as error:
+            raise EditError(f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5") from error
+        if not 0 <= one.above < _MOST:
+            raise EditError(f"condition {text!r}: an activation is not above {one.above}: give a number from 0 on")
+        return one
+
+
+@dataclass(frozen=True)
 class Edit:
     """One change to the residual, along a feature's decoder column or along a plain direction: one of the two is given.
 
     `strength` is in units of the feature's activation (of the direction as stored) for `add`, a share of the activation
     for `scale` (-1 when left out), the target for the clamps (0; of a direction, its component in the residual), the
-    share of the component for `project` (1). `gate` says when the feature counts as on; `scope` which positions are
+    share of the component for `project` (1). `gate` says when a feature counts as on; `scope` which positions are
     edited: all, those of the prompt (prefill), those generated (decode), or the last of each pass, which is what the
-    next token is predicted from. Raises EditError for an edit that cannot be.
+    next token is predicted from. `when` restricts it to positions on which another feature of this layer or an earlier
+    one fires. Raises EditError for an edit that cannot be.
     """
 
     feature: Feature | str | None = None
@@ -39,13 +63,20 @@ class Edit:
     scope: Scope = "all"
     skip_sinks: bool = True
     direction: Direction | None = None
+    when: Condition | str | None = None
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
             raise EditError("an edit is of a feature, as 17/23991, or of a direction: give one of the two")
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
+        if isinstance(self.when, str):
+            object.__setattr__(self, "when", Condition.parse(self.when))
         _check(self.name, vars(self))
+        if (condition := self.condition) is not None and condition.feature.layer > self.layer:
+            raise EditError(
+                f"edit of {self.name}: {condition.feature} is of a later layer, which is not known yet there"
+            )
 
     @property
     def amount(self) -> float:
@@ -56,6 +87,17 @@ class Edit:
     def changes_nothing(self) -> bool:
         """Whether the edit is none at all."""
         return self.amount == 0 and self.op in ("add", "scale", "project")
+
+    @property
+    def condition(self) -> Condition | None:
+        """What `when` says, read where it was given as text."""
+        return Condition.parse(self.when) if isinstance(self.when, str) else self.when
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers whose SAE the edit needs."""
+        of = [self.at] if self.direction is None else []
+        return {feature.layer for feature in (*of, *([self.condition.feature] if self.condition else []))}
 
     @property
     def layer(self) -> int:
@@ -93,6 +135,8 @@ def _check(what: str, values: Mapping[str, Any]) -> None:
         raise EditError(f"edit of {what}: strength {strength} is not finite in float32")
     if op == "project" and not 0 <= strength <= 1:
         raise EditError(f"edit of {what}: project removes a share between 0 and 1 of the component, not {strength}")
+    if not isinstance(values.get("when"), Condition | str | None):
+        raise EditError(f'edit of {what}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"')
     if not isinstance(skip_sinks, bool):
         raise EditError(f"edit of {what}: skip_sinks {skip_sinks!r} is not true or false")
 
@@ -137,23 +181,26 @@ def _row(edit: Edit, place: Mapping[Direction, str]) -> dict[str, Any]:
     what: dict[str, Any] = {"feature": edit.name}
     if edit.direction is not None:
         what = {"direction": place[edit.direction], "layer": edit.layer}
-    own = {name: getattr(edit, name) for name in ("op", "gate", "scope", "skip_sinks")}
-    return {**what, "op": own.pop("op"), "strength": edit.amount, **own}
+    own = {name: getattr(edit, name) for name in ("gate", "scope", "skip_sinks")}
+    when = {} if edit.condition is None else {"when": str(edit.condition)}
+    return {**what, "op": edit.op, "strength": edit.amount, **own, **when}
 
 
 def parse_edit(text: str) -> Edit:
     """An edit in words, `17/23991 scale -1 relu all`, the last ones left out at will; raises EditError otherwise.
 
     A direction's file stands for a feature: `japanese.safetensors add 2`, with `#TENSOR` where it has several and
-    `@LAYER` where it does not say its layer; a name with spaces in quotes.
+    `@LAYER` where it does not say its layer; a name with spaces in quotes. `when 17/555 > 2.5` may come last.
     """
+    text, condition, when = text.partition(" when ")
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise EditError(f"edit {text!r}: {error}") from error
     if not 1 <= len(words) <= 5:
-        raise EditError(f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE, as 17/23991 scale -1")
+        raise EditError(f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, as 17/23991 scale -1")
     values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), words[1:], strict=False))
+    values |= {"when": when} if condition else {}
     try:
         values |= _named(words[0])
         if "strength" in values:

@@ -18,7 +18,8 @@ from saescope.analysis import stats
 from saescope.control.behaviour import EMPTY, Judge, normalised
 from saescope.control.damage import Damage, damage, repetition
 from saescope.control.edits import Edit
-from saescope.control.steer import Receipt, steered
+from saescope.control.receipts import Receipt
+from saescope.control.steer import steered
 from saescope.engine.extract import compute, plan
 from saescope.engine.generate import Generation, generate
 from saescope.engine.lm import LM

@@ -1,81 +1,59 @@
 """Steering: edits applied while a model runs, on and off at once, with a receipt of what they really did.
 
-Hooks are put on a model by its first `steered` block and taken off by the last; what they do is decided by the edits
-of the calling context alone, so nested blocks add up (all from the same residual) and threads do not meet.
+Only layers that are edited are hooked, while a `steered` block is open; what a hook does is decided by the edits of the
+calling context alone, so nested blocks add up (all from the same residual) and threads do not meet. A step waits for
+nothing but what it computes: receipts are reckoned up when they are read.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from saescope.control.edits import Edit
-from saescope.control.formulae import LayerEdits, bind, coefficients
+from saescope.control.formulae import LayerEdits, Reader, bind, coefficients, watch
+from saescope.control.passes import Kind, Positions
+from saescope.control.receipts import Note, Receipt
 from saescope.engine.lm import LM
 from saescope.engine.residual import Pass, intervene
 from saescope.engine.sae import TopKSae
 from saescope.engine.whole import decoder_of
 from saescope.errors import EditError
+from saescope.sources.catalog import Feature
 
-SINK_RATIO = 10.0
+Asked = tuple[Feature, bool]  # a condition's feature, and whether only the top k counts
 
 
-@final
-@dataclass
-class Receipt:
-    """What edits did: forward passes, positions edited, how often each feature fired there, and sizes of the change.
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer's edits, their numbers in the receipt, and where each one's condition is read: layer, column, above."""
 
-    `delta_norm_ratio` is the mean of |change| / |residual| over edited positions, `largest_ratio` the largest.
-    """
-
-    edits: tuple[Edit, ...]
-    steps: int = 0
-    positions: int = 0
-    fired: list[int] = field(default_factory=list)
-    ratio_sum: float = 0.0
-    largest_ratio: float = 0.0
-    changed: int = 0
-
-    @property
-    def delta_norm_ratio(self) -> float:
-        """Mean of |change| / |residual| over the positions that an edit looked at."""
-        return self.ratio_sum / self.positions if self.positions else 0.0
-
-    @property
-    def applied(self) -> bool:
-        """Whether any residual was changed at all."""
-        return self.changed > 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope steer`."""
-        return {
-            "applied": self.applied,
-            "steps": self.steps,
-            "positions": self.positions,
-            "changed": self.changed,
-            "fired": {edit.name: n for edit, n in zip(self.edits, self.fired, strict=True)},
-            "delta_norm_ratio": self.delta_norm_ratio,
-            "largest_ratio": self.largest_ratio,
-        }
+    bound: LayerEdits
+    numbers: tuple[int, ...]
+    kinds: tuple[Kind, ...]
+    asks: tuple[tuple[int, int, float] | None, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Active:
-    """The edits of one `steered` block: by layer, with the numbers of the edits in the receipt."""
+    """The edits of one `steered` block by layer, what their conditions read by layer, and what makes them these."""
 
     lm: LM
-    layers: Mapping[int, tuple[LayerEdits, list[int]]]
+    layers: Mapping[int, _Layer]
+    watched: Mapping[int, Reader]
     receipt: Receipt
+    mark: Hashable
 
 
 _ACTIVE: ContextVar[tuple[_Active, ...]] = ContextVar("active", default=())
-_HOOKS: dict[int, tuple[int, ExitStack]] = {}
+_HOOKS: dict[int, "_Hooks"] = {}
 _LOCK = threading.Lock()
 
 
@@ -85,180 +63,223 @@ def steered(
 ) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
-    Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need none.
-    As a control, `random_directions` (a seed) has every edit write along a random direction of the same length. Raises
-    EditError for an edit that does not belong to these SAEs or this model, before anything is changed.
+    Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need none. As a control,
+    `random_directions` (a seed) has every edit write along a random direction of the same length. Raises EditError for
+    an edit that does not belong to these SAEs or this model, before anything is changed.
     """
-    receipt = Receipt(tuple(edits), fired=[0] * len(edits))
-    bound = _bind(lm, edits, saes)
-    if random_directions is not None:
-        bound = {layer: (_turned(one, random_directions), numbers) for layer, (one, numbers) in bound.items()}
-    active = _Active(lm, bound, receipt)
-    _hook(lm)
+    active = _activate(lm, tuple(edits), {sae.spec.layer: sae for sae in saes}, random_directions)
+    hooked = active.layers.keys() | active.watched.keys()
+    _hook(lm, hooked)
     token = _ACTIVE.set((*_ACTIVE.get(), active))
     try:
-        yield receipt
+        yield active.receipt
     finally:
         _ACTIVE.reset(token)
-        _unhook(lm)
+        _unhook(lm, hooked)
 
 
-def _bind(lm: LM, edits: Sequence[Edit], saes: Sequence[TopKSae]) -> dict[int, tuple[LayerEdits, list[int]]]:
-    sae_of = {sae.spec.layer: sae for sae in saes}
-    layers: dict[int, list[int]] = {}
+def _activate(lm: LM, edits: tuple[Edit, ...], sae_of: Mapping[int, TopKSae], turn: int | None) -> _Active:
+    gains, norms = [0.0] * len(edits), [0.0] * len(edits)
     for number, edit in enumerate(edits):
-        _check_fit(lm, edit, sae_of.get(edit.layer))
-        if not edit.changes_nothing:
-            layers.setdefault(edit.layer, []).append(number)
-    return {
-        layer: (bind([edits[number] for number in numbers], sae_of.get(layer), device=lm.device), numbers)
-        for layer, numbers in layers.items()
-    }
+        _check_fit(lm, edit, sae_of)
+        alone = bind([edit], sae_of.get(edit.layer))
+        gains[number], norms[number] = float(alone.gain), float(alone.norms)
+    acting = [number for number, edit in enumerate(edits) if not edit.changes_nothing]
+    asked: dict[int, list[Asked]] = {}
+    layers = {}
+    for layer in sorted({edits[number].layer for number in acting}):
+        numbers = tuple(number for number in acting if edits[number].layer == layer)
+        chosen = [edits[number] for number in numbers]
+        bound = bind(chosen, sae_of.get(layer), device=lm.device)
+        kinds = tuple(Kind(edit.scope, edit.skip_sinks) for edit in chosen)
+        asks = tuple(_ask(edit, asked) for edit in chosen)
+        bound = bound if turn is None else bound.turned(turn)
+        layers[layer] = _Layer(bound, numbers, kinds, asks if any(asks) else None)
+    watched = {layer: watch(wanted, sae_of[layer]) for layer, wanted in asked.items()}
+    used = {layer for number in acting for layer in edits[number].layers}
+    mark = (tuple(edits[number] for number in acting), turn, tuple(sae_of[layer].spec for layer in sorted(used)))
+    return _Active(lm, layers, watched, Receipt(edits, gains, norms), mark if acting else ())
 
 
-def _check_fit(lm: LM, edit: Edit, sae: TopKSae | None) -> None:
+def _ask(edit: Edit, asked: dict[int, list[Asked]]) -> tuple[int, int, float] | None:
+    """Where an edit's condition will be read, added to what is read at its layer."""
+    if (condition := edit.condition) is None:
+        return None
+    wanted = asked.setdefault(condition.feature.layer, [])
+    one = (condition.feature, edit.gate == "topk")
+    if one not in wanted:
+        wanted.append(one)
+    return condition.feature.layer, wanted.index(one), condition.above
+
+
+def _check_fit(lm: LM, edit: Edit, sae_of: Mapping[int, TopKSae]) -> None:
     """Raises EditError for an edit that is not of this model, naming what differs."""
     if edit.layer >= len(lm.blocks):
         raise EditError(f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")
-    if edit.direction is not None:
-        if (width := len(edit.direction.values)) != lm.spec.d_model:
-            raise EditError(f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}")
-        return
-    if sae is None:
-        raise EditError(f"edit of {edit.name}: there is no SAE of layer {edit.layer} here")
-    if sae.spec.d_model != lm.spec.d_model:
+    if edit.direction is not None and (width := len(edit.direction.values)) != lm.spec.d_model:
+        raise EditError(f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}")
+    if lm.streamed is not None and edit.condition is not None and edit.condition.feature.layer != edit.layer:
         raise EditError(
-            f"edit of {edit.name}: its SAE reads residuals {sae.spec.d_model} wide, {lm.spec.repo} has "
-            f"{lm.spec.d_model}"
+            f"edit of {edit.name}: {lm.spec.repo} is streamed, a layer in a pass: a condition of another layer is not "
+            "known there"
         )
+    for layer in sorted(edit.layers):
+        if layer not in sae_of:
+            raise EditError(f"edit of {edit.name}: there is no SAE of layer {layer} here")
+        if (width := sae_of[layer].spec.d_model) != lm.spec.d_model:
+            raise EditError(
+                f"edit of {edit.name}: its SAE reads residuals {width} wide, {lm.spec.repo} has {lm.spec.d_model}"
+            )
 
 
-def _turned(bound: LayerEdits, seed: int) -> LayerEdits:
-    drawn = torch.randn(bound.d.shape, generator=torch.Generator().manual_seed(seed)).to(bound.d)
-    return replace(bound, d=drawn / drawn.norm(dim=1, keepdim=True) * bound.norms[:, None])
-
-
-def _hook(lm: LM) -> None:
-    """Put hooks on a model unless another block has; they do nothing where no edits are active."""
+def _hook(lm: LM, layers: Iterable[int]) -> None:
+    """Hook a model's passes and these layers, as far as no other block has."""
     # A streamed model cannot generate, but its forward passes are edited as any.
     decoders = [lm.decoder] if lm.streamed is not None else [lm.decoder, decoder_of(lm.whole)]
     with _LOCK:
-        count, stack = _HOOKS.get(id(lm.blocks), (0, ExitStack()))
-        if count == 0:
-            state = _State(lm)
-            stack.enter_context(intervene(decoders, dict(enumerate(lm.blocks)), state.begin, state.change))
-        _HOOKS[id(lm.blocks)] = count + 1, stack
+        _HOOKS.setdefault(id(lm.blocks), _Hooks(lm.blocks, decoders)).open(layers)
 
 
-def _unhook(lm: LM) -> None:
+def _unhook(lm: LM, layers: Iterable[int]) -> None:
     with _LOCK:
-        count, stack = _HOOKS[id(lm.blocks)]
-        if count == 1:
+        if _HOOKS[id(lm.blocks)].close(layers):
             del _HOOKS[id(lm.blocks)]
-            stack.close()
-        else:
-            _HOOKS[id(lm.blocks)] = count - 1, stack
 
 
-class _State:
-    """One model's hooks: what the present pass is, in each thread, and the sink limits of its rows."""
+@final
+class _Hooks:
+    """One model's hooks, as many as open blocks need; they do nothing where no edits are active."""
 
-    def __init__(self, lm: LM) -> None:
-        self._blocks = lm.blocks
+    def __init__(self, blocks: nn.ModuleList, decoders: Sequence[nn.Module]) -> None:
+        self._blocks = blocks
+        self._decoders = decoders
+        self._open: dict[int | None, ExitStack] = {}
+        self._users: Counter[int | None] = Counter()
         self._local = threading.local()
 
-    def begin(self, given: Pass) -> None:
-        active = self._active()
-        if not active:
-            return
-        mark = tuple(edit for one in active for edit in one.receipt.edits)
-        if given.cache is not None:
-            made_under = getattr(given.cache, "saescope_edits", mark if given.past == 0 else ())
-            if given.past and made_under != mark:
-                raise EditError("these keys and values were made under other edits: generate anew, without the cache")
-            given.cache.saescope_edits = mark
-        self._local.given = given
-        if given.past == 0:
-            self._local.limits = {}
+    def open(self, layers: Iterable[int]) -> None:
+        """One more block needs passes and these layers."""
+        for layer in (None, *layers):
+            self._users[layer] += 1
+            if layer not in self._open:
+                hooked = (self._decoders, {}) if layer is None else ([], {layer: self._blocks[layer]})
+                self._open[layer] = ExitStack()
+                self._open[layer].enter_context(intervene(*hooked, self._begin, self._change))
+
+    def close(self, layers: Iterable[int]) -> bool:
+        """One block less needs them; whether it was the last."""
+        for layer in (None, *layers):
+            self._users[layer] -= 1
+            if not self._users[layer]:
+                self._open.pop(layer).close()
+        return not self._open
+
+    def _begin(self, given: Pass) -> None:
+        active = [one for one in _ACTIVE.get() if one.lm.blocks is self._blocks]
+        self._local.now = None
+        positions = Positions(given, tuple(one.mark for one in active if one.mark))
+        self._local.now = _Now(active, positions) if active else None
         for one in active:
             one.receipt.steps += 1
 
-    def change(self, layer: int, resid: Tensor) -> Tensor | None:
-        bound = [(one, *one.layers[layer]) for one in self._active() if layer in one.layers]
-        if not bound:
-            return None
-        given: Pass = self._local.given
+    def _change(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"] | None:
+        now: _Now | None = getattr(self._local, "now", None)
+        return None if now is None else now.change(layer, resid)
+
+
+class _Part(NamedTuple):
+    """What one block's edits do at one layer: where, and the note for its receipt, which lacks what moved.
+
+    `rows` picks the positions looked at, None where a pass has one position a row; `touched` are those an edit acts on.
+    """
+
+    receipt: Receipt
+    note: Note
+    rows: Bool[Tensor, "batch pos"] | None
+    touched: Bool[Tensor, "batch pos"]
+
+
+@final
+class _Now:
+    """The pass a thread is in: the edits that are active, the positions there are, and what conditions have read."""
+
+    def __init__(self, active: Sequence[_Active], positions: Positions) -> None:
+        self._active = active
+        self._positions = positions
+        self._seen: dict[tuple[int, int], Float[Tensor, "batch pos n"]] = {}
+
+    def change(self, layer: int, resid: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"] | None:
+        """The residual after all edits of this layer; None where none is meant for any position of this pass."""
         h = resid.float()
-        norms = h.norm(dim=-1)
-        real = given.mask if given.mask is not None else torch.ones_like(norms, dtype=torch.bool)
-        inner = self._inner(layer, norms, real, given)
-        total = torch.zeros_like(h)
-        looked_at = torch.zeros_like(real)
-        for one, edits, numbers in bound:
-            where = torch.stack([_scope(edit, real, inner, given) for edit in edits.edits], dim=-1)
-            rows = where.any(dim=-1)
-            if not rows.any():
-                continue
-            looked_at |= rows
-            amounts, acts = coefficients(edits, h[rows])
-            here = where[rows]
-            change = (amounts * here) @ edits.d
-            total[rows] += change
-            fires = (acts > 0) | (edits.ids < 0)  # a direction acts wherever it is meant to
-            self._account(one.receipt, numbers, fires, here, change, norms[rows])
-        if not looked_at.any():
+        for number, one in enumerate(self._active):
+            if layer in one.watched:
+                self._seen[number, layer] = one.watched[layer](h)[1]
+        norms = torch.linalg.vector_norm(h, dim=-1)
+        parts = [part for number in range(len(self._active)) if (part := self._part(number, layer, h, norms))]
+        if not parts:
             return None
-        return torch.where(looked_at[..., None], (h + total).to(resid.dtype), resid)
+        total, touched = h, parts[0].touched
+        for part in parts:
+            total = _added(total, part)
+        for part in parts[1:]:
+            touched = touched | part.touched
+        changed = torch.where(touched[..., None], total.to(resid.dtype), resid)
+        moved = (changed != resid).any(dim=-1)
+        for part in parts:
+            part.receipt.note(part.note._replace(moved=_picked(moved, part.rows)))
+        return changed
 
-    def _active(self) -> list[_Active]:
-        return [one for one in _ACTIVE.get() if one.lm.blocks is self._blocks]
+    def _part(
+        self, number: int, layer: int, h: Float[Tensor, "batch pos d"], norms: Float[Tensor, "batch pos"]
+    ) -> _Part | None:
+        one = self._active[number]
+        if layer not in one.layers:
+            return None
+        bound, numbers, kinds, asks = (given := one.layers[layer]).bound, given.numbers, given.kinds, given.asks
+        meant = self._positions.meant(layer, kinds, norms)
+        if meant is None:
+            return None
+        rows = None if h.shape[1] == 1 else meant.any(dim=-1)
+        amounts, acts = coefficients(bound, _picked(h, rows))
+        here = _picked(meant, rows).expand_as(acts)
+        held = None if asks is None else self._held(number, asks, rows, acts)
+        touched = meant[..., 0] if rows is None else rows
+        if held is not None or meant.shape[-1] > 1:
+            allowed = here if held is None else here & held
+            amounts = torch.where(allowed, amounts, 0)
+            touched = allowed.any(dim=-1)[:, None] if rows is None else rows.masked_scatter(rows, allowed.any(dim=-1))
+        note = Note(bound, numbers, amounts, acts, here, held, _picked(norms, rows), _picked(touched, rows))
+        return _Part(one.receipt, note, rows, touched)
 
-    def _inner(
-        self, layer: int, norms: Float[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"], given: Pass
-    ) -> Bool[Tensor, "batch pos"]:
-        """Positions that are neither the first of their row nor a sink, judged by the row's own lower median norm."""
-        first = torch.zeros_like(real)
-        if given.past == 0:
-            first = real & (real.cumsum(dim=1) == 1)
-            others = real & ~first
-            ordered = torch.where(others, norms, torch.inf).sort(dim=1).values
-            middle = ((others.sum(dim=1) - 1).clamp(min=0) // 2)[:, None]
-            self._local.limits[layer] = SINK_RATIO * ordered.gather(1, middle)  # inf where a row has no other position
-        limit = self._local.limits.get(layer)
-        sinks = norms > limit if limit is not None and len(limit) == len(norms) else torch.zeros_like(real)
-        return real & ~first & ~sinks
-
-    def _account(
+    def _held(
         self,
-        receipt: Receipt,
-        numbers: Sequence[int],
-        fires: Bool[Tensor, "n e"],
-        here: Bool[Tensor, "n e"],
-        change: Float[Tensor, "n d_model"],
-        norms: Float[Tensor, "n"],
-    ) -> None:
-        sizes = change.norm(dim=-1)
-        ratios = sizes / norms.clamp(min=1e-30)
-        receipt.positions += len(ratios)
-        receipt.changed += int((sizes > 0).sum())
-        receipt.ratio_sum += float(ratios.sum())
-        receipt.largest_ratio = max(receipt.largest_ratio, float(ratios.max()))
-        for number, count in zip(numbers, (fires & here).sum(0).tolist(), strict=True):
-            receipt.fired[number] += int(count)
+        number: int,
+        asks: Sequence[tuple[int, int, float] | None],
+        rows: Bool[Tensor, "batch pos"] | None,
+        acts: Float[Tensor, "p n"],
+    ) -> Bool[Tensor, "p n"]:
+        """Whether each edit's condition holds at the positions looked at."""
+        always = torch.ones_like(acts[:, 0], dtype=torch.bool)
+        return torch.stack(
+            [
+                always if ask is None else _picked(self._seen[number, ask[0]][..., ask[1]], rows) > ask[2]
+                for ask in asks
+            ],
+            dim=-1,
+        )
 
 
-def _scope(
-    edit: Edit, real: Bool[Tensor, "batch pos"], inner: Bool[Tensor, "batch pos"], given: Pass
-) -> Bool[Tensor, "batch pos"]:
-    """The positions that one edit is meant for."""
-    where = inner if edit.skip_sinks else real
-    match edit.scope:
-        case "prefill" if given.past:
-            return torch.zeros_like(where)
-        case "decode" if not given.past:
-            return torch.zeros_like(where)
-        case "last":
-            from_end = real.flip(1).cumsum(dim=1).flip(1)
-            return where & real & (from_end == 1)
-        case _:
-            return where
+def _picked(values: Tensor, rows: Bool[Tensor, "batch pos"] | None) -> Tensor:
+    """The values (batch, pos, …) of the positions looked at, as (p, …)."""
+    return values[:, 0] if rows is None else values[rows]
+
+
+def _added(total: Float[Tensor, "batch pos d"], part: _Part) -> Float[Tensor, "batch pos d"]:
+    amounts, d = part.note.amounts, part.note.bound.d
+    if part.rows is None:
+        return torch.addmm(total[:, 0], amounts, d)[:, None]
+    total = total.clone()
+    total[part.rows] += amounts @ d
+    return total

@@ -90,7 +90,8 @@ def _write(
         if all(ended):
             break
         given = chosen[:, None].to(lm.device)
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        # What follows a row's end is no text: nothing looks at it, and edits leave it alone.
+        mask = torch.cat([mask, mask.new_tensor([[not end] for end in ended])], dim=1)
         positions = positions[:, -1:] + 1
     return written, ended
 

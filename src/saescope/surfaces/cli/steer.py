@@ -18,7 +18,7 @@ from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
-    from saescope.control.steer import Receipt
+    from saescope.control.receipts import Receipt
     from saescope.engine.lm import LM
     from saescope.engine.sae import TopKSae
 
@@ -100,8 +100,8 @@ def steer(
 def load_for(wanted: EditSet, inputs: Inputs) -> "tuple[LM, list[TopKSae]]":
     """The model and SAEs of these edits; raises EditError where they are another's, naming what differs."""
     chosen = inputs_for(wanted, inputs)
-    alone = sorted({edit.layer for edit in wanted.edits if edit.direction is not None})
-    if chosen.layers is None and alone:
+    alone = sorted({edit.layer for edit in wanted.edits})
+    if chosen.layers is None:
         return chosen.load_model(alone), []
     lm, saes = chosen.load(decoder=True, alone=alone)
     check_sizes(wanted, saes)
@@ -117,7 +117,7 @@ def inputs_for(wanted: EditSet, inputs: Inputs) -> Inputs:
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(sorted({str(edit.layer) for edit in wanted.edits if edit.feature is not None})) or None,
+        layers=",".join(sorted({str(layer) for edit in wanted.edits for layer in edit.layers})) or None,
     )
 
 
