@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import tiny
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
 from saescope.sources.saes import open_sae
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

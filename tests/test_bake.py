@@ -339,6 +339,8 @@ GATED = [
     ),
     (Edit("1/3", "clamp", 0.0), {"measure": False}, r"clamp acts by how strongly.*not measured here"),
     (Edit("1/3", "project", 1.0, scope="last"), {"measure": False}, "its scope is last"),
+    (Edit("1/3", "project", 1.0, when="1/4"), {}, r"only when 1/4.*--method \S+, which is \S+ nats a token"),
+    (Edit("1/3", "project", 1.0, when="0/4 > 2"), {}, r"only when 0/4 > 2.*not measured here"),
     (Edit("1/3", "scale", 2.0), {}, "strengthens what fires"),
     (Edit("1/3", "clamp", 3.0), {"convert": "project"}, "strengthens what fires"),
     (Edit("1/3", "scale", 0.0), {}, "nothing to bake"),

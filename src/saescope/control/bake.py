@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saescope.control.bakeable import Nearest, bound_edits, nearest, why_not
+from saescope.control.bakeable import Nearest, bound_edits, looks_elsewhere, nearest, why_not
 from saescope.control.baked import MANIFEST, Baked
 from saescope.control.biases import plan_biases
 from saescope.control.card import config_text, copied_files, describe, notes, readme, record
@@ -76,17 +76,19 @@ def bake(
 
     Edits that depend on a feature's firing cannot be baked: with `convert` they become projections of the same
     directions, and the result is compared with them. Distances are over the tokens of `neutral` text, the bundled
-    sentences when left out. `progress` is called with what is being done, done and in all. Raises EditError,
-    SourceError, PromptError or ResourceError, and then leaves nothing.
+    sentences when left out; none where an edit's condition is of another layer than its own. `progress` is called with
+    what is being done, done and in all. Raises EditError, SourceError, PromptError or ResourceError, and then leaves
+    nothing.
     """
     out = Path(out).expanduser()
     if out.exists():
         raise ResourceError(f"{out} exists: choose another --out, or remove it")
     files = open_files(str(model), offline=offline)
     text = bundled_prompts("neutral")[0].prompts if neutral is None else neutral
+    wanted = [edit for edit in edits if not edit.changes_nothing]
+    measure = measure and not any(map(looks_elsewhere, wanted))
     text = text if measure else ()
     job = _Job(files, read_anatomy(files), Shards.open(files), saes, text, device, progress or _quiet)
-    wanted = [edit for edit in edits if not edit.changes_nothing]
     if not wanted:
         raise EditError("nothing to bake: no edit changes anything")
     reason = next((f"edit of {e.name}: {why}" for e in wanted if (why := why_not(e))), None)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import torch
+
 from saescope.control.edits import Edit
 from saescope.control.formulae import bind
 from saescope.control.methods import Bound
@@ -18,9 +20,16 @@ def why_not(edit: Edit) -> str | None:
     """Why no weights do what the edit does; None where some do."""
     if edit.op in ("scale", "clamp"):
         return f"{edit.op} acts by how strongly the feature fires, and no stock weights do that"
+    if edit.condition is not None:
+        return f"it acts only when {edit.condition}, and weights act at every position"
     if edit.scope != "all":
         return f"its scope is {edit.scope}, and weights act at every position"
     return None
+
+
+def looks_elsewhere(edit: Edit) -> bool:
+    """Whether the edit's condition is of another layer, so that a streamed model cannot be steered by it."""
+    return edit.condition is not None and edit.condition.feature.layer != edit.layer
 
 
 def nearest(edit: Edit) -> Edit:
@@ -28,11 +37,11 @@ def nearest(edit: Edit) -> Edit:
     if why_not(edit) is None:
         return edit
     if edit.op in ("add", "project", "readout_clamp"):
-        return replace(edit, scope="all")
+        return replace(edit, scope="all", when=None)
     if edit.op == "scale" and edit.amount < 0:
-        return replace(edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu")
+        return replace(edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu", when=None)
     if edit.op == "clamp" and edit.amount == 0:
-        return replace(edit, op="project", strength=1.0, scope="all", gate="relu")
+        return replace(edit, op="project", strength=1.0, scope="all", gate="relu", when=None)
     raise EditError(
         f"edit of {edit.name}: {edit.op} {edit.amount:g} strengthens what fires, which no weights come near to: use an "
         "add edit of the same feature, or steer it at run time"
@@ -46,10 +55,11 @@ def bound_edits(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) ->
     for edit in edits:
         if edit.layer >= anatomy.n_layers:
             raise EditError(f"edit of {edit.name}: the model has layers 0-{anatomy.n_layers - 1}")
-        one = bind([edit], sae_of.get(edit.layer) if edit.feature is not None else None)
+        own = sae_of.get(edit.layer) if edit.feature is not None else None
+        one = bind([edit], own, torch.float64, torch.device("cpu"))
         if one.d.shape[1] != anatomy.d_model:
             raise EditError(
                 f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
             )
-        found.append(Bound(edit, *(t[0].double().cpu() for t in (one.reader.w, one.reader.b, one.d))))
+        found.append(Bound(edit, one.reader.w[0], one.reader.b[0], one.d[0]))
     return found

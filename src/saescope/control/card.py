@@ -45,6 +45,8 @@ def describe(edit: Edit) -> dict[str, Any]:
     """An edit as plain values; of a direction its SHA-256 too."""
     own: dict[str, Any] = {"edit": edit.name, "layer": edit.layer, "op": edit.op, "strength": edit.amount}
     own |= {"gate": edit.gate, "scope": edit.scope, "skip_sinks": edit.skip_sinks}
+    if edit.condition is not None:
+        own["when"] = str(edit.condition)
     if edit.direction is not None:
         own["sha256"] = hashlib.sha256(edit.direction.values.tobytes()).hexdigest()
     return own

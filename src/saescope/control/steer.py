@@ -118,6 +118,11 @@ def _check_fit(lm: LM, edit: Edit, sae_of: Mapping[int, Sae]) -> None:
         raise EditError(f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")
     if edit.direction is not None and (width := len(edit.direction.values)) != lm.spec.d_model:
         raise EditError(f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}")
+    if lm.streamed is not None and edit.condition is not None and edit.condition.feature.layer != edit.layer:
+        raise EditError(
+            f"edit of {edit.name}: {lm.spec.repo} is streamed, a layer in a pass: a condition of another layer is not "
+            "known there"
+        )
     for layer in sorted(edit.layers):
         if layer not in sae_of:
             raise EditError(f"edit of {edit.name}: there is no SAE of layer {layer} here")
