@@ -19,6 +19,7 @@ from saescope.control.edits import Edit, EditSet, write_edits
 from saescope.control.formulae import bind, coefficients, delta
 from saescope.control.steer import _HOOKS, steered
 from saescope.demo import ORGANISM
+from saescope.engine.extract import extract
 from saescope.engine.generate import generate
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
@@ -276,6 +277,14 @@ def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sa
             lm.whole(input_ids=ids[:, :1], past_key_values=own)
             with steered(lm, STRONG[:1], saes), pytest.raises(EditError, match="other edits"):
                 lm.whole(input_ids=ids[:, :1], past_key_values=own)
+
+
+def test_a_run_is_of_the_model_as_it_is(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+    lm, saes = steerable
+    with steered(lm, [Edit("1/3", "add", 2.0)], saes), pytest.raises(SourceError, match="extract outside the block"):
+        extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    assert extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run").layers == (1, 2)
 
 
 def test_sinks_are_left_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from saescope.control.formulae import LayerEdits, Reader, bind, coefficients, wa
 from saescope.control.passes import Kind, Positions
 from saescope.control.receipts import Note, Receipt
 from saescope.engine.lm import LM
-from saescope.engine.residual import Pass, intervene
+from saescope.engine.residual import Pass, edited, intervene
 from saescope.engine.sae import Sae
 from saescope.engine.whole import decoder_of
 from saescope.errors import EditError
@@ -72,7 +72,8 @@ def steered(
     _hook(lm, hooked)
     token = _ACTIVE.set((*_ACTIVE.get(), active))
     try:
-        yield active.receipt
+        with edited(lm):
+            yield active.receipt
     finally:
         _ACTIVE.reset(token)
         _unhook(lm, hooked)

@@ -17,7 +17,7 @@ from saescope.engine.batches import Plan, plan_rows
 from saescope.engine.lm import LM
 from saescope.engine.prefix import run_after, run_prefix
 from saescope.engine.product import NATIVE, Kernels, Products
-from saescope.engine.residual import capture
+from saescope.engine.residual import capture, is_edited
 from saescope.engine.sae import Sae
 from saescope.engine.speed import choose
 from saescope.engine.stream import streamed
@@ -227,6 +227,10 @@ def extract(
     with tokens done and in all. `kernels`, where given, are used instead of the fastest. Raises SourceError,
     PromptError, RunError or ResourceError, and then publishes nothing.
     """
+    if is_edited(lm):
+        raise SourceError(
+            f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block"
+        )
     check_fit(lm, saes)
     prompts = [prompt for group in sets for prompt in group.prompts]
     writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))

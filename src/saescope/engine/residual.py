@@ -6,6 +6,7 @@ the last layer (taken after the final norm), so hooks it is.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from saescope.engine.pages import Pages, give_back
 from saescope.errors import SourceError
 
 _CHECKED: WeakSet[nn.ModuleList] = WeakSet()
+_EDITED: ContextVar[tuple[nn.ModuleList, ...]] = ContextVar("edited", default=())
 
 
 @contextmanager
@@ -40,6 +42,21 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
             if pages:
                 stack.callback(module.register_forward_hook(partial(_give_back, pages)).remove)
         yield resid
+
+
+@contextmanager
+def edited(lm: LM) -> Iterator[None]:
+    """Within the block, this context's forward passes of an LM count as edited, so that none is kept as the model's."""
+    token = _EDITED.set((*_EDITED.get(), lm.blocks))
+    try:
+        yield
+    finally:
+        _EDITED.reset(token)
+
+
+def is_edited(lm: LM) -> bool:
+    """Whether this context's forward passes of an LM are edited."""
+    return any(blocks is lm.blocks for blocks in _EDITED.get())
 
 
 @dataclass(frozen=True)
