@@ -20,6 +20,8 @@ PROGRAM = 500 * 10**6
 LIBRARIES = 175 * 10**6
 # What encoding a batch holds of (tokens × d_sae) at once.
 ENCODE_BLOCK = 64 * 2**20
+# What a product of widened operands holds at once: columns of its result, values of its weights.
+_PRODUCT_COLUMNS, _PRODUCT_WEIGHTS = 2048, 4 * 2**20
 # A lookup in the embedding maps this much around the row where the file is cached.
 _AROUND_A_ROW = 64 * 2**10
 
@@ -42,7 +44,7 @@ class Sizes:
     """What the parts of a job take, in bytes as they lie in their files; `blocks` are those up to the last layer.
 
     `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch
-    within a block, `kept` its residuals at one wanted layer, and `rows` the tokens of all prompts if that is known.
+    within a block, `kept` its residuals at one wanted layer, and `rows` the batch's tokens if that is known.
     `widening` is bytes computed for a byte stored. Weights are `mapped` where they are used as stored, on the CPU; with
     `on_device` encoders are copied too. `residuals` are kept in memory between blocks when streamed (0: in files).
     """
@@ -73,23 +75,17 @@ def footprint(sizes: Sizes, mode: Mode) -> Footprint:
     if not sizes.mapped:
         held = round(sizes.widening * (sizes.embedding + held_blocks + rest))
         # The pages that weights are converted or copied from go when their shard is done.
-        read = LIBRARIES + max(sizes.embedding, *sizes.blocks)
-        return _with_encoders(Footprint(read, work + held), encoders, sizes.on_device)
+        read = LIBRARIES + max(sizes.embedding, sizes.encoder, *sizes.blocks)
+        return Footprint(read, work + held + (encoders if sizes.on_device else 0))
     if mode == "whole":
-        weights = sizes.embedding + held_blocks + rest
-    else:
-        weights = _touched(sizes) + max(sizes.blocks, default=0)
-    return _with_encoders(Footprint(LIBRARIES + weights, work), encoders, sizes.on_device)
-
-
-def _with_encoders(weights: Footprint, encoders: int, on_device: bool) -> Footprint:
-    if on_device:
-        return Footprint(weights.file_backed, weights.anonymous + encoders)
-    return Footprint(weights.file_backed + encoders, weights.anonymous)
+        return Footprint(LIBRARIES + sizes.embedding + held_blocks + rest + sizes.encoder, work)
+    # Encoders are read whole, one by one, when they are checked: before any block. Later a part of one is held.
+    weights = max(_touched(sizes) + max(sizes.blocks, default=0), sizes.encoder)
+    return Footprint(LIBRARIES + weights, work)
 
 
 def _touched(sizes: Sizes) -> int:
-    """Pages of the embedding that the prompts' tokens can reach; all where their number is not known."""
+    """Pages of the embedding that a batch's tokens can reach; all where their number is not known."""
     return sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
 
 
@@ -101,18 +97,23 @@ def footprints(sizes: Sizes) -> Mapping[Mode, Footprint]:
 def choose_mode(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
     """The first of `modes` that stays within `budget` bytes; raises ResourceError with what would fit.
 
-    A job that only reads residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
+    Where the budget cannot keep all mapped blocks cached, streamed is taken before the others. A job that only reads residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
     """
     taken = {mode: footprint(sizes, mode).total for mode in modes}
-    for mode, total in taken.items():
-        if total <= budget:
-            return mode
+    within = [mode for mode in modes if taken[mode] <= budget]
+    if within:
+        return "streamed" if "streamed" in within and _read_again(sizes, budget) else within[0]
     least = min(taken, key=lambda mode: taken[mode])
     instead = "; or ".join(would_fit(sizes, budget, modes))
     raise ResourceError(
         f"the least memory this takes is {show_bytes(taken[least])} ({least}), the budget is {show_bytes(budget)}: "
         + instead
     )
+
+
+def _read_again(sizes: Sizes, budget: int) -> bool:
+    """Whether mapped blocks cannot all stay cached: a cut model would read them again for every batch."""
+    return sizes.mapped and sizes.embedding + sum(sizes.blocks) > budget
 
 
 def would_fit(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> list[str]:
@@ -142,8 +143,10 @@ def _least(sizes: Sizes, modes: Sequence[Mode]) -> int:
 def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
     """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
 
-    `attention` is the width of queries, keys and values together, `value` the bytes of a number.
+    `attention` is the width of queries, keys and values together, `value` the bytes of a number. What linear layers
+    widen bfloat16 into (engine/product.py) is in it.
     """
     inside = value * (3 * mlp + 4 * d_model + 2 * attention)
     in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32
-    return tokens * (inside + in_float32)
+    widened = 4 * (tokens * (max(mlp, d_model, attention) + _PRODUCT_COLUMNS) + _PRODUCT_WEIGHTS) if value == 2 else 0
+    return tokens * (inside + in_float32) + widened

@@ -6,8 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from saescope.errors import NotCachedError, SourceError
-from saescope.sources.budget import ENCODE_BLOCK, Mode, Sizes, batch_activations, footprint, footprints, would_fit
+from saescope.errors import NotCachedError, ResourceError, SourceError
+from saescope.sources.budget import (
+    ENCODE_BLOCK,
+    Mode,
+    Sizes,
+    batch_activations,
+    choose_mode,
+    footprint,
+    footprints,
+    would_fit,
+)
 from saescope.sources.catalog import Release, find_release, layer_file
 from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
 from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
@@ -105,13 +114,16 @@ class Plan:
 
     @property
     def mode(self) -> Mode | None:
-        """The way it would be run: the first that stays within the budget, or else the one that takes least."""
+        """The way it would be run within the budget, or else the one that takes least."""
         if self.sizes is None:
             return None
-        taken: dict[Mode, int] = {mode: footprint(self.sizes, mode).total for mode in _MODES}
-        within = [mode for mode, total in taken.items() if self.budget is None or total <= self.budget]
-        least: Mode = min(_MODES, key=taken.__getitem__)
-        return within[0] if within else least
+        if self.budget is None:
+            return _MODES[0]
+        try:
+            return choose_mode(self.sizes, self.budget, _MODES)
+        except ResourceError:
+            sizes = self.sizes
+            return min(_MODES, key=lambda mode: footprint(sizes, mode).total)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -342,7 +354,7 @@ def _sizes(asked: Asked, dtype: str, model: _Model, sae: _Sae) -> Sizes | None:
         activations=batch_activations(asked.batch_tokens, *width, value),
         kept=value * asked.batch_tokens * config.d_model,
         encode_block=min(ENCODE_BLOCK, 4 * d_sae * asked.batch_tokens),
-        rows=asked.tokens,
+        rows=min(asked.tokens or asked.batch_tokens, asked.batch_tokens),
         widening=value * sum(tensor.values for tensor in model.tensors.values()) / max(1, stored),
         mapped=as_stored and asked.device == "cpu",
         on_device=asked.device != "cpu",

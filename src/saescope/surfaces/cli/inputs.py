@@ -113,10 +113,7 @@ class Inputs:
         planned = make_plan(self.asked(model, sae, layers))
         if planned.sizes is None or planned.budget is None:
             return "streamed"
-        mode = choose_mode(planned.sizes, planned.budget, ("cut", "streamed"))
-        # Where blocks cannot all stay cached, a cut model would read them again for every batch.
-        stored = planned.sizes.embedding + sum(planned.sizes.blocks)
-        return "streamed" if stored > planned.budget else mode
+        return choose_mode(planned.sizes, planned.budget, ("cut", "streamed"))
 
     def names(self) -> tuple[str, str]:
         """Model and SAE, one found from the other where it is left out; raises SourceError where it cannot be."""
