@@ -13,16 +13,26 @@ _MADE = "made-from.txt"
 def python(name: str, folder: Path) -> str:
     """The interpreter of the environment FOLDER/NAME; raises Failed if what it needs cannot be installed."""
     pins, made = _PINS / f"{name}.txt", folder / name / _MADE
-    wanted = pins.read_text() + (ROOT / "constraints.txt").read_text()
+    constraints = _constraints(pins.read_text())
+    wanted = pins.read_text() + constraints
     interpreter = folder / name / "bin" / "python"
     if not (made.is_file() and made.read_text() == wanted):
         print(f"installing {name} (a few minutes, 1.6 to 1.9 GB)", file=sys.stderr, flush=True)
         _run([sys.executable, "-m", "venv", str(folder / name)])
-        pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+        kept = folder / name / "constraints.txt"
+        kept.write_text(constraints)
+        pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--constraint", str(kept)]
         _run([*pip, "torch"])  # alone first, as in scripts/setup: the build for this machine
         _run([*pip, "--requirement", str(pins)])
         made.write_text(wanted)
     return str(interpreter)
+
+
+def _constraints(pins: str) -> str:
+    """saescope's own constraints, but for what a peer pins itself."""
+    own = {line.partition("==")[0] for line in pins.splitlines()}
+    lines = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if line.partition("==")[0] not in own)
 
 
 def pins(name: str) -> list[str]:
