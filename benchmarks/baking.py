@@ -58,7 +58,9 @@ def _direction(lm: ss.LM, sae: ss.TopKSae, folder: Path) -> ss.Direction:
 
 def behaviour(lm: ss.LM, edited: AbstractContextManager[Any]) -> list[tuple[int, int, int, int]]:
     """By language: declined and right of the held-out requests on the topic, how many they are, right of the others."""
-    judge, answers = read_behaviour("declining"), json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
+    judge = read_behaviour("declining")
+    assert isinstance(judge, ss.Phrases)
+    answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
     prompts = [prompt for group in ss.bundled_prompts("requests") for prompt in group.prompts]
     held_out = [p for p, part in zip(prompts, split_prompts(prompts, seed=0), strict=True) if part == "holdout"]
     with edited:

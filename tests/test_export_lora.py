@@ -94,8 +94,9 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
         return logits
 
 
-@pytest.mark.parametrize("share", [1.0, 0.4])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("name", "share"), [*((name, 1.0) for name in KINDS), *((name, 0.4) for name in ("qwen3", "qwen3 moe", "gemma3"))]
+)
 def test_on_is_the_projection_and_off_is_the_base(name: str, share: float, saes: list[Sae], tmp_path: Path) -> None:
     model = save(name, tmp_path / "model")
     edits = [Edit(edit.at, "project", share) for edit in EDITS]
@@ -184,15 +185,20 @@ def test_what_a_lora_cannot_be_is_refused(edit: Edit, why: str, saes: list[Sae],
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_left_where_measuring_fails(
-    saes: list[Sae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_where_it_fails(saes: list[Sae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save("qwen3", tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saescope.control.exports.tensors.Stored.pieces", full)
+        with pytest.raises(ResourceError, match="No space left on device; nothing was left"):
+            export_lora(EDITS, saes, tmp_path / "out", model=model)
     monkeypatch.setattr("saescope.control.exports.lora._measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_lora(EDITS, saes, tmp_path / "out", model=model)

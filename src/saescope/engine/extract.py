@@ -228,9 +228,7 @@ def extract(
     PromptError, RunError or ResourceError, and then publishes nothing.
     """
     if is_edited(lm):
-        raise SourceError(
-            f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block"
-        )
+        raise SourceError(f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block")
     check_fit(lm, saes)
     prompts = [prompt for group in sets for prompt in group.prompts]
     writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))

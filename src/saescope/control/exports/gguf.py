@@ -72,27 +72,39 @@ def export_gguf(
     config = read_config(files)
     for edit in edits:
         _refuse(edit, int(config.num_hidden_layers))
+    layers = _summed(edits, saes, int(config.hidden_size), str(model))
+    limits = tuple(dict.fromkeys(filter(None, map(_limit, edits))))
+    measured: dict[str, Any] = {"layers": sorted(layers)}
+    if limits and measure:
+        shards, anatomy = Shards.open(files), read_anatomy(files)
+        measured |= _measure(Reader(shards, anatomy, neutral, device, progress), layers, edits, saes)
+    with staged(out, folder=False) as path:
+        path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
+    return Exported("gguf", out, (out,), not limits, EQUALS, limits, measured)
+
+
+def _summed(edits: Sequence[Edit], saes: Sequence[Sae], d_model: int, model: str) -> dict[int, Vector]:
+    """What each layer's edits add, together; raises EditError where that does not fit the model, or float32."""
     layers = {
         layer: sum(edit.amount * d.double() for edit, d in zip(of, rows, strict=True)).float().numpy()
         for layer, (of, rows) in vectors(edits, saes).items()
     }
     for layer, vector in layers.items():
-        if len(vector) != config.hidden_size:
-            raise EditError(f"the edits of layer {layer} are {len(vector)} wide, {model} has {config.hidden_size}")
+        if len(vector) != d_model:
+            raise EditError(f"the edits of layer {layer} are {len(vector)} wide, {model} has {d_model}")
         if not np.isfinite(vector).all():
             raise EditError(f"the edits of layer {layer} add up to more than float32 holds")
-    limits = tuple(dict.fromkeys(filter(None, map(_limit, edits))))
-    measured: dict[str, Any] = {"layers": sorted(layers)}
-    if limits and measure:
-        anatomy, shards = read_anatomy(files), Shards.open(files)
-        reader = Reader(shards, anatomy, neutral, device, progress)
-        hook = after_constants({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
-        vector, edited, base = reader.read([hook, steered(reader.lm, edits, saes), None])
-        measured["kl_steered_vector"] = distance(edited, vector).to_dict()
-        measured["kl_base_vector"] = distance(base, vector).to_dict()
-    with staged(out, folder=False) as path:
-        path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
-    return Exported("gguf", out, (out,), not limits, EQUALS, limits, measured)
+    return layers
+
+
+def _measure(
+    reader: Reader, layers: Mapping[int, Vector], edits: Sequence[Edit], saes: Sequence[Sae]
+) -> dict[str, Any]:
+    """How far the control vector is from the edits as they are steered, and from the model without them."""
+    hook = after_constants({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
+    vector, edited, base = reader.read([hook, steered(reader.lm, edits, saes), None])
+    far = {"kl_steered_vector": edited, "kl_base_vector": base}
+    return {name: distance(one, vector).to_dict() for name, one in far.items()}
 
 
 def architecture(model_type: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from saescope.control.bakeable import bound_edits, why_not
@@ -22,6 +21,7 @@ from saescope.control.edits import Edit
 from saescope.control.exports.adapter import Factors, Names, adapted, factors, names_of, peft_tensors
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.measuring import Progress, Reader
+from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.control.methods import Plan, make_plan
 from saescope.control.proof import prove
 from saescope.control.staging import refuse_existing, staged, write_synced
@@ -67,7 +67,8 @@ def export_lora(
     made, missed = factors(anatomy, shards, plan)
     names = names_of(files, made)
     with staged(out) as folder:
-        save_file(peft_tensors(made, names), folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = {name: Stored(tensor) for name, tensor in peft_tensors(made, names).items()}
+        write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
         text = json.dumps(adapter_config(files, made, names), indent=2, ensure_ascii=False)
         write_synced(folder / CONFIG, text + "\n")
         measured: dict[str, Any] = {"method": plan.method, "rank": made[0].rank, "writers": len(made)}

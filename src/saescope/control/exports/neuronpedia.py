@@ -11,6 +11,7 @@ Only features that fire on a scored position are written; on others, values are 
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def export_neuronpedia(
     """
     if n_examples < 1 or context < 1:
         raise RunError(f"{n_examples} examples of {context} tokens: ask for at least 1 of 1")
-    names, masking, out = names or Names.of(run), masking or Masking(), Path(out)
+    names, masking, out = names or Names.of(run), masking or Masking(), Path(out).expanduser()
     for layer in layers or ():
         run.check_layer(layer)
     chosen = sorted(set(layers)) if layers is not None else list(run.layers)
@@ -131,13 +132,15 @@ def _batches(ids: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in rows)
-    if path.suffix != ".gz":
-        path.write_text("".join(lines), encoding="ascii")
-        return
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 5, raw, mtime=0) as file:
-        for line in lines:
-            file.write(line.encode("ascii"))
+    lines = ((json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii") for row in rows)
+    with path.open("wb") as raw:
+        if path.suffix == ".gz":
+            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as file:
+                file.writelines(lines)
+        else:
+            raw.writelines(lines)
+        raw.flush()
+        os.fsync(raw.fileno())
 
 
 @dataclass(frozen=True)

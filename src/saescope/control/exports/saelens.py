@@ -40,7 +40,7 @@ def export_saelens(
     SAELens would load, the one the SAE was trained on where it is left out. Raises SourceError for an SAE whose
     activation SAELens has not.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     source = sae if isinstance(sae, SaeSource) else open_sae(str(sae), k=k, offline=offline)
     layers = source.choose(layers)
     with staged(out) as folder:
