@@ -97,7 +97,8 @@ def footprints(sizes: Sizes) -> Mapping[Mode, Footprint]:
 def choose_mode(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
     """The first of `modes` that stays within `budget` bytes; raises ResourceError with what would fit.
 
-    Where the budget cannot keep all mapped blocks cached, streamed is taken before the others. A job that only reads residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
+    Where the budget cannot keep all mapped blocks cached, streamed is taken before the others. A job that only reads
+    residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
     """
     taken = {mode: footprint(sizes, mode).total for mode in modes}
     within = [mode for mode in modes if taken[mode] <= budget]
