@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
             _row(name, f"`{method}`", behaviour(ss.load_lm(out, layers=[LAYER]), nullcontext()), baked)
 
 
-def _direction(lm: ss.LM, sae: ss.TopKSae, folder: Path) -> ss.Direction:
+def _direction(lm: ss.LM, sae: ss.Sae, folder: Path) -> ss.Direction:
     sets = [group for group in ss.bundled_prompts("requests") if group.name in ("declined_en", "answered_en")]
     run = ss.extract(lm, [sae], sets, folder / "run")
     return ss.difference_of_means(run, "declined_en", LAYER, position="last")
