@@ -264,7 +264,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
     try:
         columns = [name for name in pq.read_schema(path).names if name in _FIELDS]
-        rows = pq.read_table(path, columns=columns).to_pylist()
+        rows = pq.ParquetFile(path).read(columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise PromptError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
     for number, row in enumerate(rows, 1):

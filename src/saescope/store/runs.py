@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from saescope.errors import RunError
 from saescope.sources.catalog import ModelSpec, SaeSpec
 from saescope.sources.prompts import Message, Prompt, PromptSet
-from saescope.store import tables
+from saescope.store import columns, tables
 from saescope.store.tables import LayerFeatures, PromptResids
 
 MANIFEST = "manifest.json"
@@ -114,12 +114,12 @@ class Run:
     @cached_property
     def token_prompt(self) -> npt.NDArray[np.int32]:
         """Number of each token's prompt."""
-        return np.asarray(self._tokens["prompt"].to_numpy())
+        return columns.values(self._tokens["prompt"])
 
     @cached_property
     def token_pos(self) -> npt.NDArray[np.int32]:
         """Position of each token in its prompt."""
-        return np.asarray(self._tokens["pos"].to_numpy())
+        return columns.values(self._tokens["pos"])
 
     @cached_property
     def token_text(self) -> list[str]:
@@ -129,7 +129,7 @@ class Run:
     @cached_property
     def token_id(self) -> npt.NDArray[np.int32]:
         """Each token's id in the vocabulary."""
-        return np.asarray(self._tokens["token_id"].to_numpy())
+        return columns.values(self._tokens["token_id"])
 
     def features(self, layer: int) -> LayerFeatures:
         """One layer's features; raises RunError if the run does not hold that layer."""
@@ -149,7 +149,7 @@ class Run:
     def read(self, name: str) -> pa.Table:
         """One table by its file name; raises RunError if it is damaged or missing."""
         try:
-            return pq.read_table(self.path / name)
+            return pq.ParquetFile(self.path / name).read()
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{self.path / name} is damaged or missing: make the run again") from error
 

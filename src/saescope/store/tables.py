@@ -1,5 +1,6 @@
 """Schema and version of every stored table; docs/store.md is the normative text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from saescope.sources.prompts import Prompt
+from saescope.store import columns
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -133,17 +137,38 @@ class PromptResids:
     last: npt.NDArray[np.float32]
 
 
+def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Table:
+    """A row a prompt, as it was read."""
+    messages = [p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False) for p in prompts]
+    texts = {name: [getattr(p, name) for p in prompts] for name in ("id", "set", "pair", "split")}
+    texts |= {"text": [p.shown for p in prompts], "messages": messages}
+    made = {name: columns.strings(values) for name, values in texts.items()}
+    return pa.table({**made, "n_tokens": columns.numbers(np.array(n_tokens, np.int32))}, schema=PROMPTS)
+
+
+def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
+    """A row a token, from the (id, text) of every token of every prompt."""
+    lengths = [len(row) for row in tokens]
+    numbers = {
+        "prompt": np.repeat(np.arange(len(tokens)), lengths),
+        "pos": np.concatenate([np.arange(length) for length in lengths]),
+        "token_id": np.array([token for row in tokens for token, _ in row]),
+    }
+    made = {name: columns.numbers(values.astype(np.int32)) for name, values in numbers.items()}
+    return pa.table({**made, "token": columns.strings(text for row in tokens for _, text in row)}, schema=TOKENS)
+
+
 def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
     """A row a token: its norm, and what fires, strongest first."""
     error = features.error
-    ends = pa.array(features.starts)
+    ends = columns.numbers(features.starts)
     return pa.table(
         {
-            "norm": pa.array(features.norms),
-            "ids": pa.LargeListArray.from_arrays(ends, pa.array(features.ids.astype(id_type(d_sae)))),
-            "acts": pa.LargeListArray.from_arrays(ends, pa.array(features.acts)),
-            "border": pa.array(features.border),
-            "error": pa.nulls(len(features.norms), pa.float32()) if error is None else pa.array(error),
+            "norm": columns.numbers(features.norms),
+            "ids": pa.LargeListArray.from_arrays(ends, columns.numbers(features.ids.astype(id_type(d_sae)))),
+            "acts": pa.LargeListArray.from_arrays(ends, columns.numbers(features.acts)),
+            "border": columns.numbers(features.border),
+            "error": pa.nulls(len(features.norms), pa.float32()) if error is None else columns.numbers(error),
         }
     )
 
@@ -151,38 +176,36 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
 def features_of(table: pa.Table) -> LayerFeatures:
     """The inverse of `features_table`; also of schema 2, where every token has k entries and zeros do not fire."""
     error = table["error"]
-    norms, border = (np.asarray(table[name].to_numpy()) for name in ("norm", "border"))
-    errors = np.asarray(error.to_numpy()) if error.null_count == 0 else None
+    norms, border = (columns.values(table[name]) for name in ("norm", "border"))
+    errors = columns.values(error) if error.null_count == 0 else None
     if pa.types.is_fixed_size_list(table["ids"].type):
         width = table["ids"].type.list_size
         acts, ids = (_matrix(table[name], width) for name in ("acts", "ids"))
         return LayerFeatures.of_rows(norms, acts, ids, border, errors)
-    counts = np.asarray(pc.list_value_length(table["ids"]).to_numpy(), np.int32)
-    acts, ids = (np.asarray(pc.list_flatten(table[name]).to_numpy()) for name in ("acts", "ids"))
+    counts = columns.values(pc.list_value_length(table["ids"])).astype(np.int32)
+    acts, ids = (columns.values(pc.list_flatten(table[name])) for name in ("acts", "ids"))
     return LayerFeatures(norms, counts, acts, ids, border, errors)
 
 
 def resid_table(resid: PromptResids) -> pa.Table:
     """A row a prompt: over how many positions, their mean residual, and the last position's."""
-    return pa.table({"positions": pa.array(resid.positions), "mean": _lists(resid.mean), "last": _lists(resid.last)})
+    positions = columns.numbers(resid.positions)
+    return pa.table({"positions": positions, "mean": _lists(resid.mean), "last": _lists(resid.last)})
 
 
 def resid_of(table: pa.Table, d_model: int) -> PromptResids:
     """The inverse of `resid_table`."""
     return PromptResids(
-        positions=np.asarray(table["positions"].to_numpy()),
+        positions=columns.values(table["positions"]),
         mean=_matrix(table["mean"], d_model),
         last=_matrix(table["last"], d_model),
     )
 
 
 def _lists(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.FixedSizeListArray.from_arrays(columns.numbers(values.reshape(-1)), values.shape[1])
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[Any]:
     """A fixed-size list column as an array of shape (rows, width)."""
-    flat = column.combine_chunks()
-    values = flat.flatten() if isinstance(flat, pa.Array) else pa.concat_arrays([c.flatten() for c in flat.chunks])
-    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(-1, width)
+    return columns.values(pc.list_flatten(column)).reshape(-1, width)

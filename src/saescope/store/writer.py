@@ -151,23 +151,8 @@ class RunWriter:
         self, staging: Path, sets: Sequence[PromptSet], tokens: Sequence[Sequence[tuple[int, str]]]
     ) -> None:
         prompts = [prompt for group in sets for prompt in group.prompts]
-        rows = [
-            {
-                "id": p.id,
-                "set": p.set,
-                "pair": p.pair,
-                "split": p.split,
-                "text": p.shown,
-                "messages": p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False),
-                "n_tokens": len(t),
-            }
-            for p, t in zip(prompts, tokens, strict=True)
-        ]
-        _write(staging / "prompts.parquet", pa.Table.from_pylist(rows, schema=tables.PROMPTS))
-        flat = [(n, pos, *token) for n, row in enumerate(tokens) for pos, token in enumerate(row)]
-        columns = zip(*flat, strict=True)
-        arrays = [pa.array(c, type=f.type) for c, f in zip(columns, tables.TOKENS, strict=True)]
-        _write(staging / "tokens.parquet", pa.table(arrays, schema=tables.TOKENS))
+        _write(staging / "prompts.parquet", tables.prompts_table(prompts, [len(row) for row in tokens]))
+        _write(staging / "tokens.parquet", tables.tokens_table(tokens))
 
     def _write_manifest(self, staging: Path, record: Mapping[str, Any]) -> None:
         hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())}
