@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from saescope.engine.generate import generate
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
+from saescope.engine.scan import scan
 from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, bundled_prompts, texts
@@ -124,6 +126,17 @@ def logits(lm: LM, text: str, **more: Any) -> Tensor:
 
 STRONG = [Edit(Feature(1, n), "add", 4.0) for n in range(3)]
 TEXT = "def add(a, b):\n    return a + b"
+
+
+def test_scan_of_several_is_that_of_each_alone(steerable: tuple[LM, list[Sae]]) -> None:
+    lm, saes = steerable
+    prompts = texts([TEXT, "hello", "the world and all that is in it", TEXT + "\n" + TEXT])[0].prompts
+    with steered(lm, [replace(edit, scope="last") for edit in STRONG] + [Edit(Feature(1, 7), "add", 3.0)], saes):
+        together = scan(lm, saes, prompts).prompts
+        alone = [scan(lm, saes, [prompt]).prompts[0] for prompt in prompts]
+    assert [[t.norm for t in p.tokens] for p in together] == [[t.norm for t in p.tokens] for p in alone]
+    plain = scan(lm, saes, prompts).prompts
+    assert plain[0].tokens[-1].norm != together[0].tokens[-1].norm
 
 
 def test_edits_change_and_leave_nothing_behind(steerable: tuple[LM, list[Sae]]) -> None:
