@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -346,6 +347,20 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
     assert run([*command[:-1], "other", "--json"]) == 0
     assert {**json.loads(capfd.readouterr().out), "run": "run"} == resumed
     assert sorted(p.name for p in Path().iterdir()) == ["other", "run"]
+
+
+def test_interrupt_says_what_is_left(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saescope.engine.scan.compute", interrupted)
+    assert run(["scan", "hello", *of(pair)]) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == "saescope: interrupted; nothing was written"
+    monkeypatch.setattr("saescope.engine.extract.compute", interrupted)
+    assert run(["profile", "languages", *of(pair)]) == 130
+    assert "the same command goes on from there" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_interrupt(pair: Pair, tmp_path: Path) -> None:

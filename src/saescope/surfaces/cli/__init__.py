@@ -60,6 +60,7 @@ _COMMANDS = {
     "rerun": "The job of a run again, from its manifest; is it the same?",
     "verify": "Whether a run is still what was published.",
 }
+_AT_ONCE = {"plan", "scan", "steer", "bake", "export", "diff", "report", "verify"}  # these keep no half of anything
 for verb, text in _COMMANDS.items():
     app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)
 
@@ -81,10 +82,9 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError as error:
         return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
     except KeyboardInterrupt:
-        print(
-            "saescope: interrupted; what is finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        kept = "what is finished is kept, the same command goes on from there"
+        left = "nothing was written" if set(arguments[:1]) & _AT_ONCE else kept
+        print(f"saescope: interrupted; {left}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
