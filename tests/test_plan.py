@@ -55,7 +55,7 @@ def test_true_sizes_of_an_8b_model_and_its_sae(large: Pair, capfd: pytest.Captur
     assert (made["download_bytes"], made["dtype"], made["mode"]) == (0, "bfloat16", "cut")
     assert all(file["have"] for file in made["files"])
     encoder = 4 * 65_536 * 4097
-    assert made["memory"]["cut"]["file_backed"] == LIBRARIES + max(1024 * 65_536 + BLOCK, encoder)
+    assert made["memory"]["cut"]["file_backed"] == LIBRARIES + max(2048 * 65_536 + BLOCK, encoder)
     assert made["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
     assert made["memory_bytes"] == made["memory"]["cut"]["bytes"] < 4e9
     assert made["gflop_per_token"] == pytest.approx((18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3)

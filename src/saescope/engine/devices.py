@@ -2,7 +2,7 @@
 
 bfloat16 residuals are multiplied on tensor cores: a float32 weight is the sum of three bfloat16, so three products with
 float32 sums and outputs give what a float32 product gives, up to the order of sums. Where torch has no such product,
-and for float32 residuals, it is torch's float32 linear.
+and for float32 residuals, it is torch's float32 product.
 """
 
 from collections.abc import Callable
@@ -15,28 +15,33 @@ from torch.nn import functional
 
 from saescope.errors import ResourceError, first_line
 
-Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # x, weight, bias, and where the result is written
 _ROWS, _IN, _OUT, _K = 48, 256, 4096, 51
 
 
 def by_parts(
-    x: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, "d_out"]
-) -> Float[Tensor, "n d_out"]:
+    x: Float[Tensor, "n d_in"],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, "d_out"],
+    out: Float[Tensor, "n d_out"],
+) -> None:
     """x · weightᵀ + bias in float32 of bfloat16 x and float32 weights."""
-    total = bias.expand(len(x), -1)
+    out.copy_(bias.expand_as(out))
     rest = weight
     for _ in range(3):
         part = rest.bfloat16()
         rest = rest - part.float()
-        total = total + torch.mm(x, part.T, out_dtype=torch.float32)
-    return total
+        out.add_(torch.mm(x, part.T, out_dtype=torch.float32))
 
 
 def in_float32(
-    x: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, "d_out"]
-) -> Float[Tensor, "n d_out"]:
-    """x · weightᵀ + bias by torch's float32 linear."""
-    return functional.linear(x.float(), weight, bias)
+    x: Float[Tensor, "n d_in"],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, "d_out"],
+    out: Float[Tensor, "n d_out"],
+) -> None:
+    """x · weightᵀ + bias by torch's float32 product."""
+    torch.addmm(bias, x.float(), weight.T, out=out)
 
 
 def encoder_product(device: torch.device, dtype: torch.dtype) -> Product:
@@ -59,8 +64,9 @@ def is_right(product: Product, device: torch.device, dtype: torch.dtype) -> bool
     random = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, _IN, generator=random).to(dtype)
     weight, bias = torch.randn(_OUT, _IN, generator=random), torch.randn(_OUT, generator=random)
+    found = torch.empty(_ROWS, _OUT, device=device)
     try:
-        found = product(*(tensor.to(device) for tensor in (x, weight, bias)))
+        product(x.to(device), weight.to(device), bias.to(device), found)
     except (NotImplementedError, TypeError, RuntimeError) as error:  # how torch says that it has no such operator
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -30,8 +30,8 @@ from saescope.store.tables import LayerFeatures, PromptResids, id_type
 from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
-# Longer batches are hardly faster, and their activations would be asked from the system anew for every layer.
-BATCH_TOKENS = 1024
+# Longer batches are not faster: their activations are asked from the system anew for every layer.
+BATCH_TOKENS = 2048
 # Below so many operations, measuring which product is fastest takes longer than it saves.
 _WORTH_MEASURING = 10**11
 Progress = Callable[[int, int], None]
@@ -42,7 +42,10 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     """Tokenise, and divide into batches of at most `batch_tokens` tokens that are computed."""
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
-    return plan_rows(tokenize(lm, prompts), batch_tokens, packed=lm.packs, shares=lm.shares)
+    rows = tokenize(lm, prompts)
+    if is_edited(lm):  # edits tell first positions, last ones and sinks by rows: a prompt is a pass of its own
+        return plan_rows(rows, 1, packed=False, shares=False)
+    return plan_rows(rows, batch_tokens, packed=lm.packs, shares=lm.shares)
 
 
 def choose_kernels(lm: LM, work: Plan, asked: Kernels = NATIVE) -> Kernels:
@@ -273,7 +276,7 @@ def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kern
         "saescope": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "threads": torch.get_num_threads(),
         "kernels": dict(kernels),
     }

@@ -29,7 +29,7 @@ _TILE_COLUMNS = 2048
 
 @final
 class Products(TorchFunctionMode):
-    """Within `with Products(kernels):` this thread's linear layers use the kernel of their weights' dtype.
+    """Within `with Products(kernels):` this thread's linear layers and encoders use the kernel of their weights' dtype.
 
     A mode and no change of modules: other threads, which may generate with the same model, notice nothing. Few rows,
     other devices and other dtypes are left to torch. Not to be held across a yield.
@@ -43,14 +43,22 @@ class Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is functional.linear and len(args) >= 2 and not kwargs:
+        given = kwargs or {}
+        if func is functional.linear and len(args) >= 2 and not given:
             x, weight, bias = (*args, None)[:3]
-            kernel = self._kernels.get(weight.dtype, "native")
-            rows = x.numel() // max(1, x.shape[-1])
-            if kernel != "native" and x.dtype == weight.dtype and x.device.type == "cpu" and rows >= LEAST_ROWS:
-                flat = self._linear(x.reshape(rows, -1), weight, bias, kernel)
+            if (kernel := self._kernel(x, weight)) != "native":
+                flat = self._linear(x.reshape(-1, x.shape[-1]), weight, bias, kernel)
                 return flat.view(*x.shape[:-1], len(weight))
-        return func(*args, **(kwargs or {}))
+        if func is torch.addmm and len(args) == 3:  # how encoders multiply
+            bias, x, turned = args
+            if self._kernel(x, turned) == "onednn" and x.dtype == torch.float32:
+                made = product(x, turned.T, bias, "onednn")
+                return given["out"].copy_(made) if "out" in given else made
+        return func(*args, **given)
+
+    def _kernel(self, x: Tensor, weight: Tensor) -> Kernel:
+        enough = x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() >= LEAST_ROWS * x.shape[-1]
+        return self._kernels.get(weight.dtype, "native") if enough else "native"
 
     def _linear(
         self, x: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None, kernel: Kernel

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices in each way there is, measured in less than a fifth of a second."""
+"""How fast this machine multiplies matrices in each way there is, measured in about a tenth of a second."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from saescope.engine.product import NATIVE, Kernel, Kernels, Products, available
 
 _KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The rows of a batch of short prompts, and a part of a layer's weights.
-_ROWS, _IN, _OUT = 512, 2048, 1024
+_ROWS, _IN, _OUT = 512, 2048, 512
 _TIMES = 2
 # A kernel is taken before one that stands earlier only where it is clearly faster: runs should not differ by chance.
 _GAIN = 1.15

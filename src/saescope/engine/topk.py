@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saescope.engine.devices import encoder_product
+from saescope.engine.devices import encoder_product, in_float32
 from saescope.engine.pages import Pages, give_back, within
 from saescope.sources.budget import ENCODE_BLOCK
 
 # Values looked at together: only groups whose largest value is among the k largest of all groups can matter.
 _GROUP = 32
-_LEAST_COLUMNS, _MOST_ROWS = 8192, 2048
+_LEAST_COLUMNS, _MOST_ROWS = 8192, 1024
 # A product is made this many columns at a time: its memory is used again, and stays in the processor's caches.
 _PRODUCT_COLUMNS = 2048
 _TIED_ROWS = 64
@@ -90,13 +90,14 @@ def _products(
     n, d_out = len(x), len(weight)
     width = min(d_out, max(_LEAST_COLUMNS, ENCODE_BLOCK // (4 * n) // _GROUP * _GROUP))
     multiply = encoder_product(x.device, x.dtype)
+    x = x.float() if multiply is in_float32 else x
     block = torch.empty(n * width, device=x.device)
     for start in range(0, d_out, width):
         stop = min(start + width, d_out)
         held = block[: n * (stop - start)].view(n, stop - start)
         for first in range(start, stop, _PRODUCT_COLUMNS):
             columns = slice(first, min(first + _PRODUCT_COLUMNS, stop))
-            held[:, first - start : columns.stop - start] = multiply(x, weight[columns], bias[columns])
+            multiply(x, weight[columns], bias[columns], held[:, first - start : columns.stop - start])
             give_back(within(mapped, weight[columns]))
         yield start, held
 

@@ -43,7 +43,7 @@ class Asked:
     k: int | None = None
     dtype: str = "auto"
     device: str = "cpu"
-    batch_tokens: int = 1024
+    batch_tokens: int = 2048
     offline: bool = False
     budget: int | None = None
     tokens: int | None = None

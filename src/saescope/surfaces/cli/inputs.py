@@ -51,7 +51,7 @@ class Inputs:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     "Compute on this device; auto takes the best one there is."
 
-    batch_tokens: int = 1024
+    batch_tokens: int = 2048
     "Tokens in one batch at most."
 
     memory: str | None = None
