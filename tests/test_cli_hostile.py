@@ -359,7 +359,8 @@ def test_interrupt_says_what_is_left(
     assert run(["scan", "hello", *of(pair)]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "saescope: interrupted; nothing was written"
     monkeypatch.setattr("saescope.engine.extract.compute", interrupted)
-    assert run(["profile", "languages", *of(pair)]) == 130
+    Path("a.jsonl").write_text('{"set": "a", "text": "hello there"}\n')
+    assert run(["profile", "a.jsonl", *of(pair)]) == 130
     assert "the same command goes on from there" in capfd.readouterr().err.splitlines()[-1]
 
 
