@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 import tiny
-from saescope.control.bake import Baked, bake
+from saescope.control.baking.bake import Baked, bake
+from saescope.control.baking.maps import Map, projection, readout_clamp
 from saescope.control.edits import Edit
-from saescope.control.maps import Map, projection, readout_clamp
 from saescope.engine.load import load_sae
 from saescope.errors import EditError, ResourceError, SourceError
 from saescope.sources.directions import Direction
@@ -446,7 +446,7 @@ SCRIPT = """
 import os, sys
 sys.path[:0] = {path!r}
 import numpy as np, torch
-from saescope.control.bake import bake
+from saescope.control.baking.bake import bake
 from saescope.control.edits import Edit
 from saescope.sources.directions import Direction
 import tiny

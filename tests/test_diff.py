@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saescope.control.bake import bake
+from saescope.control.baking.bake import bake
 from saescope.control.diff import TensorChange, diff
 from saescope.errors import SourceError
 from saescope.surfaces.cli import run as cli

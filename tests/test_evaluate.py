@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 import tiny
-from saescope.control.behaviour import EMPTY, normalised, read_behaviour
-from saescope.control.conditions import mcnemar
-from saescope.control.damage import damage, repetition
 from saescope.control.edits import Edit
-from saescope.control.evaluate import evaluate
+from saescope.control.evaluation.behaviour import EMPTY, normalised, read_behaviour
+from saescope.control.evaluation.conditions import mcnemar
+from saescope.control.evaluation.damage import damage, repetition
+from saescope.control.evaluation.evaluate import evaluate
+from saescope.control.evaluation.ways import instructed
 from saescope.control.steer import _HOOKS, steered
-from saescope.control.ways import instructed
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import PromptError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import tiny
-from saescope.control.behaviour import (
+from saescope.control.evaluation.behaviour import (
     EMPTY,
     UNSCORED,
     FeatureRule,
@@ -21,9 +21,9 @@ from saescope.control.behaviour import (
     read_behaviour,
     shown,
 )
-from saescope.control.feature_judge import ByFeature
-from saescope.control.judges import HttpJudge, load_function
-from saescope.control.languages import CODE, MIXED, language
+from saescope.control.evaluation.feature_judge import ByFeature
+from saescope.control.evaluation.judges import HttpJudge, load_function
+from saescope.control.evaluation.languages import CODE, MIXED, language
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.scan import scan

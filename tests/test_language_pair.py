@@ -2,10 +2,10 @@
 
 import pytest
 
-from saescope.control.behaviour import InLanguage
 from saescope.control.edits import parse_edit
-from saescope.control.evaluate import Evaluation, evaluate
-from saescope.control.languages import language
+from saescope.control.evaluation.behaviour import InLanguage
+from saescope.control.evaluation.evaluate import Evaluation, evaluate
+from saescope.control.evaluation.languages import language
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.tokens import beginning

@@ -11,8 +11,8 @@ import torch
 import tiny
 from saescope.analysis.detect import DetectSettings, detect
 from saescope.control.edits import Edit, read_edits
-from saescope.control.output_score import output_scores
-from saescope.control.select import SelectSettings, select
+from saescope.control.evaluation.output_score import output_scores
+from saescope.control.evaluation.select import SelectSettings, select
 from saescope.control.steer import steered
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm

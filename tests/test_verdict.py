@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from saescope.control.conditions import Condition, SetOutcome
-from saescope.control.damage import Damage
-from saescope.control.verdict import Case, choose, verdict
+from saescope.control.evaluation.conditions import Condition, SetOutcome
+from saescope.control.evaluation.damage import Damage
+from saescope.control.evaluation.verdict import Case, choose, verdict
 
 SMALL, LARGE = Damage(100, 0.01, 0.02, 0.03, 0.0, 1.01), Damage(100, 0.9, 2.0, 3.0, 0.4, 2.5)
 

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from saescope.analysis.fitness import Fitness, fitness
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
-    from saescope.control.bake import bake
-    from saescope.control.baked import Baked
-    from saescope.control.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
+    from saescope.control.baking.bake import bake
+    from saescope.control.baking.baked import Baked
     from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
-    from saescope.control.evaluate import Evaluation, evaluate
+    from saescope.control.evaluation.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
+    from saescope.control.evaluation.evaluate import Evaluation, evaluate
+    from saescope.control.evaluation.feature_judge import ByFeature
+    from saescope.control.evaluation.judges import HttpJudge, load_function
+    from saescope.control.evaluation.languages import language
+    from saescope.control.evaluation.output_score import OutputScore, output_scores
+    from saescope.control.evaluation.select import Selection, SelectSettings, select
     from saescope.control.exports.exported import Exported
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lens import LogitLens
     from saescope.control.exports.lora import export_lora
     from saescope.control.exports.neuronpedia import export_neuronpedia
     from saescope.control.exports.saelens import export_saelens
-    from saescope.control.feature_judge import ByFeature
-    from saescope.control.judges import HttpJudge, load_function
-    from saescope.control.languages import language
-    from saescope.control.output_score import OutputScore, output_scores
     from saescope.control.receipts import Receipt
-    from saescope.control.select import Selection, SelectSettings, select
     from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
@@ -145,24 +145,24 @@ _HOME = {
     "analysis.fitness": ("Fitness", "fitness"),
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
-    "control.bake": ("bake",),
-    "control.baked": ("Baked",),
-    "control.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
+    "control.baking.bake": ("bake",),
+    "control.baking.baked": ("Baked",),
     "control.diff": ("Diff", "diff"),
-    "control.evaluate": ("Evaluation", "evaluate"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.evaluation.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
+    "control.evaluation.evaluate": ("Evaluation", "evaluate"),
+    "control.evaluation.feature_judge": ("ByFeature",),
+    "control.evaluation.judges": ("HttpJudge", "load_function"),
+    "control.evaluation.languages": ("language",),
+    "control.evaluation.output_score": ("OutputScore", "output_scores"),
+    "control.evaluation.select": ("SelectSettings", "Selection", "select"),
     "control.exports.exported": ("Exported",),
     "control.exports.gguf": ("export_gguf",),
     "control.exports.lens": ("LogitLens",),
     "control.exports.lora": ("export_lora",),
     "control.exports.neuronpedia": ("export_neuronpedia",),
     "control.exports.saelens": ("export_saelens",),
-    "control.feature_judge": ("ByFeature",),
-    "control.judges": ("HttpJudge", "load_function"),
-    "control.languages": ("language",),
-    "control.output_score": ("OutputScore", "output_scores"),
     "control.receipts": ("Receipt",),
-    "control.select": ("SelectSettings", "Selection", "select"),
     "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),

@@ -1,7 +1,7 @@
 """Which parameters of a decoder write to the residual, which read it, and which norm stands between.
 
 Known by the names that architectures give their parts. That nothing was missed is for numbers to show
-(`control/proof.py`): a name says what something is called, not what it does.
+(`control/baking/proof.py`): a name says what something is called, not what it does.
 """
 
 from collections.abc import Iterator, Mapping

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.methods import Change, Plan
+from saescope.control.baking.methods import Change, Plan
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.pages import give_back, mapped_pages

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saescope.control.distance import distance
+from saescope.control.baking.distance import distance
+from saescope.control.baking.methods import after_constants
 from saescope.control.edits import Edit
 from saescope.control.exports.exported import Exported
 from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.vectors import vectors
-from saescope.control.methods import after_constants
 from saescope.control.staging import refuse_existing, staged
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy

@@ -15,15 +15,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.bakeable import bound_edits, why_not
-from saescope.control.distance import distance
+from saescope.control.baking.bakeable import bound_edits, why_not
+from saescope.control.baking.distance import distance
+from saescope.control.baking.methods import Plan, make_plan
+from saescope.control.baking.proof import prove
 from saescope.control.edits import Edit
 from saescope.control.exports.adapter import Factors, Names, adapted, factors, names_of, peft_tensors
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.tensors import Stored, write_safetensors
-from saescope.control.methods import Plan, make_plan
-from saescope.control.proof import prove
 from saescope.control.staging import refuse_existing, staged, write_synced
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy

@@ -7,8 +7,8 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.distance import Reading, reading
-from saescope.control.methods import Hook
+from saescope.control.baking.distance import Reading, reading
+from saescope.control.baking.methods import Hook
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM, Device, DType, load_lm
 from saescope.engine.logits import Logits, last_residuals

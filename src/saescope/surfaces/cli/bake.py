@@ -15,7 +15,7 @@ from saescope.surfaces.cli.show import cell, note, percent, print_json, progress
 from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 
 if TYPE_CHECKING:
-    from saescope.control.baked import Baked
+    from saescope.control.baking.baked import Baked
 
 MethodName = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
 
@@ -63,7 +63,7 @@ def bake(
     saes = chosen.load_saes() if chosen.layers is not None else []
     check_sizes(wanted, saes)
     model = chosen.names()[0] if saes or chosen.sae else chosen.model or EMBEDDED_PAIR[0]
-    from saescope.control.bake import bake as bake_edits
+    from saescope.control.baking.bake import bake as bake_edits
 
     with _stages() as advance:
         baked = bake_edits(

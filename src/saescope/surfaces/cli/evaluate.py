@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.control.behaviour import FeatureRule, Judge, ReplyJudge, read_behaviour
 from saescope.control.edits import EditSet
-from saescope.control.judges import HttpJudge, load_function
+from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge, read_behaviour
+from saescope.control.evaluation.judges import HttpJudge, load_function
 from saescope.errors import PromptError, ResourceError
 from saescope.sources.prompts import Prompt, read_prompts, split_prompts
 from saescope.store.kept import Kept, key_of
@@ -20,8 +20,8 @@ from saescope.surfaces.cli.show import cell, note, percent, print_json, progress
 from saescope.surfaces.cli.steer import load_for, wanted_edits
 
 if TYPE_CHECKING:
-    from saescope.control.conditions import Condition
-    from saescope.control.evaluate import Evaluation
+    from saescope.control.evaluation.conditions import Condition
+    from saescope.control.evaluation.evaluate import Evaluation
     from saescope.engine.lm import LM
     from saescope.engine.sae import Sae
 
@@ -110,8 +110,8 @@ def evaluate(
     every = flat_prompts(prompts)
     plain, known = flat_prompts(neutral), read_answers(answers)
     lm, saes = load_for(wanted, inputs, _layers_read(decides))
-    from saescope.control.evaluate import evaluate as evaluate_edits
-    from saescope.control.feature_judge import ByFeature
+    from saescope.control.evaluation.evaluate import evaluate as evaluate_edits
+    from saescope.control.evaluation.feature_judge import ByFeature
     from saescope.engine.tokens import beginning
 
     if cut is not None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from saescope.analysis.detect import Detection, DetectSettings, check_sets
 from saescope.analysis.detect import detect as detect_in
-from saescope.control.behaviour import FeatureRule
 from saescope.control.edits import EditSet, Op, write_edits
+from saescope.control.evaluation.behaviour import FeatureRule
 from saescope.errors import PromptError
 from saescope.store.kept import Kept, key_of
 from saescope.store.runs import Run
@@ -20,8 +20,8 @@ from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.control.conditions import Condition
-    from saescope.control.select import Selection
+    from saescope.control.evaluation.conditions import Condition
+    from saescope.control.evaluation.select import Selection
 
 _TOKENS = 3
 
@@ -143,7 +143,7 @@ def _settings(
     max_new_tokens: int,
     seed: int,
 ) -> Any:
-    from saescope.control.select import SelectSettings
+    from saescope.control.evaluation.select import SelectSettings
 
     chosen: Op = op or ("scale" if goal == "suppress" else "add")
     text = strengths or ("-1,-2,-3" if goal == "suppress" else "0.5,1,2")
@@ -174,8 +174,8 @@ def _select(
 ) -> "Selection":
     """The model of the run, and what changing its features does."""
     lm, saes = _opened(run, inputs).load(decoder=True)
-    from saescope.control.feature_judge import ByFeature
-    from saescope.control.select import select as select_among
+    from saescope.control.evaluation.feature_judge import ByFeature
+    from saescope.control.evaluation.select import select as select_among
     from saescope.engine.tokens import beginning
 
     if isinstance(decides, FeatureRule):

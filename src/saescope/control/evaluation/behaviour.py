@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
-from saescope.control.languages import KNOWN, language
+from saescope.control.evaluation.languages import KNOWN, language
 from saescope.errors import JudgeError, PromptError, SourceError, first_line
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
@@ -158,7 +158,7 @@ def read_behaviour(name: str) -> "Phrases | InLanguage | FeatureRule":
         return InLanguage(name.removeprefix("language:"))
     if name.startswith("feature:"):
         return _feature_rule(name)
-    bundled = json.loads((resources.files("saescope.control") / "phrases.json").read_text(encoding="utf-8"))
+    bundled = json.loads((resources.files("saescope.control.evaluation") / "phrases.json").read_text(encoding="utf-8"))
     if name in bundled:
         return Phrases(name, bundled[name])
     path = Path(name).expanduser()

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from saescope.control.behaviour import UNSCORED, FeatureRule, Label, Reply
+from saescope.control.evaluation.behaviour import UNSCORED, FeatureRule, Label, Reply
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae

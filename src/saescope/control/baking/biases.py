@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.methods import Bound, Change, Plan, after_constants, constants
+from saescope.control.baking.methods import Bound, Change, Plan, after_constants, constants
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.whole import causal_lm
 from saescope.errors import EditError

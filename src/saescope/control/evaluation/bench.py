@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 
-from saescope.control.behaviour import Judge, Label, Reply, ReplyJudge, label_replies
-from saescope.control.conditions import Asked, Condition, Measured, condition, pooled
-from saescope.control.damage import Damage, damage
-from saescope.control.ways import Way, instructed
+from saescope.control.evaluation.behaviour import Judge, Label, Reply, ReplyJudge, label_replies
+from saescope.control.evaluation.conditions import Asked, Condition, Measured, condition, pooled
+from saescope.control.evaluation.damage import Damage, damage
+from saescope.control.evaluation.ways import Way, instructed
 from saescope.engine.generate import Generation, generate
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae

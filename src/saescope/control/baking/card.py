@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saescope.control.baked import Baked
+from saescope.control.baking.baked import Baked
+from saescope.control.baking.methods import Plan
 from saescope.control.edits import Edit
-from saescope.control.methods import Plan
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, parse_sae_name

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from saescope.control.maps import projection
-from saescope.control.methods import Change, read, written
-from saescope.control.surgery import Loss, changed
+from saescope.control.baking.maps import projection
+from saescope.control.baking.methods import Change, read, written
+from saescope.control.baking.surgery import Loss, changed
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.stream import run_alone

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from saescope.control.conditions import Condition
-from saescope.control.ways import MEANS
+from saescope.control.evaluation.conditions import Condition
+from saescope.control.evaluation.ways import MEANS
 
 FULL = 0.8  # of the way that a rate can go, from which on an effect is whole
 MOVED = 0.5  # of an edit's effect, from which on a control has it too

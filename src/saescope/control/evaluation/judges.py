@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit, urlunsplit
 
-from saescope.control.behaviour import UNSCORED, Judge, Label, Reply, as_label, reply_text
+from saescope.control.evaluation.behaviour import UNSCORED, Judge, Label, Reply, as_label, reply_text
 from saescope.errors import JudgeError, first_line
 from saescope.sources.prompts import Prompt
 from saescope.store.kept import Kept, key_of

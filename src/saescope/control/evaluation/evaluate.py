@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from saescope.control.behaviour import InLanguage, Judge, Label, ReplyJudge, describe
-from saescope.control.bench import Bench, Progress, Rows, counting, neutral_rows
-from saescope.control.conditions import Asked, Condition
 from saescope.control.edits import Edit
-from saescope.control.verdict import Case, Finding, choose, verdict
-from saescope.control.ways import Controls, Way, mean_directions, other_features, times
+from saescope.control.evaluation.behaviour import InLanguage, Judge, Label, ReplyJudge, describe
+from saescope.control.evaluation.bench import Bench, Progress, Rows, counting, neutral_rows
+from saescope.control.evaluation.conditions import Asked, Condition
+from saescope.control.evaluation.verdict import Case, Finding, choose, verdict
+from saescope.control.evaluation.ways import Controls, Way, mean_directions, other_features, times
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.special import betainc
 
 from saescope.analysis import stats
-from saescope.control.behaviour import EMPTY, UNSCORED, Label, normalised, reply_text, shown
-from saescope.control.damage import Damage, repetition
-from saescope.control.languages import language
+from saescope.control.evaluation.behaviour import EMPTY, UNSCORED, Label, normalised, reply_text, shown
+from saescope.control.evaluation.damage import Damage, repetition
+from saescope.control.evaluation.languages import language
 from saescope.engine.generate import Generation
 from saescope.sources.prompts import Prompt
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.methods import Change
+from saescope.control.baking.methods import Change
 from saescope.control.staging import write_synced
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.shards import WIDTHS, Place, Shards

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saescope.control.baking.maps import Map, projection, readout_clamp, shift
 from saescope.control.edits import Edit
-from saescope.control.maps import Map, projection, readout_clamp, shift
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.errors import EditError
 

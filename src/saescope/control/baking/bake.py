@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saescope.control.bakeable import Nearest, bound_edits, looks_elsewhere, nearest, why_not
-from saescope.control.baked import MANIFEST, Baked
-from saescope.control.biases import plan_biases
-from saescope.control.card import config_text, copied_files, describe, notes, readme, record
-from saescope.control.distance import Distance, Reading, distance, reading
+from saescope.control.baking.bakeable import Nearest, bound_edits, looks_elsewhere, nearest, why_not
+from saescope.control.baking.baked import MANIFEST, Baked
+from saescope.control.baking.biases import plan_biases
+from saescope.control.baking.card import config_text, copied_files, describe, notes, readme, record
+from saescope.control.baking.distance import Distance, Reading, distance, reading
+from saescope.control.baking.methods import Change, Method, Plan, choose_method, make_plan
+from saescope.control.baking.proof import prove
+from saescope.control.baking.surgery import New, Rounding, output_bytes, rewrite
 from saescope.control.edits import Edit
-from saescope.control.methods import Change, Method, Plan, choose_method, make_plan
-from saescope.control.proof import prove
 from saescope.control.staging import copy_synced, refuse_full_disk, staged, write_synced
 from saescope.control.steer import steered
-from saescope.control.surgery import New, Rounding, output_bytes, rewrite
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
 from saescope.engine.lm import LM, Device, load_lm, read_config

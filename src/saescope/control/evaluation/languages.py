@@ -90,7 +90,7 @@ def _by_words(text: str) -> str | None:
 @cache
 def _words() -> Mapping[str, frozenset[str]]:
     """Common words of the Latin languages."""
-    text = (resources.files("saescope.control") / "words.json").read_text(encoding="utf-8")
+    text = (resources.files("saescope.control.evaluation") / "words.json").read_text(encoding="utf-8")
     return {name: frozenset(words.split()) for name, words in json.loads(text).items()}
 
 

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import numpy as np
 
-from saescope.control.distance import Distance
-from saescope.control.methods import Method
-from saescope.control.surgery import Rounding
+from saescope.control.baking.distance import Distance
+from saescope.control.baking.methods import Method
+from saescope.control.baking.surgery import Rounding
 from saescope.table import Table
 
 MANIFEST = "saescope_bake.json"

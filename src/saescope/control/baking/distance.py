@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.control.maps import Map
-from saescope.control.methods import Hook
+from saescope.control.baking.maps import Map
+from saescope.control.baking.methods import Hook
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
 from saescope.engine.logits import Logits, last_residuals

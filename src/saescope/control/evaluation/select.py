@@ -12,13 +12,13 @@ from typing import Any, Literal, final
 import numpy as np
 
 from saescope.analysis.detect import DetectedFeature, Detection
-from saescope.control.behaviour import InLanguage, Judge, ReplyJudge, describe
-from saescope.control.bench import Bench, Progress, Rows, counting, neutral_rows
-from saescope.control.conditions import Asked, Condition
 from saescope.control.edits import Edit, Op
-from saescope.control.output_score import OutputScore, output_scores
-from saescope.control.verdict import Case
-from saescope.control.ways import Way
+from saescope.control.evaluation.behaviour import InLanguage, Judge, ReplyJudge, describe
+from saescope.control.evaluation.bench import Bench, Progress, Rows, counting, neutral_rows
+from saescope.control.evaluation.conditions import Asked, Condition
+from saescope.control.evaluation.output_score import OutputScore, output_scores
+from saescope.control.evaluation.verdict import Case
+from saescope.control.evaluation.ways import Way
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
+from saescope.control.baking.methods import Bound
 from saescope.control.edits import Edit
 from saescope.control.formulae import bind
-from saescope.control.methods import Bound
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.errors import EditError

@@ -1,0 +1,1 @@
+"""Edits put into weights, each exact or approximate and measured."""
