@@ -54,6 +54,32 @@ def test_float32_differs_by_the_order_of_sums(kernel: Kernel) -> None:
     assert ((found.double() - exact).abs() <= rounding(x, weight) + 1e-6).all()
 
 
+@pytest.mark.parametrize("kernel", available(torch.float32))
+def test_encoders_multiply_by_the_kernel_into_their_place(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Kernel] = []
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor, kernel: Kernel) -> Tensor:
+        used.append(kernel)
+        return original(x, weight, bias, kernel)
+
+    original = product.product
+    monkeypatch.setattr(product, "product", noted)
+    x, weight, bias = torch.randn(200, 300), torch.randn(70, 300), torch.randn(70)
+    place = torch.zeros(200, 90)
+    with Products({"float32": kernel}):
+        torch.addmm(bias, x, weight.T, out=place[:, 10:80])
+        found = torch.addmm(bias, x, weight.T)
+        assert used == ([] if kernel == "native" else [kernel] * 2)
+        others = torch.addmm(bias, x, weight.T, alpha=2), torch.addmm(bias, x, weight.T.contiguous())  # GPT-2's
+    assert used == ([] if kernel == "native" else [kernel] * 2)
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    for made, factor in ((place[:, 10:80], 1), (found, 1), (others[0], 2), (others[1], 1)):
+        wanted = bias + factor * (exact - bias)
+        assert ((made.double() - wanted).abs() <= factor * (rounding(x, weight) + 1e-5)).all()
+    assert not place[:, :10].any()
+    assert not place[:, 80:].any()
+
+
 def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[int] = []
 

@@ -49,9 +49,9 @@ class Products(TorchFunctionMode):
             if (kernel := self._kernel(x, weight)) != "native":
                 flat = self._linear(x.reshape(-1, x.shape[-1]), weight, bias, kernel)
                 return flat.view(*x.shape[:-1], len(weight))
-        if func is torch.addmm and len(args) == 3:  # how encoders multiply
+        if func is torch.addmm and len(args) == 3 and given.keys() <= {"out"}:  # how encoders multiply
             bias, x, turned = args
-            if self._kernel(x, turned) == "onednn" and x.dtype == torch.float32:
+            if x.dtype == torch.float32 and turned.T.is_contiguous() and self._kernel(x, turned) == "onednn":
                 made = product(x, turned.T, bias, "onednn")
                 return given["out"].copy_(made) if "out" in given else made
         return func(*args, **given)
