@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from saescope.engine.lm import FINAL_NORMS, read_config
 from saescope.engine.names import sources
-from saescope.engine.weights import shard_map
 from saescope.engine.whole import blocks_of, causal_lm
 from saescope.errors import SourceError
+from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
 EMBEDDING = -1
@@ -85,7 +85,7 @@ def read_anatomy(files: Files) -> Anatomy:
     model = causal_lm(config, torch.float32)
     decoder: nn.Module = getattr(model, model.base_model_prefix)
     path, blocks = blocks_of(decoder, config.num_hidden_layers)
-    stored = shard_map(files)
+    stored, _ = read_index(files)
     shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
     found = sources(shapes, stored, usual=f"{model.base_model_prefix}.")
     names = {name: tuple(source.flat) for name, source in found.items()}

@@ -10,8 +10,8 @@ from typing import Any, final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saescope.engine.weights import shard_map
 from saescope.errors import SourceError, first_line
+from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
 # Bytes a value of the dtypes that weights come in (safetensors' names).
@@ -47,7 +47,7 @@ class Shards:
     @classmethod
     def open(cls, files: Files) -> "Shards":
         """Read every file's header; raises SourceError where one is missing, damaged or not as the index says."""
-        shard_of = shard_map(files)
+        shard_of, _ = read_index(files)
         places: dict[str, Place] = {}
         metadata: dict[str, Mapping[str, str]] = {}
         for shard in sorted(set(shard_of.values())):

@@ -5,7 +5,6 @@ checkpoint holds one by one: they are copied straight to their place, one parame
 read from are given back at once.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,9 +19,9 @@ from torch import Size, Tensor, nn
 from saescope.engine.names import Source, sources
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.errors import SourceError, first_line
+from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
-_INDEX = "model.safetensors.index.json"
 # Reads the next block while one computes; a single thread, so that no more than one is ever ahead.
 _READER = ThreadPoolExecutor(1, "weights")
 
@@ -46,7 +45,7 @@ class Weights:
     @classmethod
     def open(cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device) -> "Weights":
         """Find every parameter's tensor in the checkpoint; raises SourceError where one is missing."""
-        shard_of = shard_map(files)
+        shard_of, _ = read_index(files)
         kind = str(getattr(model.config, "model_type", type(model).__name__))
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
         found = sources(wanted, shard_of, usual=f"{model.base_model_prefix}.")
@@ -102,7 +101,7 @@ def read_tensors(
     files: Files, wanted: Mapping[str, Size], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Some tensors of a checkpoint by the names a module gives them; raises SourceError as `Weights` does."""
-    shard_of = shard_map(files)
+    shard_of, _ = read_index(files)
     found = sources(wanted, shard_of, usual="")
     _refuse_missing(files, found, shard_of, "lm_head")
     with ExitStack() as stack:
@@ -181,22 +180,6 @@ def _computed(model: nn.Module, module: nn.Module, names: list[str], begin: int)
         module._buffers[name] = torch.full_like(module.get_buffer(name), begin, device="cpu")
     model._init_weights(module)  # type: ignore[operator]
     return {name: module.get_buffer(name).clone() for name in names}
-
-
-def shard_map(files: Files) -> dict[str, str]:
-    """Which safetensors file holds each tensor; raises SourceError where that cannot be told."""
-    names = files.names()
-    if _INDEX in names:
-        path = files.path(_INDEX)
-        try:
-            weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): str(shard) for name, shard in weights.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SourceError(f"{path} is not a safetensors index: {first_line(error)}") from error
-    if "model.safetensors" in names:
-        with _open_shard(files.path("model.safetensors")) as tensors:
-            return dict.fromkeys(tensors.keys(), "model.safetensors")
-    raise SourceError(f"{files.name} has no model.safetensors and no {_INDEX}: only safetensors weights are read")
 
 
 def _open_shard(path: Path) -> Any:

@@ -95,7 +95,11 @@ class Checkpoint:
 
 def open_checkpoint(files: Files) -> Checkpoint:
     """Read config and index (or the header of a single file); raises SourceError for what is missing or damaged."""
-    config = read_config(files)
+    return Checkpoint(files, read_config(files), *read_index(files))
+
+
+def read_index(files: Files) -> tuple[dict[str, str], int | None]:
+    """Which safetensors file holds each tensor, and the bytes of all; raises SourceError where that cannot be told."""
     if INDEX in files.names():
         path = files.path(INDEX)
         try:
@@ -104,11 +108,10 @@ def open_checkpoint(files: Files) -> Checkpoint:
             total = index.get("metadata", {}).get("total_size")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(f"{path} is not a safetensors index: {error}") from error
-        return Checkpoint(files, config, shard_of, int(total) if isinstance(total, int | float) else None)
+        return shard_of, int(total) if isinstance(total, int | float) else None
     if SINGLE in files.names():
         header = read_header(files, SINGLE)
-        total = sum(tensor.bytes for tensor in header.values())
-        return Checkpoint(files, config, dict.fromkeys(header, SINGLE), total)
+        return dict.fromkeys(header, SINGLE), sum(tensor.bytes for tensor in header.values())
     raise SourceError(f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read")
 
 
