@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from saescope.analysis.classify import fit_or_rule, score
-from saescope.analysis.detect import Detection, DetectSettings, detect
+from saescope.analysis.detect import detect
+from saescope.analysis.detection import Detection, DetectSettings
 from saescope.errors import PromptError
 from saescope.store.runs import Run
 from saescope.surfaces.cli import run as cli

@@ -20,7 +20,8 @@ from benchmarks.shapes import SHAPES
 from hub_server import Hub, serving
 from saescope.sources import plan as plan_module
 from saescope.sources.fetch import fetch
-from saescope.sources.plan import Asked, Plan, make_plan
+from saescope.sources.plan import make_plan
+from saescope.sources.planned import Asked, Plan
 from saescope.surfaces.cli import run
 from test_hub import COMMIT, MODEL, SAE, needed, saescope, scan
 

@@ -17,7 +17,8 @@ from saescope.errors import SourceError
 from saescope.sources.catalog import Registered, model_of, nearest_to_100, registered
 from saescope.sources.files import LocalFiles
 from saescope.sources.layouts import Hook, hook_in_path, hook_of
-from saescope.sources.plan import Asked, make_plan
+from saescope.sources.plan import make_plan
+from saescope.sources.planned import Asked
 from saescope.sources.saes import open_sae
 
 GEMMA = ["layer_0/width_16k/average_l0_46", "layer_0/width_16k/average_l0_105", "layer_0/width_65k/average_l0_73",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tiny
-from saescope.analysis.detect import DetectSettings, detect
+from saescope.analysis.detect import detect
+from saescope.analysis.detection import DetectSettings
 from saescope.control.edits import Edit, read_edits
 from saescope.control.evaluation.output_score import output_scores
 from saescope.control.evaluation.select import SelectSettings, select

@@ -11,7 +11,8 @@ from saescope.version import __version__
 if TYPE_CHECKING:
     from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, Settings, contrast
-    from saescope.analysis.detect import Detection, DetectSettings, detect
+    from saescope.analysis.detect import detect
+    from saescope.analysis.detection import Detection, DetectSettings
     from saescope.analysis.directions import difference_of_means
     from saescope.analysis.examples import Examples, examples
     from saescope.analysis.fitness import Fitness, fitness
@@ -139,7 +140,8 @@ __all__ = [
 _HOME = {
     "analysis.agreement": ("Agreement", "agreement"),
     "analysis.contrast": ("Contrast", "Settings", "contrast"),
-    "analysis.detect": ("Detection", "DetectSettings", "detect"),
+    "analysis.detect": ("detect",),
+    "analysis.detection": ("DetectSettings", "Detection"),
     "analysis.directions": ("difference_of_means",),
     "analysis.examples": ("Examples", "examples"),
     "analysis.fitness": ("Fitness", "fitness"),

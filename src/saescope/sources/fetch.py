@@ -7,7 +7,7 @@ from pathlib import Path
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.files import Entry, HubFiles, asking_hub
 from saescope.sources.machine import show_bytes
-from saescope.sources.plan import Plan
+from saescope.sources.planned import Plan
 
 _PIECE = 2**20
 

@@ -2,210 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
-from saescope.errors import NotCachedError, ResourceError, SourceError
-from saescope.sources.budget import (
-    ENCODE_BLOCK,
-    Mode,
-    Sizes,
-    batch_activations,
-    choose_mode,
-    footprint,
-    footprints,
-    would_fit,
-)
+from saescope.errors import NotCachedError, SourceError
+from saescope.sources.budget import ENCODE_BLOCK, Sizes, batch_activations
 from saescope.sources.catalog import Release, find_release, layer_file
 from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
 from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
 from saescope.sources.layouts import Hook, SaePlace
 from saescope.sources.machine import free_disk, free_memory, show_bytes
+from saescope.sources.planned import Asked, NeededFile, Plan, counted
 from saescope.sources.saes import SaeSource, open_sae, what_name_says
 
-# Jobs that read residuals never need the layers above; generating does.
-_MODES: tuple[Mode, ...] = ("cut", "streamed")
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 _IN_HEADERS = {"float32": "F32", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be planned: the options of a job, a memory budget in bytes, and how many tokens if that is known.
-
-    `layers` are numbers, "all", or None for the middle one; `device` is one that is there.
-    """
-
-    model: str
-    sae: str
-    layers: Sequence[int] | Literal["all"] | None = None
-    k: int | None = None
-    dtype: str = "auto"
-    device: str = "cpu"
-    batch_tokens: int = 2048
-    offline: bool = False
-    budget: int | None = None
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class NeededFile:
-    """One file of the job, and the checkpoint it is of; None where only the catalog knows it."""
-
-    repo: str
-    files: Files | None
-    entry: Entry
-
-    def renewed(self) -> "NeededFile":
-        """The same, looked at again."""
-        return self if self.files is None else replace(self, entry=self.files.entry(self.entry.name))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        revision = self.files.revision if self.files else None
-        entry = self.entry
-        return {
-            "name": entry.name,
-            "bytes": entry.bytes,
-            "have": entry.have,
-            "repo": self.repo,
-            "revision": revision,
-            "sha256": entry.sha256,
-            "partial_bytes": entry.partial,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A job's files, sizes and work, and what there is for them; `sizes` is None where offline they are not known."""
-
-    asked: Asked
-    layers: tuple[int, ...]
-    dtype: str
-    needed: tuple[NeededFile, ...]
-    place: Path
-    disk_free: int
-    budget: int | None
-    sizes: Sizes | None
-    flop_per_token: float | None
-    unknown: tuple[str, ...] = ()
-    disk_instead: tuple[str, ...] = ()
-
-    @property
-    def missing(self) -> list[NeededFile]:
-        """Files that are not here."""
-        return [file for file in self.needed if not file.entry.have]
-
-    @property
-    def download_bytes(self) -> int:
-        """Bytes to fetch, as far as sizes are known."""
-        return sum(file.entry.missing for file in self.needed)
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes of all files, here or not."""
-        return sum(file.entry.bytes or 0 for file in self.needed)
-
-    @property
-    def fits_disk(self) -> bool:
-        """Whether what is missing can be written."""
-        return self.download_bytes <= self.disk_free
-
-    @property
-    def mode(self) -> Mode | None:
-        """The way it would be run within the budget, or else the one that takes least."""
-        if self.sizes is None:
-            return None
-        if self.budget is None:
-            return _MODES[0]
-        try:
-            return choose_mode(self.sizes, self.budget, _MODES)
-        except ResourceError:
-            sizes = self.sizes
-            return min(_MODES, key=lambda mode: footprint(sizes, mode).total)
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """What that way holds at its peak."""
-        return footprint(self.sizes, self.mode).total if self.sizes and self.mode else None
-
-    @property
-    def fits_memory(self) -> bool:
-        """Whether that is within the budget, where both are known."""
-        return self.memory_bytes is None or self.budget is None or self.memory_bytes <= self.budget
-
-    @property
-    def fits(self) -> bool:
-        """Whether the job can be run here as asked."""
-        return not self.why
-
-    @cached_property
-    def why(self) -> tuple[str, ...]:
-        """What does not fit, a line each."""
-        lines = []
-        if not self.fits_disk:
-            lines.append(
-                f"disk: {show_bytes(self.download_bytes)} to fetch, {show_bytes(self.disk_free)} free at {self.place}"
-            )
-        if not self.fits_memory:
-            lines.append(
-                f"memory: {show_bytes(self.memory_bytes or 0)} at least ({self.mode}), "
-                f"{show_bytes(self.budget or 0)} {'allowed' if self.asked.budget else 'free'}"
-            )
-        if self.asked.offline and self.missing:
-            lines.append(f"--offline: {_count(self.missing, 'file')} not in the local cache")
-        return tuple(lines)
-
-    @cached_property
-    def instead(self) -> tuple[str, ...]:
-        """What would fit, a line each."""
-        lines: list[str] = []
-        if not self.fits_disk:
-            lines += self.disk_instead
-        if not self.fits_memory and self.sizes is not None:
-            lines += would_fit(self.sizes, self.budget or 0, _MODES)
-        if self.asked.offline and self.missing:
-            lines.append("fetch them where there is a network: saescope fetch, without --offline")
-        return tuple(lines)
-
-    @property
-    def gflop(self) -> float | None:
-        """Floating-point operations of all tokens, in billions."""
-        if self.flop_per_token is None or self.asked.tokens is None:
-            return None
-        return self.flop_per_token * self.asked.tokens / 1e9
-
-    def renewed(self) -> "Plan":
-        """The same with files and free space looked at again."""
-        return replace(self, needed=tuple(f.renewed() for f in self.needed), disk_free=free_disk(self.place))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        modes = footprints(self.sizes).items() if self.sizes else ()
-        return {
-            "model": self.asked.model,
-            "sae": self.asked.sae,
-            "layers": list(self.layers),
-            "dtype": self.dtype,
-            "device": self.asked.device,
-            "download_bytes": self.download_bytes,
-            "disk_bytes": self.disk_bytes,
-            "disk_free_bytes": self.disk_free,
-            "disk": str(self.place),
-            "memory_bytes": self.memory_bytes,
-            "memory_budget_bytes": self.budget,
-            "mode": self.mode,
-            "memory": {m: {"file_backed": f.file_backed, "anonymous": f.anonymous, "bytes": f.total} for m, f in modes},
-            "fits": self.fits,
-            "why": list(self.why),
-            "instead": list(self.instead),
-            "unknown": list(self.unknown),
-            "tokens": self.asked.tokens,
-            "gflop_per_token": None if self.flop_per_token is None else self.flop_per_token / 1e9,
-            "gflop": self.gflop,
-            "files": [file.to_dict() for file in self.needed],
-        }
 
 
 @dataclass(frozen=True)
@@ -289,7 +99,7 @@ def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _S
         for name in map(layer_file, layers)
     )
     missing = [file for file in needed if not file.entry.have]
-    line = f"{release.repo}: {_count(missing, 'layer')} not in the local cache; their size is the catalog's"
+    line = f"{release.repo}: {counted(missing, 'layer')} not in the local cache; their size is the catalog's"
     return _Sae(layers, needed, release, release.d_sae, (line,) if missing else ())
 
 
@@ -309,13 +119,9 @@ def _find_model(asked: Asked, last: int) -> _Model:
         line = f"{files.name}: the hub does not tell the size of {', '.join(lost)}"
         return _Model(needed, checkpoint, checkpoint.tensors(last), (line,))
     if lost:
-        line = f"{files.name}: {_count(lost, 'shard')} not in the local cache, sizes are not known offline"
+        line = f"{files.name}: {counted(lost, 'shard')} not in the local cache, sizes are not known offline"
         return _Model(needed, checkpoint, None, (line,))
     return _Model(needed, checkpoint, checkpoint.tensors(last))
-
-
-def _count(things: Sequence[object], what: str) -> str:
-    return f"{len(things)} {what}{'s are' if len(things) > 1 else ' is'}"
 
 
 def _entry(files: Files, name: str) -> Entry:

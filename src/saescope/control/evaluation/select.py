@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from saescope.analysis.detect import DetectedFeature, Detection
+from saescope.analysis.detection import DetectedFeature, Detection
 from saescope.control.edits import Edit, Op
 from saescope.control.evaluation.behaviour import InLanguage, Judge, ReplyJudge, describe
 from saescope.control.evaluation.bench import Bench, Progress, Rows, counting, neutral_rows
