@@ -9,10 +9,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.errors import EditError, PromptError
-from saescope.sources.prompts import Prompt, read_prompts
+from saescope.sources.prompts import Prompt
+from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import EMBEDDED_PAIR, Inputs
+from saescope.surfaces.cli.judging import flat_prompts
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
-from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 
 if TYPE_CHECKING:
     from saescope.control.baking.baked import Baked
@@ -23,13 +24,12 @@ MethodName = Literal["every-write", "readers-above", "next-layer", "writers-up-t
 def bake(
     *,
     out: Path,
-    edits: Path | None = None,
-    edit: tuple[str, ...] = (),
+    given: Edits = Edits(),  # noqa: B008 (frozen)
     method: MethodName | None = None,
     as_: Annotated[Literal["project"] | None, Parameter(name="--as")] = None,
     neutral: str = "neutral",
     measure: bool = True,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write a checkpoint with edits in its weights, which stock transformers loads, and say how far it is from them.
@@ -38,10 +38,6 @@ def bake(
     ----------
     out
         Folder to write; it must not exist.
-    edits
-        An edits file; its model and SAE are taken where --model and --sae do not say.
-    edit
-        An edit such as "17/23991 project", or of a file with a direction. May be given again.
     method
         every-write: all that writes to the residual is projected. readers-above: all that reads it above the layer.
         next-layer: only what reads it in the next layer. writers-up-to: what writes to it up to the layer. bias: for
@@ -55,13 +51,12 @@ def bake(
     json
         Print one JSON document instead of tables.
     """
-    wanted = wanted_edits(edits, edit)
+    wanted = given.wanted()
     chosen = inputs_for(wanted, inputs)
     if out.expanduser().exists():
         raise EditError(f"{out} exists: choose another --out, or remove it")
     text = _text(neutral) if measure else []
-    saes = chosen.load_saes() if chosen.layers is not None else []
-    check_sizes(wanted, saes)
+    saes = saes_for(wanted, chosen)
     model = chosen.names()[0] if saes or chosen.sae else chosen.model or EMBEDDED_PAIR[0]
     from saescope.control.baking.bake import bake as bake_edits
 
@@ -86,7 +81,7 @@ def bake(
 
 
 def _text(neutral: str) -> list[Prompt]:
-    found = [prompt for group in read_prompts(neutral) for prompt in group.prompts]
+    found = flat_prompts(neutral)
     if not found:
         raise PromptError(f"{neutral} has no prompt")
     return found

@@ -1,7 +1,8 @@
 """`saescope detect`: features that detect a behaviour, and a classifier made of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.analysis.classify import Scores
-from saescope.analysis.detect import Detection, DetectSettings, check_sets
+from saescope.analysis.detect import check_sets
 from saescope.analysis.detect import detect as detect_in
+from saescope.analysis.detection import Detection, DetectSettings
 from saescope.analysis.directions import Position, difference_of_means
 from saescope.control.edits import Edit, EditSet, write_edits
 from saescope.errors import PromptError
@@ -24,25 +26,68 @@ _SHOWN = 20
 _MARKS = 120
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which sets are told apart, and on what shares of their prompts a feature fires that does so."""
+
+    target: str
+    "The set that shows the behaviour."
+
+    against: str | None = None
+    "The sets that do not, separated by commas; all others when left out."
+
+    min_rate: float = 0.8
+    "A feature fires on at least this share of the target's discovery prompts."
+
+    max_other: float = 0.2
+    "And on at most this share of any other set's."
+
+    def others(self) -> list[str] | None:
+        """The sets that do not show it, where they are named."""
+        return self.against.split(",") if self.against else None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """How features are confirmed, and the detector made of them."""
+
+    transfer: tuple[str, ...] = ()
+    "Try the detector on another set: NAME, or NAME:OTHER with the set it is told from. May be given again."
+
+    max_k: int = 10
+    "Features in the detector at most; how many is chosen on the discovery part."
+
+    alpha: float = 0.05
+    "False discovery rate of finding, and of confirming."
+
+    shuffles: int = 100
+    "How often the rule is tried with shuffled labels, to know what passes by chance."
+
+    seed: int = 0
+    "Decides which prompts are held out, the shuffles and the intervals."
+
+    def settings(self, told: Target, masking: Masking) -> DetectSettings:
+        """These, checked; raises PromptError for what makes no sense."""
+        limits = (told.min_rate, told.max_other, self.max_k, self.alpha, self.shuffles, self.seed)
+        made = DetectSettings(*limits, masking)
+        made.check()
+        return made
+
+
 def detect(
     sets: str,
     /,
     *,
-    target: str,
-    against: str | None = None,
-    transfer: tuple[str, ...] = (),
-    min_rate: float = 0.8,
-    max_other: float = 0.2,
-    max_k: int = 10,
-    alpha: float = 0.05,
-    shuffles: int = 100,
-    seed: int = 0,
+    told: Target,
+    detector: Detector = Detector(),
     edits: Path | None = None,
     direction: Path | None = None,
     position: Position = "mean",
     out: Path | None = None,
     inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
-    masks: Masks = Masks(),  # noqa: B008 (frozen)
+    masks: Masks = Masks(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Find features that fire on one set's prompts and not on the others', and try them as a detector.
@@ -51,24 +96,6 @@ def detect(
     ----------
     sets
         Prompt sets, as for contrast, or a run made before.
-    target
-        The set that shows the behaviour.
-    against
-        The sets that do not, separated by commas; all others when left out.
-    transfer
-        Try the detector on another set: NAME, or NAME:OTHER with the set it is told from. May be given again.
-    min_rate
-        A feature fires on at least this share of the target's prompts.
-    max_other
-        And on at most this share of any other set's.
-    max_k
-        Features in the detector at most; how many is chosen on the discovery part.
-    alpha
-        False discovery rate of finding, and of confirming.
-    shuffles
-        How often the rule is tried with shuffled labels, to know what passes by chance.
-    seed
-        Decides which prompts are held out, the shuffles and the intervals.
     edits
         Where to write the detector's features as an edits file; beside the run when left out.
     direction
@@ -81,38 +108,35 @@ def detect(
     json
         Print one JSON document instead of tables.
     """
-    settings = DetectSettings(min_rate, max_other, max_k, alpha, shuffles, seed, masks.masking())
-    settings.check()
+    masking = masks.masking()
     options: dict[str, Any] = {
-        "target": target,
-        "against": against.split(",") if against else None,
-        "transfer": _pairs(transfer) if transfer else None,
-        "settings": asdict(settings),
+        "target": told.target,
+        "against": told.others(),
+        "transfer": _pairs(detector.transfer) if detector.transfer else None,
+        "settings": asdict(detector.settings(told, masking)),
         "layers": None if inputs.layers in (None, "all") else parse_layers(inputs.layers),
     }
     command = {"verb": "detect", "options": options}
 
     def check(names: Sequence[str]) -> None:
-        check_sets(names, target, options["against"], options["transfer"])
+        check_sets(names, told.target, options["against"], options["transfer"])
 
-    run = obtain_run(sets, inputs, out, command, compared=settings.masking, check=check)
+    run = obtain_run(sets, inputs, out, command, compared=masking, check=check)
     result = answer(run, options)
     path = None
     if result.classifier.features:
-        path = edits or run.path.with_name(f"{run.path.name}.{target}.toml")
+        path = edits or run.path.with_name(f"{run.path.name}.{told.target}.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
     if direction is not None:
+        means = partial(difference_of_means, run, told.target, against=result.against, position=position)
         layers = options["layers"] or run.layers
-        found = [
-            difference_of_means(run, target, n, against=result.against, position=position, seed=seed) for n in layers
-        ]
-        write_directions(found, direction)
+        write_directions([means(layer, seed=detector.seed) for layer in layers], direction)
     if json:
         files = {"edits": str(path) if path else None, "direction": str(direction) if direction else None}
         print_json({**result.to_dict(), **files})
     else:
         show_detection(stdout(), result)
-        note(f"edits: {path}" if path else f"no feature fires more often on {target}: no edits were written")
+        note(f"edits: {path}" if path else f"no feature fires more often on {told.target}: no edits were written")
         if direction is not None:
             note(f'direction: {direction}, to be steered with as "{direction}@{result.classifier.layer} add 1"')
         note(f"run: {run.path}")

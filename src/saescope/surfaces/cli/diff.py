@@ -1,14 +1,14 @@
 """`saescope diff`: what changed between two checkpoints, by tensor, and where along a direction."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
+from saescope.control.edits import EditSet
+from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import Inputs
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
-from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 
 if TYPE_CHECKING:
     from saescope.control.diff import Diff, TensorChange
@@ -19,10 +19,9 @@ def diff(
     b: str,
     /,
     *,
-    edits: Path | None = None,
-    edit: tuple[str, ...] = (),
+    given: Edits = Edits(),  # noqa: B008 (frozen)
     n_top: int = 20,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor; with edits, say how much of each change lies along their directions.
@@ -33,16 +32,12 @@ def diff(
         A folder or a hub id.
     b
         Another.
-    edits
-        An edits file: its directions are looked for in the changes.
-    edit
-        An edit such as "17/23991 project", or of a file with a direction. May be given again.
     n_top
         Tensors to show, the most changed ones; all with --json.
     json
         Print one JSON document instead of a table.
     """
-    directions = _directions(edits, edit, inputs) if edits is not None or edit else []
+    directions = _directions(given.wanted(), inputs) if given else []
     from saescope.control.diff import diff as compare
 
     with progress("compare", "tensors") as advance:
@@ -53,11 +48,8 @@ def diff(
         show_diff(stdout(), result, n_top)
 
 
-def _directions(edits: Path | None, given: tuple[str, ...], inputs: Inputs) -> list[Any]:
-    wanted = wanted_edits(edits, given)
-    chosen = inputs_for(wanted, inputs)
-    saes = chosen.load_saes() if chosen.layers is not None else []
-    check_sizes(wanted, saes)
+def _directions(wanted: EditSet, inputs: Inputs) -> list[Any]:
+    saes = saes_for(wanted, inputs_for(wanted, inputs))
     from saescope.control.formulae import bind
 
     of = {sae.spec.layer: sae for sae in saes}

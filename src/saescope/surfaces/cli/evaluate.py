@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +10,14 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.control.edits import EditSet
-from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge, read_behaviour
-from saescope.control.evaluation.judges import HttpJudge, load_function
+from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
 from saescope.errors import PromptError, ResourceError
-from saescope.sources.prompts import Prompt, read_prompts, split_prompts
+from saescope.sources.prompts import Prompt, split_prompts
 from saescope.store.kept import Kept, key_of
+from saescope.surfaces.cli.editing import Edits, load_for
 from saescope.surfaces.cli.inputs import Inputs
+from saescope.surfaces.cli.judging import Asked, Asking, Judging, flat_prompts
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
-from saescope.surfaces.cli.steer import load_for, wanted_edits
 
 if TYPE_CHECKING:
     from saescope.control.evaluation.conditions import Condition
@@ -26,142 +26,122 @@ if TYPE_CHECKING:
     from saescope.engine.sae import Sae
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What edits are measured on, and beside what."""
+
+    prompts: str
+    "Prompt sets, as for contrast. Those of the held-out part are used."
+
+    target: str | None = None
+    "The sets that show the behaviour, separated by commas; all when left out. The others are measured beside them."
+
+    sweep: str = "1"
+    "Multiples of the edits' strengths, as 0.5,1,2."
+
+    draws: int = 3
+    "How often each random control is drawn."
+
+    found_on: str | None = None
+    (
+        "The sets that edits were found on, separated by commas: of their other part the difference of means is made; "
+        "all when left out."
+    )
+
+    instruction: str | None = None
+    "What the prompt-only control tells the model instead of any edit."
+
+    every_prompt: Annotated[bool, Parameter(negative="")] = False
+    "Use the prompts that features were found on too."
+
+    max_new_tokens: int = 48
+    "Tokens of a reply at most."
+
+    seed: int = 0
+    "Decides which prompts are held out, and the random controls."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Files that an evaluation is written to."""
+
+    plot: Path | None = None
+    "A file for the plot of behaviour against damage: .svg, .png or .html."
+
+    out: Path | None = None
+    "A .json file for all of it, replies included; or a folder for that and a page with the plot."
+
+
 def evaluate(
     *,
-    prompts: str,
-    edits: Path | None = None,
-    edit: tuple[str, ...] = (),
-    target: str | None = None,
-    behaviour: str | None = None,
-    judge: str | None = None,
-    judge_batch: int = 1,
-    judge_timeout: float = 60.0,
-    neutral: str = "neutral",
-    answers: Path | None = None,
-    sweep: str = "1",
-    draws: int = 3,
-    found_on: str | None = None,
-    instruction: str | None = None,
-    cut: float | None = None,
-    every_prompt: Annotated[bool, Parameter(negative="")] = False,
-    thinking: bool | None = None,
-    max_new_tokens: int = 48,
-    seed: int = 0,
-    plot: Path | None = None,
-    out: Path | None = None,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    measuring: Measuring,
+    given: Edits = Edits(),  # noqa: B008 (frozen)
+    judging: Judging = Judging(),  # noqa: B008
+    asking: Asking = Asking(),  # noqa: B008
+    written: Written = Written(),
+    inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Measure edits: how often a behaviour shows before and after, what else changes, and what controls do.
 
     Parameters
     ----------
-    prompts
-        Prompt sets, as for contrast. Those of the held-out part are used.
-    edits
-        An edits file, such as detect writes; its model and SAE are taken where --model and --sae do not say.
-    edit
-        An edit such as "17/23991 scale -1". May be given again.
-    target
-        The sets that show the behaviour, separated by commas; all when left out. The others are measured beside them.
-    behaviour
-        What is looked for in replies: declining (when left out), language:ja, feature:17/23991 (with @0.3, on at least
-        that share of a reply's tokens, else half), or a JSON file of phrases by language.
-    judge
-        Who decides instead: FILE.py:FUNCTION or MODULE:FUNCTION, given a reply, or the URL of a server.
-    judge_batch
-        Replies that a server is asked about at once.
-    judge_timeout
-        Seconds that a server may take to answer.
-    neutral
-        Prompt sets of plain text on which damage is measured; the bundled sentences when left out.
-    answers
-        A JSON file of right answers by prompt id.
-    sweep
-        Multiples of the edits' strengths, as 0.5,1,2.
-    draws
-        How often each random control is drawn.
-    found_on
-        The sets that edits were found on, separated by commas: of their other part the difference of means is made; all
-        when left out.
-    instruction
-        What the prompt-only control tells the model instead of any edit.
-    cut
-        Keep only this share of each prompt, up to a whole word, so that there is something to go on from.
-    every_prompt
-        Use the prompts that features were found on too.
-    thinking
-        Tell the chat template to think, or not to.
-    max_new_tokens
-        Tokens of a reply at most.
-    seed
-        Decides which prompts are held out, and the random controls.
-    plot
-        A file for the plot of behaviour against damage: .svg, .png or .html.
-    out
-        A .json file for all of it, replies included; or a folder for that and a page with the plot.
     json
         Print one JSON document instead of tables.
     """
-    decides = decider(behaviour, judge, judge_batch, judge_timeout)
-    strengths = _strengths(sweep)
-    _check_plot(plot)
-    wanted = wanted_edits(edits, edit)
-    every = flat_prompts(prompts)
-    plain, known = flat_prompts(neutral), read_answers(answers)
-    lm, saes = load_for(wanted, inputs, _layers_read(decides))
-    from saescope.control.evaluation.evaluate import evaluate as evaluate_edits
-    from saescope.control.evaluation.feature_judge import ByFeature
-    from saescope.engine.tokens import beginning
-
-    if cut is not None:
-        every = [beginning(lm, prompt, cut) for prompt in every]
-    found, held = _parts(every, found_on, seed)
-    kept = _kept(lm, saes, wanted, every, seed)
-    with progress("conditions", "done") as advance:
-        result = evaluate_edits(
-            lm,
-            saes,
-            wanted.edits,
-            every if every_prompt else held,
-            ByFeature(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides,
-            target=target.split(",") if target else None,
-            neutral=plain,
-            answers=known,
-            sweep=strengths,
-            draws=draws,
-            discovery=found,
-            instruction=instruction,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            thinking=thinking,
-            kept=kept,
-            progress=advance,
-        )
-    about = {"part": "all" if every_prompt else "holdout", "cut": cut, "seed": seed, "instruction": instruction}
-    document = {**result.to_dict(), **_of(lm, saes, wanted), **about}
-    written = _publish(document, out, plot)
+    _check_plot(written.plot)
+    decides, wanted = judging.decider(), given.wanted()
+    result, document, kept = _measured(wanted, decides, measuring, asking.read(), inputs)
+    paths = _publish(document, written.out, written.plot)
     kept.forget()
     if json:
         print_json(document)
         return
     show_evaluation(stdout(), result)
-    for path in written:
+    for path in paths:
         note(f"written: {path}")
 
 
-def decider(
-    behaviour: str | None, judge: str | None, batch: int = 1, timeout: float = 60.0
-) -> "Judge | ReplyJudge | FeatureRule":
-    """What decides whether a reply shows the behaviour, as far as it is known before a model is."""
-    if judge is None:
-        return read_behaviour(behaviour or "declining")
-    if behaviour is not None:
-        raise PromptError(f"--behaviour {behaviour} and --judge {judge} both say what decides: give one of the two")
-    if not judge.startswith(("http://", "https://")):
-        return load_function(judge)
-    asked = HttpJudge(judge, batch, timeout)  # refused here, before anything is read
-    return HttpJudge(judge, batch, timeout, kept=Kept(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl"))
+def _measured(
+    wanted: EditSet, decides: "Judge | ReplyJudge | FeatureRule", measuring: Measuring, asked: Asked, inputs: Inputs
+) -> "tuple[Evaluation, dict[str, Any], Kept]":
+    """The evaluation, the document of it, and what was kept until that is published."""
+    strengths = _strengths(measuring.sweep)
+    every = flat_prompts(measuring.prompts)
+    lm, saes = load_for(wanted, inputs, _layers_read(decides))
+    from saescope.control.evaluation.evaluate import evaluate as evaluate_edits
+    from saescope.control.evaluation.feature_judge import ByFeature
+    from saescope.engine.tokens import beginning
+
+    if asked.cut is not None:
+        every = [beginning(lm, prompt, asked.cut) for prompt in every]
+    found, held = _parts(every, measuring.found_on, measuring.seed)
+    kept = _kept(lm, saes, wanted, every, measuring.seed)
+    with progress("conditions", "done") as advance:
+        result = evaluate_edits(
+            lm,
+            saes,
+            wanted.edits,
+            every if measuring.every_prompt else held,
+            ByFeature(lm, saes, decides, asked.thinking) if isinstance(decides, FeatureRule) else decides,
+            target=measuring.target.split(",") if measuring.target else None,
+            neutral=asked.neutral,
+            answers=asked.answers,
+            sweep=strengths,
+            draws=measuring.draws,
+            discovery=found,
+            instruction=measuring.instruction,
+            seed=measuring.seed,
+            max_new_tokens=measuring.max_new_tokens,
+            thinking=asked.thinking,
+            kept=kept,
+            progress=advance,
+        )
+    part = "all" if measuring.every_prompt else "holdout"
+    about = {"part": part, "cut": asked.cut, "seed": measuring.seed, "instruction": measuring.instruction}
+    return result, {**result.to_dict(), **_of(lm, saes, wanted), **about}, kept
 
 
 def _layers_read(decides: "Judge | ReplyJudge | FeatureRule") -> list[int]:
@@ -207,11 +187,6 @@ def _of(lm: "LM", saes: "Sequence[Sae]", wanted: EditSet) -> dict[str, Any]:
     }
 
 
-def flat_prompts(sets: str) -> list[Prompt]:
-    """The prompts of all sets."""
-    return [prompt for group in read_prompts(sets) for prompt in group.prompts]
-
-
 def _strengths(text: str) -> list[float]:
     try:
         strengths = [float(part) for part in text.split(",")]
@@ -220,19 +195,6 @@ def _strengths(text: str) -> list[float]:
     if not any(strengths) or not all(abs(s) < 1e6 for s in strengths):
         raise PromptError(f"--sweep {text!r} has no strength that edits anything")
     return strengths
-
-
-def read_answers(path: Path | None) -> dict[str, str] | None:
-    """Right answers by prompt id, where there is a file; raises PromptError for anything else."""
-    if path is None:
-        return None
-    try:
-        data = jsonlib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PromptError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-        raise PromptError(f'{path}: answers are given by prompt id, as {{"q-01": "The hill."}}')
-    return data
 
 
 def _check_plot(path: Path | None) -> None:

@@ -9,12 +9,12 @@ from cyclopts import Parameter
 from saescope.control.edits import EditSet
 from saescope.control.staging import refuse_existing
 from saescope.errors import EditError, RunError
-from saescope.sources.prompts import read_prompts
 from saescope.sources.saes import open_sae
 from saescope.store.runs import Run
+from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import Inputs, parse_layers, show_licence
+from saescope.surfaces.cli.judging import flat_prompts
 from saescope.surfaces.cli.show import print_json, progress, stdout
-from saescope.surfaces.cli.steer import check_sizes, inputs_for, wanted_edits
 
 if TYPE_CHECKING:
     from saescope.control.exports.exported import Exported
@@ -29,19 +29,31 @@ FAR = {
 Format = Literal["gguf", "lora", "saelens", "neuronpedia"]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a Neuronpedia export is called, and whether logits are in it."""
+
+    name: str | None = None
+    "For neuronpedia: the id of the set of sources; made of the SAE's name when left out."
+
+    creator: str = "saescope"
+    "For neuronpedia: who is named as the maker."
+
+    logits: bool = True
+    "For neuronpedia: also which tokens each feature raises and lowers; reads the run's model and SAEs again."
+
+
 def export(
     *,
     format: Format,
     out: Path,
-    edits: Path | None = None,
-    edit: tuple[str, ...] = (),
+    given: Edits = Edits(),  # noqa: B008 (frozen)
     run: Path | None = None,
-    name: str | None = None,
-    creator: str = "saescope",
-    logits: bool = True,
+    called: Names = Names(),
     neutral: str = "neutral",
     measure: bool = True,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write edits, SAEs or a run as files that other programs load, and say what they equal.
@@ -55,18 +67,8 @@ def export(
         What to write.
     out
         Where: a file for gguf, a folder for the others. What exists is not overwritten.
-    edits
-        An edits file, such as detect writes; its model and SAE are taken where --model and --sae do not say.
-    edit
-        An edit such as "17/23991 add 20". May be given again.
     run
         For neuronpedia: a run made before.
-    name
-        For neuronpedia: the id of the set of sources; made of the SAE's name when left out.
-    creator
-        For neuronpedia: who is named as the maker.
-    logits
-        For neuronpedia: also which tokens each feature raises and lowers; reads the run's model and SAEs again.
     neutral
         Prompt sets of plain text on which gguf and lora are measured; the bundled sentences when left out.
     measure
@@ -76,19 +78,17 @@ def export(
     """
     out = out.expanduser()
     refuse_existing(out)
-    if format not in ("gguf", "lora") and (edits is not None or edit):
+    if format not in ("gguf", "lora") and given:
         raise EditError(f"--format {format} takes no edits: gguf and lora do")
     if format != "neuronpedia" and run is not None:
         raise RunError(f"--format {format} takes no --run: neuronpedia does")
     match format:
-        case "gguf":
-            result = _edits("gguf", out, wanted_edits(edits, edit), inputs, neutral if measure else None)
-        case "lora":
-            result = _edits("lora", out, wanted_edits(edits, edit), inputs, neutral if measure else None)
+        case "gguf" | "lora":
+            result = _edits(format, out, given.wanted(), inputs, neutral if measure else None)
         case "saelens":
             result = _saelens(out, inputs)
         case _:
-            result = _neuronpedia(out, run, Names(name, creator, logits), inputs)
+            result = _neuronpedia(out, run, called, inputs)
     if json:
         print_json(result.to_dict())
     else:
@@ -99,12 +99,11 @@ def _edits(
     format: Literal["gguf", "lora"], out: Path, wanted: EditSet, inputs: Inputs, neutral: str | None
 ) -> "Exported":
     chosen = inputs_for(wanted, inputs)
-    text = [prompt for group in read_prompts(neutral) for prompt in group.prompts] if neutral else None
+    text = flat_prompts(neutral) if neutral else None
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lora import export_lora
 
-    saes = [] if chosen.layers is None else chosen.load_saes()
-    check_sizes(wanted, saes)
+    saes = saes_for(wanted, chosen)
     write = export_gguf if format == "gguf" else export_lora
     with progress("measuring", "ways") as advance:
         return write(
@@ -130,15 +129,6 @@ def _saelens(out: Path, inputs: Inputs) -> "Exported":
         return export_saelens(source, layers, out, model=inputs.model, progress=advance)
 
 
-@dataclass(frozen=True)
-class Names:
-    """What a Neuronpedia export is called, and whether logits are in it."""
-
-    source_set: str | None
-    creator: str
-    logits: bool
-
-
 def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) -> "Exported":
     if path is None:
         raise RunError("nothing to export: give a run made before with --run RUN")
@@ -151,7 +141,7 @@ def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) ->
             run,
             out,
             layers=layers,
-            names=neuronpedia.Names.of(run, source_set=called.source_set, creator=called.creator),
+            names=neuronpedia.Names.of(run, source_set=called.name, creator=called.creator),
             lens=lens.LogitLens(run, offline=inputs.offline) if called.logits else None,
             progress=advance,
         )

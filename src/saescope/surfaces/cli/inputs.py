@@ -11,7 +11,8 @@ from saescope.errors import PromptError, SourceError
 from saescope.sources.budget import Mode, choose_mode
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, model_of, parse_sae_name, releases_for
 from saescope.sources.machine import guess_device, parse_bytes
-from saescope.sources.plan import Asked, make_plan
+from saescope.sources.plan import make_plan
+from saescope.sources.planned import Asked
 from saescope.sources.prompts import PromptSet, read_prompts
 from saescope.sources.saes import SaeSource, open_sae
 from saescope.store.masking import Masking

@@ -13,7 +13,8 @@ from saescope.errors import PromptError
 from saescope.sources.budget import footprints
 from saescope.sources.catalog import layer_of
 from saescope.sources.machine import parse_rate, show_bytes, show_seconds
-from saescope.sources.plan import NeededFile, Plan, make_plan
+from saescope.sources.plan import make_plan
+from saescope.sources.planned import NeededFile, Plan
 from saescope.sources.prompts import read_prompts
 from saescope.sources.saes import ranges
 from saescope.surfaces.cli.inputs import Inputs, is_run, parse_layers

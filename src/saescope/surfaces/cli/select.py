@@ -1,57 +1,99 @@
 """`saescope select`: which of the detected features to edit, by what changing them does."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.detect import Detection, DetectSettings, check_sets
+from saescope.analysis.detect import check_sets
 from saescope.analysis.detect import detect as detect_in
+from saescope.analysis.detection import Detection, DetectSettings
 from saescope.control.edits import EditSet, Op, write_edits
-from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
 from saescope.errors import PromptError
 from saescope.store.kept import Kept, key_of
 from saescope.store.runs import Run
-from saescope.surfaces.cli.evaluate import decider, flat_prompts, read_answers
+from saescope.surfaces.cli.detect import Target
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
+from saescope.surfaces.cli.judging import Asked, Asking, Judging
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
     from saescope.control.evaluation.conditions import Condition
-    from saescope.control.evaluation.select import Selection
+    from saescope.control.evaluation.select import Selection, SelectSettings
 
 _TOKENS = 3
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """How edits of them are tried, and how many are kept."""
+
+    goal: Literal["suppress", "amplify"] = "suppress"
+    "Whether the behaviour is to go (asked of the target's prompts) or to come (asked of the others')."
+
+    op: Op | None = None
+    "How features are edited; scale to suppress, add to amplify when left out."
+
+    strengths: str | None = None
+    "Strengths to try, as -1,-2,-3; of add in multiples of the feature's largest activation."
+
+    max_features: int = 5
+    "Features in the set at most."
+
+    candidates: int = 12
+    "Detected features that are tried, best detectors first."
+
+    prompts: int = 16
+    "Prompts of each part, to choose on and to judge on, and neutral texts."
+
+    max_new_tokens: int = 32
+    "Tokens of a reply at most."
+
+    seed: int = 0
+    "Decides which prompts are held out, and which are for choosing."
+
+    def settings(self) -> "SelectSettings":
+        """These, checked; raises PromptError for what makes no sense."""
+        from saescope.control.evaluation.select import SelectSettings
+
+        made = SelectSettings(
+            max_features=self.max_features,
+            candidates=self.candidates,
+            strengths=self._strengths(),
+            op=self.op or ("scale" if self.goal == "suppress" else "add"),
+            goal=self.goal,
+            prompts=self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+        made.check()
+        return made
+
+    def _strengths(self) -> tuple[float, ...]:
+        text = self.strengths or ("-1,-2,-3" if self.goal == "suppress" else "0.5,1,2")
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError as error:
+            raise PromptError(f"--strengths {text!r} is not numbers such as -1,-2") from error
 
 
 def select(
     sets: str,
     /,
     *,
-    target: str,
-    against: str | None = None,
-    min_rate: float = 0.8,
-    max_other: float = 0.2,
-    behaviour: str | None = None,
-    judge: str | None = None,
-    goal: Literal["suppress", "amplify"] = "suppress",
-    op: Op | None = None,
-    strengths: str | None = None,
-    max_features: int = 5,
-    candidates: int = 12,
-    prompts: int = 16,
-    neutral: str = "neutral",
-    answers: Path | None = None,
-    cut: float | None = None,
-    thinking: bool | None = None,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    among: Target,
+    choosing: Choosing = Choosing(),
+    judging: Judging = Judging(),  # noqa: B008
+    asking: Asking = Asking(),  # noqa: B008
     edits: Path | None = None,
     out: Path | None = None,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
-    masks: Masks = Masks(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008
+    masks: Masks = Masks(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Of the features that detect a behaviour, find those that control it, as few as will do.
@@ -60,42 +102,6 @@ def select(
     ----------
     sets
         Prompt sets, as for detect, or a run made before.
-    target
-        The set that shows the behaviour.
-    against
-        The sets that do not, separated by commas; all others when left out.
-    min_rate
-        A candidate fires on at least this share of the target's discovery prompts.
-    max_other
-        And on at most this share of any other set's.
-    behaviour
-        What is looked for in replies, as for evaluate; declining when left out.
-    judge
-        Who decides instead, as for evaluate.
-    goal
-        Whether the behaviour is to go (asked of the target's prompts) or to come (asked of the others').
-    op
-        How features are edited; scale to suppress, add to amplify when left out.
-    strengths
-        Strengths to try, as -1,-2,-3; of add in multiples of the feature's largest activation.
-    max_features
-        Features in the set at most.
-    candidates
-        Detected features that are tried, best detectors first.
-    prompts
-        Prompts of each part, to choose on and to judge on, and neutral texts.
-    neutral
-        Prompt sets of plain text on which damage is measured; the bundled sentences when left out.
-    answers
-        A JSON file of right answers by prompt id: of equal effects the edits with more of them are taken.
-    cut
-        Keep only this share of each prompt, up to a whole word, so that there is something to go on from.
-    thinking
-        Tell the chat template to think, or not to.
-    max_new_tokens
-        Tokens of a reply at most.
-    seed
-        Decides which prompts are held out, and which are for choosing.
     edits
         Where to write the chosen features as an edits file; beside the run when left out.
     out
@@ -103,27 +109,15 @@ def select(
     json
         Print one JSON document instead of tables.
     """
-    decides = decider(behaviour, judge)
-    settings = _settings(goal, op, strengths, max_features, candidates, prompts, max_new_tokens, seed)
-    detecting = DetectSettings(min_rate, max_other, seed=seed, shuffles=0, masking=masks.masking())
+    decides, settings = judging.decider(), choosing.settings()
+    detecting = DetectSettings(among.min_rate, among.max_other, seed=choosing.seed, shuffles=0, masking=masks.masking())
     detecting.check()
-    others = against.split(",") if against else None
-    plain, known = flat_prompts(neutral), read_answers(answers)
-    command = {"verb": "detect", "options": _asked(target, others, detecting, inputs)}
-    run = obtain_run(
-        sets,
-        inputs,
-        out,
-        command,
-        compared=detecting.masking,
-        check=lambda names: check_sets(names, target, others, None),
-    )
-    layers = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
-    detection = detect_in(run, target, detecting, against=others, layers=layers)
-    result = _select(run, detection, decides, settings, inputs, plain, known, cut, thinking)
+    asked = asking.read()
+    run, detection = _detected(sets, among, detecting, inputs, out)
+    result = _select(run, detection, decides, settings, inputs, asked)
     path = None
     if result.edits:
-        path = edits or run.path.with_name(f"{run.path.name}.{target}.selected.toml")
+        path = edits or run.path.with_name(f"{run.path.name}.{among.target}.selected.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
     if json:
         print_json({**result.to_dict(), "edits": str(path) if path else None, "run": str(run.path)})
@@ -133,60 +127,47 @@ def select(
     note(f"run: {run.path}")
 
 
-def _settings(
-    goal: Literal["suppress", "amplify"],
-    op: Op | None,
-    strengths: str | None,
-    max_features: int,
-    candidates: int,
-    prompts: int,
-    max_new_tokens: int,
-    seed: int,
-) -> Any:
-    from saescope.control.evaluation.select import SelectSettings
-
-    chosen: Op = op or ("scale" if goal == "suppress" else "add")
-    text = strengths or ("-1,-2,-3" if goal == "suppress" else "0.5,1,2")
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise PromptError(f"--strengths {text!r} is not numbers such as -1,-2") from error
-    made = SelectSettings(max_features, candidates, values, chosen, goal, prompts, max_new_tokens, seed)
-    made.check()
-    return made
-
-
-def _asked(target: str, against: Sequence[str] | None, settings: DetectSettings, inputs: Inputs) -> dict[str, Any]:
+def _detected(
+    sets: str, among: Target, rules: DetectSettings, inputs: Inputs, out: Path | None
+) -> tuple[Run, Detection]:
+    """The run of these prompts, and what detects the target in it."""
+    others = among.others()
     layers = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
-    return {"target": target, "against": against, "transfer": None, "settings": asdict(settings), "layers": layers}
+    options = {"target": among.target, "against": others, "transfer": None, "settings": asdict(rules), "layers": layers}
+    run = obtain_run(
+        sets,
+        inputs,
+        out,
+        {"verb": "detect", "options": options},
+        compared=rules.masking,
+        check=lambda names: check_sets(names, among.target, others, None),
+    )
+    return run, detect_in(run, among.target, rules, against=others, layers=layers)
 
 
 def _select(
     run: Run,
     detection: Detection,
-    decides: Any,
-    settings: Any,
+    decides: "Judge | ReplyJudge | FeatureRule",
+    settings: "SelectSettings",
     inputs: Inputs,
-    neutral: Sequence[Any],
-    answers: Mapping[str, str] | None,
-    cut: float | None,
-    thinking: bool | None,
+    asked: Asked,
 ) -> "Selection":
     """The model of the run, and what changing its features does."""
+    cut, thinking = asked.cut, asked.thinking
     lm, saes = _opened(run, inputs).load(decoder=True)
     from saescope.control.evaluation.feature_judge import ByFeature
     from saescope.control.evaluation.select import select as select_among
     from saescope.engine.tokens import beginning
 
-    if isinstance(decides, FeatureRule):
-        decides = ByFeature(lm, saes, decides, thinking)
-    asked = None if cut is None else (lambda prompt: beginning(lm, prompt, cut))
+    judge = ByFeature(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides
+    begun = None if cut is None else (lambda prompt: beginning(lm, prompt, cut))
     name = key_of(str(run.path.resolve()), str(settings), repr(decides), cut, thinking)
     kept = Kept(Path("runs") / f".select-{name[:12]}.jsonl")
     with progress("edits", "tried") as advance:
         result = select_among(
-            lm, saes, run, detection, decides, settings,
-            neutral=neutral, answers=answers, asked=asked, thinking=thinking, kept=kept, progress=advance,
+            lm, saes, run, detection, judge, settings,
+            neutral=asked.neutral, answers=asked.answers, asked=begun, thinking=thinking, kept=kept, progress=advance,
         )  # fmt: skip
     kept.forget()
     return result

@@ -1,9 +1,7 @@
 """`saescope steer`: what a model writes with and without edits, side by side."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -11,9 +9,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from saescope.control.edits import EditSet, parse_edit, read_edits
-from saescope.errors import EditError, PromptError
+from saescope.control.edits import EditSet
+from saescope.errors import PromptError
 from saescope.sources.prompts import Message, Prompt
+from saescope.surfaces.cli.editing import Edits, load_for
 from saescope.surfaces.cli.inputs import Inputs
 from saescope.surfaces.cli.show import cell, note, percent, print_json, stdout, table
 from saescope.surfaces.visible import visible
@@ -21,7 +20,6 @@ from saescope.surfaces.visible import visible
 if TYPE_CHECKING:
     from saescope.control.receipts import Receipt
     from saescope.engine.lm import LM
-    from saescope.engine.sae import Sae
 
 BREAKS = 0.5  # about half a residual's norm is where text starts to break
 
@@ -30,15 +28,14 @@ def steer(
     prompt: str,
     /,
     *,
-    edits: Path | None = None,
-    edit: tuple[str, ...] = (),
+    given: Edits = Edits(),  # noqa: B008 (frozen)
     chat: Annotated[bool, Parameter(negative="")] = False,
     system: str | None = None,
     thinking: bool | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Let a model go on from a prompt without edits and with them, and say what the edits did.
@@ -47,12 +44,6 @@ def steer(
     ----------
     prompt
         Text to go on from, or with --chat a request to answer.
-    edits
-        An edits file, such as detect writes; its model and SAE are taken where --model and --sae do not say.
-    edit
-        An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. Instead of a feature, a file
-        with a direction: "japanese.safetensors add 2", or japanese.safetensors@17 where it does not say its layer. May
-        be given again.
     chat
         Put the prompt through the model's chat template.
     system
@@ -70,7 +61,7 @@ def steer(
     """
     if not prompt.strip():
         raise PromptError("the prompt is empty: give some text")
-    wanted = wanted_edits(edits, edit)
+    wanted = given.wanted()
     lm, saes = load_for(wanted, inputs)
     asked = _asked(prompt, chat=chat or system is not None or thinking is not None, system=system)
     _say_what_differs(lm, asked, wanted, thinking)
@@ -97,50 +88,6 @@ def steer(
         print_json({"base": base, "steered": changed, "receipt": receipt.to_dict()})
     else:
         _show_receipt(receipt, base == changed)
-
-
-def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tuple[LM, list[Sae]]":
-    """The model and SAEs of these edits, and of layers that are only `read`.
-
-    Raises EditError where the edits are another's, naming what differs.
-    """
-    chosen = inputs_for(wanted, inputs, read)
-    alone = sorted({edit.layer for edit in wanted.edits})
-    if chosen.layers is None:
-        return chosen.load_model(alone), []
-    lm, saes = chosen.load(decoder=True, alone=alone)
-    check_sizes(wanted, saes)
-    return lm, saes
-
-
-def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inputs:
-    """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
-    for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
-        if given and own and given != own:
-            raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
-    return replace(
-        inputs,
-        model=inputs.model or wanted.model or None,
-        sae=inputs.sae or wanted.sae or None,
-        layers=",".join(map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.layers)}))) or None,
-    )
-
-
-def check_sizes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
-    """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
-    for sae in saes:
-        wanted.check(sae.spec)
-
-
-def wanted_edits(path: Path | None, given: Sequence[str]) -> EditSet:
-    """Edits of a file and of the command line; raises EditError where there is none."""
-    extra = tuple(parse_edit(text) for text in given)
-    if path is None and not extra:
-        raise EditError('nothing to edit: give --edits FILE or --edit "LAYER/ID scale -1"')
-    if path is None:
-        return EditSet("", "", extra)
-    read = read_edits(path)
-    return replace(read, edits=(*read.edits, *extra))
 
 
 def _say_what_differs(lm: "LM", asked: Prompt, wanted: EditSet, thinking: bool | None) -> None:
