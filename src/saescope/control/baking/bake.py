@@ -21,7 +21,7 @@ from saescope.control.baking.methods import Change, Method, Plan, choose_method,
 from saescope.control.baking.proof import prove
 from saescope.control.baking.surgery import New, Rounding, output_bytes, rewrite
 from saescope.control.edits import Edit
-from saescope.control.staging import copy_synced, refuse_full_disk, staged, write_synced
+from saescope.control.staging import copy_synced, refuse_existing, refuse_full_disk, staged, write_synced
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
@@ -30,7 +30,7 @@ from saescope.engine.logits import Logits
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import prompt_ids
-from saescope.errors import EditError, PromptError, ResourceError, SourceError
+from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.checkpoint import CONFIG
 from saescope.sources.files import Files, open_files
 from saescope.sources.prompts import Prompt, bundled_prompts
@@ -81,8 +81,7 @@ def bake(
     nothing.
     """
     out = Path(out).expanduser()
-    if out.exists():
-        raise ResourceError(f"{out} exists: choose another --out, or remove it")
+    refuse_existing(out)
     files = open_files(str(model), offline=offline)
     text = bundled_prompts("neutral")[0].prompts if neutral is None else neutral
     wanted = [edit for edit in edits if not edit.changes_nothing]

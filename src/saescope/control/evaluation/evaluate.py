@@ -98,10 +98,7 @@ def evaluate(
     others, the difference of means is made; `instruction` is what a prompt-only control says. What is `kept` of an
     interrupted evaluation is not measured again. Raises PromptError for sets that are not there.
     """
-    sets = list(dict.fromkeys(p.set for p in prompts))
-    wanted = list(target or sets)
-    if unknown := [name for name in wanted if name not in sets]:
-        raise PromptError(f"there is no set {unknown[0]!r}: the sets are {', '.join(sets)}")
+    wanted = _targets(prompts, target)
     strengths = _strengths(edits, sweep)
     if draws < 0:
         raise PromptError(f"--draws is {draws}: it must be 0 or more")
@@ -135,6 +132,14 @@ def evaluate(
         neutral_tokens=sum(len(ids) for _, ids in plain),
         left_out=_left_out(controls, draws),
     )
+
+
+def _targets(prompts: Sequence[Prompt], target: Sequence[str] | None) -> list[str]:
+    """The sets that show the behaviour, all where none is named; raises PromptError for one that is not there."""
+    sets = list(dict.fromkeys(p.set for p in prompts))
+    if unknown := [name for name in target or () if name not in sets]:
+        raise PromptError(f"there is no set {unknown[0]!r}: the sets are {', '.join(sets)}")
+    return list(target or sets)
 
 
 def _removes(case: Case, best: Condition, discovery: Sequence[Prompt]) -> bool:

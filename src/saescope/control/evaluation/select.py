@@ -195,13 +195,7 @@ def select(
     """
     settings = settings or SelectSettings()
     settings.check()
-    found = sorted(detection.features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, -f.monolinguality))
-    found = found[: settings.candidates]
-    if not found:
-        raise PromptError(
-            f"no feature passes as a detector of {detection.target}: loosen --min-rate and --max-other, or look at the "
-            "last positions alone (--last)"
-        )
+    found = _best_detectors(detection, settings.candidates)
     choosing, judging = (list(map(asked, part)) if asked else part for part in _parts(run, detection, settings))
     total = len(settings.strengths) * len(found) * 2 + 2 + settings.max_features
     advance = counting(progress, total)
@@ -232,6 +226,17 @@ def select(
         steps=[Step(edits, row, other) for (edits, row), other in zip(sets, judged, strict=True)],
         prompts=(len(choosing), len(judging)),
     )
+
+
+def _best_detectors(detection: Detection, n: int) -> list[DetectedFeature]:
+    """The n best detectors, best first; raises PromptError where there is none."""
+    found = sorted(detection.features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, -f.monolinguality))
+    if not found:
+        raise PromptError(
+            f"no feature passes as a detector of {detection.target}: loosen --min-rate and --max-other, or look at the "
+            "last positions alone (--last)"
+        )
+    return found[:n]
 
 
 def _parts(run: Run, detection: Detection, settings: SelectSettings) -> tuple[list[Prompt], list[Prompt]]:

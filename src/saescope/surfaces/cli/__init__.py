@@ -60,7 +60,7 @@ _COMMANDS = {
     "rerun": "The job of a run again, from its manifest; is it the same?",
     "verify": "Whether a run is still what was published.",
 }
-_AT_ONCE = {"plan", "scan", "steer", "bake", "export", "diff", "report", "verify"}  # these keep no half of anything
+_KEEP_NOTHING = {"plan", "scan", "steer", "bake", "export", "diff", "report", "verify"}
 for verb, text in _COMMANDS.items():
     app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)
 
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
     except KeyboardInterrupt:
         kept = "what is finished is kept, the same command goes on from there"
-        left = "nothing was written" if set(arguments[:1]) & _AT_ONCE else kept
+        left = "nothing was written" if set(arguments[:1]) & _KEEP_NOTHING else kept
         print(f"saescope: interrupted; {left}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.errors import EditError, PromptError
+from saescope.control.staging import refuse_existing
+from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
 from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import EMBEDDED_PAIR, Inputs
@@ -21,12 +23,27 @@ if TYPE_CHECKING:
 MethodName = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Baking:
+    """How edits are put into weights."""
+
+    method: MethodName | None = None
+    (
+        "every-write: all that writes to the residual is projected. readers-above: all that reads it above the layer. "
+        "next-layer: only what reads it in the next layer. writers-up-to: what writes to it up to the layer. bias: for "
+        "add. The exact one of the edits' op when left out."
+    )
+
+    as_: Annotated[Literal["project"] | None, Parameter(name="--as")] = None
+    "project: bake edits that depend on a feature's firing as projections of its direction."
+
+
 def bake(
     *,
     out: Path,
     given: Edits = Edits(),  # noqa: B008 (frozen)
-    method: MethodName | None = None,
-    as_: Annotated[Literal["project"] | None, Parameter(name="--as")] = None,
+    baking: Baking = Baking(),
     neutral: str = "neutral",
     measure: bool = True,
     inputs: Inputs = Inputs(),  # noqa: B008
@@ -38,12 +55,6 @@ def bake(
     ----------
     out
         Folder to write; it must not exist.
-    method
-        every-write: all that writes to the residual is projected. readers-above: all that reads it above the layer.
-        next-layer: only what reads it in the next layer. writers-up-to: what writes to it up to the layer. bias: for
-        add. The exact one of the edits' op when left out.
-    as_
-        project: bake edits that depend on a feature's firing as projections of its direction.
     neutral
         Prompt sets of plain text on which distances are measured; the bundled sentences when left out.
     measure
@@ -53,8 +64,7 @@ def bake(
     """
     wanted = given.wanted()
     chosen = inputs_for(wanted, inputs)
-    if out.expanduser().exists():
-        raise EditError(f"{out} exists: choose another --out, or remove it")
+    refuse_existing(out.expanduser())
     text = _text(neutral) if measure else []
     saes = saes_for(wanted, chosen)
     model = chosen.names()[0] if saes or chosen.sae else chosen.model or EMBEDDED_PAIR[0]
@@ -66,8 +76,8 @@ def bake(
             wanted.edits,
             saes,
             out=out,
-            method=method,
-            convert=as_,
+            method=baking.method,
+            convert=baking.as_,
             neutral=text,
             measure=measure,
             device=chosen.device,

@@ -76,15 +76,31 @@ class Detector:
         return made
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Files that findings are written to, for other commands to read."""
+
+    edits: Path | None = None
+    "Where to write the detector's features as an edits file; beside the run when left out."
+
+    direction: Path | None = None
+    (
+        "Also write the difference of means as a safetensors file that edits read, one direction a layer: the mean "
+        "residual of the target's discovery prompts less that of the others'."
+    )
+
+    position: Position = "mean"
+    "Of which residual of a prompt: the mean over its scored positions, or its last one."
+
+
 def detect(
     sets: str,
     /,
     *,
     told: Target,
     detector: Detector = Detector(),
-    edits: Path | None = None,
-    direction: Path | None = None,
-    position: Position = "mean",
+    written: Written = Written(),
     out: Path | None = None,
     inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
     masks: Masks = Masks(),  # noqa: B008
@@ -96,13 +112,6 @@ def detect(
     ----------
     sets
         Prompt sets, as for contrast, or a run made before.
-    edits
-        Where to write the detector's features as an edits file; beside the run when left out.
-    direction
-        Also write the difference of means as a safetensors file that edits read, one direction a layer: the mean
-        residual of the target's discovery prompts less that of the others'.
-    position
-        Of which residual of a prompt: the mean over its scored positions, or its last one.
     out
         Directory for the run; runs/NAME-HASH when left out.
     json
@@ -125,10 +134,10 @@ def detect(
     result = answer(run, options)
     path = None
     if result.classifier.features:
-        path = edits or run.path.with_name(f"{run.path.name}.{told.target}.toml")
+        path = written.edits or run.path.with_name(f"{run.path.name}.{told.target}.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
-    if direction is not None:
-        means = partial(difference_of_means, run, told.target, against=result.against, position=position)
+    if (direction := written.direction) is not None:
+        means = partial(difference_of_means, run, told.target, against=result.against, position=written.position)
         layers = options["layers"] or run.layers
         write_directions([means(layer, seed=detector.seed) for layer in layers], direction)
     if json:

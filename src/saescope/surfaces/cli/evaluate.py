@@ -16,7 +16,7 @@ from saescope.sources.prompts import Prompt, split_prompts
 from saescope.store.kept import Kept, key_of
 from saescope.surfaces.cli.editing import Edits, load_for
 from saescope.surfaces.cli.inputs import Inputs
-from saescope.surfaces.cli.judging import Asked, Asking, Judging, flat_prompts
+from saescope.surfaces.cli.judging import Asking, Judging, Material, flat_prompts
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def _measured(
-    wanted: EditSet, decides: "Judge | ReplyJudge | FeatureRule", measuring: Measuring, asked: Asked, inputs: Inputs
+    wanted: EditSet, decides: "Judge | ReplyJudge | FeatureRule", measuring: Measuring, asked: Material, inputs: Inputs
 ) -> "tuple[Evaluation, dict[str, Any], Kept]":
     """The evaluation, the document of it, and what was kept until that is published."""
     strengths = _strengths(measuring.sweep)

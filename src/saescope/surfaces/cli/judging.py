@@ -64,15 +64,15 @@ class Asking:
     thinking: bool | None = None
     "Tell the chat template to think, or not to."
 
-    def read(self) -> "Asked":
+    def read(self) -> "Material":
         """With its files read; raises PromptError for what is in none."""
         answers = None if self.answers is None else read_answers(self.answers)
-        return Asked(flat_prompts(self.neutral), answers, self.cut, self.thinking)
+        return Material(flat_prompts(self.neutral), answers, self.cut, self.thinking)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How prompts are put, neutral texts, and right answers by prompt id."""
+class Material:
+    """What `Asking` names, read: neutral texts, right answers by prompt id, and how prompts are put."""
 
     neutral: list[Prompt]
     answers: dict[str, str] | None

@@ -18,7 +18,7 @@ from saescope.store.kept import Kept, key_of
 from saescope.store.runs import Run
 from saescope.surfaces.cli.detect import Target
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
-from saescope.surfaces.cli.judging import Asked, Asking, Judging
+from saescope.surfaces.cli.judging import Asking, Judging, Material
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _select(
     decides: "Judge | ReplyJudge | FeatureRule",
     settings: "SelectSettings",
     inputs: Inputs,
-    asked: Asked,
+    asked: Material,
 ) -> "Selection":
     """The model of the run, and what changing its features does."""
     cut, thinking = asked.cut, asked.thinking

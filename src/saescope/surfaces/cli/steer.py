@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -24,17 +25,45 @@ if TYPE_CHECKING:
 BREAKS = 0.5  # about half a residual's norm is where text starts to break
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How the prompt is put, and how the model goes on from it."""
+
+    chat: Annotated[bool, Parameter(negative="")] = False
+    "Put the prompt through the model's chat template."
+
+    system: str | None = None
+    "A system message before it."
+
+    thinking: bool | None = None
+    "Tell the chat template to think, or not to."
+
+    max_new_tokens: int = 64
+    "Tokens to write at most."
+
+    temperature: float = 0.0
+    "0 takes the likeliest token each time; else tokens are sampled."
+
+    seed: int = 0
+    "Of the samples."
+
+    def asked(self, prompt: str) -> Prompt:
+        """The prompt as a text, or as a chat where any option of chats is given; raises PromptError for none."""
+        if not prompt.strip():
+            raise PromptError("the prompt is empty: give some text")
+        if not self.chat and self.system is None and self.thinking is None:
+            return Prompt("prompt", "prompts", text=prompt)
+        turns = ([Message("system", self.system)] if self.system else []) + [Message("user", prompt)]
+        return Prompt("prompt", "prompts", messages=tuple(turns))
+
+
 def steer(
     prompt: str,
     /,
     *,
     given: Edits = Edits(),  # noqa: B008 (frozen)
-    chat: Annotated[bool, Parameter(negative="")] = False,
-    system: str | None = None,
-    thinking: bool | None = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
+    writing: Writing = Writing(),
     inputs: Inputs = Inputs(),  # noqa: B008
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -44,27 +73,12 @@ def steer(
     ----------
     prompt
         Text to go on from, or with --chat a request to answer.
-    chat
-        Put the prompt through the model's chat template.
-    system
-        A system message before it.
-    thinking
-        Tell the chat template to think, or not to.
-    max_new_tokens
-        Tokens to write at most.
-    temperature
-        0 takes the likeliest token each time; else tokens are sampled.
-    seed
-        Of the samples.
     json
         Print one JSON document instead of text.
     """
-    if not prompt.strip():
-        raise PromptError("the prompt is empty: give some text")
-    wanted = given.wanted()
+    asked, wanted = writing.asked(prompt), given.wanted()
     lm, saes = load_for(wanted, inputs)
-    asked = _asked(prompt, chat=chat or system is not None or thinking is not None, system=system)
-    _say_what_differs(lm, asked, wanted, thinking)
+    _say_what_differs(lm, asked, wanted, writing.thinking)
     from saescope.control.steer import steered
     from saescope.engine.generate import generate
 
@@ -72,10 +86,10 @@ def steer(
         [one] = generate(
             lm,
             [asked],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            thinking=thinking,
+            max_new_tokens=writing.max_new_tokens,
+            temperature=writing.temperature,
+            seed=writing.seed,
+            thinking=writing.thinking,
             on_token=on_token,
         )
         return one.text
@@ -99,13 +113,6 @@ def _say_what_differs(lm: "LM", asked: Prompt, wanted: EditSet, thinking: bool |
     for one in {edit.direction for edit in wanted.edits if edit.direction is not None}:
         if one.model not in ("", lm.spec.repo):
             note(f"direction {one} was found in {one.model}, this is {lm.spec.repo}")
-
-
-def _asked(prompt: str, *, chat: bool, system: str | None) -> Prompt:
-    if not chat:
-        return Prompt("prompt", "prompts", text=prompt)
-    turns = ([Message("system", system)] if system else []) + [Message("user", prompt)]
-    return Prompt("prompt", "prompts", messages=tuple(turns))
 
 
 @contextmanager
