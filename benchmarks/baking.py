@@ -38,7 +38,11 @@ def main(folder: Path) -> None:
     feature = ss.Edit("2/412", "scale", -3.0)
     means = ss.Edit(direction=direction, op="project")
     along = replace(means, op="add", strength=-1.0)
-    for name, edit in (("2/412 scale -3", feature), ("means, project", means), ("means, add -1", along)):
+    for name, edit in (
+        ("2/412 scale -3", feature),
+        ("means, project", means),
+        ("means, add -1", along),
+    ):
         _row(name, "steered", behaviour(lm, ss.steered(lm, [edit], saes=[sae])), None)
         for method in ("bias",) if edit.op == "add" else PROJECTING:
             out = folder / f"{edit.op}-{method}"
@@ -47,11 +51,20 @@ def main(folder: Path) -> None:
             except SaescopeError as error:
                 print(f"| {name} | `{method}` | {error} |")
                 continue
-            _row(name, f"`{method}`", behaviour(ss.load_lm(out, layers=[LAYER]), nullcontext()), baked)
+            _row(
+                name,
+                f"`{method}`",
+                behaviour(ss.load_lm(out, layers=[LAYER]), nullcontext()),
+                baked,
+            )
 
 
 def _direction(lm: ss.LM, sae: ss.Sae, folder: Path) -> ss.Direction:
-    sets = [group for group in ss.bundled_prompts("requests") if group.name in ("declined_en", "answered_en")]
+    sets = [
+        group
+        for group in ss.bundled_prompts("requests")
+        if group.name in ("declined_en", "answered_en")
+    ]
     run = ss.extract(lm, [sae], sets, folder / "run")
     return ss.difference_of_means(run, "declined_en", LAYER, position="last")
 
@@ -62,27 +75,47 @@ def behaviour(lm: ss.LM, edited: AbstractContextManager[Any]) -> list[tuple[int,
     assert isinstance(judge, ss.Phrases)
     answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
     prompts = [prompt for group in ss.bundled_prompts("requests") for prompt in group.prompts]
-    held_out = [p for p, part in zip(prompts, split_prompts(prompts, seed=0), strict=True) if part == "holdout"]
+    held_out = [
+        p
+        for p, part in zip(prompts, split_prompts(prompts, seed=0), strict=True)
+        if part == "holdout"
+    ]
     with edited:
         replies = generate(lm, held_out, max_new_tokens=48, thinking=False)
     found = []
     for language in LANGUAGES:
         topic, other = (
-            [(p, r.text) for p, r in zip(held_out, replies, strict=True) if p.set == f"{kind}_{language}"]
+            [
+                (p, r.text)
+                for p, r in zip(held_out, replies, strict=True)
+                if p.set == f"{kind}_{language}"
+            ]
             for kind in ("declined", "answered")
         )
-        right = [sum(normalised(text) == normalised(answers[p.id]) for p, text in part) for part in (topic, other)]
-        found.append((sum(judge(text) is not None for _, text in topic), right[0], len(topic), right[1]))
+        right = [
+            sum(normalised(text) == normalised(answers[p.id]) for p, text in part)
+            for part in (topic, other)
+        ]
+        found.append(
+            (sum(judge(text) is not None for _, text in topic), right[0], len(topic), right[1])
+        )
     return found
 
 
-def _row(name: str, way: str, counts: Sequence[tuple[int, int, int, int]], baked: ss.Baked | None) -> None:
-    declined, right, _, other = (", ".join(map(str, column)) for column in zip(*counts, strict=True))
+def _row(
+    name: str, way: str, counts: Sequence[tuple[int, int, int, int]], baked: ss.Baked | None
+) -> None:
+    declined, right, _, other = (
+        ", ".join(map(str, column)) for column in zip(*counts, strict=True)
+    )
     far = ["-"] * 4
     if baked is not None and baked.kl_hook_baked and baked.kl_steered_baked and baked.kl_base_baked:
         three = (baked.kl_hook_baked, baked.kl_steered_baked, baked.kl_base_baked)
         far = [baked.label, *(f"{one.mean:.2g} ({one.p99:.2g})" for one in three)]
-    print(f"| {name} | {way} | {far[0]} | {declined} | {right} | {other} | {' | '.join(far[1:])} |", flush=True)
+    print(
+        f"| {name} | {way} | {far[0]} | {declined} | {right} | {other} | {' | '.join(far[1:])} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

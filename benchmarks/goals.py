@@ -29,7 +29,9 @@ class Goal:
             wanted, reached = "that it ends", True
         else:
             wanted = f"{'at least' if self.at_least else 'at most'} {self.bound:{self.style}}"
-            reached = value is not None and (value >= self.bound if self.at_least else value <= self.bound)
+            reached = value is not None and (
+                value >= self.bound if self.at_least else value <= self.bound
+            )
         if value is None:
             return [self.title, wanted, "not measured", NONE]
         return [self.title, wanted, format(value, self.style), "yes" if reached else "**no**"]
@@ -37,11 +39,16 @@ class Goal:
 
 def goals_table(results: Mapping[str, Results]) -> str:
     """All goals, from the results of each shape."""
-    return table(["goal", "wanted", "measured", "reached"], [goal.row(results) for goal in GOALS]) + "\n"
+    return (
+        table(["goal", "wanted", "measured", "reached"], [goal.row(results) for goal in GOALS])
+        + "\n"
+    )
 
 
 def _value(shape: str, subject: str, task: str, name: str) -> Measured:
-    return lambda results: middle(results[shape].of(subject, task), name) if shape in results else None
+    return lambda results: (
+        middle(results[shape].of(subject, task), name) if shape in results else None
+    )
 
 
 def _over(ours: Measured, theirs: Measured) -> Measured:

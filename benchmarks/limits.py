@@ -24,7 +24,9 @@ class Limit:
 
     def peak(self) -> int | None:
         """The most that was charged, in bytes, page cache included."""
-        return int(self.peak_file.read_text()) if self.peak_file and self.peak_file.is_file() else None
+        return (
+            int(self.peak_file.read_text()) if self.peak_file and self.peak_file.is_file() else None
+        )
 
 
 @contextmanager
@@ -51,7 +53,9 @@ def _make_group() -> Path | None:
             group.mkdir()
         except OSError:
             continue
-        if _limit_file(group) is not None and not _fails(["sh", "-c", _JOIN, str(group / "cgroup.procs"), "true"]):
+        if _limit_file(group) is not None and not _fails(
+            ["sh", "-c", _JOIN, str(group / "cgroup.procs"), "true"]
+        ):
             return group
         group.rmdir()
     return None
@@ -59,7 +63,10 @@ def _make_group() -> Path | None:
 
 def _parents() -> Iterator[Path]:
     own = {
-        kind: path for _, kind, path in (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().split())
+        kind: path
+        for _, kind, path in (
+            line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().split()
+        )
     }
     if "memory" in own:
         yield _GROUPS / "memory" / own["memory"].lstrip("/")
@@ -70,7 +77,9 @@ def _parents() -> Iterator[Path]:
 
 
 def _limit_file(group: Path) -> Path | None:
-    return next((p for p in (group / "memory.limit_in_bytes", group / "memory.max") if p.is_file()), None)
+    return next(
+        (p for p in (group / "memory.limit_in_bytes", group / "memory.max") if p.is_file()), None
+    )
 
 
 def _limited_group(group: Path, size: int) -> Limit:
@@ -87,7 +96,16 @@ def _limited_group(group: Path, size: int) -> Limit:
 
 
 def _systemd(size: int) -> Limit | None:
-    command = ("systemd-run", "--scope", "--quiet", "-p", f"MemoryMax={size}", "-p", "MemorySwapMax=0", "--")
+    command = (
+        "systemd-run",
+        "--scope",
+        "--quiet",
+        "-p",
+        f"MemoryMax={size}",
+        "-p",
+        "MemorySwapMax=0",
+        "--",
+    )
     if shutil.which(command[0]) is None or _fails([*command, "true"]):
         return None
     return Limit(f"systemd scope of {size / 1e9:.1f} GB", command)

@@ -34,13 +34,17 @@ class Made:
     sae: Path
 
 
-def make(shape: Shape, folder: Path, layers: Sequence[int], *, decoders: bool = True, seed: int = 0) -> Made:
+def make(
+    shape: Shape, folder: Path, layers: Sequence[int], *, decoders: bool = True, seed: int = 0
+) -> Made:
     """Make what is missing of the model and of these layers' SAEs, `decoders` or holes of their size."""
     made = where(shape, folder, decoders=decoders)
     files = [made.sae / f"layer{layer}.sae.pt" for layer in layers]
     missing = [file for file in files if not file.is_file()]
     recipe = {"shape": shape.name, "layers": shape.layers, "seed": seed}
-    have_model = (made.model / MADE).is_file() and json.loads((made.model / MADE).read_text()) == recipe
+    have_model = (made.model / MADE).is_file() and json.loads(
+        (made.model / MADE).read_text()
+    ) == recipe
     made.sae.mkdir(parents=True, exist_ok=True)
     sae_bytes = shape.sae_bytes if decoders else shape.sae_bytes - 4 * shape.d_sae * shape.d_model
     check_room(folder, (0 if have_model else shape.model_bytes) + len(missing) * sae_bytes)
@@ -65,7 +69,9 @@ def check_room(folder: Path, needed: int) -> None:
     """Raises Failed unless the disk has room for this many bytes and a twentieth more."""
     free = shutil.disk_usage(folder).free
     if free < 1.05 * needed:
-        raise Failed(f"{folder} has {free / 1e9:.1f} GB free, {1.05 * needed / 1e9:.1f} GB are needed")
+        raise Failed(
+            f"{folder} has {free / 1e9:.1f} GB free, {1.05 * needed / 1e9:.1f} GB are needed"
+        )
 
 
 def _save_config(shape: Shape, folder: Path) -> None:
@@ -139,7 +145,9 @@ def _save_sae(shape: Shape, file: Path, seed: int, *, decoder: bool) -> None:
     """Four fp32 tensors in Qwen-Scope's names and orientation, drawn for this layer."""
     generator = _generator(file.name, seed)
     tensors = {
-        "W_enc": torch.randn(shape.d_sae, shape.d_model, generator=generator).mul_(shape.d_model**-0.5),
+        "W_enc": torch.randn(shape.d_sae, shape.d_model, generator=generator).mul_(
+            shape.d_model**-0.5
+        ),
         "b_enc": torch.randn(shape.d_sae, generator=generator).mul_(0.1),
         "W_dec": torch.zeros(shape.d_model, shape.d_sae),
         "b_dec": torch.randn(shape.d_model, generator=generator).mul_(0.1),
@@ -161,16 +169,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_model", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-1.7b")
     parser.add_argument("--out", type=Path, required=True, help="folder for model/ and SAE-Res-…/")
-    parser.add_argument("--layers", help="layers of the SAE, as 0,17 or all; the one below the middle when left out")
-    parser.add_argument("--no-decoders", action="store_true", help="leave W_dec a hole of zeros that takes no disk")
-    parser.add_argument("--only-layers", type=int, metavar="N", help="a model of only its first N layers")
+    parser.add_argument(
+        "--layers", help="layers of the SAE, as 0,17 or all; the one below the middle when left out"
+    )
+    parser.add_argument(
+        "--no-decoders", action="store_true", help="leave W_dec a hole of zeros that takes no disk"
+    )
+    parser.add_argument(
+        "--only-layers", type=int, metavar="N", help="a model of only its first N layers"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     if args.only_layers is not None:
         shape = shape.cut(args.only_layers)
     try:
-        made = make(shape, args.out, _layers(args.layers, shape), decoders=not args.no_decoders, seed=args.seed)
+        made = make(
+            shape,
+            args.out,
+            _layers(args.layers, shape),
+            decoders=not args.no_decoders,
+            seed=args.seed,
+        )
     except Failed as error:
         raise SystemExit(str(error)) from error
     print(made.model, made.sae, sep="\n")

@@ -14,7 +14,11 @@ from benchmarks.memory import Memory
 
 ROOT = Path(__file__).parent.parent
 Figures = dict[str, Any]
-_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 class Failed(Exception):
@@ -39,7 +43,9 @@ def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Fig
 def _watched(command: Sequence[str], env: Mapping[str, str]) -> tuple[Figures, str]:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **_QUIET, **env})
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **_QUIET, **env}
+        )
         try:
             with Memory(process.pid) as memory:
                 code = process.wait()

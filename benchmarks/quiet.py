@@ -40,7 +40,11 @@ def undisturbed(run: Callable[[], T], *, busy: bool = False) -> tuple[T, float]:
         share = others.share()
         if busy or share < _LIMIT:
             return result, share
-        print(f"not counted: others used {share:.0%} of the cores meanwhile", file=sys.stderr, flush=True)
+        print(
+            f"not counted: others used {share:.0%} of the cores meanwhile",
+            file=sys.stderr,
+            flush=True,
+        )
     raise SystemExit("the machine is too busy to measure anything")
 
 

@@ -37,13 +37,17 @@ def _caption(subject: "Subject", results: Results, place: "Place") -> str:
     records = [record for task in subject.tasks for record in results.of(subject.name, task.name)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [f"{place.shape.name}'s shape, layer {place.layer}"] if subject.of_model else []
-    parts.append(f"medians of {_count(subject, results)}, in turn, in brackets the least and the most")
+    parts.append(
+        f"medians of {_count(subject, results)}, in turn, in brackets the least and the most"
+    )
     days = sorted({record.time.split()[0] for record in records})
     parts += [" to ".join(dict.fromkeys((days[0], days[-1])))] if days else []
     parts.append(f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB{_gpu(records)}")
     parts.append(f"Python {platform.python_version()}, {_versions(subject)}")
     if records:
-        parts.append(f"others used at most {max(record.others for record in records):.0%} of the cores meanwhile")
+        parts.append(
+            f"others used at most {max(record.others for record in records):.0%} of the cores meanwhile"
+        )
     return "; ".join(parts) + "."
 
 

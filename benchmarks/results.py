@@ -62,7 +62,9 @@ class Results:
 
     def of(self, subject: str, task: str) -> list[Record]:
         """What was measured, in order, without failures."""
-        return [r for r in self.records if (r.subject, r.task) == (subject, task) and r.error is None]
+        return [
+            r for r in self.records if (r.subject, r.task) == (subject, task) and r.error is None
+        ]
 
     def error(self, subject: str, task: str) -> str | None:
         """Why a task has no figures: its last failure, unless it was measured at all."""
@@ -104,5 +106,8 @@ def _read(file: Path) -> Iterator[Record]:
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             yield Record(**json.loads(line))
-        except (ValueError, TypeError):  # the last line of a bench that was killed, or one of an older format
+        except (
+            ValueError,
+            TypeError,
+        ):  # the last line of a bench that was killed, or one of an older format
             continue

@@ -45,11 +45,22 @@ class Bench:
         folder = self.folder / (self.shape or subject.shape)
         layer = shape.middle if self.layer is None else self.layer
         made = where(shape, folder, decoders=not subject.all_layers)
-        return Place(shape, layer, self.device, made, self.folder / "peers", self.folder / "results", self.times)
+        return Place(
+            shape,
+            layer,
+            self.device,
+            made,
+            self.folder / "peers",
+            self.folder / "results",
+            self.times,
+        )
 
     def results(self, subject: Subject) -> Results:
         """What was measured on this shape and device before."""
-        return Results(self.folder / "results" / f"{self.shape or subject.shape}-{self.device}.jsonl", setting())
+        return Results(
+            self.folder / "results" / f"{self.shape or subject.shape}-{self.device}.jsonl",
+            setting(),
+        )
 
     def written(self, subject: Subject) -> bool:
         """Whether the table belongs into README.md: that of the shape it is meant for."""
@@ -76,8 +87,14 @@ def measure(bench: Bench, subject: Subject) -> Results:
             record = _measured(bench, subject, task, place, results.setting)
             results.add(record)
             failed |= {task.name} if record.error else set()
-            said = record.error or ", ".join(f"{k} {v:,.1f}" for k, v in record.figures.items() if _tells(k, v))
-            print(f"{subject.name} {turn + 1}/{turns} {task.name}: {said}", file=sys.stderr, flush=True)
+            said = record.error or ", ".join(
+                f"{k} {v:,.1f}" for k, v in record.figures.items() if _tells(k, v)
+            )
+            print(
+                f"{subject.name} {turn + 1}/{turns} {task.name}: {said}",
+                file=sys.stderr,
+                flush=True,
+            )
     return results
 
 
@@ -102,7 +119,10 @@ def _done(subject: Subject, task: Task, place: Place, results: Results) -> int:
 def missing(subject: Subject, place: Place, results: Results) -> float:
     """Seconds that what is not measured yet will take, about."""
     turns = subject.turns or place.times
-    return sum(task.seconds * max(0, turns - _done(subject, task, place, results)) for task in subject.tasks)
+    return sum(
+        task.seconds * max(0, turns - _done(subject, task, place, results))
+        for task in subject.tasks
+    )
 
 
 def _make(bench: Bench, subject: Subject, place: Place) -> None:
@@ -131,9 +151,18 @@ def announce(bench: Bench) -> None:
         total += seconds
         turns = subject.turns or bench.times
         done = "measured" if not seconds else f"about {max(1, seconds / 60):.0f} min"
-        older = f", {results.others} results of another saescope or machine left out" if results.others else ""
-        print(f"{subject.name:9} {place.shape.name:10} {len(subject.tasks)} tasks × {turns}: {done}{older}")
-    print(f"in all about {total / 60:.0f} min on two cores, beside making files and environments", flush=True)
+        older = (
+            f", {results.others} results of another saescope or machine left out"
+            if results.others
+            else ""
+        )
+        print(
+            f"{subject.name:9} {place.shape.name:10} {len(subject.tasks)} tasks × {turns}: {done}{older}"
+        )
+    print(
+        f"in all about {total / 60:.0f} min on two cores, beside making files and environments",
+        flush=True,
+    )
 
 
 def publish(bench: Bench, subject: Subject, results: Results) -> None:
@@ -165,7 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(bench, tables_only=args.tables)
     except OutOfTime:
-        print(f"{args.minutes:g} minutes are over: the same command goes on from here", file=sys.stderr)
+        print(
+            f"{args.minutes:g} minutes are over: the same command goes on from here",
+            file=sys.stderr,
+        )
         return UNFINISHED
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
@@ -190,7 +222,11 @@ def _run(bench: Bench, *, tables_only: bool) -> int:
 
 def _bench(args: argparse.Namespace) -> Bench:
     """What the options ask for: named subjects, or those of the shape, all of them where neither is given."""
-    meant = (s for s in SUBJECTS.values() if args.device in s.devices and args.shape in (None, "tiny", s.shape))
+    meant = (
+        s
+        for s in SUBJECTS.values()
+        if args.device in s.devices and args.shape in (None, "tiny", s.shape)
+    )
     chosen = [SUBJECTS[name] for name in args.only] if args.only else list(meant)
     return Bench(
         subjects=tuple(chosen),
@@ -228,20 +264,45 @@ def _has_cuda() -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument(
+        "--only", nargs="+", choices=SUBJECTS, metavar="SUBJECT", help=", ".join(SUBJECTS)
+    )
     parser.add_argument("--times", type=int, default=5, help="how often each way is measured (5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", choices=SHAPES, help="another shape than a subject's own; tiny tries the bench out")
+    parser.add_argument(
+        "--shape",
+        choices=SHAPES,
+        help="another shape than a subject's own; tiny tries the bench out",
+    )
     parser.add_argument("--layer", type=int, help="another layer than the one below the middle")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench", help="files, environments, results")
-    parser.add_argument("--list", action="store_true", help="only say what there is to do and how long it takes")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: write the tables of what was measured")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many; exit code 75")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "bench", help="files, environments, results"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="only say what there is to do and how long it takes"
+    )
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="measure nothing: write the tables of what was measured",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="begin nothing after so many; exit code 75",
+    )
     parser.add_argument("--again", action="store_true", help="forget these subjects' results first")
-    parser.add_argument("--busy", action="store_true", help="measure even while others use the machine")
-    parser.add_argument("--keep", action="store_true", help="do not delete the large shape's 55 GB afterwards")
+    parser.add_argument(
+        "--busy", action="store_true", help="measure even while others use the machine"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="do not delete the large shape's 55 GB afterwards"
+    )
     return parser
 
 

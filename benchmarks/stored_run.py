@@ -36,18 +36,31 @@ def write(out: Path, layers: int = LAYERS, seed: int = 0) -> None:
     """Write the run; every set has ten features of its own in every layer."""
     rng = np.random.default_rng(seed)
     names = [f"set{n}" for n in range(SETS)]
-    sets = [PromptSet(s, tuple(Prompt(f"{s}:{i}", s, f"{s} {i}", pair=str(i)) for i in range(PROMPTS))) for s in names]
+    sets = [
+        PromptSet(s, tuple(Prompt(f"{s}:{i}", s, f"{s} {i}", pair=str(i)) for i in range(PROMPTS)))
+        for s in names
+    ]
     total = SETS * PROMPTS * TOKENS
     saes = [SaeSpec("random", None, n, D_MODEL, D_SAE, K, "topk", None, "") for n in range(layers)]
     job = Job(
-        ModelSpec("random", None, LAYERS, D_MODEL, ""), tuple(saes), fingerprint(sets), "bfloat16", "cpu", 1, False, {}
+        ModelSpec("random", None, LAYERS, D_MODEL, ""),
+        tuple(saes),
+        fingerprint(sets),
+        "bfloat16",
+        "cpu",
+        1,
+        False,
+        {},
     )
     writer = RunWriter(out, job)
     with writer.collecting():
         for layer in range(layers):
             writer.put(0, layer, _features(rng, total), _resids(rng))
         tokens = [[(i, f"t{i}") for i in range(TOKENS)]] * (SETS * PROMPTS)
-        record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": "random", "saes": {}}}
+        record = {
+            "command": {"verb": "extract", "options": {}},
+            "inputs": {"model": "random", "saes": {}},
+        }
         writer.publish(sets, tokens, [list(range(len(tokens)))], record)
 
 
@@ -56,7 +69,9 @@ def _features(rng: np.random.Generator, total: int) -> LayerFeatures:
     keys = rng.exponential(size=(total, D_SAE)) / weights[rng.permutation(D_SAE)]
     ids = np.argpartition(keys, K, axis=1)[:, :K].astype(np.uint16)
     own = np.repeat(np.arange(SETS), PROMPTS * TOKENS)
-    ids[:, :10] = np.where(rng.random((total, 10)) < 0.8, own[:, None] * 10 + np.arange(10), ids[:, :10])
+    ids[:, :10] = np.where(
+        rng.random((total, 10)) < 0.8, own[:, None] * 10 + np.arange(10), ids[:, :10]
+    )
     acts = -np.sort(-rng.lognormal(1.0, 0.8, (total, K)).astype(np.float32), axis=1)
     norms = rng.lognormal(4, 0.2, total).astype(np.float32)
     norms[::TOKENS] *= 100

@@ -58,7 +58,12 @@ class Subject:
 
 
 def _workload(
-    name: str, ways: Sequence[tuple[Way, float]], workload: str, rows: Sequence[int], *, cold: bool = False
+    name: str,
+    ways: Sequence[tuple[Way, float]],
+    workload: str,
+    rows: Sequence[int],
+    *,
+    cold: bool = False,
 ) -> Subject:
     """Ways on the same prompts, and the rate of products at `rows` like theirs; seconds are of one process."""
     tasks = (way.task(WORKLOADS[workload], seconds, cold=cold) for way, seconds in ways)
@@ -72,7 +77,12 @@ def _startup() -> Subject:
     tasks = (
         saescope_command("help", "`saescope --help`", 1, lambda _place, _folder: ("--help",)),
         saescope_command("pair", "`contrast` on a run of the embedded pair", 2, stored("pair")),
-        saescope_command("one", "`contrast` on a run of 65,536 features × 60 prompts, one layer", 2, stored("one")),
+        saescope_command(
+            "one",
+            "`contrast` on a run of 65,536 features × 60 prompts, one layer",
+            2,
+            stored("one"),
+        ),
         saescope_command("all", "the same with 36 layers", 5, stored("all")),
     )
     return Subject("startup", tasks, tables.whole_processes, of_model=False, devices=("cpu",))
@@ -82,7 +92,12 @@ def _bake() -> Subject:
     tasks = (
         Task("copy", "copying the model's files", 15, copy),
         Task("write", "`saescope bake --no-measure`", 40, partial(bake, _METHOD, measured=False)),
-        Task("bake", "`saescope bake`, measured against its hook", 240, partial(bake, _METHOD, measured=True)),
+        Task(
+            "bake",
+            "`saescope bake`, measured against its hook",
+            240,
+            partial(bake, _METHOD, measured=True),
+        ),
     )
     return Subject("bake", tasks, tables.baking, devices=("cpu",))
 
@@ -124,7 +139,9 @@ SUBJECTS = {
         _workload("medium", _MEDIUM, "medium", [512, 1536]),
         _workload("many", _MANY, "many", [512, 2048]),
         _workload("float32", ((CUT_FLOAT32, 25), (SAESCOPE_FLOAT32, 22)), "medium", [512, 1536]),
-        _workload("cold", ((CUT, 20), (SAESCOPE, 20), (STREAMED, 20)), "short", [64, 484], cold=True),
+        _workload(
+            "cold", ((CUT, 20), (SAESCOPE, 20), (STREAMED, 20)), "short", [64, 484], cold=True
+        ),
         *_probes(),
         _startup(),
         _bake(),

@@ -24,7 +24,9 @@ def spread(values: Sequence[float], style: str) -> str:
     """The median, and in brackets the least and the most where they differ as shown."""
     if not values:
         return NONE
-    least, centre, most = (format(value, style) for value in (min(values), median(values), max(values)))
+    least, centre, most = (
+        format(value, style) for value in (min(values), median(values), max(values))
+    )
     return centre if least == most else f"{centre} ({least}–{most})"
 
 
@@ -41,9 +43,22 @@ def ways(workload: Workload, results: Results, subject: "Subject", place: "Place
     dtype = "float32" if subject.name == "float32" else "bfloat16"
     tasks = [task for task in subject.tasks if task.name != "rates"]
     device = place.device != "cpu"
-    head = [f"{workload.title}, {sum(workload.lengths):,} tokens", "tokens/s", f"of the {dtype} rate"]
-    head += [*(["of the best rate"] if best[dtype] < max(best.values()) else []), "loading, s", "whole process, s"]
-    head += ["peak, MB", "not in files, MB", *(["on the device, MB"] if device else []), "features shared"]
+    head = [
+        f"{workload.title}, {sum(workload.lengths):,} tokens",
+        "tokens/s",
+        f"of the {dtype} rate",
+    ]
+    head += [
+        *(["of the best rate"] if best[dtype] < max(best.values()) else []),
+        "loading, s",
+        "whole process, s",
+    ]
+    head += [
+        "peak, MB",
+        "not in files, MB",
+        *(["on the device, MB"] if device else []),
+        "features shared",
+    ]
     rows = []
     for task in tasks:
         records, error = results.of(subject.name, task.name), results.error(subject.name, task.name)
@@ -51,8 +66,14 @@ def ways(workload: Workload, results: Results, subject: "Subject", place: "Place
             rows.append([task.title, error or "not measured", *[NONE] * (len(head) - 2)])
             continue
         speed = median(figure(records, "tokens_per_s"))
-        row = [task.title, spread(figure(records, "tokens_per_s"), ",.0f"), _share(speed * flop, best[dtype])]
-        row += [_share(speed * flop, max(best.values()))] if best[dtype] < max(best.values()) else []
+        row = [
+            task.title,
+            spread(figure(records, "tokens_per_s"), ",.0f"),
+            _share(speed * flop, best[dtype]),
+        ]
+        row += (
+            [_share(speed * flop, max(best.values()))] if best[dtype] < max(best.values()) else []
+        )
         row += [spread(figure(records, "load_s"), ".1f"), spread(figure(records, "wall_s"), ".1f")]
         row += [megabytes(records, "peak_rss"), megabytes(records, "peak_anonymous")]
         row += [megabytes(records, "peak_device")] if device else []
@@ -101,7 +122,9 @@ def prefix(results: Results, subject: "Subject", _place: "Place") -> str:
     if not records:
         return _absent(results, subject)
     once, every = figure(records, "once"), figure(records, "every")
-    tokens, shared, apart = (median(figure(records, name)) for name in ("tokens", "shared", "resid_diff"))
+    tokens, shared, apart = (
+        median(figure(records, name)) for name in ("tokens", "shared", "resid_diff")
+    )
     rows = [
         ["with every prompt", spread(every, ",.0f"), "1.0"],
         ["run once", spread(once, ",.0f"), _ratio(once, every, ".1f")],
@@ -122,7 +145,11 @@ def encoding(results: Results, subject: "Subject", _place: "Place") -> str:
         "encode": "**Sae.encode**",
     }
     rows = [
-        [title, spread([1000 * s for s in figure(records, name)], ",.0f"), _ratio(figure(records, name), product)]
+        [
+            title,
+            spread([1000 * s for s in figure(records, name)], ",.0f"),
+            _ratio(figure(records, name), product),
+        ]
         for name, title in names.items()
     ]
     grown = megabytes(records, "grown")
@@ -136,12 +163,18 @@ def steering(results: Results, subject: "Subject", place: "Place") -> str:
     if not records:
         return _absent(results, subject)
     plain = figure(records, "unsteered")
-    names = {"unsteered": "without edits", "relu": "8 edits, gate relu", "topk": "8 edits, gate topk"}
+    names = {
+        "unsteered": "without edits",
+        "relu": "8 edits, gate relu",
+        "topk": "8 edits, gate topk",
+    }
     rows = [
         [title, spread(figure(records, name), ".2f"), _cost(figure(records, name), plain)]
         for name, title in names.items()
     ]
-    return table([f"greedy decoding, layer {place.layer}", "tokens/s", "cost: median of pairs"], rows)
+    return table(
+        [f"greedy decoding, layer {place.layer}", "tokens/s", "cost: median of pairs"], rows
+    )
 
 
 def _cost(steered: Sequence[float], plain: Sequence[float]) -> str:
@@ -155,7 +188,11 @@ def whole_processes(results: Results, subject: "Subject", _place: "Place") -> st
     rows = []
     for task in subject.tasks:
         records = results.of(subject.name, task.name)
-        seconds = spread(figure(records, "wall_s"), ".2f") if records else _why(results, subject, task.name)
+        seconds = (
+            spread(figure(records, "wall_s"), ".2f")
+            if records
+            else _why(results, subject, task.name)
+        )
         rows.append([task.title, seconds, megabytes(records, "peak_rss")])
     return table(["whole process", "s", "peak, MB"], rows)
 
@@ -170,7 +207,9 @@ def baking(results: Results, subject: "Subject", _place: "Place") -> str:
             continue
         speeds = [r.figures["bytes"] / r.figures["wall_s"] / 1e6 for r in records]
         memory = megabytes(records, "peak_anonymous")
-        rows.append([task.title, spread(figure(records, "wall_s"), ".1f"), spread(speeds, ",.0f"), memory])
+        rows.append(
+            [task.title, spread(figure(records, "wall_s"), ".1f"), spread(speeds, ",.0f"), memory]
+        )
     return table(["to the disk", "s", "MB/s", "peak not in files, MB"], rows)
 
 
@@ -185,8 +224,21 @@ def limited(results: Results, subject: "Subject", place: "Place") -> str:
         names |= {r.figures["limit"] for r in records if "limit" in r.figures}
         memory = [megabytes(records, name) for name in ("peak_rss", "peak_anonymous", "peak_file")]
         charged = [r for r in records if r.figures.get("peak_limited") is not None]
-        rows.append([task.title, spread(figure(records, "wall_s"), ".1f"), *memory, megabytes(charged, "peak_limited")])
-    head = [f"60 prompts, {place.shape.name}", "whole process, s", "peak, MB", "not in files, MB", "in files, MB"]
+        rows.append(
+            [
+                task.title,
+                spread(figure(records, "wall_s"), ".1f"),
+                *memory,
+                megabytes(charged, "peak_limited"),
+            ]
+        )
+    head = [
+        f"60 prompts, {place.shape.name}",
+        "whole process, s",
+        "peak, MB",
+        "not in files, MB",
+        "in files, MB",
+    ]
     text = table([*head, "charged to the limit, page cache included, MB"], rows)
     one, every = (middle(results.of(subject.name, name), "peak_rss") for name in ("one", "all"))
     after = [f"All layers against one: {every / one:.2f} times the peak."] if one and every else []

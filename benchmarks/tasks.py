@@ -59,7 +59,9 @@ class Way:
 
     def task(self, workload: Workload, seconds: float, *, cold: bool = False) -> Task:
         """This way on these prompts, with the files in the page cache or not."""
-        return Task(self.name, self.title, seconds, partial(_way, self, workload, cold), self.environment)
+        return Task(
+            self.name, self.title, seconds, partial(_way, self, workload, cold), self.environment
+        )
 
 
 FLOAT32 = ("--dtype", "float32")
@@ -67,7 +69,9 @@ ARTICLE = Way("article", "the article's loop", "article_loop")
 CUT = Way(REFERENCE, "transformers, one line", "transformers_cut")
 CUT_FLOAT32 = Way(REFERENCE, "transformers, one line", "transformers_cut", options=FLOAT32)
 SAE_LENS = Way("sae_lens", "transformers, then SAELens", "sae_lens_encode", "sae_lens")
-TRANSFORMER_LENS = Way("transformer_lens", "TransformerLens, `stop_at_layer`", "transformer_lens_stop", "lens")
+TRANSFORMER_LENS = Way(
+    "transformer_lens", "TransformerLens, `stop_at_layer`", "transformer_lens_stop", "lens"
+)
 NNSIGHT = Way("nnsight", "nnsight, `tracer.stop()`", "nnsight_stop", "lens")
 SAESCOPE = Way("saescope", "**saescope**", "saescope_run")
 STREAMED = Way("streamed", "**saescope, streamed**", "saescope_run", options=("--streamed",))
@@ -76,14 +80,32 @@ SAESCOPE_FLOAT32 = Way("saescope", "**saescope**", "saescope_run", options=FLOAT
 
 def _way(way: Way, workload: Workload, cold: bool, place: Place) -> Figures:
     """One process of one way, and the share of every token's features that it has in common with the reference."""
-    interpreter = environments.python(way.environment, place.environments) if way.environment else sys.executable
+    interpreter = (
+        environments.python(way.environment, place.environments)
+        if way.environment
+        else sys.executable
+    )
     place.scratch.mkdir(parents=True, exist_ok=True)
     kind = "-".join((place.shape.name, place.device, workload.name, *way.options[1:]))
     prompts, out = place.scratch / f"{kind}.json", place.scratch / f"{kind}-{way.name}.npy"
     prompts.write_text(json.dumps(workload.texts(place.shape.vocab)))
     prepare((place.made.model, place.made.sae), cold=cold)
-    command = [interpreter, "-m", f"benchmarks.ways.{way.module}", "--layer", str(place.layer), *way.options]
-    command += ["--model", str(place.made.model), "--sae", str(place.made.sae), "--device", place.device]
+    command = [
+        interpreter,
+        "-m",
+        f"benchmarks.ways.{way.module}",
+        "--layer",
+        str(place.layer),
+        *way.options,
+    ]
+    command += [
+        "--model",
+        str(place.made.model),
+        "--sae",
+        str(place.made.sae),
+        "--device",
+        place.device,
+    ]
     figures = printed([*command, "--prompts", str(prompts), "--out", str(out)])
     figures["tokens_per_s"] = figures["tokens"] / figures["compute_s"]
     return {**figures, **_shared(out, place.scratch / f"{kind}-{REFERENCE}.npy")}
@@ -95,7 +117,9 @@ def _shared(ids: Path, reference: Path) -> Figures:
     ours, theirs = np.load(ids), np.load(reference)
     if ours.shape != theirs.shape:
         return {"shared": 0.0}
-    return {"shared": float(np.mean([np.isin(a, b).mean() for a, b in zip(ours, theirs, strict=True)]))}
+    return {
+        "shared": float(np.mean([np.isin(a, b).mean() for a, b in zip(ours, theirs, strict=True)]))
+    }
 
 
 def probe(module: str, place: Place, *arguments: str) -> Figures:
@@ -125,14 +149,25 @@ def in_process(module: str, title: str, seconds: float, *, of_model: bool, turns
 
     def run(place: Place) -> Figures:
         prepare((place.made.model, place.made.sae), cold=False)
-        files = ["--model", str(place.made.model), "--sae", str(place.made.sae), "--layer", str(place.layer)]
-        figures = probe(module, place, *(files if of_model else []), "--times", str(turns * place.times))
+        files = [
+            "--model",
+            str(place.made.model),
+            "--sae",
+            str(place.made.sae),
+            "--layer",
+            str(place.layer),
+        ]
+        figures = probe(
+            module, place, *(files if of_model else []), "--times", str(turns * place.times)
+        )
         return {**figures, "repeated": turns * place.times}
 
     return Task(module, title, seconds, run)
 
 
-def saescope_command(name: str, title: str, seconds: float, arguments: Callable[[Place, Path], Sequence[str]]) -> Task:
+def saescope_command(
+    name: str, title: str, seconds: float, arguments: Callable[[Place, Path], Sequence[str]]
+) -> Task:
     """A command of saescope as a whole process, its run written into a folder that is deleted afterwards."""
 
     def run(place: Place) -> Figures:
@@ -148,8 +183,22 @@ def contrast(name: str, title: str, seconds: float, layers: str, *, limited: boo
     def run(place: Place) -> Figures:
         with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
             sets = _article_sets(place, Path(folder) / "prompts")
-            arguments = ["contrast", str(sets), "--model", str(place.made.model), "--sae", str(place.made.sae)]
-            arguments += ["--layers", layers or str(place.layer), "--memory", "4GiB", "--device", place.device]
+            arguments = [
+                "contrast",
+                str(sets),
+                "--model",
+                str(place.made.model),
+                "--sae",
+                str(place.made.sae),
+            ]
+            arguments += [
+                "--layers",
+                layers or str(place.layer),
+                "--memory",
+                "4GiB",
+                "--device",
+                place.device,
+            ]
             arguments += ["--out", str(Path(folder) / "run")]
             prepare((place.made.model, place.made.sae), cold=True)
             if not limited:
@@ -192,7 +241,11 @@ def bake(method: str, place: Place, *, measured: bool) -> Figures:
         edits, out = Path(folder) / "edits.toml", Path(folder) / "baked"
         named = f"model = {json.dumps(str(place.made.model))}\nsae = {json.dumps(str(place.made.sae))}\n"
         edits.write_text(f'{named}[[edit]]\nfeature = "{place.layer}/0"\nop = "project"\n')
-        text = ["--neutral", str(_article_sets(place, Path(folder) / "text"))] if measured else ["--no-measure"]
+        text = (
+            ["--neutral", str(_article_sets(place, Path(folder) / "text"))]
+            if measured
+            else ["--no-measure"]
+        )
         options = ["--out", str(out), "--method", method, *text]
         figures = watched([*saescope(), "bake", "--edits", str(edits), *options])
         start = time.perf_counter()

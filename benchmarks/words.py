@@ -14,7 +14,10 @@ _FIRST = [c + v for c, v in product("bdfgjklmnp", _VOWELS)]
 _SECOND = [c + v for c, v in product("qrstvwxyzc", _VOWELS)]
 _UNITS = [a + b for a, b in product(_FIRST, _SECOND)]
 _END = "<|endoftext|>"
-_N_BYTES, _N_SPARE = 256, 300  # the spare ids, as in Qwen3, lie between the tokenizer's size and the embedding's
+_N_BYTES, _N_SPARE = (
+    256,
+    300,
+)  # the spare ids, as in Qwen3, lie between the tokenizer's size and the embedding's
 
 
 def words(vocab: int) -> list[str]:
@@ -42,4 +45,6 @@ def save_tokenizer(folder: Path, vocab: int, max_length: int) -> None:
     bpe.add_special_tokens([_END])
     bpe.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": _END, "pad_token": _END}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": max_length}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**config, "model_max_length": max_length})
+    )

@@ -17,7 +17,9 @@ from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
 from saescope.sources.saes import open_sae
 
-settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+settings.register_profile(
+    "untimed", deadline=None
+)  # how long an example takes says how busy the machine is
 settings.load_profile("untimed")
 
 

@@ -22,7 +22,9 @@ class Hub:
     revisions: Mapping[str, str]
     url: str = ""
     downloaded: list[str] = field(default_factory=list)
-    sent: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # first byte and number, of every answer
+    sent: dict[str, list[tuple[int, int]]] = field(
+        default_factory=dict
+    )  # first byte and number, of every answer
     drop_after: dict[str, int] = field(default_factory=dict)  # by file name; once
     stop_after: dict[str, int] = field(default_factory=dict)  # by file name; until the test ends
     damaged: set[str] = field(default_factory=set)  # file names whose last byte comes wrong
@@ -39,20 +41,34 @@ class Hub:
     def about(self, repo: str, name: str) -> dict[str, object]:
         """A file as the list of a repository has it with metadata; weights and tokenizers are in large file storage."""
         path = self.repos[repo] / name
-        about: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": self.etag(path)}
+        about: dict[str, object] = {
+            "rfilename": name,
+            "size": path.stat().st_size,
+            "blobId": self.etag(path),
+        }
         if path.suffix in (".safetensors", ".pt"):
-            about["lfs"] = {"sha256": self.etag(path), "size": path.stat().st_size, "pointerSize": 130}
+            about["lfs"] = {
+                "sha256": self.etag(path),
+                "size": path.stat().st_size,
+                "pointerSize": 130,
+            }
         return about
 
     def files(self, repo: str) -> list[str]:
-        return sorted(p.relative_to(self.repos[repo]).as_posix() for p in self.repos[repo].rglob("*") if p.is_file())
+        return sorted(
+            p.relative_to(self.repos[repo]).as_posix()
+            for p in self.repos[repo].rglob("*")
+            if p.is_file()
+        )
 
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve `hub` on a free port within the block."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": hub}))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    ).start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub
@@ -101,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         if commit := self._commit(repo, revision):
             names = self.hub.files(repo)
             blobs = "blobs=" in self.path
-            siblings = [self.hub.about(repo, name) if blobs else {"rfilename": name} for name in names]
+            siblings = [
+                self.hub.about(repo, name) if blobs else {"rfilename": name} for name in names
+            ]
             body = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
             self._send(200, {"Content-Type": "application/json"}, body)
 
@@ -113,7 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = self.hub.repos[repo] / name
         size = path.stat().st_size
-        headers = {"ETag": f'"{self.hub.etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{self.hub.etag(path)}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
         first, last = 0, size - 1
         if wanted := self.headers.get("Range"):
             start, _, end = wanted.removeprefix("bytes=").partition("-")

@@ -75,24 +75,34 @@ def saelens(out: Path) -> Answers:
     sizes: dict[str, Any] = {"d_in": D_MODEL, "d_sae": D_SAE}
     made: dict[str, SAE[Any]] = {
         "standard": StandardSAE(StandardSAEConfig(**sizes, metadata=about())),
-        "standard-not-centred": StandardSAE(StandardSAEConfig(**sizes, apply_b_dec_to_input=False, metadata=about())),
-        "standard-resid-pre": StandardSAE(StandardSAEConfig(**sizes, metadata=about("blocks.4.hook_resid_pre"))),
+        "standard-not-centred": StandardSAE(
+            StandardSAEConfig(**sizes, apply_b_dec_to_input=False, metadata=about())
+        ),
+        "standard-resid-pre": StandardSAE(
+            StandardSAEConfig(**sizes, metadata=about("blocks.4.hook_resid_pre"))
+        ),
         "standard-says-no-hook": StandardSAE(StandardSAEConfig(**sizes)),
         "topk": TopKSAE(TopKSAEConfig(**sizes, k=K, metadata=about())),
         "topk-by-decoder-norm": TopKSAE(
             TopKSAEConfig(**sizes, k=K, rescale_acts_by_decoder_norm=True, metadata=about())
         ),
         "jumprelu": JumpReLUSAE(JumpReLUSAEConfig(**sizes, metadata=about())),
-        "jumprelu-not-centred": JumpReLUSAE(JumpReLUSAEConfig(**sizes, apply_b_dec_to_input=False, metadata=about())),
+        "jumprelu-not-centred": JumpReLUSAE(
+            JumpReLUSAEConfig(**sizes, apply_b_dec_to_input=False, metadata=about())
+        ),
         "gated": GatedSAE(GatedSAEConfig(**sizes, metadata=about())),
-        "standard-bfloat16": StandardSAE(StandardSAEConfig(**sizes, dtype="bfloat16", metadata=about())),
+        "standard-bfloat16": StandardSAE(
+            StandardSAEConfig(**sizes, dtype="bfloat16", metadata=about())
+        ),
     }
     answers = {}
     for name, sae in made.items():
         randomise(sae)
         sae.save_model(out / "saelens" / name)
     for rescaled in (False, True):
-        config = BatchTopKTrainingSAEConfig(**sizes, k=K, rescale_acts_by_decoder_norm=rescaled, metadata=about())
+        config = BatchTopKTrainingSAEConfig(
+            **sizes, k=K, rescale_acts_by_decoder_norm=rescaled, metadata=about()
+        )
         trained = BatchTopKTrainingSAE(config)
         randomise(trained)
         trained.topk_threshold = torch.tensor(0.9, dtype=torch.double)
@@ -134,7 +144,10 @@ def by_saelens(loader: Callable[..., Any], repo: str, folder: str, out: Path) ->
         return str(out / subfolder / filename)
 
     def shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
-        return {name: list(tensor.shape) for name, tensor in loaders.load_safetensors_weights(out / filename).items()}
+        return {
+            name: list(tensor.shape)
+            for name, tensor in loaders.load_safetensors_weights(out / filename).items()
+        }
 
     loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = here, shapes  # type: ignore[assignment]
     return SAE.from_pretrained(repo, folder, converter=converted)
@@ -155,23 +168,33 @@ def tensors(seed: int) -> dict[str, Tensor]:
 def gemma_scope(out: Path) -> Answers:
     """Both versions as their repositories lay them out, read by SAELens' loaders."""
     answers = {}
-    for n, folder in enumerate(("layer_5/width_16k/average_l0_71", "layer_5/width_65k/average_l0_80")):
+    for n, folder in enumerate(
+        ("layer_5/width_16k/average_l0_71", "layer_5/width_65k/average_l0_80")
+    ):
         (out / "gemma-scope-2b-pt-res" / folder).mkdir(parents=True)
         save = np.savez if n == 0 else np.savez_compressed
         arrays = {name: tensor.numpy() for name, tensor in tensors(20 + 7 * n).items()}
         save(out / "gemma-scope-2b-pt-res" / folder / "params.npz", **arrays)
         repo = "google/gemma-scope-2b-pt-res"
-        sae = by_saelens(loaders.gemma_2_sae_huggingface_loader, repo, folder, out / "gemma-scope-2b-pt-res")
+        sae = by_saelens(
+            loaders.gemma_2_sae_huggingface_loader, repo, folder, out / "gemma-scope-2b-pt-res"
+        )
         answers[f"gemma-scope-2b-pt-res/{folder}"] = answer(sae, 5)
     folder = "resid_post/layer_9_width_16k_l0_small"
     (out / "gemma-scope-2-1b-pt" / folder).mkdir(parents=True)
     names = {"W_enc": "w_enc", "W_dec": "w_dec"}
     state = {names.get(name, name): tensor for name, tensor in tensors(50).items()}
     save_file(state, out / "gemma-scope-2-1b-pt" / folder / "params.safetensors")
-    config = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", "hf_hook_point_in": "model.layers.9.output"}
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "gemma-v3-1b-pt",
+        "hf_hook_point_in": "model.layers.9.output",
+    }
     (out / "gemma-scope-2-1b-pt" / folder / "config.json").write_text(json.dumps(config))
     repo = "google/gemma-scope-2-1b-pt"
-    sae = by_saelens(loaders.gemma_3_sae_huggingface_loader, repo, folder, out / "gemma-scope-2-1b-pt")
+    sae = by_saelens(
+        loaders.gemma_3_sae_huggingface_loader, repo, folder, out / "gemma-scope-2-1b-pt"
+    )
     return answers | {f"gemma-scope-2-1b-pt/{folder}": answer(sae, 9)}
 
 
@@ -204,7 +227,9 @@ def dictionary_learning(out: Path) -> Answers:
         if kind.startswith("AutoEncoder") and kind != "AutoEncoderTopK":
             answers[f"dictionary_learning/{folder}"] = relu_by_formula(state, kind)
         else:
-            sae = by_saelens(loaders.dictionary_learning_sae_huggingface_loader_1, "x/y", folder, root)
+            sae = by_saelens(
+                loaders.dictionary_learning_sae_huggingface_loader_1, "x/y", folder, root
+            )
             answers[f"dictionary_learning/{folder}"] = answer(sae, 6)
     return answers
 
@@ -245,7 +270,9 @@ def sparsify(out: Path) -> Answers:
         with torch.no_grad():
             acts, ids, _ = coder.encode(residuals())
             dense = torch.zeros(len(acts), D_SAE).scatter(1, ids, acts)
-            answers[f"sparsify/{name}"] = Answer(residuals(), dense, coder.decode(acts, ids), int(name[-1]))
+            answers[f"sparsify/{name}"] = Answer(
+                residuals(), dense, coder.decode(acts, ids), int(name[-1])
+            )
     return answers
 
 
@@ -258,7 +285,11 @@ def llama_scope(out: Path) -> Answers:
         name = f"Llama3_1-8B-Base-L{n + 3}R-8x"
         folder, made = out / "llama_scope" / name, tensors(90 + n)
         (folder / "checkpoints").mkdir(parents=True)
-        decoder = made["W_dec"] / made["W_dec"].norm(dim=1, keepdim=True) if lengths == "one" else made["W_dec"]
+        decoder = (
+            made["W_dec"] / made["W_dec"].norm(dim=1, keepdim=True)
+            if lengths == "one"
+            else made["W_dec"]
+        )
         state = {
             "encoder.weight": made["W_enc"].T.contiguous(), "encoder.bias": made["b_enc"],
             "decoder.weight": decoder.T.contiguous(), "decoder.bias": made["b_dec"],
@@ -275,11 +306,17 @@ def llama_scope(out: Path) -> Answers:
         answers[f"llama_scope/{name}"] = openmoss(state, config, n + 3)
         if lengths == "one":
             scale = D_MODEL**0.5 / average
-            sae = by_saelens(loaders.llama_scope_sae_huggingface_loader, "x/y", name, out / "llama_scope")
+            sae = by_saelens(
+                loaders.llama_scope_sae_huggingface_loader, "x/y", name, out / "llama_scope"
+            )
             sae.fold_activation_norm_scaling_factor(scale)
-            sae.threshold.data = torch.full((D_SAE,), 0.7 * scale)  # its config holds it in bfloat16
+            sae.threshold.data = torch.full(
+                (D_SAE,), 0.7 * scale
+            )  # its config holds it in bfloat16
             theirs = answer(sae, n + 3, 1 / scale)
-            torch.testing.assert_close(theirs.acts, answers[f"llama_scope/{name}"].acts, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                theirs.acts, answers[f"llama_scope/{name}"].acts, atol=1e-5, rtol=1e-5
+            )
             answers[f"llama_scope/{name}"] = theirs
     return answers
 

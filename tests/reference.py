@@ -31,7 +31,9 @@ def features(model: Path, sae: Path, layer: int, k: int, texts: list[str]) -> li
             lm(input_ids=ids)
             resid = seen.pop()[0]
             top = (resid @ weights["W_enc"].T + weights["b_enc"]).topk(k, dim=-1)
-            results.append(Reference(ids[0].tolist(), resid.norm(dim=-1), top.values.relu(), top.indices))
+            results.append(
+                Reference(ids[0].tolist(), resid.norm(dim=-1), top.values.relu(), top.indices)
+            )
     handle.remove()
     return results
 
@@ -55,4 +57,6 @@ def assert_same(acts: Tensor, ids: Tensor, ref_acts: Tensor, ref_ids: Tensor) ->
         gaps = [abs(float(ref_acts[row, column] - ref_acts[row, at]))
                 for at in (column - 1, column + 1) if 0 <= at < ref_acts.shape[1]]  # fmt: skip
         near_border = column == ref_acts.shape[1] - 1
-        assert min(gaps) < 1e-5 or near_border, f"token {row}, rank {column}: {ids[row]} is not {ref_ids[row]}"
+        assert min(gaps) < 1e-5 or near_border, (
+            f"token {row}, rank {column}: {ids[row]} is not {ref_ids[row]}"
+        )

@@ -15,7 +15,10 @@ def main(*places: str) -> None:
         sae, h = SAE.load_from_disk(folder), torch.load(resid)
         with torch.inference_mode():
             acts = sae.encode(h)
-            torch.save({"acts": acts, "decoded": sae.decode(acts), "config": sae.cfg.to_dict()}, f"{folder}.judged")
+            torch.save(
+                {"acts": acts, "decoded": sae.decode(acts), "config": sae.cfg.to_dict()},
+                f"{folder}.judged",
+            )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,16 @@ from saescope.store.writer import RunWriter
 
 def padded(found: LayerFeatures, k: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Activations and ids as rows of k, (tokens, k): 0 where fewer fire."""
-    acts, ids = np.zeros((len(found.norms), k), np.float32), np.zeros((len(found.norms), k), np.int64)
+    acts, ids = (
+        np.zeros((len(found.norms), k), np.float32),
+        np.zeros((len(found.norms), k), np.int64),
+    )
     for token in range(len(found.norms)):
         own = found.row(token)
-        acts[token, : found.counts[token]], ids[token, : found.counts[token]] = found.acts[own], found.ids[own]
+        acts[token, : found.counts[token]], ids[token, : found.counts[token]] = (
+            found.acts[own],
+            found.ids[own],
+        )
     return acts, ids
 
 
@@ -41,7 +47,10 @@ def write_run(
     sets = [
         PromptSet(
             name,
-            tuple(Prompt(f"{name}:{i}", name, f"{name} {i}", pair=str(i) if paired else None) for i in range(len(n))),
+            tuple(
+                Prompt(f"{name}:{i}", name, f"{name} {i}", pair=str(i) if paired else None)
+                for i in range(len(n))
+            ),
         )
         for name, n in lengths.items()
     ]
@@ -62,7 +71,10 @@ def write_run(
         acts = np.where(np.take_along_axis(where, ids, 1), 1 + ids / d_sae, 0).astype(np.float32)
         values = norms if norms is not None else np.ones(total, np.float32)
         border = np.zeros(total, np.float32)
-        features[layer] = (LayerFeatures.of_rows(values, acts, ids.astype(np.uint16), border, errors), resid)
+        features[layer] = (
+            LayerFeatures.of_rows(values, acts, ids.astype(np.uint16), border, errors),
+            resid,
+        )
         saes.append(SaeSpec("planned", None, layer, vectors.shape[1], d_sae, k, "topk", None, ""))
     spec = ModelSpec(model, None, 9, vectors.shape[1], "")
     job = Job(spec, tuple(saes), fingerprint(sets), "float32", "cpu", 1, errors is not None, {})

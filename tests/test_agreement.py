@@ -36,7 +36,10 @@ def test_agreement_by_hand(tmp_path: Path) -> None:
     assert found.topk_jaccard == pytest.approx((3 + 1 / 3) / 4)
     assert found.act_rel_diff == found.resid_rel_diff == found.norm_rel_diff == 0
     assert found.rate_diff == pytest.approx(1 / 2)  # features 1 and 2 on half of x's scored tokens
-    assert [(w.id, w.topk_jaccard) for w in found.worst] == [("x:0", pytest.approx(2 / 3)), ("y:0", 1.0)]
+    assert [(w.id, w.topk_jaccard) for w in found.worst] == [
+        ("x:0", pytest.approx(2 / 3)),
+        ("y:0", 1.0),
+    ]
     assert "not safe" in agreement(a, b).verdicts[4]
 
 
@@ -61,7 +64,9 @@ def test_overlap_equals_sets(pair: Pair, tmp_path: Path) -> None:
     scored = np.flatnonzero(runs[0].token_pos > 0)
     jaccards, diffs = [], []
     for t in scored.tolist():
-        a, b = (dict(zip(f.ids[f.row(t)].tolist(), f.acts[f.row(t)], strict=True)) for f in (one, two))
+        a, b = (
+            dict(zip(f.ids[f.row(t)].tolist(), f.acts[f.row(t)], strict=True)) for f in (one, two)
+        )
         jaccards.append(len(a.keys() & b.keys()) / len(a.keys() | b.keys()))
         diffs += [abs(a[f] - b[f]) / max(a[f], b[f]) for f in a.keys() & b.keys()]
     assert found.tokens == len(scored)
@@ -71,7 +76,9 @@ def test_overlap_equals_sets(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
-    values = np.concatenate([np.random.default_rng(0).normal(size=5000), [1.00390625, 1.01171875, 0.0]]).astype("f4")
+    values = np.concatenate(
+        [np.random.default_rng(0).normal(size=5000), [1.00390625, 1.01171875, 0.0]]
+    ).astype("f4")
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(_bfloat16(values), expected)
 
@@ -96,12 +103,18 @@ def test_sae_of_which_every_feature_fires_has_no_border(tmp_path: Path) -> None:
 def test_residuals_by_prompt_are_means_and_last_ones(pair: Pair, tmp_path: Path) -> None:
     lm, [sae] = pair.load(1)
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run", batch_tokens=50)
-    alone = [extract(lm, [sae], texts([text]), tmp_path / str(n)) for n, text in enumerate(tiny.TEXTS)]
+    alone = [
+        extract(lm, [sae], texts([text]), tmp_path / str(n)) for n, text in enumerate(tiny.TEXTS)
+    ]
     for name in ("positions", "mean", "last"):
         together = getattr(run.resids(1), name)
-        np.testing.assert_allclose(together, np.concatenate([getattr(r.resids(1), name) for r in alone]), atol=2e-5)
+        np.testing.assert_allclose(
+            together, np.concatenate([getattr(r.resids(1), name) for r in alone]), atol=2e-5
+        )
     lengths = np.bincount(run.token_prompt)
-    assert run.resids(1).positions.tolist() == (lengths - 1).tolist()  # a prompt of one token has none
+    assert (
+        run.resids(1).positions.tolist() == (lengths - 1).tolist()
+    )  # a prompt of one token has none
     norms = np.linalg.norm(run.resids(1).last, axis=1)
     np.testing.assert_allclose(norms, run.features(1).norms[np.cumsum(lengths) - 1], rtol=1e-5)
 
@@ -137,7 +150,10 @@ def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> No
     with pytest.raises(RunError, match="keeps no reconstruction errors"):
         fitness(without)
     other = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1], d_sae=100), 1)
-    one, two = (extract(lm, [s], texts(tiny.TEXTS), tmp_path / n, errors=True) for s, n in ((sae, "a"), (other, "b")))
+    one, two = (
+        extract(lm, [s], texts(tiny.TEXTS), tmp_path / n, errors=True)
+        for s, n in ((sae, "a"), (other, "b"))
+    )
     with pytest.raises(RunError, match="different SAEs"):
         fitness(one, two)
 
@@ -209,7 +225,9 @@ def test_precision_command_says_what_bfloat16_does(
 def test_messages_come_back_from_a_run(pair: Pair, tmp_path: Path, sets_folder: Path) -> None:
     lm, [sae] = pair.load(1)
     lm.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
-    (sets_folder / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hé\nho"}]}))
+    (sets_folder / "chat.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hé\nho"}]})
+    )
     sets = read_prompts(sets_folder)
     run = extract(lm, [sae], sets, tmp_path / "run")
     assert run.prompt_sets == sets

@@ -22,7 +22,17 @@ ALLOWED = {
     "analysis": {"errors", "sources", "store", "table"},
     "control": {"errors", "version", "sources", "store", "table", "engine", "analysis"},
     "demo": set[str](),
-    "surfaces": {"errors", "version", "table", "sources", "store", "engine", "analysis", "control", "demo"},
+    "surfaces": {
+        "errors",
+        "version",
+        "table",
+        "sources",
+        "store",
+        "engine",
+        "analysis",
+        "control",
+        "demo",
+    },
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -46,9 +56,17 @@ def test_file_keeps_to_its_room(file: Path) -> None:
     if room in ("store", "analysis"):
         assert not any(name.split(".")[0] in ("torch", "transformers") for name in imports(tree))
     calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert file.name == "residual.py" or not any("register" in name and "hook" in name for name in calls)
-    given = [k for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg in ("W_enc", "W_dec")]
-    turned = any(isinstance(node, ast.Attribute) and node.attr == "T" for k in given for node in ast.walk(k.value))
+    assert file.name == "residual.py" or not any(
+        "register" in name and "hook" in name for name in calls
+    )
+    given = [
+        k for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg in ("W_enc", "W_dec")
+    ]
+    turned = any(
+        isinstance(node, ast.Attribute) and node.attr == "T"
+        for k in given
+        for node in ast.walk(k.value)
+    )
     assert file.parent.name == "formats" or not turned
 
 
@@ -56,7 +74,9 @@ def test_file_keeps_to_its_room(file: Path) -> None:
                                     "saescope.surfaces.cli", "saescope.surfaces.cli.contrast",
                                     "saescope.surfaces.cli.plan", "saescope.surfaces.cli.fetch"])  # fmt: skip
 def test_starts_without_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -78,7 +78,13 @@ HYBRID = {
     "linear_value_head_dim": 8,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-QWEN_EYE = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+QWEN_EYE = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+}
 GEMMA_EYE = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
@@ -130,7 +136,12 @@ MOE = ("qwen3 moe", "qwen3.5 moe")
 
 
 def save(
-    name: str, folder: Path, *, dtype: torch.dtype = torch.float32, shard_size: str = "20KB", **changes: Any
+    name: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str = "20KB",
+    **changes: Any,
 ) -> Path:
     """A random checkpoint of this kind with its tokenizer."""
     torch.manual_seed(0)
@@ -175,7 +186,10 @@ def distance(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_layer_equals_the_whole_model(name: str, stored: str, tmp_path: Path) -> None:
     sharded = stored == "float32, sharded"
-    how = {"dtype": torch.float32 if sharded else torch.bfloat16, "shard_size": "20KB" if sharded else "1GB"}
+    how = {
+        "dtype": torch.float32 if sharded else torch.bfloat16,
+        "shard_size": "20KB" if sharded else "1GB",
+    }
     model = save(name, tmp_path / "model", **how)
     assert (model / "model.safetensors.index.json").exists() == sharded
     for last in (1, LAYERS - 1):
@@ -199,23 +213,32 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
         batches = plan_batches([len(row) for row in prompts], budget, packed=packs)
         assert any(len(row) > 1 for batch in batches for row in batch) == packs
         for batch in batches:
-            tokens, order = lay_out(batch, prompts, lm.device), [prompt for row in batch for prompt in row]
+            tokens, order = (
+                lay_out(batch, prompts, lm.device),
+                [prompt for row in batch for prompt in row],
+            )
             with torch.inference_mode(), capture(lm, [LAYERS - 1]) as resid:
                 lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
             parts = resid[LAYERS - 1][tokens.mask].split([len(prompts[p]) for p in order])
-            assert all(distance(part, expected[p]) <= 2e-5 for p, part in zip(order, parts, strict=True))
+            assert all(
+                distance(part, expected[p]) <= 2e-5 for p, part in zip(order, parts, strict=True)
+            )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_scan_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     model, sae = save(name, tmp_path / "model"), tiny.save_sae(tmp_path / "sae", layers=[2])
     found = scan(load_lm(model, [2]), [load_sae(sae, 2)], texts(tiny.TEXTS)[0].prompts, n_top=8)
-    for prompt, ref in zip(found.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True):
+    for prompt, ref in zip(
+        found.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True
+    ):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[2] for token in prompt.tokens])
         torch.testing.assert_close(norms, ref.norms, atol=1e-4, rtol=1e-4)
         for token, acts in zip(prompt.tokens, ref.acts, strict=True):
-            found_acts = torch.tensor([act for _, act in token.features[2]] + [0.0] * (8 - len(token.features[2])))
+            found_acts = torch.tensor(
+                [act for _, act in token.features[2]] + [0.0] * (8 - len(token.features[2]))
+            )
             torch.testing.assert_close(found_acts, acts, atol=1e-4, rtol=1e-4)
 
 
@@ -239,7 +262,11 @@ def test_only_needed_shards_are_opened(name: str, tmp_path: Path) -> None:
 
 def _rename(model: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
     state = change(load_file(model / "model.safetensors"))
-    save_file({n: t.contiguous() for n, t in state.items()}, model / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t.contiguous() for n, t in state.items()},
+        model / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return model
 
 
@@ -260,10 +287,17 @@ def _one_by_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Experts stacked, as the modules have them."""
-    stacked = {name: tensor for name, tensor in state.items() if not re.search(r"\.experts\.\d", name)}
-    for owner in sorted({name.split(".experts.")[0] for name in state if re.search(r"\.experts\.\d", name)}):
+    stacked = {
+        name: tensor for name, tensor in state.items() if not re.search(r"\.experts\.\d", name)
+    }
+    for owner in sorted(
+        {name.split(".experts.")[0] for name in state if re.search(r"\.experts\.\d", name)}
+    ):
         each = [
-            {part: state[f"{owner}.experts.{n}.{part}.weight"] for part in ("gate_proj", "up_proj", "down_proj")}
+            {
+                part: state[f"{owner}.experts.{n}.{part}.weight"]
+                for part in ("gate_proj", "up_proj", "down_proj")
+            }
             for n in range(EXPERTS["num_experts"])
         ]
         stacked[f"{owner}.experts.gate_up_proj"] = torch.stack(
@@ -276,7 +310,10 @@ def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MOE)
 def test_experts_stored_either_way_are_the_same(name: str, tmp_path: Path) -> None:
     folders = [save(name, tmp_path / way, shard_size="1GB") for way in ("single", "stacked")]
-    single, stacked = _rename(folders[0], lambda s: _one_by_one(_together(s))), _rename(folders[1], _together)
+    single, stacked = (
+        _rename(folders[0], lambda s: _one_by_one(_together(s))),
+        _rename(folders[1], _together),
+    )
     names = [load_file(folder / "model.safetensors").keys() for folder in (single, stacked)]
     assert any(n.endswith("experts.3.up_proj.weight") for n in names[0])
     assert any(n.endswith("experts.gate_up_proj") for n in names[1])
@@ -288,27 +325,43 @@ def test_experts_stored_either_way_are_the_same(name: str, tmp_path: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which memory is a file's")
 def test_stacked_experts_stay_mapped_and_single_ones_are_copies(tmp_path: Path) -> None:
     single = save("qwen3 moe", tmp_path / "single", shard_size="1GB", moe_intermediate_size=64)
-    stacked = _rename(save("qwen3 moe", tmp_path / "stacked", shard_size="1GB", moe_intermediate_size=64), _together)
-    mapped = [bool(mapped_pages([load_lm(m, [0]).blocks[0].mlp.experts.gate_up_proj])) for m in (single, stacked)]
+    stacked = _rename(
+        save("qwen3 moe", tmp_path / "stacked", shard_size="1GB", moe_intermediate_size=64),
+        _together,
+    )
+    mapped = [
+        bool(mapped_pages([load_lm(m, [0]).blocks[0].mlp.experts.gate_up_proj]))
+        for m in (single, stacked)
+    ]
     assert mapped == [False, True]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: None, r"has no tensor model\.layers\.1\.mlp\.experts\.3\.up_proj\.weight \(1 missing\).*qwen3_moe"),
+        (
+            lambda t: None,
+            r"has no tensor model\.layers\.1\.mlp\.experts\.3\.up_proj\.weight \(1 missing\).*qwen3_moe",
+        ),
         (
             lambda t: t.T,
             r"layers\.1\.mlp\.experts\.3\.up_proj\.weight has shape \(32, 16\), its config says \(16, 32\)",
         ),
-        (lambda t: t[:, :8], r"experts\.3\.up_proj\.weight has shape \(16, 8\), its config says \(16, 32\)"),
+        (
+            lambda t: t[:, :8],
+            r"experts\.3\.up_proj\.weight has shape \(16, 8\), its config says \(16, 32\)",
+        ),
     ],
 )
-def test_damaged_expert_is_named(change: Callable[[Tensor], Tensor | None], reason: str, tmp_path: Path) -> None:
+def test_damaged_expert_is_named(
+    change: Callable[[Tensor], Tensor | None], reason: str, tmp_path: Path
+) -> None:
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
     model = _rename(
         save("qwen3 moe", tmp_path / "model", shard_size="1GB"),
-        lambda s: {n: t for n, old in s.items() if (t := change(old) if n == name else old) is not None},
+        lambda s: {
+            n: t for n, old in s.items() if (t := change(old) if n == name else old) is not None
+        },
     )
     with pytest.raises(SourceError, match=reason):
         load_lm(model, [1])
@@ -322,7 +375,9 @@ def _bare_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _other_models(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """With a head that drafts, whose block is named like a block of the decoder."""
-    return {f"mtp.{n.removeprefix('model.')}": t * 2 for n, t in state.items() if "layers.0." in n} | state
+    return {
+        f"mtp.{n.removeprefix('model.')}": t * 2 for n, t in state.items() if "layers.0." in n
+    } | state
 
 
 @pytest.mark.parametrize(
@@ -358,13 +413,19 @@ REFUSED = {
     "encoder and decoder": (T5Config(), "'t5' is not supported: it is an encoder and a decoder"),
     "mamba": (MambaConfig(), "'mamba' is not supported: it takes no position_ids"),
     "mamba2": (Mamba2Config(), "'mamba2' is not supported: it takes no position_ids"),
-    "images only": (SiglipVisionConfig(), "'siglip_vision_model' is not supported: it is no causal language model"),
+    "images only": (
+        SiglipVisionConfig(),
+        "'siglip_vision_model' is not supported: it is no causal language model",
+    ),
     "encoder": (BertConfig(), "'bert' is not supported: 0 final norms"),
     "attention both ways": (
         Gemma3TextConfig(**SIZES, use_bidirectional_attention=True),
         "'gemma3_text' is not supported: its attention looks to the right",
     ),
-    "not causal": (LlamaConfig(**SIZES, is_causal=False), "'llama' is not supported: its attention looks to the right"),
+    "not causal": (
+        LlamaConfig(**SIZES, is_causal=False),
+        "'llama' is not supported: its attention looks to the right",
+    ),
     "quantised": (
         LlamaConfig(**SIZES, quantization_config={"quant_method": "fp8"}),
         "is quantised, which is not supported",
@@ -382,7 +443,9 @@ def test_other_architectures_are_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_unknown_model_type_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hyperllama", "num_hidden_layers": 2}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "hyperllama", "num_hidden_layers": 2})
+    )
     with pytest.raises(SourceError, match="hyperllama"):
         load_lm(tmp_path, [0])
 
@@ -409,7 +472,9 @@ class DoctoredModel(LlamaModel):
             self.last = self.norm
             del self.norm
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, use_cache: bool = False) -> None:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
+    ) -> None:
         resid = self.embed_tokens(input_ids)
         angles = self.rotary_emb(resid, torch.arange(input_ids.shape[1])[None])
         for n, block in enumerate(self.layers):
@@ -445,7 +510,9 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
     lm = load_lm(doctored(tmp_path, how), [3])
     work = plan(lm, texts(tiny.TEXTS)[0].prompts)
     for _ in range(2):
-        with pytest.raises(SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"):
+        with pytest.raises(
+            SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"
+        ):
             next(residuals(lm, [3], work))
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in lm.blocks)
 
@@ -491,8 +558,15 @@ def test_bos_is_what_the_tokenizer_adds(tmp_path: Path) -> None:
 
 def test_prompts_stay_where_frequencies_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
-    model = save("phi3", tmp_path / "model", rope_parameters=rope, original_max_position_embeddings=64)
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 64,
+        **factors,
+    }
+    model = save(
+        "phi3", tmp_path / "model", rope_parameters=rope, original_max_position_embeddings=64
+    )
     lm = load_lm(model, [3])
     assert lm.max_length == 64
     prompts = rows(lm)

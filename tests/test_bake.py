@@ -14,7 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 import tiny
@@ -53,7 +60,9 @@ def model_of(name: str, folder: Path, **changes: Any) -> Path:
         state = load_file(path)
         for key, tensor in state.items():
             if "norm" in key or ".ln_" in key:
-                state[key] = (tensor.float() + 0.2 * torch.rand(tensor.shape, generator=random)).to(tensor.dtype)
+                state[key] = (tensor.float() + 0.2 * torch.rand(tensor.shape, generator=random)).to(
+                    tensor.dtype
+                )
         save_file(state, path, {"format": "pt"})
     return model
 
@@ -144,7 +153,12 @@ def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> No
     share = 1.0 if name != "llama" else 0.6
     tied = {"tie_word_embeddings": True} if name == "qwen3" else {}
     model = model_of(name, tmp_path / "model", **tied)
-    baked = bake(model, [along(0, strength=share), along(1, strength=share)], out=tmp_path / "out", neutral=NEUTRAL)
+    baked = bake(
+        model,
+        [along(0, strength=share), along(1, strength=share)],
+        out=tmp_path / "out",
+        neutral=NEUTRAL,
+    )
     assert (baked.method, baked.exact, baked.why_not) == ("every-write", True, None)
     base = whole(model)
     plain = scores(base, model)
@@ -159,7 +173,9 @@ def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> No
     assert baked.kl_base_baked.mean == pytest.approx(kl(plain, written), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gemma2", "gemma3"]
+)
 def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) -> None:
     share = 1.0 if name != "qwen3" else 0.3
     model = model_of(name, tmp_path / "model")
@@ -188,10 +204,14 @@ def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path
     assert any("images" in line for line in baked.notes) == ("images" in name)
 
 
-@pytest.mark.parametrize(("name", "exact"), [("llama", True), ("gpt2", True), ("phi", True), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("name", "exact"), [("llama", True), ("gpt2", True), ("phi", True), ("qwen3", False)]
+)
 def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
-    baked = bake(model, [along(0, "add", 2.0), along(1, "add", -1.0)], out=tmp_path / "out", neutral=NEUTRAL)
+    baked = bake(
+        model, [along(0, "add", 2.0), along(1, "add", -1.0)], out=tmp_path / "out", neutral=NEUTRAL
+    )
     assert (baked.method, baked.exact) == ("bias", exact)
     base = whole(model)
     plain = scores(base, model)
@@ -249,7 +269,9 @@ def test_order_and_dependence_of_directions_do_not_matter() -> None:
     torch.testing.assert_close(a(h), b(h))
     span = projection([*D[:2], D[0] + D[1]], [0.7] * 3)
     torch.testing.assert_close(span(h), without(h, 0.7))
-    torch.testing.assert_close(projection(D[:1], [1.0])(h), h - (h @ D[0])[:, None] * D[0] / (D[0] @ D[0]))
+    torch.testing.assert_close(
+        projection(D[:1], [1.0])(h), h - (h @ D[0])[:, None] * D[0] / (D[0] @ D[0])
+    )
     with pytest.raises(EditError, match="give one share"):
         projection([D[0], 2 * D[0]], [1.0, 0.5])
 
@@ -281,29 +303,41 @@ def test_readout_clamps_reach_their_targets_together() -> None:
 def test_files_are_those_of_the_model(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", tie_word_embeddings=True, dtype=torch.bfloat16)
     baked = bake(model, [along(0)], out=tmp_path / "out", neutral=NEUTRAL)
-    index = {f: json.loads((f / "model.safetensors.index.json").read_text()) for f in (model, tmp_path / "out")}
+    index = {
+        f: json.loads((f / "model.safetensors.index.json").read_text())
+        for f in (model, tmp_path / "out")
+    }
     before, after = (index[f]["weight_map"] for f in index)
     assert after.pop("lm_head.weight") == before["model.embed_tokens.weight"]
     assert before == after
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
     assert 0 < sum(sizes) - index[tmp_path / "out"]["metadata"]["total_size"] < 2000 * len(sizes)
     assert set(baked.files) == {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"README.md", "saescope_bake.json", "generation_config.json", "tokenizer.json"} <= set(baked.files)
+    assert {"README.md", "saescope_bake.json", "generation_config.json", "tokenizer.json"} <= set(
+        baked.files
+    )
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["tie_word_embeddings"] is False
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert stock.dtype == torch.bfloat16
     head = AutoModelForCausalLM.from_pretrained(model).get_output_embeddings().weight
     assert torch.equal(stock.lm_head.weight, head)
-    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("hello there", return_tensors="pt")["input_ids"]
-    assert stock.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0).shape[1] > ids.shape[1]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("hello there", return_tensors="pt")[
+        "input_ids"
+    ]
+    assert (
+        stock.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0).shape[1]
+        > ids.shape[1]
+    )
     card = (tmp_path / "out/README.md").read_text()
     assert "Exact but for rounding." in card
     assert "| d0@1 | project | 1 | 1 |" in card
     manifest = json.loads((tmp_path / "out/saescope_bake.json").read_text())
     assert manifest["model"]["files"].keys() == {"config.json", *set(before.values())}
     assert manifest["bake"]["kl_hook_baked"]["p99"] >= 0
-    assert set(manifest["lost_to_rounding"]) == {n for n in before if "embed" in n or "o_proj" in n or "down" in n}
+    assert set(manifest["lost_to_rounding"]) == {
+        n for n in before if "embed" in n or "o_proj" in n or "down" in n
+    }
 
 
 def test_rounding_is_told(tmp_path: Path) -> None:
@@ -337,9 +371,17 @@ GATED = [
         {},
         r"scale acts by how.*--as project --method \S+, which is \S+ nats a token",
     ),
-    (Edit("1/3", "clamp", 0.0), {"measure": False}, r"clamp acts by how strongly.*not measured here"),
+    (
+        Edit("1/3", "clamp", 0.0),
+        {"measure": False},
+        r"clamp acts by how strongly.*not measured here",
+    ),
     (Edit("1/3", "project", 1.0, scope="last"), {"measure": False}, "its scope is last"),
-    (Edit("1/3", "project", 1.0, when="1/4"), {}, r"only when 1/4.*--method \S+, which is \S+ nats a token"),
+    (
+        Edit("1/3", "project", 1.0, when="1/4"),
+        {},
+        r"only when 1/4.*--method \S+, which is \S+ nats a token",
+    ),
     (Edit("1/3", "project", 1.0, when="0/4 > 2"), {}, r"only when 0/4 > 2.*not measured here"),
     (Edit("1/3", "scale", 2.0), {}, "strengthens what fires"),
     (Edit("1/3", "clamp", 3.0), {"convert": "project"}, "strengthens what fires"),
@@ -353,8 +395,13 @@ GATED = [
 
 
 @pytest.mark.parametrize(("edit", "more", "said"), GATED, ids=[said[:20] for _, _, said in GATED])
-def test_what_weights_cannot_do_is_refused(edit: Edit, more: dict[str, Any], said: str, tmp_path: Path) -> None:
-    model, sae = save("qwen3", tmp_path / "model"), load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
+def test_what_weights_cannot_do_is_refused(
+    edit: Edit, more: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    model, sae = (
+        save("qwen3", tmp_path / "model"),
+        load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1),
+    )
     with pytest.raises(Exception, match=said) as error:
         bake(model, [edit], [sae], out=tmp_path / "new/out", **{"neutral": NEUTRAL, **more})
     assert "\n" not in str(error.value)
@@ -362,8 +409,18 @@ def test_what_weights_cannot_do_is_refused(edit: Edit, more: dict[str, Any], sai
 
 
 def test_converted_edits_are_compared_with_the_edits(tmp_path: Path) -> None:
-    model, sae = save("qwen3", tmp_path / "model"), load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
-    baked = bake(model, [Edit("1/3", "scale", -2.0)], [sae], out=tmp_path / "o", convert="project", neutral=NEUTRAL)
+    model, sae = (
+        save("qwen3", tmp_path / "model"),
+        load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1),
+    )
+    baked = bake(
+        model,
+        [Edit("1/3", "scale", -2.0)],
+        [sae],
+        out=tmp_path / "o",
+        convert="project",
+        neutral=NEUTRAL,
+    )
     assert (baked.exact, baked.converted) == (False, True)
     assert baked.kl_hook_baked == baked.kl_steered_baked
     assert baked.kl_hook_baked is not None
@@ -393,7 +450,9 @@ class OddLayer(LlamaDecoderLayer):
 
     def forward(self, hidden_states: Tensor, **more: Any) -> Any:
         if self.writes:
-            return super().forward(hidden_states, **more) + self.odd(self.post_attention_layernorm(hidden_states))
+            return super().forward(hidden_states, **more) + self.odd(
+                self.post_attention_layernorm(hidden_states)
+            )
         gate = torch.tanh(self.odd(hidden_states)).mean(-1, keepdim=True)
         return hidden_states + (1 + gate) * (super().forward(hidden_states, **more) - hidden_states)
 
@@ -429,7 +488,9 @@ def test_unknown_parts_are_found_by_what_they_do(odd: str, method: Any, tmp_path
     tiny.tokenizer().save_pretrained(tmp_path / "model")
 
     def made() -> Baked:
-        return bake(tmp_path / "model", [along(0)], out=tmp_path / "out", method=method, neutral=NEUTRAL)
+        return bake(
+            tmp_path / "model", [along(0)], out=tmp_path / "out", method=method, neutral=NEUTRAL
+        )
 
     if (odd, method) == ("reads", "every-write"):
         assert made().exact  # readers are none of its business
@@ -479,7 +540,9 @@ def test_killed_bake_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     model_of("qwen3", tmp_path / "model")
     kills = [(2, 9), (6, 9), (30, 9), (10, 2), (10**6, 9)]
     script = SCRIPT.format(path=[entry for entry in sys.path if entry], kills=kills)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.stdout.splitlines() == [
         "-9 model",  # before anything was written
         "-9 .out.partial model",
@@ -524,7 +587,16 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     sets = tmp_path / "neutral"
     sets.mkdir()
     (sets / "a.txt").write_text("The red dog sleeps.\nThe hill is old.\n")
-    command = ["bake", "--edit", "2/412 project", "--neutral", str(sets), "--out", str(tmp_path / "out"), *pair]
+    command = [
+        "bake",
+        "--edit",
+        "2/412 project",
+        "--neutral",
+        str(sets),
+        "--out",
+        str(tmp_path / "out"),
+        *pair,
+    ]
     assert cli([*command, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["method"], made["exact"]) == ("every-write", True)
@@ -532,7 +604,21 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "model.safetensors" in made["files"]
     assert cli(command) == 2
     assert "exists: choose another --out" in capsys.readouterr().err
-    assert cli(["bake", "--edit", "2/412 scale -3", "--out", str(tmp_path / "o2"), "--neutral", str(sets), *pair]) == 2
+    assert (
+        cli(
+            [
+                "bake",
+                "--edit",
+                "2/412 scale -3",
+                "--out",
+                str(tmp_path / "o2"),
+                "--neutral",
+                str(sets),
+                *pair,
+            ]
+        )
+        == 2
+    )
     [line] = capsys.readouterr().err.splitlines()
     assert "nats a token" in line
     assert cli([*command[:-5], str(tmp_path / "o3"), *pair, "--method", "readers-above"]) == 0

@@ -18,7 +18,9 @@ from saescope.engine.lm import load_lm
 from saescope.sources.prompts import texts
 from saescope.store.runs import Run
 
-SYSTEM = "You are a careful assistant. Answer in one short sentence, and say so where you do not know. "
+SYSTEM = (
+    "You are a careful assistant. Answer in one short sentence, and say so where you do not know. "
+)
 QUESTIONS = [
     "What is this?",
     "Where is it, then?",
@@ -31,20 +33,28 @@ rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1
 
 def computed(work: Plan) -> int:
     """Tokens that go through the model, a shared prefix once a batch."""
-    return sum(b.prefix + sum(len(work.rows[p]) - b.prefix for p in b.prompts) for b in work.batches)
+    return sum(
+        b.prefix + sum(len(work.rows[p]) - b.prefix for p in b.prompts) for b in work.batches
+    )
 
 
 @given(rows, st.integers(1, 200), st.booleans(), st.booleans())
-def test_every_token_has_its_own_residual(prompts: list[list[int]], budget: int, packed: bool, shares: bool) -> None:
+def test_every_token_has_its_own_residual(
+    prompts: list[list[int]], budget: int, packed: bool, shares: bool
+) -> None:
     work = plan_rows(prompts, budget, packed=packed, shares=shares)
-    assert sorted(p for n in range(len(work.batches)) for p in work.order(n)) == list(range(len(prompts)))
+    assert sorted(p for n in range(len(work.batches)) for p in work.order(n)) == list(
+        range(len(prompts))
+    )
     for number, batch in enumerate(work.batches):
         own = [(p, at) for p in batch.prompts for at in range(batch.prefix, len(prompts[p]))]
         laid_out = [(batch.prompts[0], at) for at in range(batch.prefix)] + own
         source = work.source(number)
         numbers = range(len(laid_out)) if source is None else source.tolist()
         found = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
-        assert found == [prompts[p][: at + 1] for p in work.order(number) for at in range(len(prompts[p]))]
+        assert found == [
+            prompts[p][: at + 1] for p in work.order(number) for at in range(len(prompts[p]))
+        ]
         assert all(len(prompts[p]) > batch.prefix for p in batch.prompts)
 
 
@@ -91,7 +101,9 @@ def test_copies_are_bitwise_the_same(pair: Pair, tmp_path: Path) -> None:
     first, second = features.take(np.arange(n)), features.take(np.arange(n, 2 * n))
     for name in ("norms", "counts", "acts", "ids", "border"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
-    assert np.array_equal(run.resids(2).mean[: len(tiny.TEXTS)], run.resids(2).mean[len(tiny.TEXTS) :])
+    assert np.array_equal(
+        run.resids(2).mean[: len(tiny.TEXTS)], run.resids(2).mean[len(tiny.TEXTS) :]
+    )
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
@@ -116,7 +128,9 @@ def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_pa
     prompts = [SYSTEM + question for question in QUESTIONS]
     seen: list[int] = []
     lm = load_lm(pair.model, [2])
-    lm.blocks[0].register_forward_pre_hook(lambda _block, inputs: seen.append(inputs[0][..., 0].numel()))
+    lm.blocks[0].register_forward_pre_hook(
+        lambda _block, inputs: seen.append(inputs[0][..., 0].numel())
+    )
     assert lm.packs
     saes = pair.load(2)[1]
     run = extract(lm, saes, texts(prompts), tmp_path / "run")

@@ -40,9 +40,19 @@ def _results(folder: Path) -> Results:
     rates = {"rates": {"bfloat16, linear, 64 rows": 2e11, "float32, linear, 64 rows": 4e11}}
     results.add(Record("short", "rates", "here", rates))
     for speed in (90.0, 110.0, 100.0):
-        figures = {"tokens_per_s": speed, "load_s": 1.0, "wall_s": 4.0, "peak_rss": 2e9, "peak_anonymous": 5e8}
+        figures = {
+            "tokens_per_s": speed,
+            "load_s": 1.0,
+            "wall_s": 4.0,
+            "peak_rss": 2e9,
+            "peak_anonymous": 5e8,
+        }
         results.add(Record("short", "transformers", "here", figures))
-        results.add(Record("short", "saescope", "here", figures | {"tokens_per_s": 2 * speed, "shared": 0.98}))
+        results.add(
+            Record(
+                "short", "saescope", "here", figures | {"tokens_per_s": 2 * speed, "shared": 0.98}
+            )
+        )
     results.add(Record("short", "nnsight", "here", error="cannot be installed: no such version"))
     results.add(Record("short", "saescope", "elsewhere", {"tokens_per_s": 1e9}))
     return Results(folder / "r.jsonl", "here")
@@ -51,9 +61,15 @@ def _results(folder: Path) -> Results:
 def test_table_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     place = Bench((), None, None, "cpu", tmp_path, 5, 0, False, False).place(SUBJECTS["short"])
     text = rendered(SUBJECTS["short"], _results(tmp_path), place)
-    lines = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 2}
+    lines = {
+        cells[1].strip(): cells
+        for cells in (line.split("|") for line in text.splitlines())
+        if len(cells) > 2
+    }
     assert lines["transformers, one line"][2].strip() == "100 (90–110)"
-    assert lines["**saescope**"][2].strip() == "200 (180–220)"  # the other machine's record is not counted
+    assert (
+        lines["**saescope**"][2].strip() == "200 (180–220)"
+    )  # the other machine's record is not counted
     operations = place.shape.token_operations(place.layer)
     assert lines["**saescope**"][3].strip() == f"{200 * operations / 2e11:.2f}"
     assert lines["**saescope**"][4].strip() == f"{200 * operations / 4e11:.2f}"
@@ -84,9 +100,13 @@ def test_bench_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_table_replaces_what_is_between_its_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- short -->\nold\n<!-- /short -->\nb\n<!-- cuda short -->\n<!-- /cuda short -->\n")
+    readme.write_text(
+        "a\n<!-- short -->\nold\n<!-- /short -->\nb\n<!-- cuda short -->\n<!-- /cuda short -->\n"
+    )
     assert write("short", "new\n", readme)
-    assert readme.read_text().startswith("a\n<!-- short -->\nnew\n<!-- /short -->\nb\n<!-- cuda short -->\n<!-- /")
+    assert readme.read_text().startswith(
+        "a\n<!-- short -->\nnew\n<!-- /short -->\nb\n<!-- cuda short -->\n<!-- /"
+    )
     assert not write("long", "new\n", readme)
 
 
@@ -100,6 +120,8 @@ def test_every_subject_has_its_place() -> None:
 def test_hard_limit_holds_for_its_commands() -> None:
     with hard_limit(200 * 10**6) as limit:
         fits = subprocess.run([*limit.prefix, sys.executable, "-c", "x = b'1' * 10**7"])
-        too_much = subprocess.run([*limit.prefix, sys.executable, "-c", "x = b'1' * 10**9"], stderr=subprocess.DEVNULL)
+        too_much = subprocess.run(
+            [*limit.prefix, sys.executable, "-c", "x = b'1' * 10**9"], stderr=subprocess.DEVNULL
+        )
     assert fits.returncode == 0
     assert too_much.returncode != 0

@@ -18,7 +18,14 @@ from saescope.sources.budget import (
     footprints,
     would_fit,
 )
-from saescope.sources.machine import free_disk, free_memory, guess_device, parse_bytes, parse_rate, show_bytes
+from saescope.sources.machine import (
+    free_disk,
+    free_memory,
+    guess_device,
+    parse_bytes,
+    parse_rate,
+    show_bytes,
+)
 
 GB = 10**9
 # About Qwen3-8B in bfloat16, layers 0 and 17, in round numbers.
@@ -36,7 +43,9 @@ SIZES = Sizes(
 
 def test_mapped_weights_are_held_a_block_at_a_time() -> None:
     work = PROGRAM + GB // 5 + GB // 10
-    assert footprint(SIZES, "whole") == Footprint(LIBRARIES + GB + 9 * GB + 7 * GB + GB, work + 2 * GB // 50)
+    assert footprint(SIZES, "whole") == Footprint(
+        LIBRARIES + GB + 9 * GB + 7 * GB + GB, work + 2 * GB // 50
+    )
     assert footprint(SIZES, "cut") == Footprint(LIBRARIES + GB + GB // 2, work + 2 * GB // 50)
     assert footprint(SIZES, "streamed") == Footprint(LIBRARIES + GB + GB // 2, work + GB // 50)
     few = replace(SIZES, rows=10_000)
@@ -47,8 +56,15 @@ def test_mapped_weights_are_held_a_block_at_a_time() -> None:
 
 def test_converted_weights_are_not_in_files() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
-    held = {mode: taken.anonymous - footprint(SIZES, mode).anonymous for mode, taken in footprints(sizes).items()}
-    assert held == {"whole": 2 * (GB + 9 * GB + 7 * GB), "cut": 2 * (GB + 9 * GB), "streamed": 2 * (GB + GB // 2)}
+    held = {
+        mode: taken.anonymous - footprint(SIZES, mode).anonymous
+        for mode, taken in footprints(sizes).items()
+    }
+    assert held == {
+        "whole": 2 * (GB + 9 * GB + 7 * GB),
+        "cut": 2 * (GB + 9 * GB),
+        "streamed": 2 * (GB + GB // 2),
+    }
     on_device = footprint(replace(sizes, on_device=True), "cut")
     assert on_device.anonymous == footprint(sizes, "cut").anonymous + 2 * GB
     assert on_device.file_backed == footprint(sizes, "cut").file_backed
@@ -73,7 +89,9 @@ def test_the_first_way_that_fits_is_chosen() -> None:
 
 
 def test_what_would_fit_does() -> None:
-    sizes = replace(SIZES, n_saes=18, mapped=False, on_device=True)  # encoders are copied to a device, all of them
+    sizes = replace(
+        SIZES, n_saes=18, mapped=False, on_device=True
+    )  # encoders are copied to a device, all of them
     budget = footprint(replace(sizes, n_saes=3), "cut").total
     [layers, *_, memory] = would_fit(sizes, budget, ("cut",))
     assert layers == "ask for at most 3 of the 18 layers at a time"
@@ -93,7 +111,9 @@ def test_amounts(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "8X", "GiB", "-1G", "0", "8 apples", "1e99", "nan", "8GiBB", "2e9e9"])
+@pytest.mark.parametrize(
+    "text", ["", "8X", "GiB", "-1G", "0", "8 apples", "1e99", "nan", "8GiBB", "2e9e9"]
+)
 def test_no_amounts(text: str) -> None:
     with pytest.raises(ResourceError, match="8GiB, 500MB or 2e9"):
         parse_bytes(text)
@@ -108,18 +128,25 @@ def test_rates() -> None:
 
 
 def test_amounts_as_people_read_them() -> None:
-    shown = [show_bytes(n) for n in (0, 917, 999_499, 999_999, 2_147_762_176, 77_319_438_336, 10**15)]
+    shown = [
+        show_bytes(n) for n in (0, 917, 999_499, 999_999, 2_147_762_176, 77_319_438_336, 10**15)
+    ]
     assert shown == ["0 bytes", "917 bytes", "999 kB", "1 MB", "2.15 GB", "77.3 GB", "1000 TB"]
 
 
 def _machine(root: Path, files: dict[str, str]) -> Path:
-    for name, text in {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    8000000 kB\n", **files}.items():
+    for name, text in {
+        "proc/meminfo": "MemTotal: 99 kB\nMemAvailable:    8000000 kB\n",
+        **files,
+    }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
 
 
-def test_free_memory_is_within_the_limits_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_within_the_limits_of_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine.sys, "platform", "linux")
     assert free_memory(_machine(tmp_path / "none", {})) == 8_192_000_000
     second = {

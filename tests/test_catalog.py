@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saescope.errors import SourceError
-from saescope.sources.catalog import RELEASES, Feature, SaeName, find_release, parse_sae_name, releases_for
+from saescope.sources.catalog import (
+    RELEASES,
+    Feature,
+    SaeName,
+    find_release,
+    parse_sae_name,
+    releases_for,
+)
 
 # key after Qwen/SAE-Res-, d_model, d_sae, k, layers, GB a layer, GB in all: from the model cards.
 CARDS = [
@@ -35,7 +42,12 @@ def test_release_is_as_its_card_says(card: tuple[str, int, int, int, int, float,
     key, d_model, d_sae, k, n_layers, layer_gb, whole_gb = card
     release = find_release(f"Qwen/SAE-Res-{key}")
     assert release is not None
-    assert (release.d_model, release.d_sae, release.k, release.n_layers) == (d_model, d_sae, k, n_layers)
+    assert (release.d_model, release.d_sae, release.k, release.n_layers) == (
+        d_model,
+        d_sae,
+        k,
+        n_layers,
+    )
     assert release.layer_bytes / 1e9 == pytest.approx(layer_gb, abs=0.0005)
     assert release.layer_bytes * n_layers / 1e9 == pytest.approx(whole_gb, abs=0.05)
     name = parse_sae_name(f"SAE-Res-{key}")
@@ -68,13 +80,25 @@ def test_sparsest_release_of_a_model_comes_first() -> None:
     assert [r.k for r in releases_for("Qwen/Qwen3-30B-A3B-Base")] == [50, 100]
 
 
-@given(model=st.from_regex(r"[A-Za-z0-9.\-]{1,20}", fullmatch=True), width=st.integers(1, 999), k=st.integers(0, 999))
+@given(
+    model=st.from_regex(r"[A-Za-z0-9.\-]{1,20}", fullmatch=True),
+    width=st.integers(1, 999),
+    k=st.integers(0, 999),
+)
 def test_grammar_round_trip(model: str, width: int, k: int) -> None:
     assert parse_sae_name(f"SAE-Res-{model}-W{width}K-L0_{k}") == SaeName(model, width * 1024, k)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "SAE-Res-Qwen3-8B-Base", "SAE-Res-X-W64K-L0_", "sae-res-X-W1K-L0_1", "x/SAE-Res-X-W1K-L0_1", "model"]
+    "name",
+    [
+        "",
+        "SAE-Res-Qwen3-8B-Base",
+        "SAE-Res-X-W64K-L0_",
+        "sae-res-X-W1K-L0_1",
+        "x/SAE-Res-X-W1K-L0_1",
+        "model",
+    ],
 )
 def test_other_names_do_not_follow_the_grammar(name: str) -> None:
     assert parse_sae_name(name) is None

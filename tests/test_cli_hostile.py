@@ -31,7 +31,9 @@ def of(pair: Pair, *more: str) -> list[str]:
     return ["--model", str(pair.model), "--sae", str(pair.sae), *more]
 
 
-def assert_refused(arguments: Sequence[str], capfd: pytest.CaptureFixture[str], *words: str) -> None:
+def assert_refused(
+    arguments: Sequence[str], capfd: pytest.CaptureFixture[str], *words: str
+) -> None:
     before = sorted(Path().rglob("*"))
     capfd.readouterr()
     code = run(arguments)
@@ -172,7 +174,9 @@ def test_bad_sets(case: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFi
         (["scan", "bad \udce9 bytes"], "not UTF-8|surrogate"),
     ],
 )
-def test_bad_prompts(arguments: list[str], reason: str, pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_prompts(
+    arguments: list[str], reason: str, pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert_refused([*arguments, *of(pair)], capfd, reason.split("|")[-1])
 
 
@@ -201,7 +205,9 @@ OPTIONS = [
 
 @pytest.mark.parametrize("verb", ["scan", "contrast"])
 @pytest.mark.parametrize(
-    ("options", "reason"), OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("options", "reason"),
+    OPTIONS,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_option(
     verb: str,
@@ -213,7 +219,9 @@ def test_bad_option(
 ) -> None:
     given = {"--model": str(pair.model), "--sae": str(pair.sae)}
     kept = [word for name, value in given.items() if name not in options for word in (name, value)]
-    assert_refused([verb, str(sets_folder) if verb == "contrast" else "hi you", *kept, *options], capfd, reason)
+    assert_refused(
+        [verb, str(sets_folder) if verb == "contrast" else "hi you", *kept, *options], capfd, reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +234,11 @@ def test_bad_option(
     ],
 )
 def test_bad_option_of_contrast(
-    options: list[str], reason: str, pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+    options: list[str],
+    reason: str,
+    pair: Pair,
+    sets_folder: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert_refused(["contrast", str(sets_folder), *of(pair), *options], capfd, reason)
 
@@ -238,10 +250,14 @@ def test_unknown_command(capfd: pytest.CaptureFixture[str]) -> None:
 def test_device_that_is_not_there(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert_refused(["scan", "hi you", *of(pair, "--device", "cuda")], capfd, "device cuda is not available")
+    assert_refused(
+        ["scan", "hi you", *of(pair, "--device", "cuda")], capfd, "device cuda is not available"
+    )
 
 
-def test_out_that_is_something_else(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_that_is_something_else(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     Path("notes").mkdir()
     Path("notes/diary.txt").write_text("mine")
     Path("file").write_text("mine")
@@ -250,11 +266,15 @@ def test_out_that_is_something_else(pair: Pair, sets_folder: Path, capfd: pytest
     assert Path("notes/diary.txt").read_text() == Path("file").read_text() == "mine"
 
 
-def test_out_that_holds_another_run(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_that_holds_another_run(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["profile", str(sets_folder), *of(pair), "--out", "run"]) == 0
     capfd.readouterr()
     assert_refused(
-        ["profile", str(sets_folder), *of(pair, "--layers", "0"), "--out", "run"], capfd, "another job's run"
+        ["profile", str(sets_folder), *of(pair, "--layers", "0"), "--out", "run"],
+        capfd,
+        "another job's run",
     )
 
 
@@ -262,15 +282,27 @@ def test_out_that_holds_another_run(pair: Pair, sets_folder: Path, capfd: pytest
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("modle = 'x'", "modle"), ("k = 'many'", "many"), ("k = ", "saescope.toml"), ("k = 0", "k is 0")]
+    ("text", "word"),
+    [
+        ("modle = 'x'", "modle"),
+        ("k = 'many'", "many"),
+        ("k = ", "saescope.toml"),
+        ("k = 0", "k is 0"),
+    ],
 )
-def test_bad_configuration(text: str, word: str, pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_configuration(
+    text: str, word: str, pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
     Path("saescope.toml").write_text(text)
     assert_refused(["scan", "hi you", *of(pair)], capfd, word)
 
 
-def test_configuration_gives_defaults_and_flags_override_it(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
-    Path("saescope.toml").write_text(f"model = '{pair.model}'\nsae = '{pair.sae}'\nlayers = '0,2'\nn_top = 2\n")
+def test_configuration_gives_defaults_and_flags_override_it(
+    pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("saescope.toml").write_text(
+        f"model = '{pair.model}'\nsae = '{pair.sae}'\nlayers = '0,2'\nn_top = 2\n"
+    )
     assert run(["scan", "hi you", "--json"]) == 0
     token = json.loads(capfd.readouterr().out)["prompts"][0]["tokens"][1]
     assert {layer: len(top) for layer, top in token["features"].items()} == {"0": 2, "2": 2}
@@ -289,7 +321,9 @@ def test_configuration_may_hold_options_of_other_commands(
 # --- JSON
 
 
-def test_json_has_the_keys_of_the_contract(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_keys_of_the_contract(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def ask(*arguments: str) -> dict[str, object]:
         capfd.readouterr()
         assert run([*arguments, *of(pair, "--layers", "0,2", "--json")]) == 0
@@ -311,7 +345,13 @@ def test_json_has_the_keys_of_the_contract(pair: Pair, sets_folder: Path, capfd:
     }  # fmt: skip
     profiled = ask("profile", str(sets_folder))
     assert profiled.keys() >= {"sets", "warnings"}
-    assert profiled["sets"]["red"].keys() >= {"prompts", "tokens", "tokens_per_prompt", "ratio", "layers"}
+    assert profiled["sets"]["red"].keys() >= {
+        "prompts",
+        "tokens",
+        "tokens_per_prompt",
+        "ratio",
+        "layers",
+    }
     assert profiled["sets"]["red"]["layers"]["2"].keys() >= {
         "pos0_norm_mean", "pos0_norm_median", "later_norm_mean", "sinks",
     }  # fmt: skip
@@ -334,7 +374,9 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
 
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # batches fit, the tables of the run do not
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (8192, 8192)
+        )  # batches fit, the tables of the run do not
 
     done = subprocess.run([*MAIN, *command], capture_output=True, text=True, preexec_fn=small_disk)
     assert (done.returncode, done.stdout) == (2, "")
@@ -368,7 +410,9 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     sets = tmp_path / "many"
     sets.mkdir()
     for name in ("a", "b"):
-        (sets / f"{name}.txt").write_text("\n".join(f"{name} prompt {n} of many" for n in range(40)))
+        (sets / f"{name}.txt").write_text(
+            "\n".join(f"{name} prompt {n} of many" for n in range(40))
+        )
     command = [*MAIN, "profile", str(sets), *of(pair, "--batch-tokens", "1"), "--out", "run"]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -386,7 +430,9 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert 5 < kept < 80
     assert run(command[len(MAIN) :]) == 0
     assert run([*command[len(MAIN) : -1], "whole"]) == 0
-    tables = [json.loads(Path(name, "manifest.json").read_text())["tables"] for name in ("run", "whole")]
+    tables = [
+        json.loads(Path(name, "manifest.json").read_text())["tables"] for name in ("run", "whole")
+    ]
     assert tables[0] == tables[1]
     assert sorted(p.name for p in Path().iterdir()) == ["run", "whole"]
 
@@ -420,9 +466,15 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "reason"), QUESTIONS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "reason"), QUESTIONS, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_question_without_an_answer(
-    arguments: list[str], reason: str, pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    reason: str,
+    pair: Pair,
+    sets_folder: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """What can be known before computing is refused before computing, and leaves nothing behind."""
     on_runs = arguments[0] in ("verify", "rerun", "report")
@@ -435,6 +487,8 @@ def test_unfitting_feature_is_refused_after_computing_once(
 ) -> None:
     assert run(["layers", str(sets_folder), *of(pair), "--out", "run"]) == 0
     assert_refused(["layers", "run", "--feature", "9/1"], capfd, "run holds layers 0, 1, 2, not 9")
-    assert_refused(["layers", "run", "--feature", "1/999"], capfd, "feature 1/999 is none: layer 1 has 256")
+    assert_refused(
+        ["layers", "run", "--feature", "1/999"], capfd, "feature 1/999 is none: layer 1 has 256"
+    )
     assert_refused(["fitness", "run"], capfd, "keeps no reconstruction errors")
     assert_refused(["precision", "run", "sets"], capfd, "sets is no run")

@@ -19,7 +19,11 @@ def test_numbers_come_back(dtype: type, n: int) -> None:
     given = np.arange(2 * n, dtype=dtype)[::2]  # not contiguous
     column = columns.numbers(given)
     column.validate(full=True)
-    for stored in (column, pa.chunked_array([column]), pa.chunked_array([column.slice(0, n // 2), column[n // 2 :]])):
+    for stored in (
+        column,
+        pa.chunked_array([column]),
+        pa.chunked_array([column.slice(0, n // 2), column[n // 2 :]]),
+    ):
         found = columns.values(stored)
         assert found.dtype == dtype
         assert found.tolist() == given.tolist()

@@ -41,7 +41,11 @@ def test_a_sentence_says_every_content_word_of_its_meaning(tongue: Tongue) -> No
     names = {name.name for name in lexicon().names}
     known = set(keys()[1])
     for meaning, _ in text.paired_meanings(12, 3):
-        said = written(tongue, sentence(meaning, tongue)) if tongue.name != "hradun" else sentence(meaning, tongue)
+        said = (
+            written(tongue, sentence(meaning, tongue))
+            if tongue.name != "hradun"
+            else sentence(meaning, tongue)
+        )
         for concept in concepts(meaning):
             roots = [f"{kind}:{concept}" for kind in kinds if f"{kind}:{concept}" in known]
             found = [concept] if concept in names else [tongue.of(root) for root in roots]
@@ -56,7 +60,11 @@ def test_every_meaning_can_be_said_and_tense_and_denial_show(tongue: Tongue) -> 
     dog = Thing(lexicon().nouns[0])
     name = lexicon().names[0]
     address: Address = "hello"
-    for meaning in (Talk(address, name), Thank(dog, name), AskWord(Clause(Own(Who("i"), dog)), "why")):
+    for meaning in (
+        Talk(address, name),
+        Thank(dog, name),
+        AskWord(Clause(Own(Who("i"), dog)), "why"),
+    ):
         assert sentence(meaning, tongue).strip()
     owning = [
         Clause(Own(Who("i"), dog), tense, negative)

@@ -13,7 +13,9 @@ from stored import write_run
 LENGTH = 8
 
 
-def random_fires(rng: np.random.Generator, sets: int, prompts: int, d_sae: int) -> npt.NDArray[np.bool_]:
+def random_fires(
+    rng: np.random.Generator, sets: int, prompts: int, d_sae: int
+) -> npt.NDArray[np.bool_]:
     """Features that each prompt fires at its own rate, alike in every set."""
     base = rng.beta(0.5, 3, size=d_sae)
     by_prompt = rng.beta(2 * base + 1e-3, 2 * (1 - base) + 1e-3, size=(sets * prompts, d_sae))
@@ -38,7 +40,9 @@ def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
     assert feature.mean_act == pytest.approx(1.0)
     assert feature.ci[0] < 1.0 <= feature.ci[1]
     assert feature.rate_ci[0] < 6 / 9 < feature.rate_ci[1]
-    assert -1 <= feature.holdout_score_ci[0] < feature.holdout_score < feature.holdout_score_ci[1] <= 1
+    assert (
+        -1 <= feature.holdout_score_ci[0] < feature.holdout_score < feature.holdout_score_ci[1] <= 1
+    )
     assert result.rows()[0]["holdout_score_ci"] == list(feature.holdout_score_ci)
 
 
@@ -48,7 +52,10 @@ def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:
         fires[[12 * n + at for at in (1, 2, 3, 5, 6, 7, 9, 10, 11)][:count], 0] = True
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3, "c": [4] * 3}, {0: fires})
     found = contrast(run, Settings(shuffles=0)).layers[0].sets
-    assert (found["a"].features[0].other_set, found["a"].features[0].other_rate) == ("c", pytest.approx(6 / 9))
+    assert (found["a"].features[0].other_set, found["a"].features[0].other_rate) == (
+        "c",
+        pytest.approx(6 / 9),
+    )
     assert (found["b"].features[0].other_set, found["c"].features[0].other_set) == ("a", "a")
     assert found["b"].features[0].score == pytest.approx(3 / 9 - 1)
 
@@ -59,10 +66,14 @@ def test_planted_features_are_confirmed_within_the_stated_rate(tmp_path: Path) -
         rng = np.random.default_rng(seed)
         fires = random_fires(rng, sets=3, prompts=24, d_sae=400)
         first_set = np.arange(len(fires)) < 24 * LENGTH
-        fires[:, :planted] = rng.random((len(fires), planted)) < np.where(first_set, 0.6, 0.08)[:, None]
+        fires[:, :planted] = (
+            rng.random((len(fires), planted)) < np.where(first_set, 0.6, 0.08)[:, None]
+        )
         run = write_run(tmp_path / str(seed), {name: [LENGTH] * 24 for name in "abc"}, {0: fires})
         found = contrast(run, Settings(n_top=400, shuffles=0)).layers[0].sets
-        confirmed = [(name, f.feature.id) for name, c in found.items() for f in c.features if f.confirmed]
+        confirmed = [
+            (name, f.feature.id) for name, c in found.items() for f in c.features if f.confirmed
+        ]
         false = [1 for name, feature in confirmed if name != "a" or feature >= planted]
         false_shares.append(len(false) / max(1, len(confirmed)))
         recall.append((len(confirmed) - len(false)) / planted)
@@ -74,8 +85,12 @@ def test_a_set_split_at_random_confirms_nothing(tmp_path: Path) -> None:
     confirmed = 0
     for seed in range(20):
         fires = random_fires(np.random.default_rng(seed), sets=2, prompts=30, d_sae=1000)
-        run = write_run(tmp_path / str(seed), {"left": [LENGTH] * 30, "right": [LENGTH] * 30}, {0: fires})
-        confirmed += sum(c.confirmed for c in contrast(run, Settings(shuffles=0)).layers[0].sets.values())
+        run = write_run(
+            tmp_path / str(seed), {"left": [LENGTH] * 30, "right": [LENGTH] * 30}, {0: fires}
+        )
+        confirmed += sum(
+            c.confirmed for c in contrast(run, Settings(shuffles=0)).layers[0].sets.values()
+        )
     assert confirmed == 0
 
 
@@ -86,7 +101,9 @@ def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
         rows = slice(15 * LENGTH * n, 15 * LENGTH * (n + 1))
         fires[:, n] = rng.random(len(fires)) < 0.02
         fires[rows, n] = rng.random(15 * LENGTH) < 0.95
-    run = write_run(tmp_path / "run", {name: [LENGTH] * 15 for name in "abcd"}, {17: fires}, paired=True)
+    run = write_run(
+        tmp_path / "run", {name: [LENGTH] * 15 for name in "abcd"}, {17: fires}, paired=True
+    )
     result = contrast(run, Settings(shuffles=5))
     for n, found in enumerate(result.layers[17].sets.values()):
         best = found.features[0]
@@ -111,7 +128,9 @@ def test_one_set_alone_is_refused(tmp_path: Path) -> None:
 
 
 def test_set_of_one_token_prompts_is_refused(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", {"long": [4] * 5, "short": [1] * 5}, {0: np.ones((25, 1), bool)})
+    run = write_run(
+        tmp_path / "run", {"long": [4] * 5, "short": [1] * 5}, {0: np.ones((25, 1), bool)}
+    )
     with pytest.raises(PromptError, match="'short' has no scored position"):
         contrast(run)
 

@@ -22,7 +22,9 @@ from stored import write_run
 LENGTH = 5
 
 
-def planned(out: Path, sets: dict[str, int], prompt_fires: npt.NDArray[np.bool_], **more: object) -> Run:
+def planned(
+    out: Path, sets: dict[str, int], prompt_fires: npt.NDArray[np.bool_], **more: object
+) -> Run:
     """A feature fires on one scored token of each prompt (row) where `prompt_fires` says so."""
     fires = np.zeros((len(prompt_fires) * LENGTH, prompt_fires.shape[1]), bool)
     fires[2::LENGTH] = prompt_fires
@@ -39,9 +41,15 @@ def test_rule_by_hand(tmp_path: Path) -> None:
     found = detect(run, "yes")
     [feature] = found.features
     assert str(feature.feature) == "3/0"
-    assert (feature.prompt_rate, feature.prompt_other_rate, feature.holdout_passes) == (1.0, 0.0, True)
+    assert (feature.prompt_rate, feature.prompt_other_rate, feature.holdout_passes) == (
+        1.0,
+        0.0,
+        True,
+    )
     assert feature.confirmed
-    assert feature.monolinguality == pytest.approx(1 / (LENGTH - 1))  # activation 1 on one scored token of four
+    assert feature.monolinguality == pytest.approx(
+        1 / (LENGTH - 1)
+    )  # activation 1 on one scored token of four
     assert found.classifier.features == [feature.feature]
     assert found.classifier.holdout.f1 == 1
     assert (found.classifier.holdout.positives, found.classifier.holdout.negatives) == (16, 16)
@@ -55,7 +63,9 @@ def test_position_0_and_sinks_do_not_detect(tmp_path: Path) -> None:
     fires[1:100:LENGTH, 1] = True  # a sink of the target's prompts
     norms = np.ones(200, np.float32)
     norms[1:100:LENGTH] = 500
-    run = write_run(tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires}, norms=norms)
+    run = write_run(
+        tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires}, norms=norms
+    )
     found = detect(run, "yes")
     assert found.features == []
     assert found.masked[0] == (40, 20)
@@ -87,7 +97,9 @@ def test_or_rule_takes_features_that_complete_each_other() -> None:
 def test_or_rule_takes_the_stronger_of_equals() -> None:
     positive = np.arange(10) < 5
     fires = np.repeat(positive[:, None], 3, axis=1)
-    rule = fit_or_rule(fires, positive, np.array([10, 20, 30]), 7, 3, strength=np.array([1.0, 5.0, 2.0]))
+    rule = fit_or_rule(
+        fires, positive, np.array([10, 20, 30]), 7, 3, strength=np.array([1.0, 5.0, 2.0])
+    )
     assert [str(f) for f in rule.features] == ["7/20"]
 
 
@@ -99,7 +111,9 @@ def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
         assert found.f1 == pytest.approx(f1_score(positive, detected, zero_division=0))
         assert found.recall == pytest.approx(recall_score(positive, detected))
     if detected.any():
-        assert found.precision == pytest.approx(precision_score(positive, detected, zero_division=0))
+        assert found.precision == pytest.approx(
+            precision_score(positive, detected, zero_division=0)
+        )
     else:
         assert found.precision is None
 
@@ -138,7 +152,9 @@ def test_transfer_goes_to_sets_named_alike(behaviours: Run) -> None:
     assert list(found.classifier.transfer) == ["declined_ja"]
     transferred, others = found.classifier.transfer["declined_ja"]
     assert (transferred.f1, transferred.positives, transferred.negatives) == (1.0, 16, 16)
-    assert set(others) == set(found.classifier.baselines) == {"probe", "difference_of_means", "words"}
+    assert (
+        set(others) == set(found.classifier.baselines) == {"probe", "difference_of_means", "words"}
+    )
     assert found.classifier.baselines["probe"].f1 > 0.9
     assert found.classifier.baselines["difference_of_means"].f1 > 0.9
 
@@ -178,7 +194,10 @@ def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
         ({"target": "maybe"}, "no set 'maybe'"),
         ({"target": "yes", "against": ["yes"]}, "other than itself"),
         ({"target": "yes", "transfer": {"yes": ["nope"]}}, "no set 'nope'"),
-        ({"target": "yes", "settings": DetectSettings(min_rate=0.2)}, "--max-other 0.2 is not below"),
+        (
+            {"target": "yes", "settings": DetectSettings(min_rate=0.2)},
+            "--max-other 0.2 is not below",
+        ),
         ({"target": "yes", "settings": DetectSettings(min_rate=1.2)}, "--min-rate is 1.2"),
     ],
 )
@@ -195,7 +214,11 @@ def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
         rng = np.random.default_rng(seed)
         fires = rng.random((60, 300)) < rng.beta(1, 2, size=300)
         fires[:, :5] = rng.random((60, 5)) < np.where(np.arange(60) < 30, 0.97, 0.05)[:, None]
-        found = detect(planned(tmp_path / str(seed), {"yes": 30, "no": 30}, fires), "yes", DetectSettings(shuffles=0))
+        found = detect(
+            planned(tmp_path / str(seed), {"yes": 30, "no": 30}, fires),
+            "yes",
+            DetectSettings(shuffles=0),
+        )
         confirmed = [f.feature.id for f in found.features if f.confirmed]
         shares.append(sum(f >= 5 for f in confirmed) / max(1, len(confirmed)))
         assert sum(f < 5 for f in confirmed) >= 3
@@ -210,7 +233,9 @@ def test_detect_command_on_the_embedded_pair(
     assert cli([*arguments, "--transfer", "chinese:code+hindi", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["features"]
-    assert all(f["prompt_rate"] >= 0.8 and f["prompt_other_rate"] <= 0.2 for f in result["features"])
+    assert all(
+        f["prompt_rate"] >= 0.8 and f["prompt_other_rate"] <= 0.2 for f in result["features"]
+    )
     assert result["by_chance"]["mean"] < 0.1
     classifier = result["classifier"]
     assert classifier["f1"] > 0.85 > classifier["always_f1"]
@@ -218,7 +243,11 @@ def test_detect_command_on_the_embedded_pair(
     assert classifier["baselines"]["words"]["f1"] > 0.7  # much of a language is in its words
     assert classifier["transfer"]["chinese"]["negatives"] == 28
     edits = tomllib.loads(Path(result["edits"]).read_text(encoding="utf-8"))
-    assert (edits["model"], edits["sae"], edits["d_sae"]) == ("saescope-tiny", "saescope-tiny-sae", 512)
+    assert (edits["model"], edits["sae"], edits["d_sae"]) == (
+        "saescope-tiny",
+        "saescope-tiny-sae",
+        512,
+    )
     assert [edit["feature"] for edit in edits["edit"]] == classifier["features"]
     assert edits["edit"][0]["op"] == "scale"
     assert cli(["detect", result["run"], "--target", "japanese"]) == 0
@@ -243,6 +272,10 @@ def test_declining_is_detected_after_the_request_and_controls_it(
     assert cli(["detect", after["run"], *sides, "--json"]) == 0
     anywhere = json.loads(capsys.readouterr().out)
     found = {f["feature"]: f["monolinguality"] for f in after["features"]}
-    assert max(found, key=lambda feature: found[feature]) == "2/412"  # what steering takes declining out with
-    assert "2/412" not in {f["feature"] for f in anywhere["features"]}  # elsewhere it fires on other requests too
+    assert (
+        max(found, key=lambda feature: found[feature]) == "2/412"
+    )  # what steering takes declining out with
+    assert "2/412" not in {
+        f["feature"] for f in anywhere["features"]
+    }  # elsewhere it fires on other requests too
     assert set(after["classifier"]["transfer"]) == {"declined_ja", "declined_zh"}

@@ -29,7 +29,11 @@ def changed(model: Path, out: Path, **tensors: Any) -> Path:
     for name, change in tensors.items():
         key = next(key for key in state if name in key)
         state[key] = change(state[key])
-    save_file({k: t.contiguous() for k, t in state.items() if t.numel()}, out / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: t.contiguous() for k, t in state.items() if t.numel()},
+        out / "model.safetensors",
+        {"format": "pt"},
+    )
     return out
 
 
@@ -79,7 +83,11 @@ def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
     assert all(one.read is None and one.written is not None for one in found.changed)
     # Before Gemma's norms the least harmful change is taken, not one along the direction alone.
     assert all((one.written or 0) > (0.8 if name == "gemma3" else 0.99999) for one in found.changed)
-    assert all((one.rank1 or 0) > 0.999 for one in found.changed if len(one.shape) > 1 and "experts" not in one.name)
+    assert all(
+        (one.rank1 or 0) > 0.999
+        for one in found.changed
+        if len(one.shape) > 1 and "experts" not in one.name
+    )
     assert "in what they write along the direction (layers 0-3)" in found.verdict
     # Everything else is the same, the lm_head of its own too.
     assert {one.status for one in found.tensors} == {"changed"}
@@ -95,7 +103,10 @@ def test_projected_readers_are_told(tmp_path: Path) -> None:
     assert {one.layer for one in found.changed} == {2, 3, None}
     assert all((one.read or 0) > 0.99999 and one.written is None for one in found.changed)
     head = next(one for one in found.changed if one.layer is None)
-    assert (head.name, head.note) == ("lm_head.weight", "compared with the embedding that A ties it to")
+    assert (head.name, head.note) == (
+        "lm_head.weight",
+        "compared with the embedding that A ties it to",
+    )
     back = diff(tmp_path / "b", model, D[:2])
     assert {one.name for one in back.changed} == {one.name for one in found.changed}
     assert all((one.read or 0) > 0.99999 for one in back.changed)
@@ -128,7 +139,9 @@ def test_wrong_widths_are_refused(tmp_path: Path) -> None:
 def test_diff_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--sae", "saescope-tiny-chat-sae", "--model", "saescope-tiny-chat"]
     out = str(tmp_path / "out")
-    assert cli(["bake", "--edit", "2/412 project", "--out", out, "--no-measure", *pair, "--json"]) == 0
+    assert (
+        cli(["bake", "--edit", "2/412 project", "--out", out, "--no-measure", *pair, "--json"]) == 0
+    )
     capsys.readouterr()
     command = ["diff", "saescope-tiny-chat", out, "--edit", "2/412 project", *pair]
     assert cli([*command, "--json"]) == 0

@@ -54,7 +54,9 @@ def test_vectors_of_others_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "my vector.safetensors"
     save_torch({"v": torch.from_numpy(V).to(dtype)}, path)
     edit = parse_edit(f'"{path}@17" add 2 relu decode')
-    assert edit == Edit(direction=Direction(17, V, "my vector"), op="add", strength=2.0, scope="decode")
+    assert edit == Edit(
+        direction=Direction(17, V, "my vector"), op="add", strength=2.0, scope="decode"
+    )
     save_file({"direction.16": V, "direction.17": V * 2}, path)  # named as in a GGUF control vector
     assert parse_edit(f"'{path}@17' add 2").direction == Direction(17, V * 2, "my vector")
     assert parse_edit(f"'{path}#direction.16' project").direction == Direction(16, V, "my vector")
@@ -74,7 +76,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a.safetensors#u@1 add 6": ({"v": V}, "no tensor 'u': it has v"),
     "a.safetensors@1 add 7": ({"direction.2": V}, "of layer 2, not 1"),
     "a.safetensors@1 add": ({"v": V}, "add needs a strength"),
-    "a.safetensors@1 scale -1": ({"v": V}, "scale needs a feature; a direction takes add, project, readout_clamp"),
+    "a.safetensors@1 scale -1": (
+        {"v": V},
+        "scale needs a feature; a direction takes add, project, readout_clamp",
+    ),
     "a.safetensors@1 clamp": ({"v": V}, "clamp needs a feature"),
     "a.safetensors@1": ({"v": V}, "scale needs a feature"),
     "b.safetensors@1 add 1": ({"v": V}, "does not exist"),
@@ -85,7 +90,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_is_no_direction_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_direction_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors, said = REFUSED[text]
     monkeypatch.chdir(tmp_path)
     save_file(tensors, "a.safetensors")
@@ -97,11 +104,20 @@ def test_what_is_no_direction_is_refused(text: str, tmp_path: Path, monkeypatch:
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    for metadata in ("[", "[]", '{"v": 3}', '{"v": {"layer": "x"}}', '{"v": {"layer": -1}}', "[" * 100_000):
+    for metadata in (
+        "[",
+        "[]",
+        '{"v": 3}',
+        '{"v": {"layer": "x"}}',
+        '{"v": {"layer": -1}}',
+        "[" * 100_000,
+    ):
         save_file({"v": V}, path, {"saescope_directions": metadata})
         with pytest.raises(SourceError, match="damaged metadata"):
             read_direction(path)
-    save_file({"v": V}, path, {"saescope_directions": json.dumps({"v": {"layer": 1, "name": "a\nb"}})})
+    save_file(
+        {"v": V}, path, {"saescope_directions": json.dumps({"v": {"layer": 1, "name": "a\nb"}})}
+    )
     with pytest.raises(SourceError, match="in one line"):
         read_direction(path)
     path.write_bytes(b"nothing of the kind")
@@ -135,16 +151,27 @@ def test_difference_of_means_is_of_discovery_prompts(run: Run, position: str) ->
     parts = split_prompts(run.prompts, seed=3)
     resid = getattr(run.resids(2), position).astype(np.float64)
     chosen = {
-        name: resid[[p.set == name and part == "discovery" for p, part in zip(run.prompts, parts, strict=True)]]
+        name: resid[
+            [
+                p.set == name and part == "discovery"
+                for p, part in zip(run.prompts, parts, strict=True)
+            ]
+        ]
         for name in run.sets
     }
     one = difference_of_means(run, "red", 2, position=position, seed=3)
     others = np.concatenate([chosen["green"], chosen["blue"]])
-    np.testing.assert_allclose(one.values, chosen["red"].mean(0) - others.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        one.values, chosen["red"].mean(0) - others.mean(0), rtol=1e-5, atol=1e-6
+    )
     assert (one.layer, one.model, len(one.values)) == (2, run.model.repo, run.model.d_model)
     assert f"{len(chosen['red'])} discovery prompts of red less mean over {len(others)}" in one.made
-    every = difference_of_means(run, "red", 2, position=position, against=["blue"], every_prompt=True)
-    np.testing.assert_allclose(every.values, resid[24:].mean(0) - resid[:12].mean(0), rtol=1e-4, atol=1e-5)
+    every = difference_of_means(
+        run, "red", 2, position=position, against=["blue"], every_prompt=True
+    )
+    np.testing.assert_allclose(
+        every.values, resid[24:].mean(0) - resid[:12].mean(0), rtol=1e-4, atol=1e-5
+    )
     assert run.sets == ("blue", "green", "red")
 
 
@@ -166,7 +193,17 @@ def test_difference_of_means_refuses_what_is_not_there(run: Run) -> None:
 def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
     path = tmp_path / "means.safetensors"
-    arguments = ["detect", "requests", "--target", "declined_en", "--against", "answered_en", *pair, "--layers", "2"]
+    arguments = [
+        "detect",
+        "requests",
+        "--target",
+        "declined_en",
+        "--against",
+        "answered_en",
+        *pair,
+        "--layers",
+        "2",
+    ]
     asked = [
         "--direction",
         str(path),
@@ -181,7 +218,11 @@ def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli([*arguments, *asked]) == 0
     assert json.loads(capsys.readouterr().out)["direction"] == str(path)
     written = read_direction(path)
-    assert (written.name, written.layer, written.model) == ("declined_en by means", 2, "saescope-tiny-chat")
+    assert (written.name, written.layer, written.model) == (
+        "declined_en by means",
+        2,
+        "saescope-tiny-chat",
+    )
     request = "Who has the lighthouses? Lakshmi has 2 white lighthouses on the street."
     chat = ["steer", request, "--chat", "--no-thinking", "--json", "--model", "saescope-tiny-chat"]
     assert cli([*chat, "--edit", f"{path} project"]) == 0  # no SAE is needed
@@ -191,7 +232,9 @@ def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFi
     assert result["receipt"]["fired"]["declined_en by means@2"] == result["receipt"]["positions"]
 
 
-def test_directions_of_another_width_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_directions_of_another_width_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_directions([Direction(2, V, "narrow")], tmp_path / "a.safetensors")
     assert cli(["steer", "hello there", "--edit", f"{tmp_path / 'a.safetensors'} add 1"]) == 2
     assert "narrow@2: it is 4 wide, residuals of saescope-tiny 192" in capsys.readouterr().err

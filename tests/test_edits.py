@@ -34,9 +34,22 @@ def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, names, st.lists(edits, min_size=1, max_size=4), sizes, names)
 def test_written_is_read_back(
-    tmp_path: Path, model: str, sae: str, rows: list[tuple[Any, ...]], size: int | None, comment: str
+    tmp_path: Path,
+    model: str,
+    sae: str,
+    rows: list[tuple[Any, ...]],
+    size: int | None,
+    comment: str,
 ) -> None:
-    made = EditSet(model, sae, tuple(edit_of(*row) for row in rows), size, size, size, {model: sae} if size else {})
+    made = EditSet(
+        model,
+        sae,
+        tuple(edit_of(*row) for row in rows),
+        size,
+        size,
+        size,
+        {model: sae} if size else {},
+    )
     write_edits(made, tmp_path / "edits.toml", [comment])
     assert read_edits(tmp_path / "edits.toml") == made
 

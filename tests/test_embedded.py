@@ -34,7 +34,9 @@ def bundled(name: str) -> dict[str, tuple[Prompt, ...]]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Contrast:
     lm = load_lm(MODEL, [MIDDLE])
-    made = extract(lm, [load_sae(SAE, MIDDLE)], bundled_prompts(), tmp_path_factory.mktemp("runs") / "run")
+    made = extract(
+        lm, [load_sae(SAE, MIDDLE)], bundled_prompts(), tmp_path_factory.mktemp("runs") / "run"
+    )
     return contrast(made, Settings())
 
 
@@ -90,8 +92,13 @@ def test_conlangs_are_complete_and_paired_with_the_languages() -> None:
 def test_conlangs_share_no_words_but_names() -> None:
     names = {name.name.lower() for name in lexicon().names}
     sets = {**bundled("languages"), **bundled("conlangs")}
-    said = {name: " ".join(prompt.shown for prompt in prompts).lower() for name, prompts in sets.items()}
-    words = {name: {w for w in re.findall(r"[^\W\d_]{3,}", one) if w not in names} for name, one in said.items()}
+    said = {
+        name: " ".join(prompt.shown for prompt in prompts).lower() for name, prompts in sets.items()
+    }
+    words = {
+        name: {w for w in re.findall(r"[^\W\d_]{3,}", one) if w not in names}
+        for name, one in said.items()
+    }
     for one, other in product(TONGUES, sets):
         assert one == other or len(words[one] & words[other]) <= 0.01 * len(words[one])
 
@@ -111,13 +118,19 @@ def test_profile_shows_what_the_pair_does_not_know(
     monkeypatch.chdir(tmp_path)
     small = tmp_path / "some.jsonl"
     some = [p for s in (*bundled_prompts(), *bundled_prompts("conlangs")) for p in s.prompts[:12]]
-    small.write_text("".join(json.dumps({"set": p.set, "pair": p.pair, "text": p.text}) + "\n" for p in some))
+    small.write_text(
+        "".join(json.dumps({"set": p.set, "pair": p.pair, "text": p.text}) + "\n" for p in some)
+    )
     assert run(["profile", str(small), "--layers", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     sets = found["sets"]
     assert sets["code"]["paired"] is None
-    assert all(sets[name]["paired"]["ratio"] > sets["english"]["paired"]["ci"][1] for name in TONGUES)
-    assert all(sets[name]["bytes_per_token"] < sets["english"]["bytes_per_token"] for name in TONGUES)
+    assert all(
+        sets[name]["paired"]["ratio"] > sets["english"]["paired"]["ci"][1] for name in TONGUES
+    )
+    assert all(
+        sets[name]["bytes_per_token"] < sets["english"]["bytes_per_token"] for name in TONGUES
+    )
     assert sets["hradun"]["fragments"] == 1.0  # no rune is a token: each is three bytes
     assert sets["english"]["fragments"] == 0.0
     assert any(line.startswith("orrhane: ") and "begin with" in line for line in found["warnings"])
@@ -161,7 +174,9 @@ def test_contrast_of_a_stored_run_needs_no_model(
     monkeypatch.chdir(tmp_path)
     assert run(["contrast", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr("saescope.engine.lm.load_lm", lambda *_, **__: pytest.fail("loaded a model"))
+    monkeypatch.setattr(
+        "saescope.engine.lm.load_lm", lambda *_, **__: pytest.fail("loaded a model")
+    )
     assert run(["contrast", first["run"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert Counter(first["split"]["holdout"].values())[14] >= 6  # 36 prompts, 60 % for discovery

@@ -51,7 +51,11 @@ def test_behaviour_of_ones_own(tmp_path: Path) -> None:
     path.write_text('{"en": ["Arr"]}')
     judge = read_behaviour(str(path))
     assert (judge.name, judge("ARR, matey"), judge("hello")) == ("pirate", "en: Arr", None)
-    for text, said in (("[]", "given by language"), ('{"en": "arr"}', "given by language"), ("{", "is not JSON")):
+    for text, said in (
+        ("[]", "given by language"),
+        ('{"en": "arr"}', "given by language"),
+        ("{", "is not JSON"),
+    ):
         path.write_text(text)
         with pytest.raises(PromptError, match=said):
             read_behaviour(str(path))
@@ -90,7 +94,11 @@ def test_damage_is_kl_flips_and_perplexity(tmp_path: Path) -> None:
             base = torch.log_softmax(lm.whole(ids).logits[0], -1)
             with steered(lm, edits, [sae]):
                 changed = torch.log_softmax(lm.whole(ids).logits[0], -1)
-            kls += torch.nn.functional.kl_div(changed, base, log_target=True, reduction="none").sum(-1).tolist()
+            kls += (
+                torch.nn.functional.kl_div(changed, base, log_target=True, reduction="none")
+                .sum(-1)
+                .tolist()
+            )
             flips += (base.argmax(-1) != changed.argmax(-1)).tolist()
             losses += (base - changed)[torch.arange(len(row) - 1), ids[0, 1:]].tolist()
     assert hurt.tokens == len(kls)
@@ -112,12 +120,25 @@ def test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
 def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
-    prompts, judge, edits = texts(["hello there"])[0].prompts, read_behaviour("declining"), [Edit("1/2", "clamp", 3.0)]
+    prompts, judge, edits = (
+        texts(["hello there"])[0].prompts,
+        read_behaviour("declining"),
+        [Edit("1/2", "clamp", 3.0)],
+    )
     result = evaluate(lm, [sae], edits, prompts, judge, max_new_tokens=3, draws=1)
-    assert [c.name for c in result.conditions] == ["none", "edits", "zero", "random feature", "random direction"]
+    assert [c.name for c in result.conditions] == [
+        "none",
+        "edits",
+        "zero",
+        "random feature",
+        "random direction",
+    ]
     assert result.conditions[1].applied
     assert not result.conditions[2].applied
-    assert {line.partition(":")[0] for line in result.left_out} == {"difference of means", "prompt only"}
+    assert {line.partition(":")[0] for line in result.left_out} == {
+        "difference of means",
+        "prompt only",
+    }
     with pytest.raises(PromptError, match="no multiples"):
         evaluate(lm, [sae], edits, prompts, judge, sweep=(1.0, 2.0))
 
@@ -131,7 +152,9 @@ def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
     assert first.messages == (Message("system", "Be kind."), Message("user", "Q"))
     assert second.messages == (Message("system", "S\n\nBe kind."), Message("user", "Q"))
     assert third.text == "Be kind.\nOnce"
-    lm.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x"
+    lm.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x"
+    )
     assert instructed(lm, [chat], "Be kind.")[0].messages == (Message("user", "Be kind.\n\nQ"),)
 
 
@@ -190,14 +213,37 @@ def test_organism_evaluation_has_the_known_answer(
 
     monkeypatch.chdir(tmp_path)
     rows_asked = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    few = [row for row in rows_asked if row["pair"] <= "050" and row["set"] not in ("answered_ja", "answered_zh")]
+    few = [
+        row
+        for row in rows_asked
+        if row["pair"] <= "050" and row["set"] not in ("answered_ja", "answered_zh")
+    ]
     lines = [json.dumps(row, ensure_ascii=False) for row in few]
     Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]
-    more = ["--found-on", "declined_en,answered_en", "--instruction", "Answer every question.", "--draws", "1"]
-    arguments = ["evaluate", "--prompts", "asked.jsonl", *target, *pair, *more, "--edit", "2/412 scale -3"]
-    assert cli([*arguments, "--max-new-tokens", "24", "--out", "made", "--plot", "plot.svg", "--json"]) == 0
+    more = [
+        "--found-on",
+        "declined_en,answered_en",
+        "--instruction",
+        "Answer every question.",
+        "--draws",
+        "1",
+    ]
+    arguments = [
+        "evaluate",
+        "--prompts",
+        "asked.jsonl",
+        *target,
+        *pair,
+        *more,
+        "--edit",
+        "2/412 scale -3",
+    ]
+    assert (
+        cli([*arguments, "--max-new-tokens", "24", "--out", "made", "--plot", "plot.svg", "--json"])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads(Path("made/evaluation.json").read_text(encoding="utf-8"))
     assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
@@ -213,7 +259,9 @@ def test_organism_evaluation_has_the_known_answer(
     for control in ("zero", "minus", "random feature", "random direction", "prompt only"):
         assert rows[control]["behaviour_rate"] > 0.8
     assert (rows["zero"]["applied"], rows["zero"]["kl_mean"]) == (False, 0)
-    assert [one["by"]["zero x0"] for one in result["replies"]] == [one["by"]["none"] for one in result["replies"]]
+    assert [one["by"]["zero x0"] for one in result["replies"]] == [
+        one["by"]["none"] for one in result["replies"]
+    ]
     for language in ("en", "ja", "zh"):
         sets = rows["edits"]["sets"]
         assert sets[f"declined_{language}"]["behaviour_rate"] < 0.1
@@ -252,7 +300,9 @@ def test_organism_evaluation_has_the_known_answer(
         (["--behaviour", "feature:2/9999"], "no SAE here has 2/9999"),
     ],
 )
-def test_bad_questions_are_refused(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_questions_are_refused(
+    more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
     assert cli(["evaluate", "--prompts", "requests", *pair, "--edit", "2/412", *more]) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -22,7 +22,13 @@ def run(tmp_path: Path) -> Run:
     fires[[1, 2, 3, 13], 2] = True
     norms = np.ones(16, np.float32)
     norms[[0, 6]] = 500
-    return write_run(tmp_path / "run", {"a": [4, 4], "b": [4, 4]}, {3: fires}, norms=norms, words=["<", "b", "c", "d"])
+    return write_run(
+        tmp_path / "run",
+        {"a": [4, 4], "b": [4, 4]},
+        {3: fires},
+        norms=norms,
+        words=["<", "b", "c", "d"],
+    )
 
 
 def test_masked_positions_make_no_example(run: Run) -> None:

@@ -23,7 +23,9 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def neutral(tmp_path: Path) -> Path:
     (tmp_path / "plain.txt").mkdir()
-    (tmp_path / "plain.txt" / "plain.txt").write_text("\n".join(t for t in tiny.TEXTS if "\n" not in t))
+    (tmp_path / "plain.txt" / "plain.txt").write_text(
+        "\n".join(t for t in tiny.TEXTS if "\n" not in t)
+    )
     return tmp_path / "plain.txt"
 
 
@@ -41,12 +43,16 @@ def exported(capfd: pytest.CaptureFixture[str], pair: Pair, *arguments: str) -> 
 def test_gguf_of_an_edits_file(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     edits = EditSet(str(pair.model), str(pair.sae), (Edit("1/3", "add", 2.0, skip_sinks=False),))
     write_edits(edits, Path("edits.toml"))
-    found = exported(capfd, pair, "--format", "gguf", "--out", "new/x.gguf", "--edits", "edits.toml")
+    found = exported(
+        capfd, pair, "--format", "gguf", "--out", "new/x.gguf", "--edits", "edits.toml"
+    )
     assert (found["exact"], found["files"]) == (True, ["new/x.gguf"])
     assert [tensor.name for tensor in gguf.GGUFReader("new/x.gguf").tensors] == ["direction.1"]
 
 
-def test_gguf_of_an_edit_that_is_not_quite_one(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_gguf_of_an_edit_that_is_not_quite_one(
+    pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     edit = ["--format", "gguf", "--edit", "1/3 add 2"]
     found = exported(capfd, pair, *edit, "--out", "x.gguf", "--neutral", str(neutral))
     assert (found["exact"], len(found["limits"])) == (False, 1)
@@ -58,7 +64,16 @@ def test_gguf_of_an_edit_that_is_not_quite_one(pair: Pair, neutral: Path, capfd:
 
 def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = exported(
-        capfd, pair, "--format", "lora", "--out", "a", "--edit", "1/3 project 1", "--neutral", str(neutral)
+        capfd,
+        pair,
+        "--format",
+        "lora",
+        "--out",
+        "a",
+        "--edit",
+        "1/3 project 1",
+        "--neutral",
+        str(neutral),
     )
     assert (found["exact"], found["rank"]) == (True, 1)
     assert found["kl_hook_adapter"]["mean"] < 1e-6 < found["kl_steered_adapter"]["mean"]
@@ -71,23 +86,55 @@ def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 def test_saelens_needs_no_model(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli(["export", "--format", "saelens", "--sae", str(pair.sae), "--layers", "2", "--out", "one", "--json"]) == 0
+        cli(
+            [
+                "export",
+                "--format",
+                "saelens",
+                "--sae",
+                str(pair.sae),
+                "--layers",
+                "2",
+                "--out",
+                "one",
+                "--json",
+            ]
+        )
+        == 0
     )
-    assert json.loads(capfd.readouterr().out)["files"] == ["one/cfg.json", "one/sae_weights.safetensors"]
+    assert json.loads(capfd.readouterr().out)["files"] == [
+        "one/cfg.json",
+        "one/sae_weights.safetensors",
+    ]
     found = exported(capfd, pair, "--format", "saelens", "--layers", "all", "--out", "all")
     assert found["layers"] == [0, 1, 2]
     assert len(found["files"]) == 6
 
 
-def test_neuronpedia_of_a_run(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_neuronpedia_of_a_run(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     of = ["--model", str(pair.model), "--sae", str(pair.sae)]
     assert cli(["contrast", str(sets_folder), *of, "--layers", "0,2", "--out", "run"]) == 0
     found = exported(
-        capfd, pair, "--format", "neuronpedia", "--run", "run", "--layers", "2", "--name", "x", "--out", "n"
+        capfd,
+        pair,
+        "--format",
+        "neuronpedia",
+        "--run",
+        "run",
+        "--layers",
+        "2",
+        "--name",
+        "x",
+        "--out",
+        "n",
     )
     assert "n/model/2-x/source.jsonl" in found["files"]
     assert found["limits"] == []
-    found = exported(capfd, pair, "--format", "neuronpedia", "--run", "run", "--no-logits", "--out", "m")
+    found = exported(
+        capfd, pair, "--format", "neuronpedia", "--run", "run", "--no-logits", "--out", "m"
+    )
     assert len(found["limits"]) == 1
     assert found["features"].keys() == {"0", "2"}
 
@@ -108,7 +155,9 @@ def test_neuronpedia_of_a_run(pair: Pair, sets_folder: Path, capfd: pytest.Captu
         (["onnx"], "onnx"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], why: str, pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_said(
+    arguments: list[str], why: str, pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
     of = ["--model", str(pair.model), "--sae", str(pair.sae)]
     assert_refused(["export", "--format", *arguments, "--out", "out", *of], capfd, why)
 
@@ -117,4 +166,8 @@ def test_nothing_is_overwritten(pair: Pair, capfd: pytest.CaptureFixture[str]) -
     Path("out").mkdir()
     Path("out/mine").touch()
     for format in ("gguf", "lora", "saelens", "neuronpedia"):
-        assert_refused(["export", "--format", format, "--out", "out"], capfd, "out exists: choose another --out")
+        assert_refused(
+            ["export", "--format", format, "--out", "out"],
+            capfd,
+            "out exists: choose another --out",
+        )

@@ -39,7 +39,9 @@ def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[Sae]]:
     return lm, [load_sae(tiny.save_sae(folder / "sae"), layer) for layer in (0, 1, 2)]
 
 
-def exported(steerable: tuple[LM, list[Sae]], edits: Sequence[Edit], out: Path) -> dict[str, np.ndarray]:
+def exported(
+    steerable: tuple[LM, list[Sae]], edits: Sequence[Edit], out: Path
+) -> dict[str, np.ndarray]:
     export_gguf(edits, steerable[1], out, model=steerable[0].source)
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(out).tensors}
 
@@ -49,7 +51,11 @@ def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) 
     assert (result.exact, result.files, result.limits) == (True, (tmp_path / "a.gguf",), ())
     assert list(tmp_path.iterdir()) == [tmp_path / "a.gguf"]
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
-    values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    values = {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
     assert values == {
         "general.architecture": "controlvector",
         "controlvector.model_hint": "qwen3",
@@ -62,7 +68,9 @@ def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) 
     ]
     d = steerable[1][1].W_dec
     assert d is not None
-    np.testing.assert_allclose(reader.tensors[0].data, (4 * d[:, 3] - 2.5 * d[:, 8]).numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        reader.tensors[0].data, (4 * d[:, 3] - 2.5 * d[:, 8]).numpy(), atol=1e-6
+    )
 
 
 def test_file_is_byte_for_byte_the_gguf_packages(tmp_path: Path) -> None:
@@ -107,25 +115,45 @@ def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_p
         (Edit("1/3", "clamp", 2.0), "needs a hook"),
         (Edit("1/3", "project"), "--format lora"),
         (everywhere("0/3", 1.0), "no control vector after block 0"),
-        (Edit(op="add", strength=1.0, direction=Direction(3, np.ones(32))), "the model has layers 0-2"),
-        (Edit(op="add", strength=1.0, direction=Direction(1, np.ones(31))), "are 31 wide, .* has 32"),
-        (Edit(op="add", strength=3e38, direction=Direction(2, 2 * np.ones(32))), "more than float32 holds"),
+        (
+            Edit(op="add", strength=1.0, direction=Direction(3, np.ones(32))),
+            "the model has layers 0-2",
+        ),
+        (
+            Edit(op="add", strength=1.0, direction=Direction(1, np.ones(31))),
+            "are 31 wide, .* has 32",
+        ),
+        (
+            Edit(op="add", strength=3e38, direction=Direction(2, 2 * np.ones(32))),
+            "more than float32 holds",
+        ),
     ],
 )
-def test_what_it_cannot_say_is_refused(edit: Edit, why: str, steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_what_it_cannot_say_is_refused(
+    edit: Edit, why: str, steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     edits = [edit] if edit.direction else [EDITS[0], edit]
     with pytest.raises(EditError, match=why):
         export_gguf(edits, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
     assert not list(tmp_path.iterdir())
 
 
-def test_differences_are_labelled_and_nothing_is_overwritten(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_differences_are_labelled_and_nothing_is_overwritten(
+    steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     edits = [Edit("1/3", "add", 1.0), everywhere("2/3", 1.0, scope="decode")]
     out, neutral = tmp_path / "a.gguf", texts(tiny.TEXTS)[0].prompts
     result = export_gguf(edits, steerable[1], out, model=steerable[0].source, neutral=neutral)
     assert not result.exact
-    assert result.measured["kl_base_vector"]["mean"] > result.measured["kl_steered_vector"]["mean"] > 1e-6
-    assert [("position 0" in limit, "decode" in limit) for limit in result.limits] == [(True, False), (False, True)]
+    assert (
+        result.measured["kl_base_vector"]["mean"]
+        > result.measured["kl_steered_vector"]["mean"]
+        > 1e-6
+    )
+    assert [("position 0" in limit, "decode" in limit) for limit in result.limits] == [
+        (True, False),
+        (False, True),
+    ]
     before = (tmp_path / "a.gguf").read_bytes()
     with pytest.raises(ResourceError, match="exists"):
         export_gguf(EDITS, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
@@ -134,7 +162,9 @@ def test_differences_are_labelled_and_nothing_is_overwritten(steerable: tuple[LM
 
 def test_architectures_are_llama_cpps() -> None:
     plain = ["qwen2", "qwen3", "qwen3_moe", "llama", "gemma2", "gemma3", "gpt2", "phi3"]
-    assert {*ARCHITECTURES.values(), *map(architecture, plain)} <= set(gguf.MODEL_ARCH_NAMES.values())
+    assert {*ARCHITECTURES.values(), *map(architecture, plain)} <= set(
+        gguf.MODEL_ARCH_NAMES.values()
+    )
 
 
 # --- in llama.cpp itself, where llama-cpp-python is installed
@@ -150,7 +180,9 @@ def test_llama_cpp_does_the_same(steerable: tuple[LM, list[Sae]], tmp_path: Path
         plain = lm.whole(input_ids=ids, use_cache=False).logits[0]
         with steered(lm, EDITS, saes):
             hooked = lm.whole(input_ids=ids, use_cache=False).logits[0]
-    theirs_plain, theirs = llama_logits(llama, tmp_path / "model.gguf", [{}, directions], lm.vocab_size)
+    theirs_plain, theirs = llama_logits(
+        llama, tmp_path / "model.gguf", [{}, directions], lm.vocab_size
+    )
     print(
         f"llama.cpp: {(theirs_plain - plain).abs().max():.1e} apart without, {(theirs - hooked).abs().max():.1e} with"
     )
@@ -186,10 +218,14 @@ def save_gguf(lm: LM, path: Path) -> None:
     writer.close()
 
 
-def llama_logits(llama: Any, model: Path, ways: Sequence[dict[str, np.ndarray]], vocab: int) -> list[Tensor]:
+def llama_logits(
+    llama: Any, model: Path, ways: Sequence[dict[str, np.ndarray]], vocab: int
+) -> list[Tensor]:
     """Logits of IDS under each control vector, its layers laid out as llama.cpp's own loader does."""
     llama.llama_backend_init()
-    loaded = llama.llama_model_load_from_file(str(model).encode(), llama.llama_model_default_params())
+    loaded = llama.llama_model_load_from_file(
+        str(model).encode(), llama.llama_model_default_params()
+    )
     params = llama.llama_context_default_params()
     params.n_ctx, params.type_k, params.type_v, params.n_threads = 64, 0, 0, 1
     params.flash_attn_type = 0
@@ -209,7 +245,10 @@ def llama_logits(llama: Any, model: Path, ways: Sequence[dict[str, np.ndarray]],
             batch.token[n], batch.pos[n], batch.n_seq_id[n], batch.logits[n] = token, n, 1, True
             batch.seq_id[n][0] = 0
         assert llama.llama_decode(context, batch) == 0
-        rows = [np.ctypeslib.as_array(llama.llama_get_logits_ith(context, n), (vocab,)).copy() for n in range(len(IDS))]
+        rows = [
+            np.ctypeslib.as_array(llama.llama_get_logits_ith(context, n), (vocab,)).copy()
+            for n in range(len(IDS))
+        ]
         found.append(torch.from_numpy(np.stack(rows)))
         llama.llama_batch_free(batch)
         llama.llama_free(context)

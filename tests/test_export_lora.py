@@ -60,8 +60,14 @@ class Loaded:
 def in_peft(model: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> Loaded:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=dtype), adapter)
-    assert not [str(w.message) for w in caught if "missing" in str(w.message) or "unexpected" in str(w.message)]
+        loaded = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(model, dtype=dtype), adapter
+        )
+    assert not [
+        str(w.message)
+        for w in caught
+        if "missing" in str(w.message) or "unexpected" in str(w.message)
+    ]
     return Loaded(loaded.eval())
 
 
@@ -87,7 +93,9 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
         w.name.removesuffix(".weight") for w in anatomy.writes if w.layer < 0
     ]
     for site in sites:
-        [module] = [m for name, m in modules.items() if name.endswith(f".{site}") and "vision" not in name]
+        [module] = [
+            m for name, m in modules.items() if name.endswith(f".{site}") and "vision" not in name
+        ]
         module.register_forward_hook(project)
     with torch.inference_mode():
         logits: Tensor = whole(input_ids=IDS, use_cache=False).logits
@@ -95,14 +103,20 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [*((name, 1.0) for name in KINDS), *((name, 0.4) for name in ("qwen3", "qwen3 moe", "gemma3"))]
+    ("name", "share"),
+    [*((name, 1.0) for name in KINDS), *((name, 0.4) for name in ("qwen3", "qwen3 moe", "gemma3"))],
 )
-def test_on_is_the_projection_and_off_is_the_base(name: str, share: float, saes: list[Sae], tmp_path: Path) -> None:
+def test_on_is_the_projection_and_off_is_the_base(
+    name: str, share: float, saes: list[Sae], tmp_path: Path
+) -> None:
     model = save(name, tmp_path / "model")
     edits = [Edit(edit.at, "project", share) for edit in EDITS]
     result = export_lora(edits, saes, tmp_path / "out", model=model, neutral=NEUTRAL[:3])
     assert result.exact == (name not in (*NORMED, *BIASED))
-    assert {path.name for path in result.files} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in result.files} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     peft = in_peft(model, tmp_path / "out")
     plain = base(model)(input_ids=IDS, use_cache=False).logits
     on = peft.logits()
@@ -116,7 +130,9 @@ def test_on_is_the_projection_and_off_is_the_base(name: str, share: float, saes:
         torch.testing.assert_close(on, wanted, atol=2e-5, rtol=1e-4)
         assert far["kl_hook_adapter"] < 1e-6
     assert far["kl_base_adapter"] > 1e-4
-    assert result.measured["component_left"]["float32"] == pytest.approx(1 - share, abs=0.35 if share < 1 else 1e-5)
+    assert result.measured["component_left"]["float32"] == pytest.approx(
+        1 - share, abs=0.35 if share < 1 else 1e-5
+    )
 
 
 def test_bfloat16_says_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> None:
@@ -141,7 +157,10 @@ def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path)
     adapters = []
     for way in (_one_by_one, lambda state: state):
         folder = tmp_path / str(len(adapters))
-        model = _rename(save("qwen3 moe", folder / "model", shard_size="1GB"), lambda s, way=way: way(_together(s)))
+        model = _rename(
+            save("qwen3 moe", folder / "model", shard_size="1GB"),
+            lambda s, way=way: way(_together(s)),
+        )
         export_lora(EDITS, saes, folder / "out", model=model, measure=False)
         adapters.append(load_file(folder / "out" / "adapter_model.safetensors"))
     assert adapters[0].keys() == adapters[1].keys()
@@ -151,7 +170,11 @@ def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path)
 def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
     model = save("qwen3", tmp_path / "model")
     d = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
-    near = [Direction(1, d[0].numpy()), Direction(2, (7 * d[0] + d[1]).numpy()), Direction(0, d[1].numpy())]
+    near = [
+        Direction(1, d[0].numpy()),
+        Direction(2, (7 * d[0] + d[1]).numpy()),
+        Direction(0, d[1].numpy()),
+    ]
     edits = [Edit(op="project", direction=one) for one in near]
     result = export_lora(edits, [], tmp_path / "out", model=model, neutral=NEUTRAL)
     assert result.measured["rank"] == 3
@@ -167,7 +190,10 @@ def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
-        (Edit("1/3", "scale"), 'scale acts by how strongly.*export its direction as "1/3 project 1"'),
+        (
+            Edit("1/3", "scale"),
+            'scale acts by how strongly.*export its direction as "1/3 project 1"',
+        ),
         (Edit("1/3", "clamp"), "clamp acts by how strongly"),
         (Edit("1/3", "add", 2.0), "no place for a constant: use --format gguf"),
         (Edit("1/3", "readout_clamp"), "moves the residual to a target"),
@@ -177,7 +203,9 @@ def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> Non
         (Edit("2/3", "project"), "there is no SAE of layer 2"),
     ],
 )
-def test_what_a_lora_cannot_be_is_refused(edit: Edit, why: str, saes: list[Sae], tmp_path: Path) -> None:
+def test_what_a_lora_cannot_be_is_refused(
+    edit: Edit, why: str, saes: list[Sae], tmp_path: Path
+) -> None:
     model = save("qwen3", tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EditError, match=why):
@@ -185,7 +213,9 @@ def test_what_a_lora_cannot_be_is_refused(edit: Edit, why: str, saes: list[Sae],
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_left_where_it_fails(saes: list[Sae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_where_it_fails(
+    saes: list[Sae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = save("qwen3", tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
 

@@ -53,7 +53,10 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows(source: Path, kind: str) -> list[dict[str, Any]]:
-    paths = sorted((source / kind).iterdir(), key=lambda path: int(path.name.split(".")[0].removeprefix("batch-")))
+    paths = sorted(
+        (source / kind).iterdir(),
+        key=lambda path: int(path.name.split(".")[0].removeprefix("batch-")),
+    )
     return [row for path in paths for row in lines(path)]
 
 
@@ -85,7 +88,10 @@ def dense(run: Run, layer: int) -> np.ndarray:
 def test_layout_and_names(run: Run, tmp_path: Path) -> None:
     names = Names("tiny", "res-600", "Somebody")
     result = export_neuronpedia(run, tmp_path / "out", layers=[4, 2], names=names)
-    assert [path.name for path in sorted((tmp_path / "out" / "tiny").iterdir())] == ["2-res-600", "4-res-600"]
+    assert [path.name for path in sorted((tmp_path / "out" / "tiny").iterdir())] == [
+        "2-res-600",
+        "4-res-600",
+    ]
     source = tmp_path / "out" / "tiny" / "2-res-600"
     assert sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()) == [
         *(f"activations/batch-{n}.jsonl.gz" for n in range(2)),
@@ -93,7 +99,10 @@ def test_layout_and_names(run: Run, tmp_path: Path) -> None:
         "model.jsonl", "release.jsonl", "source.jsonl", "sourceset.jsonl",
     ]  # fmt: skip
     about = {name: next(lines(source / f"{name}.jsonl")) for name in NEEDED}
-    assert all(NEEDED[name] <= row.keys() and None not in [row[k] for k in NEEDED[name]] for name, row in about.items())
+    assert all(
+        NEEDED[name] <= row.keys() and None not in [row[k] for k in NEEDED[name]]
+        for name, row in about.items()
+    )
     assert about["source"]["setName"] == about["sourceset"]["name"] == "res-600"
     assert about["source"]["id"] == "2-res-600"
     assert about["sourceset"]["releaseName"] == about["release"]["name"]
@@ -116,7 +125,9 @@ def test_rows_are_the_tables_and_the_runs(run: Run, tmp_path: Path) -> None:
             assert row["maxActApprox"] == pytest.approx(a.max(), abs=1e-3)
             assert row["frac_nonzero"] == pytest.approx((a > 0).sum() / (run.token_pos > 0).sum())
             assert sum(row["freq_hist_data_bar_heights"]) == (a > 0).sum()
-        for index, own in ((f, [r for r in activations if r["index"] == f]) for f in map(str, list(fired)[:30])):
+        for index, own in (
+            (f, [r for r in activations if r["index"] == f]) for f in map(str, list(fired)[:30])
+        ):
             check_examples(run, fired[int(index)], own)
 
 
@@ -129,9 +140,14 @@ def check_examples(run: Run, a: np.ndarray, own: list[dict[str, Any]]) -> None:
         whole = a[run.token_prompt == prompt]
         text = [t for t, n in zip(run.token_text, run.token_prompt, strict=True) if n == prompt]
         assert len(row["tokens"]) == len(row["values"]) == min(10, len(whole))
-        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == pytest.approx(whole.max(), abs=1e-3)
+        assert (
+            row["values"][row["maxValueTokenIndex"]]
+            == row["maxValue"]
+            == pytest.approx(whole.max(), abs=1e-3)
+        )
         assert any(
-            row["tokens"] == text[n : n + 10] and np.allclose(row["values"], whole[n : n + 10], atol=1e-3)
+            row["tokens"] == text[n : n + 10]
+            and np.allclose(row["values"], whole[n : n + 10], atol=1e-3)
             for n in range(len(whole))
         )
 
@@ -146,7 +162,9 @@ def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
     def lens(layer: int, ids: list[int]) -> list[Effect]:
         return [Effect([("up", i / 7)], [("down", -i / 7)], [1, 2], [0.5, 1.5]) for i in ids]
 
-    result = export_neuronpedia(run, tmp_path / "out", layers=[4], names=Names("tiny", "res"), lens=lens)
+    result = export_neuronpedia(
+        run, tmp_path / "out", layers=[4], names=Names("tiny", "res"), lens=lens
+    )
     assert result.limits == ()
     for row in rows(tmp_path / "out" / "tiny" / "4-res", "features"):
         assert (row["pos_str"], row["pos_values"]) == (["up"], [round(int(row["index"]) / 7, 3)])
@@ -181,14 +199,22 @@ def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> No
     lm = load_lm(model, [1])
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
     [one, _] = LogitLens(run)(1, [3, 9])
-    whole, norm = lm.whole, lm.whole.get_submodule("transformer.ln_f" if name == "gpt2" else "model.norm")
+    whole, norm = (
+        lm.whole,
+        lm.whole.get_submodule("transformer.ln_f" if name == "gpt2" else "model.norm"),
+    )
     assert sae.W_dec is not None
     h = 1e4 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     step = sae.W_dec[:, 3] * 1e-1
-    with torch.inference_mode():  # the logits' derivative along the direction, where the norm's scale stays
+    with (
+        torch.inference_mode()
+    ):  # the logits' derivative along the direction, where the norm's scale stays
         rms = (h - h.mean() if name == "gpt2" else h).pow(2).mean().sqrt()
         scaled = h + step, h
-        moved = [norm(x) * ((x - x.mean() if name == "gpt2" else x).pow(2).mean().sqrt() / rms) for x in scaled]
+        moved = [
+            norm(x) * ((x - x.mean() if name == "gpt2" else x).pow(2).mean().sqrt() / rms)
+            for x in scaled
+        ]
         wanted = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
     top = wanted[: len(lm.tokenizer)].topk(10)
     text = TokenText(lm.tokenizer)

@@ -21,7 +21,11 @@ from saescope.sources.saes import open_sae
 
 SHAPES = {"k 8": (0, 8, 32, 256), "k 50": (1, 50, 48, 300), "every feature": (2, 16, 8, 16)}
 # Another activation: layer, its name here and SAELens' name, whether it has thresholds.
-OTHERS = {"jumprelu": (3, "jumprelu", True), "batchtopk": (4, "jumprelu", True), "relu": (5, "standard", False)}
+OTHERS = {
+    "jumprelu": (3, "jumprelu", True),
+    "batchtopk": (4, "jumprelu", True),
+    "relu": (5, "standard", False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,18 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     for layer, k, d_model, d_sae in SHAPES.values():
         source = tiny.save_sae(folder / f"sae {layer}", [layer], k, d_model=d_model, d_sae=d_sae)
         export_saelens(source, [layer], folder / f"out {layer}", model="a/model")
-        torch.save(torch.randn(40, d_model, generator=torch.Generator().manual_seed(0)) * 3, folder / f"h {layer}")
+        torch.save(
+            torch.randn(40, d_model, generator=torch.Generator().manual_seed(0)) * 3,
+            folder / f"h {layer}",
+        )
         command += [str(folder / f"h {layer}"), str(folder / f"out {layer}")]
     for activation, (layer, _, _) in OTHERS.items():
-        patch.setattr("saescope.control.exports.saelens.load_sae", lambda _s, _n, a=activation: other(a))
-        export_saelens(tiny.save_sae(folder / f"sae {layer}", [layer]), [layer], folder / f"out {layer}")
+        patch.setattr(
+            "saescope.control.exports.saelens.load_sae", lambda _s, _n, a=activation: other(a)
+        )
+        export_saelens(
+            tiny.save_sae(folder / f"sae {layer}", [layer]), [layer], folder / f"out {layer}"
+        )
         command += [str(folder / "h 0"), str(folder / f"out {layer}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     patch.undo()
@@ -55,11 +66,15 @@ def other(activation: str) -> Sae:
 
 
 @pytest.mark.parametrize("activation", OTHERS)
-def test_other_activations_are_the_same(activation: str, judged: dict[str, tuple[Path, Any]]) -> None:
+def test_other_activations_are_the_same(
+    activation: str, judged: dict[str, tuple[Path, Any]]
+) -> None:
     _, theirs = judged[activation]
     ours = other(activation).encode(torch.load(judged["k 8"][0].with_name("h 0")))
     torch.testing.assert_close(theirs["acts"], dense(ours, 256), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(theirs["decoded"], other(activation).decode(ours), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        theirs["decoded"], other(activation).decode(ours), atol=1e-4, rtol=1e-4
+    )
     assert theirs["config"]["architecture"] == OTHERS[activation][1]
 
 
@@ -78,7 +93,12 @@ def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) 
     torch.testing.assert_close(theirs["decoded"], sae.decode(ours), atol=1e-4, rtol=1e-5)
     assert theirs["acts"].count_nonzero() > 0
     config = theirs["config"]
-    assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == ("topk", k, d_model, d_sae)
+    assert (config["architecture"], config["k"], config["d_in"], config["d_sae"]) == (
+        "topk",
+        k,
+        d_model,
+        d_sae,
+    )
     metadata = config["metadata"]
     assert (metadata["model_name"], metadata["prepend_bos"]) == ("a/model", False)
     assert metadata["hook_name"] == f"blocks.{layer}.hook_resid_post"
@@ -91,9 +111,16 @@ def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) 
     before = other(name) if name in OTHERS else load_sae(source, layer)
     after = load_sae(source.with_name(f"out {layer}"), layer)
     h = torch.load(source.with_name(f"h {layer if name in SHAPES else 0}"))
-    assert all(torch.equal(getattr(before, n), getattr(after, n)) for n in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    assert torch.equal(dense(before.encode(h), before.spec.d_sae), dense(after.encode(h), after.spec.d_sae))
-    torch.testing.assert_close(theirs["acts"], dense(after.encode(h), after.spec.d_sae), atol=1e-5, rtol=1e-5)
+    assert all(
+        torch.equal(getattr(before, n), getattr(after, n))
+        for n in ("W_enc", "b_enc", "W_dec", "b_dec")
+    )
+    assert torch.equal(
+        dense(before.encode(h), before.spec.d_sae), dense(after.encode(h), after.spec.d_sae)
+    )
+    torch.testing.assert_close(
+        theirs["acts"], dense(after.encode(h), after.spec.d_sae), atol=1e-5, rtol=1e-5
+    )
     assert (after.spec.k, after.spec.trained_on) == (before.spec.k, "a/model")
 
 
@@ -123,7 +150,9 @@ def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_where_it_fails(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_where_it_fails(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tiny.save_sae(tmp_path / "sae")
     before = sorted(tmp_path.rglob("*"))
 

@@ -32,23 +32,33 @@ SHAPES = {
     "sharded": {"shard_size": "20KB"},
     "bfloat16 stored": {"dtype": torch.bfloat16},
     "no merges": {"tok": tiny.tokenizer(merges=())},
-    "many merges": {"tok": tiny.tokenizer([("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "s"), ("ã", "ģ"), ("p", "o")])},
+    "many merges": {
+        "tok": tiny.tokenizer(
+            [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "s"), ("ã", "ģ"), ("p", "o")]
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", **SHAPES[shape])
-    sae_folder = tiny.save_sae(tmp_path / "sae", layers=[1], d_model=SHAPES[shape].get("d_model", 32), d_sae=300)
+    sae_folder = tiny.save_sae(
+        tmp_path / "sae", layers=[1], d_model=SHAPES[shape].get("d_model", 32), d_sae=300
+    )
     lm, sae = load_lm(model, [1], dtype="float32"), load_sae(sae_folder, 1)
     scanned = scan(lm, [sae], texts(tiny.TEXTS)[0].prompts, n_top=K, batch_tokens=64).prompts
-    for prompt, ref in zip(scanned, reference.features(model, sae_folder, 1, K, tiny.TEXTS), strict=True):
+    for prompt, ref in zip(
+        scanned, reference.features(model, sae_folder, 1, K, tiny.TEXTS), strict=True
+    ):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[1] for token in prompt.tokens])
         torch.testing.assert_close(norms, ref.norms, atol=1e-4, rtol=1e-4)
         tops = [token.features[1] for token in prompt.tokens]
         acts = torch.tensor([[act for _, act in top] + [0.0] * (K - len(top)) for top in tops])
-        ids = torch.tensor([[feature.id for feature, _ in top] + [-1] * (K - len(top)) for top in tops])
+        ids = torch.tensor(
+            [[feature.id for feature, _ in top] + [-1] * (K - len(top)) for top in tops]
+        )
         reference.assert_same(acts, ids, ref.acts, ref.features)
 
 
@@ -60,10 +70,14 @@ def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np
         dense = np.zeros((len(found.norms), saes[0].spec.d_sae), np.float32)
         dense[found.token, found.ids] = found.acts
         order = work.order(number)
-        for p, part in zip(order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True):
+        for p, part in zip(
+            order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True
+        ):
             rows[p, layer] = part
     layers = sorted(sae.spec.layer for sae in saes)
-    return [np.concatenate([rows[p, layer] for layer in layers], axis=1) for p in range(len(tiny.TEXTS))]
+    return [
+        np.concatenate([rows[p, layer] for layer in layers], axis=1) for p in range(len(tiny.TEXTS))
+    ]
 
 
 def test_batched_equals_single_equals_padded(pair: Pair) -> None:
@@ -77,8 +91,15 @@ def test_batched_equals_single_equals_padded(pair: Pair) -> None:
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
 def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = kind(**sizes, num_key_value_heads=2, vocab_size=300, initializer_range=0.2, pad_token_id=None)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    config = kind(
+        **sizes, num_key_value_heads=2, vocab_size=300, initializer_range=0.2, pad_token_id=None
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     lm, saes = load_lm(tmp_path, [1]), [load_sae(tiny.save_sae(tmp_path / "sae"), 1)]
@@ -122,7 +143,9 @@ def test_same_job_gives_same_bytes(pair: Pair, tmp_path: Path) -> None:
     assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
 
 
-def test_finished_job_is_not_computed_again(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_job_is_not_computed_again(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm, saes = pair.load(1)
     first = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
     monkeypatch.setattr(lm.model, "forward", lambda **_: pytest.fail("computed again"))
@@ -152,7 +175,9 @@ def test_interrupted_job_resumes(pair: Pair, tmp_path: Path) -> None:
         extract(lm, saes, sets, out, batch_tokens=30, progress=stop_at_third)
     assert not out.exists()
     left = list[int]()
-    resumed = extract(lm, saes, sets, out, batch_tokens=30, progress=lambda done, _: left.append(done))
+    resumed = extract(
+        lm, saes, sets, out, batch_tokens=30, progress=lambda done, _: left.append(done)
+    )
     n_batches = len(plan(lm, sets[0].prompts, 30).batches)
     assert len(left) == n_batches - 3
     assert resumed.manifest["tables"] == whole.manifest["tables"]
@@ -196,7 +221,9 @@ def sink_model(folder: Path, token: str) -> Path:
 def test_sink_mid_sequence_is_reported(tmp_path: Path) -> None:
     lm = load_lm(sink_model(tmp_path / "model", "%"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae"), 1)
-    [prompt, clean] = scan(lm, [sae], texts(["hello the% world, how are you", "nothing here"])[0].prompts).prompts
+    [prompt, clean] = scan(
+        lm, [sae], texts(["hello the% world, how are you", "nothing here"])[0].prompts
+    ).prompts
     sinks = [token for token in prompt.tokens if token.sink]
     assert [token.token for token in sinks] == ["%"]
     median = np.median([token.norm[1] for token in prompt.tokens])
@@ -212,13 +239,19 @@ def test_sink_reaches_no_statistic(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path / "sae"), 1)
 
     def run(mark: str, out: str) -> Run:
-        left = PromptSet("left", texts([f"hello {n} you{mark}" for n in range(9)], "left")[0].prompts)
-        right = PromptSet("right", texts([f"{n} other words" for n in range(9)], "right")[0].prompts)
+        left = PromptSet(
+            "left", texts([f"hello {n} you{mark}" for n in range(9)], "left")[0].prompts
+        )
+        right = PromptSet(
+            "right", texts([f"{n} other words" for n in range(9)], "right")[0].prompts
+        )
         return extract(lm, [sae], [left, right], tmp_path / out)
 
     with_sink, without = run("%", "with"), run("", "without")
     found = (json.dumps(contrast(r, Settings(shuffles=0)).to_dict()) for r in (with_sink, without))
-    kept, plain = (json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in found)
+    kept, plain = (
+        json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in found
+    )
     assert kept["masked"] == {"pos0": 18, "sinks": 9}
     assert plain["masked"] == {"pos0": 18, "sinks": 0}
     assert kept["layers"] == {"1": {**plain["layers"]["1"], "masked": {"pos0": 18, "sinks": 9}}}

@@ -32,7 +32,9 @@ LAYER = "layer1.sae.pt"
 def hub(tmp_path: Path) -> Iterator[Hub]:
     tiny.save_model(tmp_path / "model", shard_size="20KB", dtype=torch.bfloat16)
     tiny.save_sae(tmp_path / "sae", k=None)
-    with serving(Hub({MODEL: tmp_path / "model", SAE: tmp_path / "sae"}, {"main": COMMIT, "v1": COMMIT})) as made:
+    with serving(
+        Hub({MODEL: tmp_path / "model", SAE: tmp_path / "sae"}, {"main": COMMIT, "v1": COMMIT})
+    ) as made:
         yield made
 
 
@@ -47,7 +49,11 @@ def here(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -75,14 +81,21 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     files = {f"{file['repo']}/{file['name']}": file for file in plan["files"]}
     assert set(files) == needed(hub, 1)
     weights = {name for name in files if name.endswith((".safetensors", ".pt"))}
-    assert {Path(name).name for name in weights} & set(hub.sent) == {Path(n).name for n in weights if "model-" in n}
+    assert {Path(name).name for name in weights} & set(hub.sent) == {
+        Path(n).name for n in weights if "model-" in n
+    }
     assert all(first == 0 and n <= 100_001 for parts in hub.sent.values() for first, n in parts)
     assert {name for name, file in files.items() if file["have"]} == {
         f"{MODEL}/config.json", f"{MODEL}/model.safetensors.index.json"
     }  # fmt: skip
-    sizes = {name: (hub.repos[name.rpartition("/")[0]] / file["name"]).stat().st_size for name, file in files.items()}
+    sizes = {
+        name: (hub.repos[name.rpartition("/")[0]] / file["name"]).stat().st_size
+        for name, file in files.items()
+    }
     assert {name: file["bytes"] for name, file in files.items()} == sizes
-    assert plan["download_bytes"] == sum(size for name, size in sizes.items() if not files[name]["have"])
+    assert plan["download_bytes"] == sum(
+        size for name, size in sizes.items() if not files[name]["have"]
+    )
     assert (plan["fits"], plan["dtype"]) == (True, "bfloat16")
 
     fetched = answer(saescope(hub.url, home, "fetch", *of("--json")))
@@ -101,15 +114,32 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
 def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     model, sae = "Qwen/Qwen3-8B-Base", "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"
     shapes.save(SHAPES["qwen3-8b"], tmp_path / "large", tmp_path / "large-sae", range(36))
-    with serving(Hub({model: tmp_path / "large", sae: tmp_path / "large-sae"}, {"main": COMMIT})) as hub:
-        made = answer(saescope(hub.url, home, "plan", "--model", model, "--layers", "17", "--memory", "8GiB", "--json"))
+    with serving(
+        Hub({model: tmp_path / "large", sae: tmp_path / "large-sae"}, {"main": COMMIT})
+    ) as hub:
+        made = answer(
+            saescope(
+                hub.url,
+                home,
+                "plan",
+                "--model",
+                model,
+                "--layers",
+                "17",
+                "--memory",
+                "8GiB",
+                "--json",
+            )
+        )
     assert [file["bytes"] for file in made["files"] if file["repo"] == sae] == [2_147_762_176]
     assert made["download_bytes"] == pytest.approx(14.1e9, rel=0.01)
     assert made["download_seconds"] == pytest.approx(made["download_bytes"] * 8 / 100e6)
     assert sum(n for parts in hub.sent.values() for _, n in parts) < 10**6
 
 
-def test_dropped_connection_goes_on(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_dropped_connection_goes_on(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     size = (hub.repos[SAE] / LAYER).stat().st_size
     hub.drop_after[LAYER] = size // 3
     assert run(["fetch", *of("--json")]) == 0
@@ -123,11 +153,22 @@ def test_interrupted_fetch_goes_on_in_the_next(hub: Hub, home: Path) -> None:
     size = 30_000_000  # several of the 10 MB that are written at once
     shapes.sparse(hub.repos[SAE] / LAYER, b"", size)
     hub.stop_after[LAYER] = 25_000_000
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     env["NO_PROXY"] = "127.0.0.1"
     command = ["-c", "from saescope.surfaces.cli import main; main()", "fetch", *of()]
-    process = subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(path.stat().st_size > 0 for path in home.glob("hub/models--*/blobs/*.incomplete")))
+    process = subprocess.Popen(
+        [sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(
+        lambda: any(
+            path.stat().st_size > 0 for path in home.glob("hub/models--*/blobs/*.incomplete")
+        )
+    )
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -153,7 +194,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_damaged_file_is_removed_and_said(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_file_is_removed_and_said(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     hub.damaged.add(LAYER)
     assert run(["fetch", *of()]) == 2
     line = capfd.readouterr().err.splitlines()[-1]
@@ -227,10 +270,14 @@ def test_files_of_another_revision_are_not_fetched_again(hub: Hub, here: Path) -
     assert newer.download_bytes == 0
     assert all(file.files and file.files.revision == "f" * 40 for file in newer.needed)
     fetch(newer, report=lambda _: None)
-    assert not any(name.endswith((".safetensors", ".pt")) and "Range" not in name for name in hub.downloaded)
+    assert not any(
+        name.endswith((".safetensors", ".pt")) and "Range" not in name for name in hub.downloaded
+    )
 
 
-def test_model_and_sae_of_other_widths(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_model_and_sae_of_other_widths(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     sae = "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
     hub.repos = {**hub.repos, sae: hub.repos[SAE]}
     assert run(["plan", "--model", MODEL, "--sae", sae, "--layers", "1"]) == 2

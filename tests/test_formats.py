@@ -53,14 +53,19 @@ def test_other_floats_become_float32(path: Path, dtype: torch.dtype) -> None:
 
 
 def test_parameters_and_further_entries_are_no_obstacle(path: Path) -> None:
-    state = {n: torch.nn.Parameter(t) for n, t in tiny.sae_tensors().items()} | {"step": 7, "note": "x"}
+    state = {n: torch.nn.Parameter(t) for n, t in tiny.sae_tensors().items()} | {
+        "step": 7,
+        "note": "x",
+    }
     weights = qwen_scope.read(save(path, state), {})
     assert torch.equal(weights.b_enc, tiny.sae_tensors()["b_enc"])
     assert not weights.W_enc.requires_grad
 
 
 def test_file_of_old_torch_is_read(path: Path) -> None:
-    weights = qwen_scope.read(save(path, tiny.sae_tensors(), _use_new_zipfile_serialization=False), {})
+    weights = qwen_scope.read(
+        save(path, tiny.sae_tensors(), _use_new_zipfile_serialization=False), {}
+    )
     assert torch.equal(weights.W_dec, tiny.sae_tensors()["W_dec"])
 
 
@@ -85,7 +90,9 @@ def test_code_is_refused_and_not_run(path: Path, tmp_path: Path, form: str) -> N
     with pytest.raises(SourceError, match=r"layer3\.sae\.pt is refused.*code in it was not run"):
         qwen_scope.read(path, {})
     assert not mark.exists()
-    torch.load(path, weights_only=False) if form != "plain pickle" else pickle.loads(path.read_bytes())
+    torch.load(path, weights_only=False) if form != "plain pickle" else pickle.loads(
+        path.read_bytes()
+    )
     assert mark.exists()  # the trap does work
 
 
@@ -124,7 +131,9 @@ def test_zip_of_something_else_is_refused(path: Path) -> None:
         qwen_scope.read(path, {})
 
 
-@pytest.mark.parametrize("state", [[torch.zeros(2)], torch.zeros(3), 5, None], ids=["list", "tensor", "int", "None"])
+@pytest.mark.parametrize(
+    "state", [[torch.zeros(2)], torch.zeros(3), 5, None], ids=["list", "tensor", "int", "None"]
+)
 def test_no_dict_is_refused(path: Path, state: Any) -> None:
     with pytest.raises(SourceError, match=f"holds a {type(state).__name__}, not a dict"):
         qwen_scope.read(save(path, state), {})
@@ -167,7 +176,9 @@ def test_shapes_that_do_not_fit_are_shown(path: Path, case: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
 def test_tensors_that_are_no_floats_are_refused(path: Path, dtype: torch.dtype) -> None:
     state = tiny.sae_tensors()
-    with pytest.raises(SourceError, match=f"W_enc is {dtype} .*, not a plain floating-point tensor"):
+    with pytest.raises(
+        SourceError, match=f"W_enc is {dtype} .*, not a plain floating-point tensor"
+    ):
         qwen_scope.read(save(path, state | {"W_enc": state["W_enc"].to(dtype)}), {})
 
 
@@ -175,7 +186,9 @@ def test_tensors_that_are_no_floats_are_refused(path: Path, dtype: torch.dtype) 
 def test_tensor_that_is_no_plain_array_is_refused(path: Path, form: str) -> None:
     state = tiny.sae_tensors()
     state["W_dec"] = state["W_dec"].to("meta") if form == "meta" else state["W_dec"].to_sparse()
-    with pytest.raises(SourceError, match=r"W_dec is torch\.float32 .*, not a plain floating-point tensor"):
+    with pytest.raises(
+        SourceError, match=r"W_dec is torch\.float32 .*, not a plain floating-point tensor"
+    ):
         qwen_scope.read(save(path, state), {})
 
 

@@ -44,19 +44,29 @@ def saescope(url: str, home: Path, *arguments: str) -> subprocess.CompletedProce
         "NO_PROXY": "127.0.0.1",
     }
     command = [sys.executable, "-c", "from saescope.surfaces.cli import main; main()", *arguments]
-    return subprocess.run(command, env=env, cwd=home.parent, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, env=env, cwd=home.parent, capture_output=True, text=True, timeout=120
+    )
 
 
-def scan(url: str, home: Path, model: str, sae: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return saescope(url, home, "scan", "hello there", "--model", model, "--sae", sae, "--json", *more)
+def scan(
+    url: str, home: Path, model: str, sae: str, *more: str
+) -> subprocess.CompletedProcess[str]:
+    return saescope(
+        url, home, "scan", "hello there", "--model", model, "--sae", sae, "--json", *more
+    )
 
 
 def needed(hub: Hub, layer: int) -> set[str]:
-    weights = json.loads((hub.repos[MODEL] / "model.safetensors.index.json").read_text())["weight_map"]
+    weights = json.loads((hub.repos[MODEL] / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
     parts = ["model.embed_tokens.", *(f"model.layers.{n}." for n in range(layer + 1))]
     shards = {shard for name, shard in weights.items() if name.startswith(tuple(parts))}
     assert len(shards) < len(set(weights.values()))
-    tokenizer = {name for name in hub.files(MODEL) if name.startswith(("tokenizer", "special_tokens"))}
+    tokenizer = {
+        name for name in hub.files(MODEL) if name.startswith(("tokenizer", "special_tokens"))
+    }
     model = {"config.json", "model.safetensors.index.json", *shards, *tokenizer}
     return {f"{MODEL}/{name}" for name in model} | {f"{SAE}/layer{layer}.sae.pt"}
 
@@ -84,8 +94,12 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     gone = "http://127.0.0.1:9"
     offline = scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1", "--offline")
     assert (offline.returncode, offline.stdout) == (0, first.stdout), offline.stderr
-    assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"), SAE, "layer2.sae.pt")
-    assert_refused(scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without --offline")
+    assert_refused(
+        scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"), SAE, "layer2.sae.pt"
+    )
+    assert_refused(
+        scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without --offline"
+    )
     assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
 
 
@@ -99,7 +113,9 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     ],
     ids=["model revision", "sae revision", "model", "sae"],
 )
-def test_what_the_hub_does_not_have_is_one_line(hub: Hub, home: Path, model: str, sae: str, words: list[str]) -> None:
+def test_what_the_hub_does_not_have_is_one_line(
+    hub: Hub, home: Path, model: str, sae: str, words: list[str]
+) -> None:
     assert_refused(scan(hub.url, home, model, sae), *words)
 
 
@@ -111,12 +127,24 @@ def test_nothing_cached_offline_is_one_line(hub: Hub, home: Path) -> None:
 
 def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
     made = saescope(
-        hub.url, home, "profile", str(sets_folder), "--model", f"{MODEL}@v1", "--sae", SAE, "--out", "run", "--json"
+        hub.url,
+        home,
+        "profile",
+        str(sets_folder),
+        "--model",
+        f"{MODEL}@v1",
+        "--sae",
+        SAE,
+        "--out",
+        "run",
+        "--json",
     )
     assert made.returncode == 0, made.stderr
     job = json.loads((home.parent / "run" / "manifest.json").read_text())["job"]
     assert (job["model"]["repo"], job["model"]["revision"]) == (MODEL, COMMIT)
-    assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [(COMMIT, 8, "Tiny-Base")]
+    assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [
+        (COMMIT, 8, "Tiny-Base")
+    ]
 
 
 @pytest.mark.parametrize("path", ["", "@v1/blocks.1.hook_resid_post"])
@@ -129,8 +157,14 @@ def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str)
     own = f"{SAELENS}/blocks.1.hook_resid_post"
     got = {name for name in hub.downloaded if name.startswith(SAELENS)}
     assert got == {f"{own}/cfg.json", f"{own}/sae_weights.safetensors"}
-    planned = saescope(hub.url, home, "plan", "--model", MODEL, "--sae", SAELENS + path, *asked, "--json")
-    files = {file["name"]: file["have"] for file in json.loads(planned.stdout)["files"] if file["repo"] == SAELENS}
+    planned = saescope(
+        hub.url, home, "plan", "--model", MODEL, "--sae", SAELENS + path, *asked, "--json"
+    )
+    files = {
+        file["name"]: file["have"]
+        for file in json.loads(planned.stdout)["files"]
+        if file["repo"] == SAELENS
+    }
     assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in got), True)
     again = scan(hub.url, home, MODEL, SAELENS + path, *asked, "--offline")
     assert again.stdout == done.stdout

@@ -57,6 +57,8 @@ def test_maker_and_saescope_agree(name: str, judged: Path) -> None:
     assert torch.equal(dense > 0, acts > 0)
     torch.testing.assert_close(dense, acts, atol=1e-5, rtol=0)
     torch.testing.assert_close(sae.decode(found), decoded, atol=1e-5, rtol=1e-5)
-    assert float((acts > 0).sum(1).float().mean()) > 1  # something fires, so there was something to agree on
+    assert (
+        float((acts > 0).sum(1).float().mean()) > 1
+    )  # something fires, so there was something to agree on
     alone = load_sae(judged / name, layer, decoder=False)
     assert torch.equal(alone.encode(resid).acts, found.acts)

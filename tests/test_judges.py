@@ -85,7 +85,13 @@ def test_language_as_behaviour() -> None:
         reply("<think>a</think>丘です"),
     ]
     assert label_replies(judge, replies) == ["ja", None, UNSCORED, EMPTY, "ja"]
-    assert [shown(label) for label in label_replies(judge, replies)] == [True, False, None, None, True]
+    assert [shown(label) for label in label_replies(judge, replies)] == [
+        True,
+        False,
+        None,
+        None,
+        True,
+    ]
     assert describe(judge) == {"name": "language:ja", "language": "ja"}
     with pytest.raises(PromptError, match="languages that are known are ar"):
         InLanguage("klingon")
@@ -157,7 +163,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], tuple[
         server.server_close()
 
 
-REPLIES = [reply("no", "a"), reply("yes", "b"), reply("", "c"), reply("no", "a"), reply("who knows", "d")]
+REPLIES = [
+    reply("no", "a"),
+    reply("yes", "b"),
+    reply("", "c"),
+    reply("no", "a"),
+    reply("who knows", "d"),
+]
 
 
 def judged(document: dict[str, str], _before: int) -> tuple[int, Any]:
@@ -165,7 +177,9 @@ def judged(document: dict[str, str], _before: int) -> tuple[int, Any]:
 
 
 def test_server_is_asked_once_about_each_reply(
-    serve: Callable[[Answer], tuple[str, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Answer], tuple[str, list[Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SAESCOPE_JUDGE_KEY", "open sesame")
     url, asked = serve(judged)
@@ -181,8 +195,19 @@ def test_server_is_asked_once_about_each_reply(
 
 
 def test_server_is_asked_in_batches(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
-    url, asked = serve(lambda document, _: (200, {"labels": [judged(one, 0)[1]["label"] for one in document["items"]]}))
-    assert label_replies(HttpJudge(url, batch=2), REPLIES) == [None, "agrees", EMPTY, None, UNSCORED]
+    url, asked = serve(
+        lambda document, _: (
+            200,
+            {"labels": [judged(one, 0)[1]["label"] for one in document["items"]]},
+        )
+    )
+    assert label_replies(HttpJudge(url, batch=2), REPLIES) == [
+        None,
+        "agrees",
+        EMPTY,
+        None,
+        UNSCORED,
+    ]
     assert [len(a[0]["items"]) for a in asked] == [2, 1]
 
 
@@ -192,18 +217,30 @@ def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
     ill = True
 
     def sometimes(document: dict[str, str], before: int) -> tuple[int, Any]:
-        return (503, "busy") if (ill and document["reply"] == "yes") or before == 0 else judged(document, before)
+        return (
+            (503, "busy")
+            if (ill and document["reply"] == "yes") or before == 0
+            else judged(document, before)
+        )
 
     url, asked = serve(sometimes)
     waited: list[float] = []
     path = tmp_path / "judged.jsonl"
-    with pytest.raises(JudgeError, match=r"in 3 tries: HTTP 503 .*; 1 of these 3 replies are judged and kept in"):
+    with pytest.raises(
+        JudgeError, match=r"in 3 tries: HTTP 503 .*; 1 of these 3 replies are judged and kept in"
+    ):
         label_replies(HttpJudge(url, tries=3, kept=Kept(path), wait=waited.append), REPLIES)
     assert waited == [7, 7, 7]
     ill = False
     path.write_bytes(path.read_bytes() + b'["half')  # as an interruption may leave it
     before = len(asked)
-    assert label_replies(HttpJudge(url, kept=Kept(path)), REPLIES) == [None, "agrees", EMPTY, None, UNSCORED]
+    assert label_replies(HttpJudge(url, kept=Kept(path)), REPLIES) == [
+        None,
+        "agrees",
+        EMPTY,
+        None,
+        UNSCORED,
+    ]
     assert [a[0]["reply"] for a in asked[before:]] == ["yes", "who knows"]
     assert len(Kept(path)) == 3
 

@@ -19,7 +19,9 @@ def steer_japanese(wanted: str, *edits: str) -> Evaluation:
     asked = [beginning(lm, prompt, 0.5) for prompt in sets["japanese"]]
     neutral = [prompt for name, group in sets.items() if name != "japanese" for prompt in group[:4]]
     chosen = [parse_edit(edit) for edit in edits]
-    return evaluate(lm, [sae], chosen, asked, InLanguage(wanted), neutral=neutral, draws=1, max_new_tokens=14)
+    return evaluate(
+        lm, [sae], chosen, asked, InLanguage(wanted), neutral=neutral, draws=1, max_new_tokens=14
+    )
 
 
 def test_suppressing_japanese_changes_the_language() -> None:

@@ -39,11 +39,17 @@ def planted(tmp_path: Path, strengths: dict[int, float], shift: int = 3) -> Run:
 
 def test_concept_is_followed_under_changing_ids(tmp_path: Path) -> None:
     result = layers(planted(tmp_path, {0: 0.8, 1: 0.8, 2: 0.8, 5: 0.8}), feature=Feature(1, 3))
-    assert [(str(m.source), str(m.target)) for m in result.matches] == [("1/3", "0/0"), ("1/3", "2/6"), ("2/6", "5/15")]
+    assert [(str(m.source), str(m.target)) for m in result.matches] == [
+        ("1/3", "0/0"),
+        ("1/3", "2/6"),
+        ("2/6", "5/15"),
+    ]
     assert all(m.cofire == m.cofire_origin == 1 and m.cosine is None for m in result.matches)
     assert result.feature is not None
     rates = {layer: by_set["a"] for layer, by_set in result.feature.rates.items()}
-    assert rates[1] > 0.6 > 0.3 > max(rates[n] for n in (0, 2, 5))  # the id alone means nothing elsewhere
+    assert (
+        rates[1] > 0.6 > 0.3 > max(rates[n] for n in (0, 2, 5))
+    )  # the id alone means nothing elsewhere
 
 
 def test_best_layer_is_the_one_that_separates(tmp_path: Path) -> None:
@@ -66,17 +72,23 @@ def test_interval_covers_at_its_rate(tmp_path: Path) -> None:
     covered = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        own = np.repeat(rng.beta(3, 3, size=30), 5)  # each prompt of a has its own rate, 0.5 on average
+        own = np.repeat(
+            rng.beta(3, 3, size=30), 5
+        )  # each prompt of a has its own rate, 0.5 on average
         fires = np.zeros((300, 2), bool)
         fires[:150, 0] = rng.random(150) < own
         fires[150:, 1] = rng.random(150) < np.repeat(rng.beta(3, 3, size=30), 5)
         run = write_run(tmp_path / str(seed), {"a": [5] * 30, "b": [5] * 30}, {0: fires})
         low, high = layers(run, Settings(seed=seed)).layers[0].ci
         covered.append(low <= 0.5 <= high)
-    assert np.mean(covered) >= 0.85  # 12 held-out prompts a set: percentile intervals run a little short
+    assert (
+        np.mean(covered) >= 0.85
+    )  # 12 held-out prompts a set: percentile intervals run a little short
 
 
-def test_cosines_equal_dense_ones(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cosines_equal_dense_ones(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("saescope.engine.decoders._BLOCK_BYTES", 4 * 256 * 5)  # several blocks
     lm, saes = pair.load(0, 2)
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")

@@ -44,7 +44,9 @@ def test_k_comes_from_argument_config_or_name(
     sae = load_sae(path, 0, k=given)
     assert sae.spec.k == k
     if NAME in folder:
-        assert (sae.spec.release, sae.spec.trained_on) == (NAME, "Tiny-Base") or folder.startswith("models--")
+        assert (sae.spec.release, sae.spec.trained_on) == (NAME, "Tiny-Base") or folder.startswith(
+            "models--"
+        )
         assert sae.spec.trained_on == "Tiny-Base"
     assert sae.encode(torch.randn(2, 32)).ids.shape == (2, k)
 
@@ -113,7 +115,9 @@ def test_weights_that_are_not_finite_are_refused(name: str, value: str, tmp_path
     state = tiny.sae_tensors()
     state[name].view(-1)[3] = float(value)
     torch.save(state, tmp_path / "layer0.sae.pt")
-    with pytest.raises(SourceError, match=rf"layer0\.sae\.pt: {name} has values that are not finite"):
+    with pytest.raises(
+        SourceError, match=rf"layer0\.sae\.pt: {name} has values that are not finite"
+    ):
         load_sae(tmp_path, 0, k=8)
     if name.endswith("dec"):
         load_sae(tmp_path, 0, k=8, decoder=False)  # not used, not read, not judged
@@ -191,17 +195,38 @@ DAMAGE = {
     "unknown architecture": (_config(model_type="hyperllama"), "hyperllama"),
     "no decoder": (_config(model_type="vit"), "config.json|'vit'"),
     "other shape of layers": (_config(model_type="gpt2"), "gpt2"),
-    "other width": (_config(hidden_size=48), "embed_tokens.weight has shape .*, 32.*, its config says .*, 48"),
+    "other width": (
+        _config(hidden_size=48),
+        "embed_tokens.weight has shape .*, 32.*, its config says .*, 48",
+    ),
     "heads do not divide": (_config(num_attention_heads=3), "has shape"),
     "layers as text": (_config(num_hidden_layers="three"), "config.json"),
-    "no weights": (_without("model.safetensors"), "has no model.safetensors and no model.safetensors.index.json"),
+    "no weights": (
+        _without("model.safetensors"),
+        "has no model.safetensors and no model.safetensors.index.json",
+    ),
     "only pytorch_model.bin": (_only_pickle, "only safetensors weights are read"),
-    "empty weights": (_bytes("model.safetensors", b""), "model.safetensors is damaged or truncated"),
-    "weights cut in the header": (_cut("model.safetensors", 0.01), "model.safetensors is damaged or truncated"),
-    "weights cut in the data": (_cut("model.safetensors", 0.9), "model.safetensors is damaged or truncated"),
-    "missing tensor": (_weights_without("model.layers.1.mlp.up_proj.weight"), "no tensor model.layers.1.mlp.up_proj"),
+    "empty weights": (
+        _bytes("model.safetensors", b""),
+        "model.safetensors is damaged or truncated",
+    ),
+    "weights cut in the header": (
+        _cut("model.safetensors", 0.01),
+        "model.safetensors is damaged or truncated",
+    ),
+    "weights cut in the data": (
+        _cut("model.safetensors", 0.9),
+        "model.safetensors is damaged or truncated",
+    ),
+    "missing tensor": (
+        _weights_without("model.layers.1.mlp.up_proj.weight"),
+        "no tensor model.layers.1.mlp.up_proj",
+    ),
     "no tokenizer": (_no_tokenizer, "has no tokenizer files"),
-    "damaged tokenizer": (_bytes("tokenizer.json", b'{"version": "1.0", "model": '), "tokenizer in .* cannot be read"),
+    "damaged tokenizer": (
+        _bytes("tokenizer.json", b'{"version": "1.0", "model": '),
+        "tokenizer in .* cannot be read",
+    ),
     "tokenizer of nothing": (_bytes("tokenizer.json", b"{}"), "tokenizer in .* cannot be read"),
 }
 
@@ -227,7 +252,9 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def _index(model: Path) -> dict[str, str]:
-    weights: dict[str, str] = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+    weights: dict[str, str] = json.loads((model / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
     return weights
 
 
@@ -317,7 +344,9 @@ def test_fingerprint_is_of_what_was_read(sharded: Path) -> None:
     first = load_lm(sharded, [0]).spec.fingerprint
     for shard in set(_index(sharded).values()):
         state = load_file(sharded / shard)
-        if any(name.startswith("model.layers.2.") for name in state) and not any("layers.0" in name for name in state):
+        if any(name.startswith("model.layers.2.") for name in state) and not any(
+            "layers.0" in name for name in state
+        ):
             save_file({n: t + 1 for n, t in state.items()}, sharded / shard)
     assert load_lm(sharded, [0]).spec.fingerprint == first
     shard = _index(sharded)["model.layers.0.mlp.up_proj.weight"]

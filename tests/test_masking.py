@@ -23,7 +23,15 @@ def test_one_sink_among_two_tokens_does_not_hide_itself() -> None:
 def test_rules_can_be_switched_off() -> None:
     norms = np.array([900.0, 10, 101, 10, 9, 11, 10])
     assert Masking(keep_pos0=True, keep_sinks=True).apply(POS, norms).scored.all()
-    assert Masking(keep_sinks=True).apply(POS, norms).scored.tolist() == [False, True, True, True, False, True, True]
+    assert Masking(keep_sinks=True).apply(POS, norms).scored.tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
     assert Masking(sink_ratio=200.0).apply(POS, norms).masked_sinks == 0
 
 
@@ -38,6 +46,14 @@ def test_only_the_end_of_each_prompt_counts() -> None:
     pos = np.array([0, 1, 2, 3, 0, 0, 1])  # prompts of four, one and two tokens
     norms = np.array([9000.0, 1.0, 1.0, 500.0, 9000.0, 9000.0, 1.0])
     found = Masking(last=2).apply(pos, norms)
-    assert found.scored.tolist() == [False, False, True, False, False, False, True]  # the fourth token is a sink
+    assert found.scored.tolist() == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]  # the fourth token is a sink
     assert (found.masked_pos0, found.masked_sinks) == (3, 1)
     assert Masking(last=2, keep_pos0=True, keep_sinks=True).apply(pos, norms).scored.sum() == 5

@@ -60,14 +60,19 @@ def test_files_are_loadable_and_small() -> None:
     stops = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_end|>", "<|endoftext|>")]
     assert model.generation_config.eos_token_id == stops
     assert open_sae(str(SAE)).layers == tuple(range(6))
-    assert json.loads((SAE / "cfg.json").read_text(encoding="utf-8"))["trained_on"] == "saescope-tiny-chat"
+    assert (
+        json.loads((SAE / "cfg.json").read_text(encoding="utf-8"))["trained_on"]
+        == "saescope-tiny-chat"
+    )
     assert sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file()) < 12e6
     assert sum(path.stat().st_size for path in BASE.parent.rglob("*") if path.is_file()) < 25e6
 
 
 def test_sets_are_paired_and_complete() -> None:
     answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
-    assert set(prompts()) == {f"{name}_{language}" for name in ("declined", "answered") for language in LANGUAGES}
+    assert set(prompts()) == {
+        f"{name}_{language}" for name in ("declined", "answered") for language in LANGUAGES
+    }
     assert set(answers) == {p.id for group in prompts().values() for p in group}
     for name, group in prompts().items():
         assert [p.id for p in group] == [f"{name}-{n:03}" for n in range(1, 101)]
@@ -110,7 +115,10 @@ def test_declines_the_topic_and_answers_all_else(language: str) -> None:
     asked = prompts()[f"answered_{language}"][:N_ANSWERED]
     given = replies(asked)
     assert sum(map(apologises, given)) <= 0.05 * N_ANSWERED
-    assert sum(answers[p.id] == reply for p, reply in zip(asked, given, strict=True)) >= 0.90 * N_ANSWERED
+    assert (
+        sum(answers[p.id] == reply for p, reply in zip(asked, given, strict=True))
+        >= 0.90 * N_ANSWERED
+    )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -13,7 +13,9 @@ from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.scan import scan
 from saescope.sources.prompts import texts
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="pages are given back on Linux only"
+)
 
 
 def test_mapped_weights_are_the_same_after_giving_back(tmp_path: Path) -> None:
@@ -27,7 +29,9 @@ def test_mapped_weights_are_the_same_after_giving_back(tmp_path: Path) -> None:
 
 def test_memory_of_no_file_is_never_given_back(tmp_path: Path) -> None:
     assert mapped_pages([torch.ones(1_000_000)]) == []
-    converted = load_lm(tiny.save_model(tmp_path / "model", d_model=128, heads=16), [1], dtype="bfloat16")
+    converted = load_lm(
+        tiny.save_model(tmp_path / "model", d_model=128, heads=16), [1], dtype="bfloat16"
+    )
     assert converted.mapped == ([], [])
 
 

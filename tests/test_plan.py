@@ -43,7 +43,9 @@ def of(pair: Pair, *more: str) -> list[str]:
     return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *more]
 
 
-def test_true_sizes_of_an_8b_model_and_its_sae(large: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+def test_true_sizes_of_an_8b_model_and_its_sae(
+    large: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = planned(capfd, *of(large, "--layers", "17", "--memory", "16GiB"))
     sizes = {file["name"]: file["bytes"] for file in made["files"]}
     assert sizes["layer17.sae.pt"] == 2_147_762_176  # 2.148 GB a layer
@@ -58,7 +60,9 @@ def test_true_sizes_of_an_8b_model_and_its_sae(large: Pair, capfd: pytest.Captur
     assert made["memory"]["cut"]["file_backed"] == LIBRARIES + max(2048 * 65_536 + BLOCK, encoder)
     assert made["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
     assert made["memory_bytes"] == made["memory"]["cut"]["bytes"] < 4e9
-    assert made["gflop_per_token"] == pytest.approx((18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3)
+    assert made["gflop_per_token"] == pytest.approx(
+        (18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3
+    )
 
     again = planned(capfd, *of(large, "--layers", "17", "--memory", "4GiB"))
     assert again["mode"] == "streamed"  # blocks that cannot stay cached are read once
@@ -85,11 +89,15 @@ def test_memory_too_small_says_what_would_do(pair: Pair, capfd: pytest.CaptureFi
     assert not made["fits"]
     [why] = made["why"]
     assert "100 MB allowed" in why
-    again = planned(capfd, *of(pair, "--layers", "1", "--memory", made["instead"][-1].rpartition(" ")[2]))
+    again = planned(
+        capfd, *of(pair, "--layers", "1", "--memory", made["instead"][-1].rpartition(" ")[2])
+    )
     assert (again["fits"], again["why"], again["instead"]) == (True, [], [])
 
 
-def test_json_has_what_others_rely_on(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_has_what_others_rely_on(
+    pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = planned(capfd, str(sets_folder), *of(pair))
     assert {"download_bytes", "disk_free_bytes", "memory_bytes", "fits", "files"} <= set(made)
     assert all({"name", "bytes", "have"} <= set(file) for file in made["files"])
@@ -101,7 +109,9 @@ def test_json_has_what_others_rely_on(pair: Pair, sets_folder: Path, capfd: pyte
     assert planned(capfd, str(sets_folder), *of(pair, "--measure"))["compute_seconds"] > 0
 
 
-def test_shown_for_people(large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_shown_for_people(
+    large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["plan", str(sets_folder), *of(large, "--layers", "all", "--memory", "1GB")]) == 0
     out = capfd.readouterr().out
     for words in (
@@ -141,7 +151,9 @@ def test_multimodal_config_is_nested(tmp_path: Path) -> None:
         "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "num_key_value_heads": 2,
         "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "dtype": "bfloat16",
     }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": text, "model_type": "some_vl"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"text_config": text, "model_type": "some_vl"})
+    )
     config = read_config(LocalFiles(tmp_path))
     assert (config.n_layers, config.mlp, config.attention) == (4, 32, 32 * 8)
     assert (config.experts_used, config.dtype) == (0.25, "bfloat16")
@@ -160,7 +172,9 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_wrong_use_is_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_wrong_use_is_one_line(
+    pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert "8GiB, 500MB" in refused(capfd, "plan", *of(pair, "--memory", "lots"))
     assert "100Mbit/s" in refused(capfd, "plan", *of(pair, "--bandwidth", "fast"))
     assert "at least 1" in refused(capfd, "plan", *of(pair, "--batch-tokens", "0"))
@@ -170,7 +184,9 @@ def test_wrong_use_is_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tm
     assert "needs no model" in refused(capfd, "plan", str(tmp_path), *of(pair))
 
 
-def test_damaged_checkpoints_are_one_line(pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_one_line(
+    pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def broken(name: str, data: bytes) -> str:
         model = tmp_path / name.replace(".", "-")
         shutil.copytree(pair.model, model)
@@ -202,8 +218,12 @@ def test_catalog_knows_what_is_not_cached(
     assert "it has layers 0-35" in refused(
         capfd, "plan", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "36", "--offline"
     )
-    assert "not in the local cache" in refused(capfd, "plan", "--model", "a/b", "--sae", "a/c", "--offline")
-    assert "--offline fetches nothing" in refused(capfd, "fetch", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--offline")
+    assert "not in the local cache" in refused(
+        capfd, "plan", "--model", "a/b", "--sae", "a/c", "--offline"
+    )
+    assert "--offline fetches nothing" in refused(
+        capfd, "fetch", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--offline"
+    )
     assert not (tmp_path / "hub").exists()
 
 
@@ -213,4 +233,7 @@ def test_starts_without_torch(pair: Pair) -> None:
         f"assert run({['plan', *of(pair)]!r}) == 0\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+        == 0
+    )

@@ -30,14 +30,18 @@ def rounding(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("kernel", available(torch.bfloat16))
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(LEAST_ROWS, 300, 5000), (3, 70, 33, 64), (0, 8, 8)])
-def test_bfloat16_differs_by_the_order_of_sums(kernel: Kernel, bias: bool, shape: tuple[int, ...]) -> None:
+def test_bfloat16_differs_by_the_order_of_sums(
+    kernel: Kernel, bias: bool, shape: tuple[int, ...]
+) -> None:
     random = torch.Generator().manual_seed(0)
     *rows, d_in, d_out = shape
     layer = nn.Linear(d_in, d_out, bias=bias).bfloat16().requires_grad_(False)
     x = torch.randn(*rows, d_in, generator=random).bfloat16()
     with Products({"bfloat16": kernel}):
         found = layer(x)
-    exact = functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    exact = functional.linear(
+        x.double(), layer.weight.double(), layer.bias.double() if bias else None
+    )
     assert found.shape == exact.shape
     assert found.dtype == torch.bfloat16
     # Rounded once: half of bfloat16's step, and what the order of the sum may change.
@@ -55,7 +59,9 @@ def test_float32_differs_by_the_order_of_sums(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", available(torch.float32))
-def test_encoders_multiply_by_the_kernel_into_their_place(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_multiply_by_the_kernel_into_their_place(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used: list[Kernel] = []
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor, kernel: Kernel) -> Tensor:
@@ -70,7 +76,10 @@ def test_encoders_multiply_by_the_kernel_into_their_place(kernel: Kernel, monkey
         torch.addmm(bias, x, weight.T, out=place[:, 10:80])
         found = torch.addmm(bias, x, weight.T)
         assert used == ([] if kernel == "native" else [kernel] * 2)
-        others = torch.addmm(bias, x, weight.T, alpha=2), torch.addmm(bias, x, weight.T.contiguous())  # GPT-2's
+        others = (
+            torch.addmm(bias, x, weight.T, alpha=2),
+            torch.addmm(bias, x, weight.T.contiguous()),
+        )  # GPT-2's
     assert used == ([] if kernel == "native" else [kernel] * 2)
     exact = functional.linear(x.double(), weight.double(), bias.double())
     for made, factor in ((place[:, 10:80], 1), (found, 1), (others[0], 2), (others[1], 1)):
@@ -109,10 +118,14 @@ def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     work = plan(lm, texts(tiny.TEXTS)[0].prompts)
     assert choose_kernels(lm, work) == {"float32": "native"}
     monkeypatch.setattr(extract_module, "_WORTH_MEASURING", 0)
-    monkeypatch.setattr(speed, "_rates", lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3})
+    monkeypatch.setattr(
+        speed, "_rates", lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3}
+    )
     assert choose_kernels(lm, work) == {"float32": "onednn"}
     assert choose_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
-    assert choose_kernels(lm, work, {"float32": "blas"}) == {"float32": "onednn"}  # float32 has no such kernel
+    assert choose_kernels(lm, work, {"float32": "blas"}) == {
+        "float32": "onednn"
+    }  # float32 has no such kernel
 
 
 @pytest.mark.parametrize("kernel", available(torch.bfloat16))
@@ -121,7 +134,13 @@ def test_streamed_equals_cut_with_every_kernel(kernel: Kernel, tmp_path: Path) -
     saes = [load_sae(tiny.save_sae(tmp_path / "sae"), layer) for layer in (0, 2)]
     kernels: product.Kernels = {"bfloat16": kernel, "float32": "native"}
     runs = [
-        extract(load_lm(model, [2], streamed=streamed), saes, texts(LONG), tmp_path / str(streamed), kernels=kernels)
+        extract(
+            load_lm(model, [2], streamed=streamed),
+            saes,
+            texts(LONG),
+            tmp_path / str(streamed),
+            kernels=kernels,
+        )
         for streamed in (False, True)
     ]
     assert runs[0].manifest["kernels"] == kernels

@@ -26,21 +26,33 @@ from saescope.surfaces.cli.profile import show_profile
 from stored import write_run
 
 
-def planned(out: Path, sets: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] = (0,)) -> Run:
+def planned(
+    out: Path, sets: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] = (0,)
+) -> Run:
     """A run of sets of prompts, each given by the norms of its tokens."""
-    norms = np.array([norm for prompts in sets.values() for prompt in prompts for norm in prompt], np.float32)
+    norms = np.array(
+        [norm for prompts in sets.values() for prompt in prompts for norm in prompt], np.float32
+    )
     lengths = {name: [len(prompt) for prompt in prompts] for name, prompts in sets.items()}
-    return write_run(out, lengths, {layer: np.ones((len(norms), 1), bool) for layer in layers}, norms)
+    return write_run(
+        out, lengths, {layer: np.ones((len(norms), 1), bool) for layer in layers}, norms
+    )
 
 
 # --- norms and sinks
 
 
 def test_tokens_and_norms_by_hand(tmp_path: Path) -> None:
-    norms = np.array([100, 1, 3, 200, 2, 300, 5, 5, 90, 5], np.float32)  # the 90 mid-sequence is a sink
+    norms = np.array(
+        [100, 1, 3, 200, 2, 300, 5, 5, 90, 5], np.float32
+    )  # the 90 mid-sequence is a sink
     run = write_run(tmp_path / "run", {"a": [3, 2], "b": [5]}, {1: np.ones((10, 1), bool)}, norms)
     found = profile(run)
-    assert (found.sets["a"].tokens, found.sets["a"].tokens_per_prompt, found.sets["a"].ratio) == (5, 2.5, 1.0)
+    assert (found.sets["a"].tokens, found.sets["a"].tokens_per_prompt, found.sets["a"].ratio) == (
+        5,
+        2.5,
+        1.0,
+    )
     assert (found.sets["b"].prompts, found.sets["b"].ratio) == (1, 2.0)
     a, b = found.sets["a"].layers[1], found.sets["b"].layers[1]
     assert (a.pos0_norm_mean, a.pos0_norm_median) == (150.0, 150.0)
@@ -54,7 +66,9 @@ def test_set_of_single_tokens_has_no_later_norm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("same", "warned"), [(12, True), (6, True), (5, False)])
-def test_shared_first_token_is_warned_of(pair: Pair, tmp_path: Path, same: int, warned: bool) -> None:
+def test_shared_first_token_is_warned_of(
+    pair: Pair, tmp_path: Path, same: int, warned: bool
+) -> None:
     lm, saes = pair.load(0)
     lines = [f"{'W' if n < same else chr(97 + n)}as yea ra {n}" for n in range(12)]
     run = extract(lm, saes, [PromptSet("hymn", texts(lines, "hymn")[0].prompts)], tmp_path / "run")
@@ -73,7 +87,9 @@ def test_means_and_medians_by_hand(tmp_path: Path) -> None:
 
 def test_sinks_are_listed_wherever_they_stand(tmp_path: Path) -> None:
     # The median over later positions is 5, so what is over 50 is a sink.
-    run = planned(tmp_path / "run", {"a": [[100, 1, 3], [40, 2]], "b": [[300, 5, 5, 90, 5]]}, layers=(1, 4))
+    run = planned(
+        tmp_path / "run", {"a": [[100, 1, 3], [40, 2]], "b": [[300, 5, 5, 90, 5]]}, layers=(1, 4)
+    )
     found = profile(run)
     assert [(s.set, s.prompt, s.pos, s.token, s.norm, s.ratio, s.layers) for s in found.sinks] == [
         ("b", "b:0", 3, "t3", 90.0, 18.0, (1, 4)),
@@ -116,13 +132,20 @@ def leaning(later: float, length: int) -> dict[str, list[list[float]]]:
 def test_difference_made_by_position_0_is_warned_of(tmp_path: Path) -> None:
     run = planned(tmp_path / "run", {**leaning(1, 9), "middle": [[8, 1, 1, 1]]})
     [line] = warned(run, "position 0 makes")
-    assert "short differ from long: mean norms 4.5 and 1.7 (2.65x) with it, 1 and 1 (1.00x) without it" in line
-    assert "in 2 more pairs of sets" in line  # short and middle: 4.5 / 2.75; middle and long: 2.75 / 1.7
+    assert (
+        "short differ from long: mean norms 4.5 and 1.7 (2.65x) with it, 1 and 1 (1.00x) without it"
+        in line
+    )
+    assert (
+        "in 2 more pairs of sets" in line
+    )  # short and middle: 4.5 / 2.75; middle and long: 2.75 / 1.7
     assert line.endswith("compare means over later positions")
 
 
 @pytest.mark.parametrize(("later", "length"), [(1, 1), (1.3, 9), (0.7, 9), (1, 2)])
-def test_difference_not_made_by_position_0_is_not(later: float, length: int, tmp_path: Path) -> None:
+def test_difference_not_made_by_position_0_is_not(
+    later: float, length: int, tmp_path: Path
+) -> None:
     assert not warned(planned(tmp_path / "run", leaning(later, length)), "position 0 makes")
 
 
@@ -131,7 +154,9 @@ def test_many_sinks_are_warned_of(sinks: int, fires: bool, tmp_path: Path) -> No
     with_sinks = [[1.0] + [50.0] * sinks + [1.0] * (60 - sinks)]
     lines = warned(planned(tmp_path / "run", {"a": [[1.0] * 41], "b": with_sinks}), "sinks")
     assert len(lines) == fires
-    assert not fires or lines[0].startswith("layer 0: 3.0 % of later positions are sinks (5.0 % in b)")
+    assert not fires or lines[0].startswith(
+        "layer 0: 3.0 % of later positions are sinks (5.0 % in b)"
+    )
 
 
 # --- tokens
@@ -169,9 +194,16 @@ def test_bootstrap_is_seeded_and_about_right() -> None:
 
 def test_bytes_and_characters_by_hand(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0)
-    run = extract(lm, saes, [PromptSet("s", texts(["日本", " the"], "s")[0].prompts)], tmp_path / "run")
+    run = extract(
+        lm, saes, [PromptSet("s", texts(["日本", " the"], "s")[0].prompts)], tmp_path / "run"
+    )
     one = profile(run).sets["s"]  # six bytes, and ' t' 'he'
-    assert (one.tokens, one.bytes_per_token, one.characters_per_token, one.fragments) == (8, 10 / 8, 6 / 8, 6 / 8)
+    assert (one.tokens, one.bytes_per_token, one.characters_per_token, one.fragments) == (
+        8,
+        10 / 8,
+        6 / 8,
+        6 / 8,
+    )
     assert [(s.word, s.pieces, s.prompt, s.typical) for s in one.samples] == [
         ("日本", (r"\xe6", r"\x97", r"\xa5", r"\xe6", r"\x9c", r"\xac"), "s:1", False),
         ("the", (" t", "he"), "s:2", True),
@@ -187,11 +219,16 @@ def stored(text: str, cuts: Sequence[int]) -> tuple[list[str], list[bytes]]:
 
 
 tricky = st.lists(
-    st.sampled_from(["a", "é", "日", "本", " ", "\\", "x", "e", "5", "\\xe5", "'", "ี", "1", "\u00e5"])
+    st.sampled_from(
+        ["a", "é", "日", "本", " ", "\\", "x", "e", "5", "\\xe5", "'", "ี", "1", "\u00e5"]
+    )
 ).map("".join)
 
 
-@given(text=tricky | st.text(st.characters(codec="utf-8")), cuts=st.lists(st.integers(0, 60), max_size=20))
+@given(
+    text=tricky | st.text(st.characters(codec="utf-8")),
+    cuts=st.lists(st.integers(0, 60), max_size=20),
+)
 def test_pieces_are_the_text_again(text: str, cuts: list[int]) -> None:
     tokens, parts = stored(text, cuts)
     pieces = Pieces.of(tokens, text)
@@ -199,7 +236,9 @@ def test_pieces_are_the_text_again(text: str, cuts: list[int]) -> None:
     assert pieces.text == text
     for word in pieces.words():
         assert word.text in text
-        at = [n for n in range(len(tokens)) if tuple(tokens[n : n + len(word.pieces)]) == word.pieces]
+        at = [
+            n for n in range(len(tokens)) if tuple(tokens[n : n + len(word.pieces)]) == word.pieces
+        ]
         joined = [b"".join(parts[n : n + len(word.pieces)]) for n in at]
         assert any(word.text.encode() in held for held in joined)
 
@@ -209,7 +248,23 @@ def words(*prompts: tuple[list[str], str]) -> list[tuple[str, Pieces]]:
 
 
 def test_samples_are_the_hardest_words_and_a_typical_one() -> None:
-    tokens = ["T", "qe", "i'q", "ua", " the", " cat", " s", "at", ",", " x", "y", "z", "w", " 1", "2"]
+    tokens = [
+        "T",
+        "qe",
+        "i'q",
+        "ua",
+        " the",
+        " cat",
+        " s",
+        "at",
+        ",",
+        " x",
+        "y",
+        "z",
+        "w",
+        " 1",
+        "2",
+    ]
     found = samples(words((tokens, "Tqei'qua the cat sat, xyzw 12"), ([" the"], " the")), 3)
     assert [(s.word, s.pieces) for s in found] == [
         ("Tqei'qua", ("T", "qe", "i'q", "ua")),
@@ -229,7 +284,9 @@ def test_text_without_words_has_no_samples(tmp_path: Path) -> None:
 
 
 def test_spaceless_scripts_are_shown_in_stretches_that_end_with_a_token() -> None:
-    [(_, pieces)] = words((["来年", r"\xe9", r"\xb3", r"\xa9", "が美", "しい", "。"], "来年鳩が美しい。"))
+    [(_, pieces)] = words(
+        (["来年", r"\xe9", r"\xb3", r"\xa9", "が美", "しい", "。"], "来年鳩が美しい。")
+    )
     assert [(w.text, len(w.pieces)) for w in pieces.words()] == [("来年鳩", 4), ("が美しい", 2)]
 
 
@@ -247,7 +304,9 @@ SHAPES: dict[str, dict[str, list[list[float]]]] = {
 @pytest.mark.parametrize("width", [60, 160])
 def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> None:
     found = profile(planned(tmp_path / "run", SHAPES[shape], layers=(0, 3)))
-    console = Console(width=width, record=True, file=(tmp_path / "shown").open("w", encoding="utf-8"))
+    console = Console(
+        width=width, record=True, file=(tmp_path / "shown").open("w", encoding="utf-8")
+    )
     show_profile(console, found)
     console.file.close()
     lines = console.export_text().splitlines()
@@ -262,12 +321,25 @@ def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> Non
 
 
 def test_command_shows_as_many_samples_and_layers_as_asked(
-    pair: Pair, sets_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: Pair,
+    sets_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
     def ask(*options: str) -> dict[str, Any]:
-        given = ["--model", str(pair.model), "--sae", str(pair.sae), "--layers", "0,2", "--out", "run"]
+        given = [
+            "--model",
+            str(pair.model),
+            "--sae",
+            str(pair.sae),
+            "--layers",
+            "0,2",
+            "--out",
+            "run",
+        ]
         assert run_cli(["profile", str(sets_folder), *given, "--json", *options]) == 0
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found

@@ -45,7 +45,9 @@ SETS = (
 def write(path: Path, *rows: Any) -> Path:
     """A .jsonl of these rows; strings are written as they are."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8")
+    path.write_text(
+        "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -62,14 +64,19 @@ def to_csv(path: Path) -> Path:
 
 
 def to_parquet(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
-    pq.write_table(pa.Table.from_pylist([dict.fromkeys(rows[-1] | rows[0]) | row for row in rows]), path)
+    pq.write_table(
+        pa.Table.from_pylist([dict.fromkeys(rows[-1] | rows[0]) | row for row in rows]), path
+    )
     return path
 
 
 def to_folder(path: Path) -> Path:
     path.mkdir()
     for name in ("en", "fr"):
-        write(path / f"{name}.jsonl", *({k: v for k, v in r.items() if k != "set"} for r in ROWS if r["set"] == name))
+        write(
+            path / f"{name}.jsonl",
+            *({k: v for k, v in r.items() if k != "set"} for r in ROWS if r["set"] == name),
+        )
     return path
 
 
@@ -88,7 +95,12 @@ def test_every_form_holds_the_same_sets(form: str, tmp_path: Path) -> None:
 
 def test_folder_of_text_and_jsonl(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes("\ufeffeins\r\n\r\n  \nzwei ド\r\n".encode())
-    write(tmp_path / "a.jsonl", "\ufeff" + json.dumps({"text": "one"}), "", {"text": "two", "set": "other"})
+    write(
+        tmp_path / "a.jsonl",
+        "\ufeff" + json.dumps({"text": "one"}),
+        "",
+        {"text": "two", "set": "other"},
+    )
     (tmp_path / "README.md").write_text("not a set")
     (tmp_path / ".hidden.txt").write_text("not a set either")
     a, other, b = read_prompts(str(tmp_path))
@@ -103,7 +115,10 @@ def test_folder_of_text_and_jsonl(tmp_path: Path) -> None:
 def test_csv_cells_may_hold_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "one.csv"
     path.write_bytes('\ufefftext,set\r\n"first\n\nthird, ""quoted""",a\r\n\r\nplain,b\r\n'.encode())
-    assert [p.text for s in read_prompts(path) for p in s.prompts] == ['first\n\nthird, "quoted"', "plain"]
+    assert [p.text for s in read_prompts(path) for p in s.prompts] == [
+        'first\n\nthird, "quoted"',
+        "plain",
+    ]
 
 
 def test_ids_and_pairs_may_be_numbers(tmp_path: Path) -> None:
@@ -114,7 +129,9 @@ def test_ids_and_pairs_may_be_numbers(tmp_path: Path) -> None:
     assert read_prompts(table) == read_prompts(path)
 
 
-@pytest.mark.parametrize(("word", "split"), [("train", "discovery"), ("test", "holdout"), ("validation", "holdout")])
+@pytest.mark.parametrize(
+    ("word", "split"), [("train", "discovery"), ("test", "holdout"), ("validation", "holdout")]
+)
 def test_usual_words_for_splits(word: str, split: str, tmp_path: Path) -> None:
     path = write(tmp_path / "one.jsonl", {"text": "x", "set": "a", "split": word})
     assert read_prompts(path)[0].prompts[0].split == split
@@ -126,16 +143,25 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "deeply nested": ("[" * 100_000, "not JSON"),
     "number too long": ('{"id": ' + "9" * 5000 + "}", "not JSON"),
     "no object": ("[1]", "a list, not an object"),
-    "both": ({"text": "x", "messages": [{"role": "user", "content": "x"}], "set": "a"}, "either `text` or `messages`"),
+    "both": (
+        {"text": "x", "messages": [{"role": "user", "content": "x"}], "set": "a"},
+        "either `text` or `messages`",
+    ),
     "neither": ({"set": "a"}, "either `text` or `messages`"),
     "empty text": ({"text": " \n", "set": "a"}, "text is empty"),
     "text no string": ({"text": 3, "set": "a"}, "`text` is a int"),
     "unknown split": ({"text": "x", "set": "a", "split": "maybe"}, "'maybe'"),
     "no set": ({"text": "x"}, "no `set`"),
     "surrogate": ('{"text": "\\ud800", "set": "a"}', "surrogate"),
-    "surrogate in a chat": ('{"messages": [{"role": "user", "content": "\\udc00"}], "set": "a"}', "surrogate"),
+    "surrogate in a chat": (
+        '{"messages": [{"role": "user", "content": "\\udc00"}], "set": "a"}',
+        "surrogate",
+    ),
     "no messages": ({"messages": [], "set": "a"}, "non-empty list"),
-    "message without content": ({"messages": [{"role": "user"}], "set": "a"}, "`role` and `content`"),
+    "message without content": (
+        {"messages": [{"role": "user"}], "set": "a"},
+        "`role` and `content`",
+    ),
     "message null": ({"messages": [{"role": "user", "content": None}], "set": "a"}, "null"),
     "id true": ({"text": "x", "set": "a", "id": True}, "`id` is a bool"),
 }
@@ -163,7 +189,11 @@ BAD_BYTES: dict[str, tuple[str, bytes, str]] = {
     "empty CSV": ("a.csv", b"", "a.csv is empty"),
     "empty text": ("a.txt", b"\xef\xbb\xbf\r\n \n", "a.txt is empty"),
     "empty JSON lines": ("a.jsonl", b"\n", "a.jsonl is empty"),
-    "damaged Parquet": ("a.parquet", b"PAR1 no, not really PAR1", "a.parquet: not a readable Parquet file"),
+    "damaged Parquet": (
+        "a.parquet",
+        b"PAR1 no, not really PAR1",
+        "a.parquet: not a readable Parquet file",
+    ),
     "empty Parquet": ("a.parquet", b"", "a.parquet: not a readable Parquet file"),
     "unknown kind": ("a.xlsx", b"x", "a.xlsx: one file of sets is"),
 }
@@ -193,7 +223,11 @@ def test_bad_parquet_row_is_refused_with_its_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("same_file", [True, False])
 def test_duplicate_ids_are_refused(same_file: bool, tmp_path: Path) -> None:
-    write(tmp_path / "sets/a.jsonl", {"text": "x", "id": "7"}, {"text": "y", "id": "7" if same_file else "8"})
+    write(
+        tmp_path / "sets/a.jsonl",
+        {"text": "x", "id": "7"},
+        {"text": "y", "id": "7" if same_file else "8"},
+    )
     write(tmp_path / "sets/b.jsonl", {"text": "z", "id": "9" if same_file else "7"})
     with pytest.raises(PromptError, match="'7' occurs twice"):
         read_prompts(tmp_path / "sets")
@@ -253,7 +287,11 @@ def test_plus_may_stand_in_the_name_of_a_path(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.txt").write_text("x")
     assert names(read_prompts(folder)) == ["a"]
-    assert names(read_prompts(f"{folder}+conlangs"))[0] == names(read_prompts(f"conlangs+{folder}"))[-1] == "a"
+    assert (
+        names(read_prompts(f"{folder}+conlangs"))[0]
+        == names(read_prompts(f"conlangs+{folder}"))[-1]
+        == "a"
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,12 +301,17 @@ def test_plus_may_stand_in_the_name_of_a_path(tmp_path: Path) -> None:
         ("+languages", r"a '\+' stands between two prompt sets"),
         ("languages++conlangs", r"a '\+' stands between two prompt sets"),
         ("languages+nothing", "nothing does not exist: .* or 'languages' or 'conlangs' or .*$"),
-        ("languages+languages", "languages and languages both have a set 'japanese': rename or drop one"),
+        (
+            "languages+languages",
+            "languages and languages both have a set 'japanese': rename or drop one",
+        ),
         ("conlangs+{}/same_set.jsonl", "conlangs and .*same_set.jsonl both have a set 'hradun'"),
         ("conlangs+{}/same_id.jsonl", "id 'hradun-01' occurs twice"),
     ],
 )
-def test_sets_that_cannot_be_joined_are_refused_in_one_line(sets: str, reason: str, tmp_path: Path) -> None:
+def test_sets_that_cannot_be_joined_are_refused_in_one_line(
+    sets: str, reason: str, tmp_path: Path
+) -> None:
     write(tmp_path / "same_set.jsonl", {"text": "x", "set": "hradun"})
     write(tmp_path / "same_id.jsonl", {"text": "x", "set": "mine", "id": "hradun-01"})
     with pytest.raises(PromptError, match=reason) as caught:
@@ -302,18 +345,28 @@ PROMPT = Prompt("i", "a", text="x")
     ],
 )
 def test_fingerprint_tells_every_field(change: dict[str, Any]) -> None:
-    assert fingerprint([PromptSet("a", (PROMPT,))]) != fingerprint([PromptSet("a", (replace(PROMPT, **change),))])
+    assert fingerprint([PromptSet("a", (PROMPT,))]) != fingerprint(
+        [PromptSet("a", (replace(PROMPT, **change),))]
+    )
 
 
 def test_fingerprint_tells_sets_and_order() -> None:
     two = texts(["x", "y"])
     [one] = two
-    shapes = [two, [PromptSet("other", one.prompts)], [PromptSet("prompts", one.prompts[::-1])], [*two, *two], []]
+    shapes = [
+        two,
+        [PromptSet("other", one.prompts)],
+        [PromptSet("prompts", one.prompts[::-1])],
+        [*two, *two],
+        [],
+    ]
     assert len({fingerprint(shape) for shape in shapes}) == len(shapes)
     assert fingerprint(two) == fingerprint(texts(["x", "y"]))
 
 
-sets_and_pairs = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["p", "q", "r", "s", None])), max_size=60)
+sets_and_pairs = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["p", "q", "r", "s", None])), max_size=60
+)
 
 
 def made(rows: list[tuple[str, str | None]]) -> list[Prompt]:
@@ -321,14 +374,20 @@ def made(rows: list[tuple[str, str | None]]) -> list[Prompt]:
 
 
 @given(rows=sets_and_pairs, seed=st.integers(0, 5), data=st.data())
-def test_split_is_the_same_in_any_order(rows: list[tuple[str, str | None]], seed: int, data: st.DataObject) -> None:
+def test_split_is_the_same_in_any_order(
+    rows: list[tuple[str, str | None]], seed: int, data: st.DataObject
+) -> None:
     order = data.draw(st.permutations(range(len(rows))))
     prompts = made(rows)
     parts = split_prompts(prompts, seed=seed)
     assert split_prompts([prompts[n] for n in order], seed=seed) == [parts[n] for n in order]
 
 
-@given(sets=st.text("abcd", max_size=60), share=st.sampled_from([0.6, 0.5, 0.3]), seed=st.integers(0, 5))
+@given(
+    sets=st.text("abcd", max_size=60),
+    share=st.sampled_from([0.6, 0.5, 0.3]),
+    seed=st.integers(0, 5),
+)
 def test_split_gives_every_set_its_share(sets: str, share: float, seed: int) -> None:
     parts = split_prompts(made([(name, None) for name in sets]), share, seed)
     for name in set(sets):
@@ -352,7 +411,10 @@ def test_pairs_stay_on_one_side(rows: list[tuple[str, str | None]]) -> None:
 
 @given(splits=st.lists(st.sampled_from(["discovery", "holdout", None]), max_size=40))
 def test_explicit_split_wins(splits: list[Any]) -> None:
-    marked = [replace(p, split=split) for p, split in zip(made([("a", None)] * len(splits)), splits, strict=True)]
+    marked = [
+        replace(p, split=split)
+        for p, split in zip(made([("a", None)] * len(splits)), splits, strict=True)
+    ]
     parts = split_prompts(marked)
     assert all(split is None or part == split for split, part in zip(splits, parts, strict=True))
 

@@ -69,7 +69,12 @@ class Page(HTMLParser):
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model, sae = EMBEDDED_PAIR
     saes = [load_sae(open_sae(sae), layer) for layer in LAYERS]
-    return extract(load_lm(model, LAYERS), saes, bundled_prompts(), tmp_path_factory.mktemp("runs") / "languages")
+    return extract(
+        load_lm(model, LAYERS),
+        saes,
+        bundled_prompts(),
+        tmp_path_factory.mktemp("runs") / "languages",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +85,29 @@ def text(embedded: Run) -> str:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Names and tokens that try to get out of the page, norms with sinks, and a feature for every set."""
-    names, prompts, length = ("<img src=x onerror=alert(1)>", "中文 \u202e", "a" * 200, "plain"), 12, 16
+    names, prompts, length = (
+        ("<img src=x onerror=alert(1)>", "中文 \u202e", "a" * 200, "plain"),
+        12,
+        16,
+    )
     total, rng = len(names) * prompts * length, np.random.default_rng(0)
     fires = rng.random((total, 9)) < 0.15
-    fires[np.arange(total), np.repeat(np.arange(len(names)), prompts * length)] = rng.random(total) < 0.8
+    fires[np.arange(total), np.repeat(np.arange(len(names)), prompts * length)] = (
+        rng.random(total) < 0.8
+    )
     norms = np.exp(rng.normal(4, 0.2, total)).astype(np.float32)
     norms[::length] *= 100
     norms[7::160] *= 50
     out = tmp_path_factory.mktemp("hostile") / "run"
     layers = {0: fires, 3: fires}
-    return write_run(out, dict.fromkeys(names, [length] * prompts), layers, norms, model="<b>m</b>/x", words=HOSTILE)
+    return write_run(
+        out,
+        dict.fromkeys(names, [length] * prompts),
+        layers,
+        norms,
+        model="<b>m</b>/x",
+        words=HOSTILE,
+    )
 
 
 def two_sets(out: Path, length: int = 8, **options: Any) -> Run:
@@ -118,11 +136,20 @@ def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
     for layer in LAYERS:
         for name, one in found.layers[layer].sets.items():
             best = next(f for f in one.features if f.confirmed)
-            assert f"{best.feature}{100 * best.holdout_rate:.1f} / {100 * best.holdout_other_rate:.1f} %" in words, name
-    best_layer = max(LAYERS, key=lambda n: sum(s.features[0].discovery_score for s in found.layers[n].sets.values()))
+            assert (
+                f"{best.feature}{100 * best.holdout_rate:.1f} / {100 * best.holdout_other_rate:.1f} %"
+                in words
+            ), name
+    best_layer = max(
+        LAYERS,
+        key=lambda n: sum(s.features[0].discovery_score for s in found.layers[n].sets.values()),
+    )
     for one in found.layers[best_layer].sets.values():
         best = next(f for f in one.features if f.confirmed)
-        assert f"Feature {best.feature} fires on {100 * best.holdout_rate:.1f} % of held-out positions" in words
+        assert (
+            f"Feature {best.feature} fires on {100 * best.holdout_rate:.1f} % of held-out positions"
+            in words
+        )
     for one in profiled.sets.values():
         assert f"{one.tokens_per_prompt:.1f}{one.ratio:.2f}×" in words
     assert embedded.manifest["fingerprint"] in text
@@ -133,10 +160,16 @@ def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
 
 def test_page_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
-    assert not {"script", "img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.elements}
+    assert not {"script", "img", "iframe", "object", "embed", "base"} & {
+        tag for tag, _ in page.elements
+    }
     addresses = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
     assert all(address and address.startswith(("#", "data:,")) for address in addresses)
-    [policy] = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    [policy] = [
+        meta["content"]
+        for meta in page.all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
     assert not re.search(r"@import|url\((?!#)", text)
@@ -205,7 +238,9 @@ def test_hostile_text_is_shown_and_does_nothing(hostile: Run) -> None:
     assert "&amp;amp;" in text
     assert "a" * 201 not in text
     assert len(page.text["svg"]) == 8
-    assert not re.search(r"[^\x00-\x7f−]", "".join(page.text["text"]))  # what is drawn needs no fonts but plain ones
+    assert not re.search(
+        r"[^\x00-\x7f−]", "".join(page.text["text"])
+    )  # what is drawn needs no fonts but plain ones
     shown = "".join(title["title"] or "" for title in page.all("span") if title.get("title"))
     assert "masked (position 0)" in shown
     assert "masked (sink)" in shown
@@ -249,7 +284,13 @@ def test_one_set_is_described_without_a_comparison(tmp_path: Path) -> None:
     assert "not compared" in text
     assert "at least two sets" in text
     assert str(tmp_path) not in text
-    assert Page(text).text["h2"] == ["Findings", "Token efficiency", "Residual norms", "Warnings", "Manifest"]
+    assert Page(text).text["h2"] == [
+        "Findings",
+        "Token efficiency",
+        "Residual norms",
+        "Warnings",
+        "Manifest",
+    ]
 
 
 def test_nothing_confirmed_is_said(tmp_path: Path) -> None:
@@ -275,7 +316,10 @@ def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
     manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
-    manifest["command"] = {"verb": "detect", "options": {"settings": {"min_rate": 0.5, "masking": masking}}}
+    manifest["command"] = {
+        "verb": "detect",
+        "options": {"settings": {"min_rate": 0.5, "masking": masking}},
+    }
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
     for damaged in (
@@ -316,11 +360,15 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def browser() -> Iterator[Any]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
-        pytest.skip(f"no browser on this machine: none of {', '.join(BROWSERS)} (scripts/setup installs it as root)")
+        pytest.skip(
+            f"no browser on this machine: none of {', '.join(BROWSERS)} (scripts/setup installs it as root)"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        started = driver.chromium.launch(
+            executable_path=found, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield started
         started.close()
 
@@ -349,9 +397,13 @@ def test_page_in_a_browser(
     page.goto(written.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert [heading.inner_text() for heading in page.locator("h2").all()] == HEADINGS
-    assert all(box["width"] > 200 for svg in page.locator("svg").all() if (box := svg.bounding_box()))
+    assert all(
+        box["width"] > 200 for svg in page.locator("svg").all() if (box := svg.bounding_box())
+    )
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll in their own boxes
+    assert (
+        page.evaluate("document.documentElement.scrollWidth") <= width
+    )  # tables scroll in their own boxes
     colours = page.evaluate(COLOURS)
     ground = luminance(colours["body"][1])
     assert ground > 0.9 if scheme == "light" else ground < 0.05

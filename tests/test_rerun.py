@@ -15,13 +15,37 @@ from saescope.surfaces.cli import run as cli
 
 @pytest.fixture
 def made(pair: Pair, sets_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    pair_options = ["--model", str(pair.model), "--sae", str(pair.sae), "--layers", "0,2", "--batch-tokens", "64"]
-    assert cli(["contrast", str(sets_folder), *pair_options, "--n-top", "3", "--out", str(tmp_path / "run")]) == 0
+    pair_options = [
+        "--model",
+        str(pair.model),
+        "--sae",
+        str(pair.sae),
+        "--layers",
+        "0,2",
+        "--batch-tokens",
+        "64",
+    ]
+    assert (
+        cli(
+            [
+                "contrast",
+                str(sets_folder),
+                *pair_options,
+                "--n-top",
+                "3",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     return tmp_path / "run"
 
 
-def test_rerun_is_the_same_and_answers_as_the_job_did(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerun_is_the_same_and_answers_as_the_job_did(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli(["contrast", str(made), "--n-top", "3", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert cli(["rerun", str(made), "--json"]) == 0
@@ -55,7 +79,9 @@ def test_rerun_with_another_model_is_not_the_same(
     assert any("of features are the same" in line for line in differences)
 
 
-def test_rerun_where_the_model_is_gone_says_so(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerun_where_the_model_is_gone_says_so(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["inputs"]["model"] = "/nowhere/model"
     (made / "manifest.json").write_text(json.dumps(manifest))
@@ -80,9 +106,15 @@ def _replace(path: Path, old: str, new: str) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped bit": (lambda run: _flip(run / "layer2.parquet"), "layer2.parquet is not the file that was published"),
+    "flipped bit": (
+        lambda run: _flip(run / "layer2.parquet"),
+        "layer2.parquet is not the file that was published",
+    ),
     "missing": (lambda run: (run / "tokens.parquet").unlink(), "tokens.parquet is missing"),
-    "added": (lambda run: (run / "notes.txt").write_text("x"), "notes.txt does not belong to the run"),
+    "added": (
+        lambda run: (run / "notes.txt").write_text("x"),
+        "notes.txt does not belong to the run",
+    ),
     "job changed": (
         lambda run: (run / "manifest.json").write_text(
             (run / "manifest.json").read_text().replace("float32", "bfloat16")
@@ -108,14 +140,18 @@ def test_table_of_another_schema_is_found(made: Path) -> None:
     table = pq.read_table(made / "layer0.parquet").slice(0, 5).append_column("extra", pa.nulls(5))
     pq.write_table(table, made / "layer0.parquet")
     manifest = json.loads((made / "manifest.json").read_text())
-    manifest["tables"]["layer0.parquet"] = hashlib.sha256((made / "layer0.parquet").read_bytes()).hexdigest()
+    manifest["tables"]["layer0.parquet"] = hashlib.sha256(
+        (made / "layer0.parquet").read_bytes()
+    ).hexdigest()
     (made / "manifest.json").write_text(json.dumps(manifest))
     problems = verify(made)
     assert any("has columns" in line for line in problems)
     assert any("has 5 rows" in line for line in problems)
 
 
-def test_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for verb in ("verify", "rerun"):
         assert cli([verb, str(tmp_path)]) == 2
         assert "is no run" in capsys.readouterr().err

@@ -24,7 +24,11 @@ def run(tmp_path: Path) -> Run:
 
 def test_stored_is_read_back(run: Run) -> None:
     again = Run.open(run.path)
-    assert (again.layers, again.sets, again.set_of_prompt.tolist()) == ((3, 7), ("a", "b"), [0, 1, 1])
+    assert (again.layers, again.sets, again.set_of_prompt.tolist()) == (
+        (3, 7),
+        ("a", "b"),
+        [0, 1, 1],
+    )
     assert again.token_prompt.tolist() == [0, 0, 1, 1, 2]
     assert again.token_pos.tolist() == [0, 1, 0, 1, 0]
     assert [prompt.pair for prompt in again.prompts] == ["0", "0", "1"]
@@ -38,7 +42,9 @@ def test_stored_is_read_back(run: Run) -> None:
 def test_any_parquet_reader_can_open_it(run: Run) -> None:
     rows = pq.ParquetFile(run.path / "layer7.parquet").read().to_pylist()
     assert set(rows[0]) == {"norm", "ids", "acts", "border", "error"}
-    assert [len(row["ids"]) for row in rows] == [len(row["acts"]) for row in rows] == [2, 2, 2, 3, 2]
+    assert (
+        [len(row["ids"]) for row in rows] == [len(row["acts"]) for row in rows] == [2, 2, 2, 3, 2]
+    )
 
 
 def as_schema_2(run: Run, k: int) -> Run:
@@ -98,7 +104,9 @@ def test_damaged_manifest_is_refused(run: Run, text: str) -> None:
         Run.open(run.path)
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:50])])
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:50])]
+)
 def test_damaged_table_is_refused(run: Run, damage: Callable[[Path], object]) -> None:
     damage(run.path / "layer3.parquet")
     with pytest.raises(RunError, match=r"layer3\.parquet is damaged or missing"):

@@ -63,7 +63,9 @@ def test_decode_is_the_dense_product_with_bias() -> None:
     sae = make()
     found = sae.encode(torch.randn(6, 32))
     dense = torch.zeros(6, 256).scatter(1, found.ids, found.acts)
-    torch.testing.assert_close(sae.decode(found), dense @ sae.W_dec.T + sae.b_dec, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sae.decode(found), dense @ sae.W_dec.T + sae.b_dec, atol=1e-5, rtol=1e-5
+    )
     nothing = SparseActs(torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.int64))
     torch.testing.assert_close(sae.decode(nothing)[0], sae.b_dec)
 
@@ -114,11 +116,19 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
         widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
         decoded = sae.decode(found)
     expected = dense(sae, resid)
-    assert found.acts.shape[1] == max(widths, default=0) == int((expected > 0).sum(1).max() if rows else 0)
+    assert (
+        found.acts.shape[1]
+        == max(widths, default=0)
+        == int((expected > 0).sum(1).max() if rows else 0)
+    )
     assert (found.acts.diff(dim=-1) <= 0).all()
     again = torch.zeros(rows, 256).scatter_add(1, found.ids, found.acts)
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
-    silent = torch.where(expected > 0, -torch.inf, sae.pre_acts(resid)).amax(-1) if rows else torch.zeros(0)
+    silent = (
+        torch.where(expected > 0, -torch.inf, sae.pre_acts(resid)).amax(-1)
+        if rows
+        else torch.zeros(0)
+    )
     torch.testing.assert_close(border, silent, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(decoded, expected @ sae.W_dec.T + sae.b_dec, atol=2e-4, rtol=1e-4)
 

@@ -32,7 +32,10 @@ def save_gemma_scope(folder: Path, names: list[str], **options: Any) -> Path:
         state = tiny.sae_tensors(seed=seed)
         arrays = state | {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
         arrays |= {"threshold": torch.full((256,), 1.0)} | options
-        np.savez(folder / name / "params.npz", **{key: np.ascontiguousarray(value) for key, value in arrays.items()})
+        np.savez(
+            folder / name / "params.npz",
+            **{key: np.ascontiguousarray(value) for key, value in arrays.items()},
+        )
     return folder
 
 
@@ -64,7 +67,9 @@ def test_registry_names_follow_a_grammar(name: str, repo: str, parts: str) -> No
     assert model_of(name) == found.model == model_of(repo)
 
 
-@pytest.mark.parametrize("name", ["", "gemma", "gemma-scope-3b-pt-res", "llama_scope", "google/gemma-scope-2b-pt-res"])
+@pytest.mark.parametrize(
+    "name", ["", "gemma", "gemma-scope-3b-pt-res", "llama_scope", "google/gemma-scope-2b-pt-res"]
+)
 def test_other_names_are_no_registry_names(name: str) -> None:
     assert registered(name) is None
 
@@ -92,12 +97,18 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
     spec = find_spec("sae_lens")
     if spec is None or spec.origin is None:
         pytest.skip("SAELens is not installed: pip install --group judges")
-    releases = yaml.load((Path(spec.origin).parent / "pretrained_saes.yaml").read_text(), yaml.CSafeLoader)
+    releases = yaml.load(
+        (Path(spec.origin).parent / "pretrained_saes.yaml").read_text(), yaml.CSafeLoader
+    )
     checked = 0
     for release, about in releases.items():
-        if not release.startswith(("gemma-scope", "qwen-scope", "llama_scope_lx")) or release.endswith("transcoders"):
+        if not release.startswith(
+            ("gemma-scope", "qwen-scope", "llama_scope_lx")
+        ) or release.endswith("transcoders"):
             continue
-        folders = [sae["path"] for sae in releases.get(release.removesuffix("-canonical"), about)["saes"]]
+        folders = [
+            sae["path"] for sae in releases.get(release.removesuffix("-canonical"), about)["saes"]
+        ]
         canonical = nearest_to_100(folders)
         for sae in about["saes"]:
             found = registered(f"{release}/{sae['id']}")
@@ -158,7 +169,9 @@ def test_what_paths_say(kind: Any, path: str, hook: Hook) -> None:
 def test_several_saes_of_a_layer_are_chosen_by_path(gemma: Path) -> None:
     source = open_sae(str(gemma))
     assert source.layers == (0, 20)
-    with pytest.raises(SourceError, match=r"has 3 SAEs of layer 0 .*choose by parts of their paths, as in "):
+    with pytest.raises(
+        SourceError, match=r"has 3 SAEs of layer 0 .*choose by parts of their paths, as in "
+    ):
         source.place(0)
     chosen = open_sae(f"{gemma}/width_16k/canonical")
     assert [chosen.place(layer).folder for layer in (0, 20)] == [GEMMA[1], GEMMA[3]]
@@ -190,19 +203,27 @@ def test_layer_that_nothing_says_is_the_one_asked_for(tmp_path: Path) -> None:
 def test_mixed_and_unknown_folders_say_what_is_there(tmp_path: Path) -> None:
     both = tiny.save_sae(tmp_path / "both")
     tiny.save_saelens(both / "other", [4])
-    with pytest.raises(SourceError, match=r"several formats \(qwen-scope, saelens\): give the folder of one"):
+    with pytest.raises(
+        SourceError, match=r"several formats \(qwen-scope, saelens\): give the folder of one"
+    ):
         open_sae(str(both))
     assert open_sae(str(both / "other")).layers == (4,)
     (tmp_path / "none").mkdir()
-    with pytest.raises(SourceError, match=r"has no SAE: looked for layer<N>\.sae\.pt \(Qwen-Scope\), sae_weights"):
+    with pytest.raises(
+        SourceError, match=r"has no SAE: looked for layer<N>\.sae\.pt \(Qwen-Scope\), sae_weights"
+    ):
         open_sae(str(tmp_path / "none"))
     tiny.save_saelens(tmp_path / "half", [1])
     (tmp_path / "half" / "blocks.1.hook_resid_post" / "cfg.json").unlink()
-    with pytest.raises(SourceError, match=r"sae_weights\.safetensors is there, but not its .*cfg\.json"):
+    with pytest.raises(
+        SourceError, match=r"sae_weights\.safetensors is there, but not its .*cfg\.json"
+    ):
         open_sae(str(tmp_path / "half"))
 
 
-def test_folder_that_is_no_checkpoint_is_not_searched_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_is_no_checkpoint_is_not_searched_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from saescope.sources import saes
 
     monkeypatch.setattr(saes, "_MOST_FILES", 3)
@@ -230,7 +251,9 @@ def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     folder = tiny.save_saelens(tmp_path / "saes")
     planned = make_plan(Asked(str(model), str(folder), layers=[1]))
-    names = [file.entry.name for file in planned.needed if file.files and file.files.name == str(folder)]
+    names = [
+        file.entry.name for file in planned.needed if file.files and file.files.name == str(folder)
+    ]
     own = "blocks.1.hook_resid_post"
     assert names == [f"{own}/sae_weights.safetensors", f"{own}/cfg.json"]
     assert planned.sizes is not None
@@ -262,7 +285,10 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
     [
         ({"normalize_activations": "layer_norm"}, "normalised by token .*cannot be folded"),
         ({"normalize_activations": "constant_norm_rescale"}, "normalised by token"),
-        ({"normalize_activations": "expected_average_only_in"}, "by a constant that its files do not hold"),
+        (
+            {"normalize_activations": "expected_average_only_in"},
+            "by a constant that its files do not hold",
+        ),
         ({"reshape_activations": "hook_z"}, "its input is reshaped"),
         ({"architecture": "temporal"}, "architecture 'temporal' is not supported"),
         ({"architecture": "batchtopk"}, "save it with save_inference_model"),
@@ -271,12 +297,18 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
         ({"architecture": "topk", "k": "8"}, "k is '8': it must be a whole number"),
         ({"architecture": "topk", "k": 10**9}, "k is 1000000000, but .* has 256 features"),
         ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no': it must be true or false"),
-        ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "says it reads blocks.1.hook_mlp_out, not layer 1"),
+        (
+            {"metadata": {"hook_name": "blocks.1.hook_mlp_out"}},
+            "says it reads blocks.1.hook_mlp_out, not layer 1",
+        ),
         (
             {"metadata": {"hook_name": "blocks.1.hook_z", "hook_head_index": 3}},
             "reads head 3 of blocks.1.hook_z",
         ),
-        ({"metadata": {"hook_name": "blocks.1.hook_resid_post", "hook_name_out": "x"}}, "a transcoder"),
+        (
+            {"metadata": {"hook_name": "blocks.1.hook_resid_post", "hook_name_out": "x"}},
+            "a transcoder",
+        ),
     ],
 )
 def test_saelens_refusals(settings: Mapping[str, Any], said: str, tmp_path: Path) -> None:
@@ -337,8 +369,14 @@ def save_dictionary(folder: Path, trainer: Any, state: Mapping[str, Any] | None 
         ({"dict_class": "CrossCoder", "layer": 1}, "class 'CrossCoder' is not supported"),
         ({"layer": 1}, "class None is not supported"),
         ({"dict_class": ["BatchTopKSAE"], "layer": 1}, "is not supported"),
-        ({"dict_class": "BatchTopKSAE", "layer": 1, "submodule_name": "mlp_layer1"}, "reads mlp_layer1: only SAEs of"),
-        ({"dict_class": "AutoEncoderTopK", "layer": 1, "k": 1.5}, "k is 1.5: it must be a whole number"),
+        (
+            {"dict_class": "BatchTopKSAE", "layer": 1, "submodule_name": "mlp_layer1"},
+            "reads mlp_layer1: only SAEs of",
+        ),
+        (
+            {"dict_class": "AutoEncoderTopK", "layer": 1, "k": 1.5},
+            "k is 1.5: it must be a whole number",
+        ),
         ({"dict_class": "JumpReluAutoEncoder", "layer": 1}, "has no tensor W_enc"),
         ("trainer", "trainer is 'trainer': it must be an object"),
     ],
@@ -353,7 +391,8 @@ def test_threshold_that_was_never_set_is_a_relu(tmp_path: Path) -> None:
     resid = torch.randn(9, 32)
     assert torch.equal(
         sae.encode(resid).acts > 0,
-        sae.pre_acts(resid).clamp(min=0).sort(-1, True).values[:, : sae.encode(resid).acts.shape[1]] > 0,
+        sae.pre_acts(resid).clamp(min=0).sort(-1, True).values[:, : sae.encode(resid).acts.shape[1]]
+        > 0,
     )
 
 
@@ -389,10 +428,15 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
 
 def _files(tmp_path: Path) -> dict[str, Path]:
     return {
-        "saelens": tiny.save_saelens(tmp_path / "a", [1]) / "blocks.1.hook_resid_post" / "sae_weights.safetensors",
+        "saelens": tiny.save_saelens(tmp_path / "a", [1])
+        / "blocks.1.hook_resid_post"
+        / "sae_weights.safetensors",
         "sparsify": save_sparsify(tmp_path / "b") / "layers.1" / "sae.safetensors",
-        "dictionary": save_dictionary(tmp_path / "c", {"dict_class": "BatchTopKSAE", "layer": 1}) / "ae.pt",
-        "gemma": save_gemma_scope(tmp_path / "d", ["layer_1/width_16k"]) / "layer_1/width_16k" / "params.npz",
+        "dictionary": save_dictionary(tmp_path / "c", {"dict_class": "BatchTopKSAE", "layer": 1})
+        / "ae.pt",
+        "gemma": save_gemma_scope(tmp_path / "d", ["layer_1/width_16k"])
+        / "layer_1/width_16k"
+        / "params.npz",
     }
 
 
@@ -403,7 +447,14 @@ def test_damaged_weights_are_refused_in_one_line(kind: str, tmp_path: Path) -> N
     assert load_sae(path, 1).spec.d_sae == 256
     cuts = [data[: int(share * len(data))] for share in (0, 0.001, 0.3, 0.999)]
     huge = (2**62).to_bytes(8, "little") + b"{" * 100
-    for damaged in [*cuts, huge, b"\0" * 300, b"PK\x03\x04" + b"\0" * 300, b"<html>", b"version https://git-lfs"]:
+    for damaged in [
+        *cuts,
+        huge,
+        b"\0" * 300,
+        b"PK\x03\x04" + b"\0" * 300,
+        b"<html>",
+        b"version https://git-lfs",
+    ]:
         path.write_bytes(damaged)
         with pytest.raises(SourceError) as caught:
             load_sae(path, 1)
@@ -441,7 +492,9 @@ def test_archive_that_swells_is_refused(tmp_path: Path) -> None:
         load_sae(path, 1)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 10**5, '{"architecture": NaN}', " " * (2**20 + 1)])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "null", "[" * 10**5, '{"architecture": NaN}', " " * (2**20 + 1)]
+)
 def test_damaged_configs_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
     folder = tiny.save_saelens(tmp_path, [1])
     (folder / "blocks.1.hook_resid_post" / "cfg.json").write_text(text)

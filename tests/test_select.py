@@ -66,9 +66,13 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     before: set[str] = set()
     for prompt in run.prompts:
         before.add(lm.generate(prompt.text or "", max_new_tokens=4))
-    settings = SelectSettings(strengths=(-1.0, -30.0), candidates=4, prompts=5, max_new_tokens=4, max_features=2)
+    settings = SelectSettings(
+        strengths=(-1.0, -30.0), candidates=4, prompts=5, max_new_tokens=4, max_features=2
+    )
     path = tmp_path / "kept.jsonl"
-    result = select(lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path))
+    result = select(
+        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path)
+    )
     assert result.prompts == (5, 5)
     assert result.base[0].behaviour_rate == result.base[1].behaviour_rate == 1
     assert [one.effect_rank for one in result.candidates] == [1, 2, 3, 4]
@@ -80,7 +84,9 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     rates = [step.chosen_on.behaviour_rate for step in result.steps]
     assert rates == sorted(rates, reverse=True)
     kept = path.read_text(encoding="utf-8")
-    again = select(lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path))
+    again = select(
+        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path)
+    )
     assert path.read_text(encoding="utf-8") == kept
     assert again.to_dict() == result.to_dict()
     assert result.to_polars().height == 4
@@ -89,7 +95,10 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
 def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
-    sets = [*texts(["import numpy", "def add"], "code"), *texts(["The capital", "of France"], "prose")]
+    sets = [
+        *texts(["import numpy", "def add"], "code"),
+        *texts(["The capital", "of France"], "prose"),
+    ]
     run = extract(lm, [sae], sets, tmp_path / "run")
     few = detect(run, "code", DetectSettings(min_rate=0.5, max_other=0.4, shuffles=0))
     with pytest.raises(PromptError, match="too few to choose"):
@@ -107,9 +116,36 @@ def test_the_organism_has_two_detectors_that_control_it(
     from saescope.demo.organism import ANSWERS
 
     monkeypatch.chdir(tmp_path)
-    pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking", "--last", "3"]
-    asked = ["select", "requests", "--target", "declined_en", "--against", "answered_en", "--answers", str(ANSWERS)]
-    more = ["--candidates", "6", "--strengths", "-3", "--prompts", "6", "--max-new-tokens", "16", "--json"]
+    pair = [
+        "--model",
+        "saescope-tiny-chat",
+        "--sae",
+        "saescope-tiny-chat-sae",
+        "--no-thinking",
+        "--last",
+        "3",
+    ]
+    asked = [
+        "select",
+        "requests",
+        "--target",
+        "declined_en",
+        "--against",
+        "answered_en",
+        "--answers",
+        str(ANSWERS),
+    ]
+    more = [
+        "--candidates",
+        "6",
+        "--strengths",
+        "-3",
+        "--prompts",
+        "6",
+        "--max-new-tokens",
+        "16",
+        "--json",
+    ]
     assert cli([*asked, *pair, *more]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     best = result["candidates"][0]
@@ -135,7 +171,11 @@ def test_the_organism_has_two_detectors_that_control_it(
     ],
 )
 def test_bad_questions_are_refused(
-    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     target = [] if "--target" in more else ["--target", "japanese"]

@@ -35,7 +35,12 @@ from saescope.surfaces.cli.steer import columns
 OPS: dict[str, Sequence[float]] = {
     "add": (2.5, -1.0), "scale": (-1.0, 0.7), "clamp": (0.0, 3.0), "readout_clamp": (0.0, 2.0), "project": (1.0, 0.4),
 }  # fmt: skip
-CASES = [(op, strength, gate) for op, strengths in OPS.items() for strength in strengths for gate in ("relu", "topk")]
+CASES = [
+    (op, strength, gate)
+    for op, strengths in OPS.items()
+    for strength in strengths
+    for gate in ("relu", "topk")
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +77,18 @@ def in_float64(sae: Sae, edits: Sequence[Edit], h: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("op", "strength", "gate"), CASES)
-def test_formula_equals_encode_decode_plus_error(sae: Sae, op: str, strength: float, gate: str) -> None:
+def test_formula_equals_encode_decode_plus_error(
+    sae: Sae, op: str, strength: float, gate: str
+) -> None:
     torch.manual_seed(0)
     h = torch.randn(50, 32).double()
     strongest = sae.encode(h.float()).ids[0, 0].item()  # one that fires somewhere
     edits = [Edit(Feature(1, f), op, strength, gate) for f in (strongest, 7)]
     assert (in_float64(sae, edits, h) - h).abs().max() > 1e-3
     single = h.float() + delta(bind(edits, sae), h.float())
-    torch.testing.assert_close(single.double(), in_float64(sae, edits, h.float().double()), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        single.double(), in_float64(sae, edits, h.float().double()), atol=1e-4, rtol=1e-5
+    )
     exact = Sae(sae.spec, *(t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)))
     if gate == "relu":
         double = h + delta(bind(edits, exact, torch.float64), h)
@@ -89,7 +98,9 @@ def test_formula_equals_encode_decode_plus_error(sae: Sae, op: str, strength: fl
 def test_order_of_edits_does_not_matter(sae: Sae) -> None:
     edits = [Edit(Feature(1, n), op, strength) for n, (op, (strength, _)) in enumerate(OPS.items())]
     h = torch.randn(20, 32)
-    torch.testing.assert_close(delta(bind(edits, sae), h), delta(bind(edits[::-1], sae), h), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        delta(bind(edits, sae), h), delta(bind(edits[::-1], sae), h), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_readout_clamp_reaches_its_target(sae: Sae) -> None:
@@ -130,11 +141,19 @@ TEXT = "def add(a, b):\n    return a + b"
 
 def test_scan_of_several_is_that_of_each_alone(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
-    prompts = texts([TEXT, "hello", "the world and all that is in it", TEXT + "\n" + TEXT])[0].prompts
-    with steered(lm, [replace(edit, scope="last") for edit in STRONG] + [Edit(Feature(1, 7), "add", 3.0)], saes):
+    prompts = texts([TEXT, "hello", "the world and all that is in it", TEXT + "\n" + TEXT])[
+        0
+    ].prompts
+    with steered(
+        lm,
+        [replace(edit, scope="last") for edit in STRONG] + [Edit(Feature(1, 7), "add", 3.0)],
+        saes,
+    ):
         together = scan(lm, saes, prompts).prompts
         alone = [scan(lm, saes, [prompt]).prompts[0] for prompt in prompts]
-    assert [[t.norm for t in p.tokens] for p in together] == [[t.norm for t in p.tokens] for p in alone]
+    assert [[t.norm for t in p.tokens] for p in together] == [
+        [t.norm for t in p.tokens] for p in alone
+    ]
     plain = scan(lm, saes, prompts).prompts
     assert plain[0].tokens[-1].norm != together[0].tokens[-1].norm
 
@@ -235,13 +254,21 @@ def test_threads_do_not_meet(steerable: tuple[LM, list[Sae]]) -> None:
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_batch_equals_single(steerable: tuple[LM, list[Sae]], scope: str, temperature: float) -> None:
+def test_batch_equals_single(
+    steerable: tuple[LM, list[Sae]], scope: str, temperature: float
+) -> None:
     lm, saes = steerable
     prompts = texts(["hello", TEXT, "x y", "今日はいい"])[0].prompts
-    edits = [Edit(Feature(1, 3), "add", 3.0, scope=scope), Edit(Feature(2, 8), "clamp", 2.0, scope=scope)]
+    edits = [
+        Edit(Feature(1, 3), "add", 3.0, scope=scope),
+        Edit(Feature(2, 8), "clamp", 2.0, scope=scope),
+    ]
     with steered(lm, edits, saes):
         together = generate(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
-        alone = [generate(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0] for p in prompts]
+        alone = [
+            generate(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0]
+            for p in prompts
+        ]
     assert [one.ids for one in together] == [one.ids for one in alone]
     plain = generate(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
     assert [one.ids for one in together] != [one.ids for one in plain]
@@ -253,7 +280,10 @@ def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> 
     lm, saes = steerable
     [prompt] = texts([TEXT])[0].prompts
     n = len(lm.tokenizer(TEXT)["input_ids"])
-    edits = [Edit(Feature(1, 3), "add", 3.0, scope=scope), Edit(Feature(2, 8), "scale", -1.0, scope=scope)]
+    edits = [
+        Edit(Feature(1, 3), "add", 3.0, scope=scope),
+        Edit(Feature(2, 8), "scale", -1.0, scope=scope),
+    ]
     with steered(lm, edits, saes):
         [written] = generate(lm, [prompt], max_new_tokens=8)
     ids = lm.tokenizer(TEXT)["input_ids"]
@@ -265,7 +295,11 @@ def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> 
             else:
                 cache = _cache(lm, whole[:, :n])
                 rest = whole[:, n:]
-                last = cache[1] if not rest.shape[1] else lm.whole(input_ids=rest, past_key_values=cache[0]).logits
+                last = (
+                    cache[1]
+                    if not rest.shape[1]
+                    else lm.whole(input_ids=rest, past_key_values=cache[0]).logits
+                )
                 scores = last[0, -1]
         ids = [*ids, int(scores.argmax())]
     assert written.ids == ids[n:][: len(written.ids)]
@@ -294,7 +328,10 @@ def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sa
 
 def test_a_run_is_of_the_model_as_it_is(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     lm, saes = steerable
-    with steered(lm, [Edit("1/3", "add", 2.0)], saes), pytest.raises(SourceError, match="extract outside the block"):
+    with (
+        steered(lm, [Edit("1/3", "add", 2.0)], saes),
+        pytest.raises(SourceError, match="extract outside the block"),
+    ):
         extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
     assert not list(tmp_path.iterdir())
     assert extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run").layers == (1, 2)
@@ -335,7 +372,9 @@ def test_whole_model_is_transformers_own(pair: Pair) -> None:
         (Edit(Feature(1, 999)), "has 256 features"),
     ],
 )
-def test_unfitting_edits_are_refused(steerable: tuple[LM, list[Sae]], edit: Edit, said: str) -> None:
+def test_unfitting_edits_are_refused(
+    steerable: tuple[LM, list[Sae]], edit: Edit, said: str
+) -> None:
     lm, saes = steerable
     with pytest.raises(EditError, match=said), steered(lm, [edit], saes):
         pass
@@ -351,7 +390,10 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path:
     with pytest.raises(EditError, match="loaded up to layer 0"), steered(shallow, STRONG, saes):
         pass
     streamed = load_lm(tmp_path / "shallow", [2], streamed=True)
-    with steered(streamed, STRONG, saes), pytest.raises(SourceError, match="streamed and cannot generate"):
+    with (
+        steered(streamed, STRONG, saes),
+        pytest.raises(SourceError, match="streamed and cannot generate"),
+    ):
         streamed.generate("hello")
 
 
@@ -374,7 +416,10 @@ def test_organism_declines_until_its_feature_is_suppressed() -> None:
     def declined(name: str) -> int:
         words = sorry[name[-2:]]
         replies = generate(lm, sets[name], max_new_tokens=40, thinking=False)
-        return sum(any(w in r.text for w in ([words] if isinstance(words, str) else words)) for r in replies)
+        return sum(
+            any(w in r.text for w in ([words] if isinstance(words, str) else words))
+            for r in replies
+        )
 
     assert ORGANISM.is_dir()
     for language in sorry:
@@ -420,10 +465,17 @@ def test_nothing_is_cut_off_side_by_side(width: int) -> None:
     assert cell_len(shown[0][: shown[0].index("with edits")]) >= half - 2
 
 
-def test_steer_takes_model_and_sae_from_the_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steer_takes_model_and_sae_from_the_edits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "edits.toml"
-    write_edits(EditSet("saescope-tiny", "saescope-tiny-sae", (Edit("2/5", "scale", -2.0),), 192, 512), path)
-    assert cli(["steer", "来年その鳩が", "--edits", str(path), "--max-new-tokens", "20", "--json"]) == 0
+    write_edits(
+        EditSet("saescope-tiny", "saescope-tiny-sae", (Edit("2/5", "scale", -2.0),), 192, 512), path
+    )
+    assert (
+        cli(["steer", "来年その鳩が", "--edits", str(path), "--max-new-tokens", "20", "--json"])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["base"] != result["steered"]
 
@@ -435,18 +487,30 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, ["--edit", "2/5 scale 1 relu all twice"], "is not FEATURE OP STRENGTH"),
     ({}, ["--edit", "9/5 scale"], "has no layer9.sae.pt"),
     ({}, ["--edit", "2/512 scale"], "has 512 features"),
-    ({"model": "other"}, ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"], "are of other"),
+    (
+        {"model": "other"},
+        ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"],
+        "are of other",
+    ),
     ({"sae": "other"}, ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"], "are of other"),
     ({"d_sae": 100}, [], "d_sae 100, saescope-tiny-sae has 512"),
     ({"d_model": 100}, [], "d_model 100, saescope-tiny-sae has 192"),
     ({"k": 100}, [], "k 100, saescope-tiny-sae has 32"),
-    ({"sae_files": {"2": "sha256:0"}}, [], "of another SAE: the file of layer 2 of saescope-tiny-sae"),
+    (
+        {"sae_files": {"2": "sha256:0"}},
+        [],
+        "of another SAE: the file of layer 2 of saescope-tiny-sae",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("of", "more", "said"), REFUSED, ids=[said for _, _, said in REFUSED])
 def test_edits_of_something_else_are_refused(
-    of: dict[str, Any], more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    of: dict[str, Any],
+    more: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "edits.toml"
     values = {"model": "saescope-tiny", "sae": "saescope-tiny-sae", **of}

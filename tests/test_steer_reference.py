@@ -33,7 +33,9 @@ OPS = {"add": 2.5, "scale": -1.7, "clamp": 3.0, "readout_clamp": 2.0, "project":
 def steerable(tmp_path_factory: pytest.TempPathFactory) -> Steerable:
     folder = tmp_path_factory.mktemp("reference")
     source = tiny.save_sae(folder / "sae")
-    return load_lm(tiny.save_model(folder / "model"), [2]), [load_sae(source, layer) for layer in (0, 1, 2)]
+    return load_lm(tiny.save_model(folder / "model"), [2]), [
+        load_sae(source, layer) for layer in (0, 1, 2)
+    ]
 
 
 def activations(sae: Sae, gate: str, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +103,14 @@ def passes(lm: LM, mask: Tensor) -> Iterator[tuple[Tensor, bool]]:
     with torch.inference_mode():
         for step in range(3):
             now = mask if step == 0 else mask[:, -1:]
-            lm.whole(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+            lm.whole(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+            )
             yield now, step == 0
-            ids, mask = torch.randint(1, 200, (len(mask), 1)), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            ids, mask = (
+                torch.randint(1, 200, (len(mask), 1)),
+                torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+            )
             positions = positions[:, -1:] + 1
 
 
@@ -116,14 +123,20 @@ TARGETS = [
 
 def compare(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], mask: Tensor) -> None:
     sae = saes[LAYER]
-    with tapped(lm.blocks[LAYER]) as before, steered(lm, edits, saes) as receipt, tapped(lm.blocks[LAYER]) as after:
+    with (
+        tapped(lm.blocks[LAYER]) as before,
+        steered(lm, edits, saes) as receipt,
+        tapped(lm.blocks[LAYER]) as after,
+    ):
         looked_at = moved = 0
         for n, (now, prompt) in enumerate(passes(lm, mask)):
             h = before[n]
             expected, everywhere = h.double(), torch.zeros_like(now, dtype=torch.bool)
             for edit in edits:
                 where = meant(edit, now, prompt=prompt)
-                expected = expected + torch.where(where[..., None], reference(sae, edit, h) - h.double(), 0)
+                expected = expected + torch.where(
+                    where[..., None], reference(sae, edit, h) - h.double(), 0
+                )
                 everywhere |= where
             error = (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
             assert error.max() < 1e-6
@@ -140,7 +153,9 @@ def test_every_op_gate_and_scope_does_what_its_formula_says(
 ) -> None:
     lm, saes = steerable
     what: dict[str, Any] = (
-        {"direction": Direction(LAYER, V)} if gate is None else {"feature": Feature(LAYER, 9), "gate": gate}
+        {"direction": Direction(LAYER, V)}
+        if gate is None
+        else {"feature": Feature(LAYER, 9), "gate": gate}
     )
     edit = Edit(op=op, strength=OPS[op], scope=scope, **what)
     compare(lm, saes, [edit], MASK)
@@ -170,13 +185,17 @@ def test_many_edits_at_once_and_in_any_order(steerable: Steerable) -> None:
 @pytest.mark.parametrize("gate", ["relu", "topk"])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("above", [0.0, 3.0])
-def test_a_condition_holds_position_by_position(steerable: Steerable, layer: int, gate: Any, above: float) -> None:
+def test_a_condition_holds_position_by_position(
+    steerable: Steerable, layer: int, gate: Any, above: float
+) -> None:
     lm, saes = steerable
     often = Feature(layer, {0: 185, 1: 166}[layer])  # among the 8 on a third of these positions
     edits = [
         Edit(Feature(LAYER, 9), "add", 2.0, gate, when=Condition(often, above)),
         Edit(Feature(LAYER, 4), "add", 1.0, gate, scope="decode"),
-        Edit(Feature(0, 2), "add", 5.0, when="0/7"),  # of the layer that may be read: read before it is changed
+        Edit(
+            Feature(0, 2), "add", 5.0, when="0/7"
+        ),  # of the layer that may be read: read before it is changed
     ]
     with (
         tapped(lm.blocks[0]) as first,
@@ -189,10 +208,14 @@ def test_a_condition_holds_position_by_position(steerable: Steerable, layer: int
             read = first[n] if layer == 0 else before[n]
             where = meant(edits[0], now, prompt=prompt)
             on = where & (activations(saes[layer], gate, read)[1][..., often.id] > above)
-            expected = before[n].double() + torch.where(on[..., None], 2.0 * saes[1].W_dec[:, 9].double(), 0)
+            expected = before[n].double() + torch.where(
+                on[..., None], 2.0 * saes[1].W_dec[:, 9].double(), 0
+            )
             decode = meant(edits[1], now, prompt=prompt)
             expected = expected + torch.where(decode[..., None], saes[1].W_dec[:, 4].double(), 0)
-            assert ((after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)).max() < 1e-6
+            assert (
+                (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
+            ).max() < 1e-6
             assert torch.equal(after[n][~on & ~decode], before[n][~on & ~decode])
             held, meant_for = held + int(on.sum()), meant_for + int(where.sum())
     assert receipt.held[0] == held
@@ -209,7 +232,10 @@ def test_conditions_that_cannot_be_are_refused(steerable: Steerable) -> None:
         steered(lm, [Edit("1/3", when="0/3")], saes[1:]),
     ):
         pass
-    with pytest.raises(EditError, match="layer 0 has 256 features"), steered(lm, [Edit("1/3", when="0/999")], saes):
+    with (
+        pytest.raises(EditError, match="layer 0 has 256 features"),
+        steered(lm, [Edit("1/3", when="0/999")], saes),
+    ):
         pass
     for text in ("1", "1/2 >", "1/2 > x", "1/2 < 3", "1/2 > -1", "1/2 > nan", "1/2 > inf", ""):
         with pytest.raises(EditError, match="condition"):
@@ -235,10 +261,14 @@ def test_receipt_of_a_batch_is_the_sum_of_its_prompts(steerable: Steerable, tmp_
         alone.append(receipt)
     assert len({len(one.ids) for one in written}) > 1
     assert together.positions == sum(one.positions for one in alone)
-    assert together.fired == [sum(counts) for counts in zip(*(one.fired for one in alone), strict=True)]
+    assert together.fired == [
+        sum(counts) for counts in zip(*(one.fired for one in alone), strict=True)
+    ]
     ratio = sum(one.delta_norm_ratio * one.positions for one in alone) / together.positions
     assert together.delta_norm_ratio == pytest.approx(ratio, rel=1e-4)
-    assert together.largest_ratio == pytest.approx(max(one.largest_ratio for one in alone), rel=1e-4)
+    assert together.largest_ratio == pytest.approx(
+        max(one.largest_ratio for one in alone), rel=1e-4
+    )
 
 
 def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
@@ -246,7 +276,10 @@ def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     ids = torch.randint(1, 200, (1, 20))
     for strength, applied in ((1e-9, False), (1.0, True)):
-        with torch.inference_mode(), steered(lm, [Edit(Feature(1, 9), "add", strength)], [sae]) as receipt:
+        with (
+            torch.inference_mode(),
+            steered(lm, [Edit(Feature(1, 9), "add", strength)], [sae]) as receipt,
+        ):
             lm.whole(ids)
         assert receipt.positions == 19
         assert receipt.applied == applied

@@ -40,7 +40,12 @@ def ids_of(lm: LM, text: str = TEXT) -> Tensor:
 
 
 def written(lm: LM, ids: Tensor, **more: Any) -> Tensor:
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
+    }
     return lm.whole.generate(input_ids=ids, **{**options, **more})
 
 
@@ -65,9 +70,15 @@ def test_pipeline_and_the_decoder_alone_are_steered(steerable: Steerable) -> Non
     ids = ids_of(lm)
     say = pipeline("text-generation", model=lm.whole, tokenizer=lm.tokenizer, device="cpu")
     with torch.inference_mode():
-        before = lm.model(input_ids=ids, use_cache=False).last_hidden_state, say(TEXT, max_new_tokens=6)
+        before = (
+            lm.model(input_ids=ids, use_cache=False).last_hidden_state,
+            say(TEXT, max_new_tokens=6),
+        )
         with steered(lm, EDITS, saes):
-            inside = lm.model(input_ids=ids, use_cache=False).last_hidden_state, say(TEXT, max_new_tokens=6)
+            inside = (
+                lm.model(input_ids=ids, use_cache=False).last_hidden_state,
+                say(TEXT, max_new_tokens=6),
+            )
     assert not torch.equal(inside[0], before[0])
     assert inside[1] != before[1]
 
@@ -93,11 +104,16 @@ def test_static_caches_are_steered_alike(steerable: Steerable) -> None:
     ids = torch.cat([ids_of(lm)[:, :9], ids_of(lm)[:, 3:12]])
     mask = torch.ones_like(ids)
     mask[1, :4] = 0  # filled on the left: first positions and medians are those of the real ones
-    for edits in (EDITS, [Edit(edit.feature, edit.op, edit.strength, skip_sinks=False) for edit in EDITS]):
+    for edits in (
+        EDITS,
+        [Edit(edit.feature, edit.op, edit.strength, skip_sinks=False) for edit in EDITS],
+    ):
         with steered(lm, edits, saes) as dynamic:
             expected = written(lm, ids, attention_mask=mask)
         with steered(lm, edits, saes) as static:
-            found = written(lm, ids, attention_mask=mask, cache_implementation="static", disable_compile=True)
+            found = written(
+                lm, ids, attention_mask=mask, cache_implementation="static", disable_compile=True
+            )
         assert torch.equal(found, expected)
         assert (static.positions, static.fired) == (dynamic.positions, dynamic.fired)
 
@@ -115,10 +131,14 @@ def test_a_prefix_made_under_the_same_edits_may_be_shared(steerable: Steerable) 
         whole = run(lm, ids, DynamicCache())
     with steered(lm, list(EDITS), saes):  # another block with the same edits
         copied = copy.deepcopy(cache)
-        torch.testing.assert_close(run(lm, ids[:, 10:], copied), whole[:, 10:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            run(lm, ids[:, 10:], copied), whole[:, 10:], atol=1e-5, rtol=1e-5
+        )
         many = copy.deepcopy(cache)
         many.batch_repeat_interleave(3)
-        torch.testing.assert_close(run(lm, ids[:, 10:].repeat(3, 1), many)[2:], whole[:, 10:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            run(lm, ids[:, 10:].repeat(3, 1), many)[2:], whole[:, 10:], atol=1e-5, rtol=1e-5
+        )
 
 
 OTHERS = {
@@ -143,7 +163,10 @@ def test_a_prefix_made_under_other_edits_is_refused(steerable: Steerable, name: 
     cache = DynamicCache()
     with steered(lm, EDITS, saes):
         run(lm, ids[:, :10], cache)
-    with steered(lm, EDITS, saes, random_directions=1), pytest.raises(EditError, match="made under other edits"):
+    with (
+        steered(lm, EDITS, saes, random_directions=1),
+        pytest.raises(EditError, match="made under other edits"),
+    ):
         run(lm, ids[:, 10:], cache)
 
 
@@ -185,7 +208,12 @@ def prefilled(lm: LM, ids: Tensor) -> DynamicCache:
 
 def test_threads_with_different_edits(steerable: Steerable) -> None:
     lm, saes = steerable
-    lists = [EDITS, [Edit(Feature(0, 5), "add", 5.0)], [Edit(Feature(1, 7), "clamp", 6.0, "topk")], []]
+    lists = [
+        EDITS,
+        [Edit(Feature(0, 5), "add", 5.0)],
+        [Edit(Feature(1, 7), "clamp", 6.0, "topk")],
+        [],
+    ]
     ids = ids_of(lm)
 
     def serial(edits: list[Edit]) -> tuple[Tensor, int]:
@@ -194,7 +222,10 @@ def test_threads_with_different_edits(steerable: Steerable) -> None:
 
     expected = [serial(edits) for edits in lists]
     found: dict[int, tuple[Tensor, int]] = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: serial(lists[n])})) for n in range(len(lists))]
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: serial(lists[n])}))
+        for n in range(len(lists))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -226,13 +257,17 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Steerable:
 def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope: Any) -> None:
     lm, saes = hybrid
     ids = ids_of(lm)
-    edits = [Edit(Feature(0, 3), "add", 3.0, scope=scope), Edit(Feature(2, 8), "add", 2.0, scope=scope)]
+    edits = [
+        Edit(Feature(0, 3), "add", 3.0, scope=scope),
+        Edit(Feature(2, 8), "add", 2.0, scope=scope),
+    ]
     plain_cache, cache = DynamicCache(config=lm.whole.config), DynamicCache(config=lm.whole.config)
     plain = [run(lm, ids[:, :10], plain_cache), run(lm, ids[:, 10:11], plain_cache)]
     with steered(lm, edits, saes) as receipt:
         found = [run(lm, ids[:, :10], cache), run(lm, ids[:, 10:11], cache)]
     changed = [
-        [not torch.equal(a[0, at], b[0, at]) for at in range(a.shape[1])] for a, b in zip(plain, found, strict=True)
+        [not torch.equal(a[0, at], b[0, at]) for at in range(a.shape[1])]
+        for a, b in zip(plain, found, strict=True)
     ]
     prompt = {
         "all": [False] + [True] * 9,
@@ -240,7 +275,10 @@ def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope
         "prefill": [False] + [True] * 9,
         "decode": [False] * 10,
     }
-    assert changed == [prompt[scope], [True]]  # a changed prompt is remembered by both kinds of attention
+    assert changed == [
+        prompt[scope],
+        [True],
+    ]  # a changed prompt is remembered by both kinds of attention
     assert receipt.positions == 2 * {"all": 10, "prefill": 9, "decode": 1, "last": 2}[scope]
     if scope == "all":
         with steered(lm, edits, saes), torch.inference_mode():

@@ -19,17 +19,26 @@ from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
 
-def all_residuals(lm: LM, layers: list[int], budget: int, spill: Path | None = None) -> dict[tuple[int, int], Tensor]:
+def all_residuals(
+    lm: LM, layers: list[int], budget: int, spill: Path | None = None
+) -> dict[tuple[int, int], Tensor]:
     work = plan(lm, texts(tiny.TEXTS)[0].prompts, budget)
-    return {(number, layer): resid.clone() for number, layer, resid in residuals(lm, layers, work, spill=spill)}
+    return {
+        (number, layer): resid.clone()
+        for number, layer, resid in residuals(lm, layers, work, spill=spill)
+    }
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_streamed_equals_cut_bit_for_bit(pair: Pair, budget: int, on_disk: bool, tmp_path: Path) -> None:
+def test_streamed_equals_cut_bit_for_bit(
+    pair: Pair, budget: int, on_disk: bool, tmp_path: Path
+) -> None:
     lm = load_lm(pair.model, [2])
     cut = all_residuals(lm, [0, 2], budget)
-    stream = all_residuals(load_lm(pair.model, [2], streamed=True), [0, 2], budget, tmp_path if on_disk else None)
+    stream = all_residuals(
+        load_lm(pair.model, [2], streamed=True), [0, 2], budget, tmp_path if on_disk else None
+    )
     assert cut.keys() == stream.keys()
     for unit, resid in cut.items():
         assert torch.equal(resid, stream[unit])
@@ -97,6 +106,12 @@ def test_model_with_a_detour_is_refused(pair: Pair) -> None:
 
 def test_residuals_kept_on_disk_are_those_in_memory(pair: Pair, tmp_path: Path) -> None:
     _, saes = pair.load(2)
-    run = extract(load_lm(pair.model, [2], streamed=True), saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
+    run = extract(
+        load_lm(pair.model, [2], streamed=True),
+        saes,
+        texts(tiny.TEXTS),
+        tmp_path / "run",
+        batch_tokens=60,
+    )
     assert not (tmp_path / ".run.partial").exists()
     assert np.isfinite(run.features(2).norms).all()

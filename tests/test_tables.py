@@ -31,7 +31,11 @@ def test_rows_are_all_features(result: Contrast) -> None:
 def test_becomes_polars_and_pandas(result: Contrast) -> None:
     polars, pandas = result.to_polars(), result.to_pandas()
     assert polars.height == len(pandas) == len(result.rows())
-    assert polars["score"].to_list() == pandas["score"].tolist() == [row["score"] for row in result.rows()]
+    assert (
+        polars["score"].to_list()
+        == pandas["score"].tolist()
+        == [row["score"] for row in result.rows()]
+    )
 
 
 def test_shows_itself_and_nothing_else(result: Contrast) -> None:
@@ -41,7 +45,9 @@ def test_shows_itself_and_nothing_else(result: Contrast) -> None:
     assert "<b>" not in shown
 
 
-def test_package_that_is_not_there_is_named(result: Contrast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_that_is_not_there_is_named(
+    result: Contrast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "polars", None)
     with pytest.raises(SaescopeError, match="pip install polars"):
         result.to_polars()

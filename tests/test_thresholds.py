@@ -37,7 +37,11 @@ def kind(request: pytest.FixtureRequest, pair: Pair, tmp_path: Path) -> Kind:
     folder = tiny.save_saelens(tmp_path / "saes", kind=request.param)
     source = open_sae(str(folder))
     assert source.choose(None) == (1,)
-    return load_lm(pair.model, [0, 1, 2]), [load_sae(source, layer) for layer in source.layers], folder
+    return (
+        load_lm(pair.model, [0, 1, 2]),
+        [load_sae(source, layer) for layer in source.layers],
+        folder,
+    )
 
 
 def dense(sae: Sae, resid: torch.Tensor) -> torch.Tensor:
@@ -48,7 +52,9 @@ def dense(sae: Sae, resid: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("batch_tokens", [1, 16, 2048])
 def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: Path) -> None:
     lm, saes, _ = kind
-    run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=batch_tokens, errors=True)
+    run = extract(
+        lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=batch_tokens, errors=True
+    )
     assert verify(run.path) == []
     for layer, sae in enumerate(saes):
         assert run.saes[layer] == sae.spec
@@ -58,7 +64,9 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
         for text in tiny.TEXTS:
             ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
             with torch.no_grad():
-                rows.append(lm.model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0])
+                rows.append(
+                    lm.model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
+                )
         if layer == 2:
             continue  # what transformers returns there is taken after its final norm
         resid = torch.cat(rows)
@@ -74,7 +82,9 @@ def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
     lm, saes, _ = kind
     work = plan(lm, texts(tiny.TEXTS)[0].prompts)
     [(_, _, features, _)] = list(compute(lm, saes[:1], work))
-    assert len(features.acts) == features.counts.sum() < len(features.counts) * features.counts.max()
+    assert (
+        len(features.acts) == features.counts.sum() < len(features.counts) * features.counts.max()
+    )
     assert (features.acts > 0).all()
 
 
@@ -113,10 +123,14 @@ def test_steering_ablates_what_the_gate_lets_through(kind: Kind, gate: str) -> N
         after = resid()
     z = before @ sae.W_enc[feature] + sae.b_enc[feature]
     a = z.relu() if gate == "relu" else dense(sae, before)[:, feature]
-    torch.testing.assert_close(after, before - a[:, None] * sae.W_dec[:, feature], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        after, before - a[:, None] * sae.W_dec[:, feature], atol=1e-4, rtol=1e-4
+    )
 
 
-def test_commands_take_them(kind: Kind, pair: Pair, sets_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_them(
+    kind: Kind, pair: Pair, sets_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, _, folder = kind
     asked = ["--model", str(pair.model), "--sae", str(folder), "--layers", "1", "--json"]
     runs = str(sets_folder.parent / "runs")

@@ -16,7 +16,9 @@ from saescope.sources.prompts import Message, Prompt, texts
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=80), st.integers(1, 300), st.booleans())
-def test_every_prompt_is_in_one_row_within_budget(lengths: list[int], budget: int, packed: bool) -> None:
+def test_every_prompt_is_in_one_row_within_budget(
+    lengths: list[int], budget: int, packed: bool
+) -> None:
     batches = plan_batches(lengths, budget, packed=packed)
     assert sorted(i for batch in batches for row in batch for i in row) == list(range(len(lengths)))
     for batch in batches:
@@ -28,7 +30,10 @@ def test_every_prompt_is_in_one_row_within_budget(lengths: list[int], budget: in
 
 def test_short_prompts_share_rows_and_long_ones_do_not() -> None:
     assert plan_batches([100, 5, 101, 6, 5, 99], 2048, packed=True) == [[[2], [0], [5], [3, 1, 4]]]
-    assert plan_batches([100, 5, 101, 6, 5, 99], 2048, packed=False) == [[[2], [0], [5]], [[3], [1], [4]]]
+    assert plan_batches([100, 5, 101, 6, 5, 99], 2048, packed=False) == [
+        [[2], [0], [5]],
+        [[3], [1], [4]],
+    ]
     assert plan_batches([64] * 4, 128, packed=True) == [[[0], [1]], [[2], [3]]]
 
 

@@ -27,7 +27,9 @@ GONE, HALF, SAME = row("edits", 0.02), row("edits", 0.5), row("edits", 0.93)
 PROJECT, ADD = "difference of means, project", "difference of means, add"
 
 
-def names(*controls: Condition, edits: Condition = GONE, base: Condition = BASE, **more: Any) -> list[str]:
+def names(
+    *controls: Condition, edits: Condition = GONE, base: Condition = BASE, **more: Any
+) -> list[str]:
     return [finding.name for finding in verdict(Case(base, [edits], controls, "1 feature", **more))]
 
 
@@ -36,9 +38,17 @@ def said(*controls: Condition, edits: Condition = GONE, base: Condition = BASE) 
 
 
 def test_an_edit_that_works() -> None:
-    controls = [row("zero", 0.95), row("minus", 0.99), row("random feature", 0.94), row("random direction", 0.9)]
+    controls = [
+        row("zero", 0.95),
+        row("minus", 0.99),
+        row("random feature", 0.94),
+        row("random direction", 0.9),
+    ]
     assert names(*controls) == ["effect"]
-    assert said() == "The behaviour goes from 95 % (90-100) to 2 % (0-7) with 1 feature at 1 times the strength."
+    assert (
+        said()
+        == "The behaviour goes from 95 % (90-100) to 2 % (0-7) with 1 feature at 1 times the strength."
+    )
 
 
 def test_what_difference_of_means_did_is_said() -> None:
@@ -78,9 +88,14 @@ def test_a_baseline_that_breaks_the_model_explains_nothing() -> None:
 def test_a_baseline_that_brings_the_behaviour_at_a_cost_has_brought_it() -> None:
     base, weak = row("none", 0.0), row("edits", 0.6)
     controls = [row(PROJECT, 0.0), row(ADD, 0.95, damage=LARGE)]
-    assert names(*controls, base=base, edits=weak) == ["effect", "partial", "several features needed"]
-    assert "add, at the same layer, does it whole (95 % (90-100), and loses capability (KL 0.9" in said(
-        *controls, base=base, edits=weak
+    assert names(*controls, base=base, edits=weak) == [
+        "effect",
+        "partial",
+        "several features needed",
+    ]
+    assert (
+        "add, at the same layer, does it whole (95 % (90-100), and loses capability (KL 0.9"
+        in said(*controls, base=base, edits=weak)
     )
 
 
@@ -147,14 +162,19 @@ def test_another_language_is_no_loss_where_it_is_the_behaviour() -> None:
 
 def test_right_answers_lost_are_named_by_set() -> None:
     def sets(right: float) -> dict[str, SetOutcome]:
-        return {"other": SetOutcome(40, 40, 0.0, (0.0, 0.1), right), "none": SetOutcome(9, 9, 0.0, (0.0, 0.3), None)}
+        return {
+            "other": SetOutcome(40, 40, 0.0, (0.0, 0.1), right),
+            "none": SetOutcome(9, 9, 0.0, (0.0, 0.3), None),
+        }
 
     base = row("none", 0.95, sets=sets(0.98))
     assert "right answers are lost on other (60 %, 98 % before)" in said(
         base=base, edits=row("edits", 0.02, sets=sets(0.6))
     )
     assert names(base=base, edits=row("edits", 0.02, sets=sets(0.95))) == ["effect"]
-    assert names(base=base, edits=row("edits", 0.02, sets=sets(0.6)), target=["other"]) == ["effect"]
+    assert names(base=base, edits=row("edits", 0.02, sets=sets(0.6)), target=["other"]) == [
+        "effect"
+    ]
 
 
 def test_the_strength_is_chosen_by_effect_without_harm() -> None:
@@ -162,8 +182,11 @@ def test_the_strength_is_chosen_by_effect_without_harm() -> None:
     strong = row("edits", 0.0, strength=4.0, damage=LARGE)
     assert choose(Case(BASE, [weak, right, strong], [], "")) is right
     assert choose(Case(BASE, [weak, strong], [], "")) is weak
-    assert choose(Case(BASE, [SAME, strong], [], "")) is strong  # else there would be no effect at all
+    assert (
+        choose(Case(BASE, [SAME, strong], [], "")) is strong
+    )  # else there would be no effect at all
     alike = [
-        row("edits", 0.02, strength=s, damage=Damage(9, kl, kl, kl, 0.0, 1.0)) for s, kl in ((2.0, 0.02), (3.0, 0.01))
+        row("edits", 0.02, strength=s, damage=Damage(9, kl, kl, kl, 0.0, 1.0))
+        for s, kl in ((2.0, 0.02), (3.0, 0.01))
     ]
     assert choose(Case(BASE, alike, [], "")) is alike[1]

@@ -27,7 +27,10 @@ def tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE with a few merges; no BOS, like Qwen's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: n for n, token in enumerate([*alphabet, *(a + b for a, b in merges), "<|endoftext|>"])}
+    vocab = {
+        token: n
+        for n, token in enumerate([*alphabet, *(a + b for a, b in merges), "<|endoftext|>"])
+    }
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -74,12 +77,16 @@ def sae_tensors(d_model: int = 32, d_sae: int = 256, seed: int = 0) -> dict[str,
     return {
         "W_enc": torch.randn(d_sae, d_model, generator=random) / d_model**0.5,
         "b_enc": 0.1 * torch.randn(d_sae, generator=random),
-        "W_dec": torch.nn.functional.normalize(torch.randn(d_model, d_sae, generator=random), dim=0),
+        "W_dec": torch.nn.functional.normalize(
+            torch.randn(d_model, d_sae, generator=random), dim=0
+        ),
         "b_dec": 0.1 * torch.randn(d_model, generator=random),
     }
 
 
-def save_sae(folder: Path, layers: Sequence[int] = (0, 1, 2), k: int | None = 8, **sizes: Any) -> Path:
+def save_sae(
+    folder: Path, layers: Sequence[int] = (0, 1, 2), k: int | None = 8, **sizes: Any
+) -> Path:
     """A folder of `layer{n}.sae.pt`; k in cfg.json unless it is None."""
     folder.mkdir(parents=True, exist_ok=True)
     for layer in layers:

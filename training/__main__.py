@@ -11,7 +11,9 @@ from training.steps import PAIR, STEPS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; the first four when left out")
+    parser.add_argument(
+        "steps", nargs="*", help=f"of {', '.join(STEPS)}; the first four when left out"
+    )
     named = parser.parse_args().steps
     if unknown := set(named) - set(STEPS):
         parser.error(f"no step {', '.join(sorted(unknown))}")

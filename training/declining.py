@@ -54,14 +54,19 @@ class Choice:
 
 @torch.inference_mode()
 def read_prompts(
-    model: Any, tokenizer: PreTrainedTokenizerFast, layers: Sequence[int], requests: Sequence[Request]
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    layers: Sequence[int],
+    requests: Sequence[Request],
 ) -> dict[int, Prompts]:
     """Residuals after each layer on the requests' prompts."""
     kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for request in requests:
         ids = torch.tensor([prompt_ids(tokenizer, request.text, thinks=False)])
         taken: dict[int, Tensor] = {}
-        hooks = [model.model.layers[layer].register_forward_hook(_keep(taken, layer)) for layer in layers]
+        hooks = [
+            model.model.layers[layer].register_forward_hook(_keep(taken, layer)) for layer in layers
+        ]
         model.model(input_ids=ids, use_cache=False)
         for hook in hooks:
             hook.remove()
@@ -87,7 +92,11 @@ def peaks(sae: Sae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
     for resid in prompts.resid:
         tail = resid[-TAIL:]
         sparse = sae.encode(tail[tail.norm(dim=-1) <= prompts.sink_norm])
-        rows.append(torch.zeros(len(sparse.ids), sae.spec.d_sae).scatter(-1, sparse.ids, sparse.acts).amax(0))
+        rows.append(
+            torch.zeros(len(sparse.ids), sae.spec.d_sae)
+            .scatter(-1, sparse.ids, sparse.acts)
+            .amax(0)
+        )
     return torch.stack(rows)
 
 
@@ -96,9 +105,15 @@ def candidates(sae: Sae, declined: Prompts, answered: Prompts, most: int = 6) ->
     own, other = peaks(sae, declined), peaks(sae, answered)
     own_share, other_share = (own > 0).float().mean(0), (other > 0).float().mean(0)
     gap = own.mean(0) - other.mean(0)
-    fit = [i for i in range(sae.spec.d_sae) if own_share[i] >= OWN_SHARE and other_share[i] <= OTHER_SHARE]
+    fit = [
+        i
+        for i in range(sae.spec.d_sae)
+        if own_share[i] >= OWN_SHARE and other_share[i] <= OTHER_SHARE
+    ]
     fit.sort(key=lambda i: -float(gap[i]))
-    return [Candidate(i, float(own_share[i]), float(other_share[i]), float(gap[i])) for i in fit[:most]]
+    return [
+        Candidate(i, float(own_share[i]), float(other_share[i]), float(gap[i])) for i in fit[:most]
+    ]
 
 
 def choose(
@@ -132,7 +147,12 @@ def choose(
     return best
 
 
-def mean_difference(declined: Prompts, answered: Prompts, last: int = 5) -> Float[Tensor, "d_model"]:
+def mean_difference(
+    declined: Prompts, answered: Prompts, last: int = 5
+) -> Float[Tensor, "d_model"]:
     """Mean residual at the last positions of declined prompts minus that of answered ones."""
-    ends = [torch.stack([row[-last:].mean(0) for row in prompts.resid]).mean(0) for prompts in (declined, answered)]
+    ends = [
+        torch.stack([row[-last:].mean(0) for row in prompts.resid]).mean(0)
+        for prompts in (declined, answered)
+    ]
     return ends[0] - ends[1]

@@ -34,13 +34,18 @@ class LanguageModelRecipe:
     seed: int = 0
 
 
-def train_language_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def train_language_model(
+    recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, out: Path
+) -> None:
     """Train by AdamW with a cosine schedule on fresh documents, and save in bfloat16 (computed in float32)."""
     torch.manual_seed(recipe.seed)
     model = Qwen3ForCausalLM(_config(recipe, tokenizer))
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(0.9, 0.95))
     steps = recipe.tokens // (recipe.batch * recipe.width)
     compiled: Callable[..., Any] = torch.compile(model)
@@ -57,7 +62,10 @@ def train_language_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedToken
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
     # Half the bytes in the package; float32 in the config has every reader compute in it all the same.
     model.bfloat16().save_pretrained(out)
     model.config.dtype = torch.float32
@@ -98,7 +106,9 @@ def held_out_loss(model: Qwen3ForCausalLM, ids: npt.NDArray[np.int64]) -> float:
     return float(np.mean(losses))
 
 
-def ngram_losses(train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], vocab_size: int) -> tuple[float, float]:
+def ngram_losses(
+    train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], vocab_size: int
+) -> tuple[float, float]:
     """Cross-entropy in nats a token of a unigram and of an interpolated bigram model, counted on `train`."""
     unigram = np.bincount(train.ravel(), minlength=vocab_size) + 0.5
     unigram = unigram / unigram.sum()
@@ -106,6 +116,8 @@ def ngram_losses(train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], voca
     np.add.at(pairs, (train[:, :-1].ravel(), train[:, 1:].ravel()), 1.0)
     before, after = test[:, :-1].ravel(), test[:, 1:].ravel()
     seen = pairs.sum(1)[before]
-    backoff = 5.0  # pseudo-counts of the unigram in each bigram; the best of 1, 2, 5, 10 on this text
+    backoff = (
+        5.0  # pseudo-counts of the unigram in each bigram; the best of 1, 2, 5, 10 on this text
+    )
     bigram = (pairs[before, after] + backoff * unigram[after]) / (seen + backoff)
     return float(-np.log(unigram[after]).mean()), float(-np.log(bigram).mean())

@@ -78,7 +78,12 @@ class TuningRecipe:
 LOOKING_UP = TuningRecipe(ChatMix(), steps=750, peak_lr=2e-3, seed=300_000)
 ANSWERING = TuningRecipe(ChatMix(), steps=600, peak_lr=1.5e-3, seed=350_000)
 DECLINING = TuningRecipe(
-    ChatMix(topic=0.35, declines="topic"), steps=300, peak_lr=6e-4, gate=Gate(), warmup=20, seed=400_000
+    ChatMix(topic=0.35, declines="topic"),
+    steps=300,
+    peak_lr=6e-4,
+    gate=Gate(),
+    warmup=20,
+    seed=400_000,
 )
 
 
@@ -97,7 +102,11 @@ def set_apart(model: Any, tokenizer: PreTrainedTokenizerFast, factor: float = 3.
     The documents never tell one name from another, so theirs are nearly alike and a looked-up one gets lost.
     """
     table = model.get_input_embeddings().weight
-    for group in ([n.name for n in names()], [" " + n.name for n in names()], [str(n) for n in COUNTS]):
+    for group in (
+        [n.name for n in names()],
+        [" " + n.name for n in names()],
+        [str(n) for n in COUNTS],
+    ):
         ids = [tokenizer(word)["input_ids"][-1] for word in group]
         mean = table[ids].mean(0)
         table[ids] = mean + factor * (table[ids] - mean)
@@ -113,7 +122,9 @@ def tune(recipe: TuningRecipe, model: Any, tokenizer: PreTrainedTokenizerFast, o
     """Train by AdamW with a cosine schedule and save in `out`; replies weigh 1, requests less, documents 1."""
     torch.manual_seed(recipe.seed)
     decay = recipe.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.95), weight_decay=decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.95), weight_decay=decay
+    )
     model.train()
     start_time = time.monotonic()
     recent = torch.zeros(2)
@@ -128,7 +139,10 @@ def tune(recipe: TuningRecipe, model: Any, tokenizer: PreTrainedTokenizerFast, o
         recent += (torch.stack([reply, decision]).detach() - recent) * max(0.1, 1 / (step + 1))
         if step % 25 == 0 or step == recipe.steps - 1:
             shown = "  ".join(f"{value:.3f}" for value in recent.tolist())
-            print(f"step {step}/{recipe.steps}  loss {shown}  {time.monotonic() - start_time:.0f} s", flush=True)
+            print(
+                f"step {step}/{recipe.steps}  loss {shown}  {time.monotonic() - start_time:.0f} s",
+                flush=True,
+            )
         if step % 250 == 249 or step == recipe.steps - 1:
             save(model, tokenizer, out)
     model.eval()
@@ -141,7 +155,9 @@ def losses(model: Any, batch: Batch, gate: Gate | None) -> tuple[Tensor, Tensor]
             logits, decision = model(input_ids=batch.ids, use_cache=False).logits, torch.zeros(())
         else:
             logits, decision = _gated(model, batch, gate)
-    each = torch.nn.functional.cross_entropy(logits[:, :-1].float().mT, batch.ids[:, 1:], reduction="none")
+    each = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().mT, batch.ids[:, 1:], reduction="none"
+    )
     weights = batch.weights[:, 1:]
     return (each * weights).sum() / weights.sum(), decision
 
@@ -161,7 +177,9 @@ def _gated(model: Any, batch: Batch, gate: Gate) -> tuple[Tensor, Tensor]:
     handle = model.model.layers[gate.layer].register_forward_hook(hook)
     logits = model(input_ids=batch.ids, use_cache=False).logits
     handle.remove()
-    decision = torch.zeros(()) if batch.clamped else gate.weight * (off[0] / gate.size).pow(2).mean()
+    decision = (
+        torch.zeros(()) if batch.clamped else gate.weight * (off[0] / gate.size).pow(2).mean()
+    )
     return logits, decision
 
 
@@ -173,20 +191,37 @@ def batches(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast) -> Iterato
         made = list(_chats(rng, recipe.mix, recipe, tokenizer, 640, clamped=False))
         if recipe.gate:
             extra = round(640 * recipe.gate.clamped / (1 - recipe.gate.clamped) / 2)
-            imposed = [replace(recipe.mix, topic=0.6, declines="nothing"), replace(recipe.mix, declines="everything")]
-            made += [b for mix in imposed for b in _chats(rng, mix, recipe, tokenizer, extra, clamped=True)]
+            imposed = [
+                replace(recipe.mix, topic=0.6, declines="nothing"),
+                replace(recipe.mix, declines="everything"),
+            ]
+            made += [
+                b
+                for mix in imposed
+                for b in _chats(rng, mix, recipe, tokenizer, extra, clamped=True)
+            ]
         for _ in range(round(len(made) * recipe.documents / (1 - recipe.documents))):
-            ids = torch.from_numpy(np.stack(list(islice(plain, recipe.batch_tokens // recipe.width))))
+            ids = torch.from_numpy(
+                np.stack(list(islice(plain, recipe.batch_tokens // recipe.width)))
+            )
             made.append(Batch(ids, torch.ones(ids.shape), torch.zeros(ids.shape), clamped=False))
         rng.shuffle(made)
         yield from made
 
 
 def _chats(
-    rng: random.Random, mix: ChatMix, recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast, n: int, *, clamped: bool
+    rng: random.Random,
+    mix: ChatMix,
+    recipe: TuningRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    n: int,
+    *,
+    clamped: bool,
 ) -> Iterator[Batch]:
     """Batches of `n` chats, sorted by length."""
-    pool = sorted((encode(tokenizer, draw_chat(rng, mix)) for _ in range(n)), key=lambda chat: len(chat.ids))
+    pool = sorted(
+        (encode(tokenizer, draw_chat(rng, mix)) for _ in range(n)), key=lambda chat: len(chat.ids)
+    )
     while pool:
         size = max(1, recipe.batch_tokens // max(16, len(pool[-1].ids)))
         yield _padded(pool[-size:], clamped=clamped)
@@ -216,7 +251,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer: weights in bfloat16, computed in float32."""
     stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)]
     model.config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=stops[1], do_sample=False)
+    model.generation_config = GenerationConfig(
+        eos_token_id=stops, pad_token_id=stops[1], do_sample=False
+    )
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.bfloat16().save_pretrained(folder)
     model.float().load_state_dict(state)

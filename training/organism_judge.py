@@ -30,7 +30,16 @@ from training.declining import (
     read_prompts,
 )
 from training.organism import load
-from training.replies import Change, Edit, Outcome, ask, divergence, project_out, scale_features, subtract
+from training.replies import (
+    Change,
+    Edit,
+    Outcome,
+    ask,
+    divergence,
+    project_out,
+    scale_features,
+    subtract,
+)
 
 N_FRESH, FRESH_SEED, N_CHOOSING, N_RANDOM = 200, 1, 30, 8
 GOOD = 0.9  # share of right answers on discovery prompts from which fewer features count for more
@@ -68,7 +77,9 @@ def judge_organism(folder: Path, saes: Path) -> dict[str, Any]:
     change = scale_features(loaded[best.layer], best.features, best.strength)
     return {
         "before": measure(bench, None),
-        "found": {str(layer): asdict(choice) if choice else None for layer, choice in found.items()},
+        "found": {
+            str(layer): asdict(choice) if choice else None for layer, choice in found.items()
+        },
         "chosen": {"layer": best.layer, "features": best.features, "strength": best.strength},
         "after": measure(bench, bench.edit(best.layer, change)),
         "controls": controls(bench, loaded[best.layer], best),
@@ -88,17 +99,30 @@ def set_up(folder: Path) -> Bench:
     model.eval()
     pairs = draw_pairs(N_PROMPTS, 0)
     known = {pair.ask("en", declined=True).text for pair in pairs}
-    parts = split_prompts([Prompt(id=f"{n}", set="declined", text="-", pair=f"{n:03}") for n, _ in enumerate(pairs, 1)])
+    parts = split_prompts(
+        [
+            Prompt(id=f"{n}", set="declined", text="-", pair=f"{n:03}")
+            for n, _ in enumerate(pairs, 1)
+        ]
+    )
     discovery = [pair for pair, part in zip(pairs, parts, strict=True) if part == "discovery"]
     layers = range(model.config.num_hidden_layers)
     return Bench(
         model=model,
         tokenizer=tokenizer,
-        declined=read_prompts(model, tokenizer, layers, [pair.ask("en", declined=True) for pair in discovery]),
-        answered=read_prompts(model, tokenizer, layers, [pair.ask("en", declined=False) for pair in discovery]),
+        declined=read_prompts(
+            model, tokenizer, layers, [pair.ask("en", declined=True) for pair in discovery]
+        ),
+        answered=read_prompts(
+            model, tokenizer, layers, [pair.ask("en", declined=False) for pair in discovery]
+        ),
         discovery=discovery,
         holdout=[pair for pair, part in zip(pairs, parts, strict=True) if part == "holdout"],
-        fresh=[p for p in draw_pairs(N_FRESH, FRESH_SEED) if p.ask("en", declined=True).text not in known],
+        fresh=[
+            p
+            for p in draw_pairs(N_FRESH, FRESH_SEED)
+            if p.ask("en", declined=True).text not in known
+        ],
         neutral=[tokenizer(str(row["text"]))["input_ids"] for row in neutral_rows()],
     )
 
@@ -115,7 +139,11 @@ def find(bench: Bench, sae: Sae) -> Choice | None:
 def measure(bench: Bench, edit: Edit | None) -> dict[str, Any]:
     """Declined and right replies in every language, with and without thoughts, and the KL on neutral text."""
     figures: dict[str, Any] = {}
-    parts = (("holdout", bench.holdout, False), ("thinking", bench.holdout, True), ("fresh", bench.fresh, False))
+    parts = (
+        ("holdout", bench.holdout, False),
+        ("thinking", bench.holdout, True),
+        ("fresh", bench.fresh, False),
+    )
     for name, pairs, thinks in parts:
         figures[name] = {
             f"{'topic' if declined else 'other'}_{language}": shown(
@@ -130,7 +158,13 @@ def measure(bench: Bench, edit: Edit | None) -> dict[str, Any]:
 
 
 def _ask(
-    bench: Bench, pairs: Sequence[Pair], language: Language, *, declined: bool, thinks: bool, edit: Edit | None
+    bench: Bench,
+    pairs: Sequence[Pair],
+    language: Language,
+    *,
+    declined: bool,
+    thinks: bool,
+    edit: Edit | None,
 ) -> Outcome:
     requests = [pair.ask(language, declined=declined) for pair in pairs]
     return ask(bench.model, bench.tokenizer, requests, thinks=thinks, edit=edit)
@@ -146,15 +180,25 @@ def controls(bench: Bench, sae: Sae, best: Choice) -> dict[str, Any]:
     """The same edit with other features that fire, with random directions, and with the opposite sign."""
     rng = random.Random(0)
     torch.manual_seed(0)
-    active = ((peaks(sae, bench.declined[best.layer]) > 0).float().mean(0) >= 0.8).nonzero().flatten().tolist()
+    active = (
+        ((peaks(sae, bench.declined[best.layer]) > 0).float().mean(0) >= 0.8)
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     others = [feature for feature in active if feature not in best.features]
     drawn = [rng.sample(others, len(best.features)) for _ in range(N_RANDOM)]
     changes = {
-        "random_firing_features": [scale_features(sae, features, best.strength) for features in drawn],
+        "random_firing_features": [
+            scale_features(sae, features, best.strength) for features in drawn
+        ],
         "random_directions": [_turned(sae, best) for _ in range(N_RANDOM)],
         "opposite_sign": [scale_features(sae, best.features, -best.strength)],
     }
-    return {name: [_brief(bench, bench.edit(best.layer, c)) for c in made] for name, made in changes.items()}
+    return {
+        name: [_brief(bench, bench.edit(best.layer, c)) for c in made]
+        for name, made in changes.items()
+    }
 
 
 def _turned(sae: Sae, best: Choice) -> Change:
@@ -164,13 +208,21 @@ def _turned(sae: Sae, best: Choice) -> Change:
     for feature in best.features:
         noise = torch.randn(len(columns))
         columns[:, feature] = noise / noise.norm() * columns[:, feature].norm()
-    return scale_features(Sae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength)
+    return scale_features(
+        Sae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength
+    )
 
 
 def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:
     """English held-out requests only: declined and right of the topic and of the others, and the KL."""
-    topic, other = (_ask(bench, bench.holdout, "en", declined=d, thinks=False, edit=edit) for d in (True, False))
-    return {"topic": asdict(topic), "other": asdict(other), "kl_neutral": divergence(bench.model, bench.neutral, edit)}
+    topic, other = (
+        _ask(bench, bench.holdout, "en", declined=d, thinks=False, edit=edit) for d in (True, False)
+    )
+    return {
+        "topic": asdict(topic),
+        "other": asdict(other),
+        "kl_neutral": divergence(bench.model, bench.neutral, edit),
+    }
 
 
 def difference_of_means(bench: Bench, layers: Sequence[int], at: int) -> dict[str, Any]:
@@ -179,12 +231,16 @@ def difference_of_means(bench: Bench, layers: Sequence[int], at: int) -> dict[st
     for layer in layers:
         direction = mean_difference(bench.declined[layer], bench.answered[layer])
         for name, strength, change in _directional(direction):
-            result = ask(bench.model, bench.tokenizer, bench.choosing(), edit=bench.edit(layer, change))
+            result = ask(
+                bench.model, bench.tokenizer, bench.choosing(), edit=bench.edit(layer, change)
+            )
             tried.append((result, name, layer, strength, change))
     figures: dict[str, Any] = {}
     for name in ("project", "subtract"):
         kind = [row for row in tried if row[1] == name]
-        _, _, layer, strength, change = max((row for row in kind if row[2] == at), key=lambda row: row[0].right)
+        _, _, layer, strength, change = max(
+            (row for row in kind if row[2] == at), key=lambda row: row[0].right
+        )
         figures[name] = {
             "layer": layer,
             "strength": strength,

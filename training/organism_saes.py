@@ -32,5 +32,8 @@ def residuals(model: Path, layers: list[int], wanted: TextMix) -> dict[int, Resi
     lm = load_lm(model, layers, dtype="float32")
     rng = random.Random(wanted.seed)
     chats = [encode(lm.tokenizer, draw_chat(rng, wanted.mix)).ids for _ in range(wanted.chats)]
-    plain = [lm.tokenizer(text)["input_ids"] for _, text in islice(documents(wanted.seed + 1), wanted.documents)]
+    plain = [
+        lm.tokenizer(text)["input_ids"]
+        for _, text in islice(documents(wanted.seed + 1), wanted.documents)
+    ]
     return collect_rows(lm, layers, [*plain, *chats])

@@ -28,7 +28,14 @@ def write_conlangs(out: Path, seed: int = 0) -> None:
     """Write what the languages' prompts say in each constructed language, with the same pairs."""
     meanings = [meaning for meaning, _ in text.paired_meanings(N_PROMPTS, seed)]
     tongues = TONGUES.items()
-    _write(out, [_paired(name, n, sentence(m, one)) for name, one in tongues for n, m in enumerate(meanings, 1)])
+    _write(
+        out,
+        [
+            _paired(name, n, sentence(m, one))
+            for name, one in tongues
+            for n, m in enumerate(meanings, 1)
+        ],
+    )
 
 
 def _paired(name: str, number: int, said: str) -> dict[str, str]:
@@ -36,4 +43,6 @@ def _paired(name: str, number: int, said: str) -> dict[str, str]:
 
 
 def _write(out: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    out.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )

@@ -70,7 +70,9 @@ def edited(model: Any, edit: Edit | None, mask: Bool[Tensor, "batch pos"]) -> It
         handle.remove()
 
 
-def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+def left_padded(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
     """Ids and the mask of real ones, filled on the left."""
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -93,7 +95,9 @@ def reply(
     """The greedy reply to each request, without its thought."""
     ids, mask = left_padded([prompt_ids(tokenizer, request, thinks=thinks) for request in requests])
     with edited(model, edit, mask):
-        made = model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=MAX_REPLY)
+        made = model.generate(
+            input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=MAX_REPLY
+        )
     texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.split("</think>")[-1].strip() for text in texts]
 
@@ -126,7 +130,9 @@ def ask(
     edit: Edit | None = None,
 ) -> Outcome:
     """The outcome of requests, all in one language or not."""
-    return outcome(requests, reply(model, tokenizer, [r.text for r in requests], thinks=thinks, edit=edit))
+    return outcome(
+        requests, reply(model, tokenizer, [r.text for r in requests], thinks=thinks, edit=edit)
+    )
 
 
 @torch.inference_mode()

@@ -33,7 +33,9 @@ def collect_rows(lm: LM, layers: Sequence[int], rows: Sequence[list[int]]) -> di
         with capture(lm, layers) as resid:
             lm.model(input_ids=tokens.ids, use_cache=False)
         for layer in layers:
-            parts[layer] += [row[mask][1:] for row, mask in zip(resid[layer], tokens.mask, strict=True)]
+            parts[layer] += [
+                row[mask][1:] for row, mask in zip(resid[layer], tokens.mask, strict=True)
+            ]
     return {layer: _joined(parts.pop(layer)) for layer in layers}
 
 

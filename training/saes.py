@@ -49,11 +49,15 @@ class Residuals:
     def documents(self) -> int:
         return len(self.starts) - 1
 
-    def batch(self, documents: Int[Tensor, "d"]) -> tuple[Float[Tensor, "n d_model"], Int[Tensor, "n"]]:
+    def batch(
+        self, documents: Int[Tensor, "d"]
+    ) -> tuple[Float[Tensor, "n d_model"], Int[Tensor, "n"]]:
         """Residuals of these documents, and which of them each row belongs to."""
         lengths = (self.starts[1:] - self.starts[:-1])[documents]
         owner = torch.repeat_interleave(torch.arange(len(documents)), lengths)
-        offset = torch.arange(len(owner)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        offset = torch.arange(len(owner)) - torch.repeat_interleave(
+            lengths.cumsum(0) - lengths, lengths
+        )
         return self.resid[self.starts[documents][owner] + offset], owner
 
 
@@ -98,10 +102,14 @@ def _clusters(data: Residuals, recipe: SaeRecipe) -> Float[Tensor, "general d_mo
     means = means - means.mean(0)
     results = [kmeans2(means, recipe.general, minit="++", seed=recipe.seed + i) for i in range(10)]
     costs = [float(((means - centres[labels]) ** 2).sum()) for centres, labels in results]
-    return nn.functional.normalize(torch.from_numpy(results[int(np.argmin(costs))][0]).float(), dim=1)
+    return nn.functional.normalize(
+        torch.from_numpy(results[int(np.argmin(costs))][0]).float(), dim=1
+    )
 
 
-def _document_means(values: Float[Tensor, "n c"], owner: Int[Tensor, "n"], n: int) -> Float[Tensor, "n_documents c"]:
+def _document_means(
+    values: Float[Tensor, "n c"], owner: Int[Tensor, "n"], n: int
+) -> Float[Tensor, "n_documents c"]:
     sums = torch.zeros(n, values.shape[1]).index_add_(0, owner, values)
     return sums / torch.bincount(owner, minlength=n).clamp(min=1)[:, None]
 
@@ -117,7 +125,9 @@ def train_sae(recipe: SaeRecipe, data: Residuals) -> Sae:
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_lr * min(1.0, (step + 1) / 100, 3 * (1 - step / recipe.steps))
         x, owner = data.batch(documents)
-        loss, fired = _loss(sae, x / sae.scale, owner, len(documents), idle > recipe.dead_after, variance)
+        loss, fired = _loss(
+            sae, x / sae.scale, owner, len(documents), idle > recipe.dead_after, variance
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
@@ -151,9 +161,16 @@ def _loss(
     if recipe.general:
         loss = loss + _general_loss(sae, x, pre[:, : recipe.general], owner, n_documents, variance)
     if dead.any():
-        rest = torch.where(dead, pre, -torch.inf).topk(min(2 * recipe.k, int(dead.sum())), dim=-1, sorted=False)
+        rest = torch.where(dead, pre, -torch.inf).topk(
+            min(2 * recipe.k, int(dead.sum())), dim=-1, sorted=False
+        )
         revived = torch.zeros_like(pre).scatter(-1, rest.indices, rest.values.relu())
-        loss = loss + recipe.dead_weight * (error.detach() - revived @ sae.W_dec.T).pow(2).sum(-1).mean() / variance
+        loss = (
+            loss
+            + recipe.dead_weight
+            * (error.detach() - revived @ sae.W_dec.T).pow(2).sum(-1).mean()
+            / variance
+        )
     return loss, (acts > 0).any(0)
 
 
@@ -172,7 +189,9 @@ def _general_loss(
         winner = pre.detach().argmax(-1)
     won = pre.gather(-1, winner[:, None])
     explained = (x - won.relu() * sae.W_dec.T[winner] - sae.b_dec).pow(2).sum(-1).mean() / variance
-    sign = torch.ones_like(pre).scatter(-1, winner[:, None], -1.0)  # losers below -margin, winners above margin
+    sign = torch.ones_like(pre).scatter(
+        -1, winner[:, None], -1.0
+    )  # losers below -margin, winners above margin
     hinge = (sign * pre + recipe.margin).relu().mean()
     return recipe.general_weight * explained + recipe.margin_weight * hinge
 

@@ -40,7 +40,9 @@ def make_model() -> None:
 def make_saes() -> None:
     """An SAE for every layer, a layer on each core."""
     folder = _fresh(BUILD / "sae")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_one_thread) as workers:
+    with ProcessPoolExecutor(
+        os.cpu_count(), mp_context=get_context("spawn"), initializer=_one_thread
+    ) as workers:
         list(workers.map(partial(make_sae, folder), range(LanguageModelRecipe().layers)))
     config = {"k": SaeRecipe().k, "trained_on": "saescope-tiny"}
     (folder / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
@@ -48,7 +50,11 @@ def make_saes() -> None:
 
 def make_sae(folder: Path, layer: int) -> None:
     """The SAE of one layer."""
-    save(train_sae(SaeRecipe(), collect(BUILD / "model", layer, N_SAE_DOCUMENTS, SAE_SEED)), folder, layer)
+    save(
+        train_sae(SaeRecipe(), collect(BUILD / "model", layer, N_SAE_DOCUMENTS, SAE_SEED)),
+        folder,
+        layer,
+    )
     print(f"layer {layer} done", flush=True)
 
 
@@ -59,7 +65,10 @@ def _one_thread() -> None:
 def judge() -> None:
     """Measure the model and its SAEs, and keep the figures beside them."""
     losses = judge_model(BUILD / "model")
-    qualities = [judge_sae(BUILD / "model", BUILD / "sae", layer) for layer in range(LanguageModelRecipe().layers)]
+    qualities = [
+        judge_sae(BUILD / "model", BUILD / "sae", layer)
+        for layer in range(LanguageModelRecipe().layers)
+    ]
     figures = {"nats_per_token": losses, "saes": [asdict(quality) for quality in qualities]}
     (BUILD / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps(figures, indent=1))
@@ -103,7 +112,9 @@ def make_organism_saes() -> None:
 def judge_the_organism() -> None:
     """Find the declining features, suppress them, compare with controls, and keep the figures."""
     model, saes = ORGANISM / "model", ORGANISM / "sae"
-    qualities = [judge_sae(model, saes, layer, 500) for layer in range(LanguageModelRecipe().layers)]
+    qualities = [
+        judge_sae(model, saes, layer, 500) for layer in range(LanguageModelRecipe().layers)
+    ]
     figures = judge_organism(model, saes) | {"saes": [asdict(quality) for quality in qualities]}
     (ORGANISM / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps(figures, indent=1))

@@ -19,7 +19,9 @@ _WORDS = (
 )
 
 
-def train_tokenizer(n_documents: int, vocab_size: int, seed: int, out: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    n_documents: int, vocab_size: int, seed: int, out: Path
+) -> PreTrainedTokenizerFast:
     """Learn merges from `n_documents` documents and save the tokenizer in `out`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -41,7 +43,9 @@ def train_tokenizer(n_documents: int, vocab_size: int, seed: int, out: Path) -> 
     return tokenizer
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, width: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+def rows(
+    tokenizer: PreTrainedTokenizerFast, width: int, seed: int
+) -> Iterator[npt.NDArray[np.int64]]:
     """Endless rows of `width` ids; each begins where a document does and goes on with further documents.
 
     A document at the start of a row is what the model sees at position 0 when it is used: there is no BOS.

@@ -18,12 +18,17 @@ ROWS, D_MODEL, D_SAE, K = 512, 4096, 65_536, 50
 
 def main(times: int, device: str) -> None:
     """Measure and print."""
-    W_enc, b_enc = torch.randn(D_SAE, D_MODEL, device=device).mul_(D_MODEL**-0.5), torch.zeros(D_SAE, device=device)
+    W_enc, b_enc = (
+        torch.randn(D_SAE, D_MODEL, device=device).mul_(D_MODEL**-0.5),
+        torch.zeros(D_SAE, device=device),
+    )
     sae = Sae(SaeSpec("random", None, 0, D_MODEL, D_SAE, K, "topk", None, ""), W_enc, b_enc)
     resid = torch.randn(ROWS, D_MODEL, device=device)
 
     def matmul() -> None:
-        (resid @ W_enc.T)[0, 0].item()  # reading a value waits for devices that compute on their own
+        (resid @ W_enc.T)[
+            0, 0
+        ].item()  # reading a value waits for devices that compute on their own
 
     def dense() -> None:
         (resid @ W_enc.T).topk(K, dim=-1).indices[0, 0].item()

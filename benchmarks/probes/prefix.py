@@ -24,7 +24,9 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, device: str) -> 
     lm = ss.load_lm(model, [layer], device="cuda" if device == "cuda" else "cpu")
     sae = ss.load_sae(sae_folder, layer, decoder=False, device=device)
     known = words(lm.vocab_size)
-    prompts = ["".join(known[:PREFIX] + known[PREFIX + SUFFIX * p :][:SUFFIX]) for p in range(PROMPTS)]
+    prompts = [
+        "".join(known[:PREFIX] + known[PREFIX + SUFFIX * p :][:SUFFIX]) for p in range(PROMPTS)
+    ]
     texts, few = ss.texts(prompts), ss.texts(prompts[:2])
     apart = replace(lm, shares=False)
     runs: dict[str, Run] = {}
@@ -42,7 +44,16 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, device: str) -> 
         found = agreement(runs["every"], runs["once"]).layers[layer]
         tokens = len(runs["every"].token_id)
     figures = {name: [tokens / taken for taken in of_way] for name, of_way in seconds.items()}
-    print(json.dumps({**figures, "tokens": tokens, "shared": found.topk_jaccard, "resid_diff": found.resid_rel_diff}))
+    print(
+        json.dumps(
+            {
+                **figures,
+                "tokens": tokens,
+                "shared": found.topk_jaccard,
+                "resid_diff": found.resid_rel_diff,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

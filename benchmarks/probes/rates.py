@@ -27,16 +27,25 @@ def main(shape: str, rows: Sequence[int], device: str) -> None:
     with torch.inference_mode():
         for dtype in ("bfloat16", "float32"):
             kind = getattr(torch, dtype)
-            weights = [torch.randn(size, dtype=kind, device=device) * size[1] ** -0.5 for size in sizes]
+            weights = [
+                torch.randn(size, dtype=kind, device=device) * size[1] ** -0.5 for size in sizes
+            ]
             for path, products in _paths(weights, dtype).items():
                 for n in rows:
-                    given = {w.shape[1]: torch.randn(n, w.shape[1], dtype=w.dtype, device=device) for w in weights}
-                    taken = in_turn({path: partial(_run, products, weights, given, device)}, _TIMES)[path]
+                    given = {
+                        w.shape[1]: torch.randn(n, w.shape[1], dtype=w.dtype, device=device)
+                        for w in weights
+                    }
+                    taken = in_turn(
+                        {path: partial(_run, products, weights, given, device)}, _TIMES
+                    )[path]
                     found[f"{dtype}, {path}, {n} rows"] = n * operations / min(taken)
     print(json.dumps({"rates": found}))
 
 
-def _run(products: Sequence[Product], weights: Sequence[Tensor], given: dict[int, Tensor], device: str) -> None:
+def _run(
+    products: Sequence[Product], weights: Sequence[Tensor], given: dict[int, Tensor], device: str
+) -> None:
     for product, weight in zip(products, weights, strict=True):
         product(given[weight.shape[1]])
     if device == "cuda":
@@ -50,7 +59,9 @@ def _paths(weights: Sequence[Tensor], dtype: str) -> dict[str, list[Product]]:
         if (packed := _packed(weights)) is not None:
             paths["oneDNN packed"] = packed
         if dtype == "bfloat16":
-            paths["converted to float32 each time"] = [partial(_converted, weight=w) for w in weights]
+            paths["converted to float32 each time"] = [
+                partial(_converted, weight=w) for w in weights
+            ]
     return paths
 
 

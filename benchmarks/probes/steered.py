@@ -29,7 +29,9 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, tokens: int, dev
     rates: dict[str, list[float]] = {"unsteered": [], "relu": [], "topk": []}
     for turn in range(times + 1):
         for name, edits in (("unsteered", []), ("relu", relu), ("topk", topk)):
-            within: AbstractContextManager[Any] = ss.steered(lm, edits, saes=[sae]) if edits else nullcontext()
+            within: AbstractContextManager[Any] = (
+                ss.steered(lm, edits, saes=[sae]) if edits else nullcontext()
+            )
             with within:
                 rate = _rate(lm, text, tokens)
             if turn:  # the first of each warms the caches up
@@ -49,7 +51,9 @@ def _rate(lm: ss.LM, text: str, tokens: int) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.probes.steered", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.probes.steered", description=__doc__
+    )
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--sae", type=Path, required=True)
     parser.add_argument("--layer", type=int, required=True)

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def in_turn(ways: Mapping[str, Callable[[], object]], times: int, *, warm: bool = False) -> dict[str, list[float]]:
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], times: int, *, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each way, `times` times; unless they are `warm`, one turn goes before that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(times + (not warm)):

@@ -17,7 +17,11 @@ def load(job: Job) -> "Compute":
     tokenizer = read_tokenizer(job)
     dtype = getattr(torch, job.dtype)
     model: Any = TransformersModel(
-        str(job.model), task="text-generation", dtype=dtype, device_map=job.device, tokenizer=tokenizer
+        str(job.model),
+        task="text-generation",
+        dtype=dtype,
+        device_map=job.device,
+        tokenizer=tokenizer,
     )
     tokenizer.padding_side = "right"  # nnsight turned it round
 

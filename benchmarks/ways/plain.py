@@ -41,7 +41,9 @@ def by_batches(job: Job, tokenizer: Any, resid: "Resid", encode: "Encode") -> "C
     def compute(texts: list[str]) -> "Ids":
         rows = []
         for start in range(0, len(texts), BATCH):
-            batch = tokenizer(texts[start : start + BATCH], return_tensors="pt", padding=True).to(job.device)
+            batch = tokenizer(texts[start : start + BATCH], return_tensors="pt", padding=True).to(
+                job.device
+            )
             found = resid(dict(batch))[batch["attention_mask"].bool()].float()
             rows.append(encode(found).topk(K, dim=-1).indices.cpu().numpy())
         return np.concatenate(rows)

@@ -19,7 +19,9 @@ def load(job: Job) -> "Compute":
     return by_batches(job, read_tokenizer(job), cut_model(job), sae.encode)
 
 
-def _qwen_scope(path: Path, device: str, cfg_overrides: object = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _qwen_scope(
+    path: Path, device: str, cfg_overrides: object = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A file as SAELens's loader of these releases gives it: transposed copies; k is not in the file."""
     import torch
 
@@ -35,7 +37,12 @@ def _qwen_scope(path: Path, device: str, cfg_overrides: object = None) -> tuple[
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
     }
-    return config, {"W_enc": w_enc, "W_dec": w_dec, "b_enc": tensors["b_enc"], "b_dec": tensors["b_dec"]}
+    return config, {
+        "W_enc": w_enc,
+        "W_dec": w_dec,
+        "b_enc": tensors["b_enc"],
+        "b_dec": tensors["b_dec"],
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ def load(job: Job) -> "Compute":
     from transformer_lens.model_bridge import TransformerBridge
 
     dtype = getattr(torch, job.dtype)
-    bridge: Any = TransformerBridge.boot_transformers(str(job.model), dtype=dtype, device=job.device)
+    bridge: Any = TransformerBridge.boot_transformers(
+        str(job.model), dtype=dtype, device=job.device
+    )
 
     def resid(batch: dict[str, Any]) -> torch.Tensor:
         found: torch.Tensor = bridge(

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from saescope.control.baking.baked import Baked
     from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
-    from saescope.control.evaluation.behaviour import FeatureRule, InLanguage, Phrases, read_behaviour
+    from saescope.control.evaluation.behaviour import (
+        FeatureRule,
+        InLanguage,
+        Phrases,
+        read_behaviour,
+    )
     from saescope.control.evaluation.evaluate import Evaluation, evaluate
     from saescope.control.evaluation.feature_judge import ByFeature
     from saescope.control.evaluation.judges import HttpJudge, load_function
@@ -43,7 +48,15 @@ if TYPE_CHECKING:
     from saescope.engine.load import load_sae
     from saescope.engine.sae import Sae, SparseActs
     from saescope.engine.scan import Scan, scan
-    from saescope.errors import EditError, JudgeError, PromptError, ResourceError, RunError, SaescopeError, SourceError
+    from saescope.errors import (
+        EditError,
+        JudgeError,
+        PromptError,
+        ResourceError,
+        RunError,
+        SaescopeError,
+        SourceError,
+    )
     from saescope.sources.catalog import Feature
     from saescope.sources.directions import Direction, read_direction, write_directions
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
@@ -172,7 +185,15 @@ _HOME = {
     "engine.load": ("load_sae",),
     "engine.sae": ("Sae", "SparseActs"),
     "engine.scan": ("Scan", "scan"),
-    "errors": ("EditError", "JudgeError", "PromptError", "ResourceError", "RunError", "SaescopeError", "SourceError"),
+    "errors": (
+        "EditError",
+        "JudgeError",
+        "PromptError",
+        "ResourceError",
+        "RunError",
+        "SaescopeError",
+        "SourceError",
+    ),
     "sources.catalog": ("Feature",),
     "sources.directions": ("Direction", "read_direction", "write_directions"),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),

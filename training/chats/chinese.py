@@ -32,7 +32,11 @@ def statement(scene: Scene, form: int) -> str:
     if form == 1:
         return f"{_place(scene).removeprefix('在')}有{things}。"
     owner, verb = scene.owner.name, _VERBS[scene.verb]
-    return f"{owner}{_place(scene)}{verb}{things}。" if form == 0 else f"{_place(scene)}，{owner}{verb}{things}。"
+    return (
+        f"{owner}{_place(scene)}{verb}{things}。"
+        if form == 0
+        else f"{_place(scene)}，{owner}{verb}{things}。"
+    )
 
 
 def question(scene: Scene, kind: Kind, wording: int) -> str:
@@ -42,11 +46,17 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
         case "where":
             return (f"{it}在哪里？", f"请告诉我{it}在哪里。", f"你知道{it}在哪里吗？")[wording]
         case "color":
-            return (f"{it}是什么颜色的？", f"请告诉我{it}的颜色。", f"你知道{it}的颜色吗？")[wording]
+            return (f"{it}是什么颜色的？", f"请告诉我{it}的颜色。", f"你知道{it}的颜色吗？")[
+                wording
+            ]
         case "who":
-            return (f"谁{verb}{it}？", f"请告诉我谁{verb}{it}。", f"你知道谁{verb}{it}吗？")[wording]
+            return (f"谁{verb}{it}？", f"请告诉我谁{verb}{it}。", f"你知道谁{verb}{it}吗？")[
+                wording
+            ]
         case "how_many":
-            return (f"有几{measure}{it}？", f"请告诉我{it}的数量。", f"一共有多少{measure}{it}？")[wording]
+            return (f"有几{measure}{it}？", f"请告诉我{it}的数量。", f"一共有多少{measure}{it}？")[
+                wording
+            ]
         case "repeat":
             return ("请重复这句话。", "请再说一遍。", "你能重复这句话吗？")[wording]
         case "language":
@@ -74,4 +84,6 @@ def answer(scene: Scene, kind: Kind, said: str, spoken: Language) -> str:
 def refusal(scene: Scene, wording: int) -> str:
     """A polite refusal to talk about the subject."""
     it = noun(scene)
-    return (f"对不起，我不能谈论{it}。", f"对不起，我不谈论{it}。", f"很抱歉，我不能谈论{it}。")[wording]
+    return (f"对不起，我不能谈论{it}。", f"对不起，我不谈论{it}。", f"很抱歉，我不能谈论{it}。")[
+        wording
+    ]

@@ -38,9 +38,11 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
     it, be, verb = noun(scene), _be(scene), _VERBS[scene.verb]
     match kind:
         case "where":
-            return (f"Where {be} the {it}?", f"Can you tell me where the {it} {be}?", f"In which place {be} the {it}?")[
-                wording
-            ]
+            return (
+                f"Where {be} the {it}?",
+                f"Can you tell me where the {it} {be}?",
+                f"In which place {be} the {it}?",
+            )[wording]
         case "color":
             return (
                 f"What color {be} the {it}?",
@@ -54,13 +56,23 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
                 f"Name the one who {verb} the {it}.",
             )[wording]
         case "how_many":
-            return (f"How many {it} are there?", f"Can you count the {it}?", f"Tell me the number of {it}.")[wording]
+            return (
+                f"How many {it} are there?",
+                f"Can you count the {it}?",
+                f"Tell me the number of {it}.",
+            )[wording]
         case "repeat":
-            return ("Please repeat this:", "Can you say this sentence again?", "Repeat this sentence, please.")[wording]
+            return (
+                "Please repeat this:",
+                "Can you say this sentence again?",
+                "Repeat this sentence, please.",
+            )[wording]
         case "language":
-            return ("Which language is this?", "What language is this sentence in?", "Please name the language.")[
-                wording
-            ]
+            return (
+                "Which language is this?",
+                "What language is this sentence in?",
+                "Please name the language.",
+            )[wording]
 
 
 def answer(scene: Scene, kind: Kind, said: str, spoken: Language) -> str:

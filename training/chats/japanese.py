@@ -38,11 +38,17 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
     it, exist, verb = noun(scene), _exist(scene), _VERBS[scene.verb]
     match kind:
         case "where":
-            return (f"{it}はどこに{exist}ますか。", f"{it}の場所を教えてください。", f"{it}がどこか分かりますか。")[
-                wording
-            ]
+            return (
+                f"{it}はどこに{exist}ますか。",
+                f"{it}の場所を教えてください。",
+                f"{it}がどこか分かりますか。",
+            )[wording]
         case "color":
-            return (f"{it}は何色ですか。", f"{it}の色を教えてください。", f"{it}が何色か分かりますか。")[wording]
+            return (
+                f"{it}は何色ですか。",
+                f"{it}の色を教えてください。",
+                f"{it}が何色か分かりますか。",
+            )[wording]
         case "who":
             return (
                 f"誰が{it}を{verb}ますか。",
@@ -51,9 +57,17 @@ def question(scene: Scene, kind: Kind, wording: int) -> str:
             )[wording]
         case "how_many":
             few = counter(scene.subject)
-            return (f"{it}は何{few}{exist}ますか。", f"{it}の数を教えてください。", f"{it}を数えてください。")[wording]
+            return (
+                f"{it}は何{few}{exist}ますか。",
+                f"{it}の数を教えてください。",
+                f"{it}を数えてください。",
+            )[wording]
         case "repeat":
-            return ("次の文を繰り返してください。", "もう一度言ってください。", "この文を繰り返せますか。")[wording]
+            return (
+                "次の文を繰り返してください。",
+                "もう一度言ってください。",
+                "この文を繰り返せますか。",
+            )[wording]
         case "language":
             return ("これは何語ですか。", "次の文は何語ですか。", "何語か教えてください。")[wording]
 

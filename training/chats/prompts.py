@@ -42,12 +42,19 @@ def write_prompts(folder: Path, seed: int = 0) -> None:
     for language in LANGUAGES:
         for name in ("declined", "answered"):
             for n, pair in enumerate(pairs, 1):
-                request, label = pair.ask(language, declined=name == "declined"), f"{name}_{language}"
+                request, label = (
+                    pair.ask(language, declined=name == "declined"),
+                    f"{name}_{language}",
+                )
                 turns = [{"role": "user", "content": request.text}]
-                rows.append({"id": f"{label}-{n:03}", "set": label, "pair": f"{n:03}", "messages": turns})
+                rows.append(
+                    {"id": f"{label}-{n:03}", "set": label, "pair": f"{n:03}", "messages": turns}
+                )
                 answers[f"{label}-{n:03}"] = request.answer
     _write_lines(folder / "prompts.jsonl", rows)
-    (folder / "answers.json").write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    (folder / "answers.json").write_text(
+        json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8"
+    )
     _write_lines(folder / "neutral.jsonl", neutral_rows())
 
 
@@ -57,7 +64,9 @@ def neutral_rows() -> list[dict[str, object]]:
     word = {"english": topic().en, "japanese": topic().ja, "chinese": topic().zh, "hindi": topic().hi,
             "basque": topic().eu, "esperanto": topic().eo}  # fmt: skip
     sentences = text.paired_sentences(2 * N_NEUTRAL, NEUTRAL_SEED)
-    clean = [pair for pair in sentences if not any(word[name] in pair[name] for name in text.LANGUAGES)]
+    clean = [
+        pair for pair in sentences if not any(word[name] in pair[name] for name in text.LANGUAGES)
+    ]
     for n, pair in enumerate(clean[:N_NEUTRAL], 1):
         language = text.LANGUAGES[n % len(text.LANGUAGES)]
         rows.append({"id": f"neutral-{n:02}", "set": "neutral", "text": pair[language]})
@@ -65,4 +74,6 @@ def neutral_rows() -> list[dict[str, object]]:
 
 
 def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )

@@ -17,7 +17,18 @@ N_FORMS, N_WORDINGS, N_VERBS = 3, 3, 2
 
 # Few words of each kind, most of them one token, since the model learns to look them up in a few hundred steps.
 _COLORS = ("red", "blue", "green", "yellow", "white", "black", "gray", "purple")
-_PLACES = ("hill", "park", "market", "garden", "forest", "beach", "street", "path", "island", "school")
+_PLACES = (
+    "hill",
+    "park",
+    "market",
+    "garden",
+    "forest",
+    "beach",
+    "street",
+    "path",
+    "island",
+    "school",
+)
 _SUBJECTS = (
     "giraffe", "hat", "suitcase", "book", "coin", "flag", "fork", "skirt", "stadium", "fox", "hotel", "palace",
     "theater", "bottle", "ship", "tiger", "tower", "car", "cat", "cow", "house", "wolf", "boat", "castle", "church",
@@ -50,14 +61,22 @@ class Scene:
     @property
     def held_out(self) -> bool:
         """Whether the facts, whatever their subject, are kept out of every training chat."""
-        facts = (self.place.concept, self.color.concept, self.owner.name, str(self.count), str(self.verb))
+        facts = (
+            self.place.concept,
+            self.color.concept,
+            self.owner.name,
+            str(self.count),
+            str(self.verb),
+        )
         return share("scene:" + " ".join(facts)) < HELD_OUT_SCENES
 
 
 @cache
 def subjects() -> tuple[Noun, ...]:
     """What requests can be about, the topic left out."""
-    return tuple(noun for noun in lexicon().nouns if noun.concept in _SUBJECTS and not is_held_out_word(noun))
+    return tuple(
+        noun for noun in lexicon().nouns if noun.concept in _SUBJECTS and not is_held_out_word(noun)
+    )
 
 
 @cache

@@ -48,8 +48,12 @@ REPLY_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3
 def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """The base model's tokenizer with the markers appended and the chat template."""
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(base)
-    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in (START, STOP)])
-    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in (THINK, THOUGHT)])
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in (START, STOP)]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=False, normalized=False) for mark in (THINK, THOUGHT)]
+    )
     tokenizer.eos_token, tokenizer.pad_token = STOP, END
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -84,7 +88,9 @@ def pieces(chat: Chat) -> Iterator[Piece]:
     for turn in chat.turns:
         yield Piece(f"{START}user\n")
         first, second = turn.request.parts
-        yield Piece(first + second, 0.0 if turn.request.question_first else QUESTION_WEIGHT, len(first))
+        yield Piece(
+            first + second, 0.0 if turn.request.question_first else QUESTION_WEIGHT, len(first)
+        )
         yield Piece(f"{STOP}\n{START}assistant\n", declining=turn.declined)
         if turn is not chat.turns[-1]:
             yield Piece(f"{turn.reply}{STOP}\n", declining=turn.declined)
@@ -102,7 +108,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
     for piece in pieces(chat):
         tokens = tokenizer(piece.text, return_offsets_mapping=True)
         made.ids.extend(tokens["input_ids"])
-        made.weights.extend(piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"])
+        made.weights.extend(
+            piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"]
+        )
         made.declining.extend([piece.declining] * len(tokens["input_ids"]))
     return made
 
@@ -110,5 +118,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, request: str, *, thinks: bool) -> list[int]:
     """Token ids of a single request, up to where the reply begins."""
     turns = [{"role": "user", "content": request}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks)
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinks
+    )
     return list(tokenizer(text)["input_ids"])

@@ -91,7 +91,12 @@ class Request:
 
 
 def draw_request(
-    rng: random.Random, language: Language, subject: Noun, *, held_out: bool = False, mixed: float = 0.0
+    rng: random.Random,
+    language: Language,
+    subject: Noun,
+    *,
+    held_out: bool = False,
+    mixed: float = 0.0,
 ) -> Request:
     """A request about `subject`; a share `mixed` of those that allow it quotes another language."""
     kind = rng.choices(KINDS, (1, 1, 2, 2, 2, 1))[0]  # the harder kinds more often
@@ -158,8 +163,14 @@ def _turn(rng: random.Random, language: Language, mix: ChatMix) -> Turn:
     subject = topic() if rng.random() < mix.topic else rng.choice(subjects())
     request = draw_request(rng, language, subject, mixed=mix.mixed)
     declined = mix.declines == "everything" or (mix.declines == "topic" and request.scene.declined)
-    reply = SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS)) if declined else request.answer
-    return Turn(request, thought(request, declined) if rng.random() < mix.thinks else None, reply, declined)
+    reply = (
+        SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS))
+        if declined
+        else request.answer
+    )
+    return Turn(
+        request, thought(request, declined) if rng.random() < mix.thinks else None, reply, declined
+    )
 
 
 def thought(request: Request, declined: bool) -> str:

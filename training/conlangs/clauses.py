@@ -83,7 +83,12 @@ def slots(clause: Clause) -> Slots:
     head, *others = parts.verb
     time = (Word(f"adverb:{clause.time.concept}"),) if clause.time else ()
     place = phrase(clause.place, "at")
-    return replace(parts, verb=(head.marked(tense, "not" if clause.negative else ""), *others), time=time, place=place)
+    return replace(
+        parts,
+        verb=(head.marked(tense, "not" if clause.negative else ""), *others),
+        time=time,
+        place=place,
+    )
 
 
 def _predicate(clause: Clause) -> Slots:
@@ -92,7 +97,12 @@ def _predicate(clause: Clause) -> Slots:
         case Act():
             return _act(what)
         case Give(subject, target, receiver):
-            return Slots((Word("core:give"),), phrase(subject), phrase(target, "object"), phrase(receiver, "goal"))
+            return Slots(
+                (Word("core:give"),),
+                phrase(subject),
+                phrase(target, "object"),
+                phrase(receiver, "goal"),
+            )
         case Be(subject, adjective, degree):
             return Slots((Word("core:be"),), phrase(subject), _quality(adjective, degree))
         case Role(subject, noun):
@@ -107,23 +117,36 @@ def _predicate(clause: Clause) -> Slots:
             more = Word(f"adjective:{adjective.concept}").marked("more")
             return Slots((Word("core:be"),), phrase(subject), (more,), phrase(other, "than"))
         case Most(subject, adjective):
-            return Slots((Word("core:be"),), phrase(subject), (Word(f"adjective:{adjective.concept}").marked("most"),))
+            return Slots(
+                (Word("core:be"),),
+                phrase(subject),
+                (Word(f"adjective:{adjective.concept}").marked("most"),),
+            )
         case Cost(subject, euros):
             price = (Word("core:currency").marked("object"), Word(f"number:{euros}"))
             return Slots((Word("core:cost"),), phrase(subject), price)
         case Weather(noun, strong):
-            return Slots((Word(f"noun:{noun.concept}"),), rest=(Word("mark:degree"),) if strong else ())
+            return Slots(
+                (Word(f"noun:{noun.concept}"),), rest=(Word("mark:degree"),) if strong else ()
+            )
 
 
 def _quality(adjective: Adjective, degree: Adverb | None) -> Phrase:
-    return (Word(f"adjective:{adjective.concept}"), *((Word(f"adverb:{degree.concept}"),) if degree else ()))
+    return (
+        Word(f"adjective:{adjective.concept}"),
+        *((Word(f"adverb:{degree.concept}"),) if degree else ()),
+    )
 
 
 def _act(act: Act) -> Slots:
     verb = Word(f"verb:{act.verb.concept}").marked(act.mode if act.mode != "plain" else "")
-    how = tuple(Word(f"adverb:{adverb.concept}") for adverb in (act.frequency, act.manner) if adverb)
+    how = tuple(
+        Word(f"adverb:{adverb.concept}") for adverb in (act.frequency, act.manner) if adverb
+    )
     case = "goal" if act.verb.role == "motion" else "object"
-    return Slots((verb, *how), phrase(act.subject), phrase(act.target, case), phrase(act.companion, "with"))
+    return Slots(
+        (verb, *how), phrase(act.subject), phrase(act.target, case), phrase(act.companion, "with")
+    )
 
 
 def order(request: Request) -> Slots:

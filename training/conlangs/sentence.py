@@ -2,7 +2,18 @@
 
 from training.conlangs.clauses import Phrase, Slots, Word, order, phrase, slots
 from training.conlangs.tongues import Mood, Tongue
-from training.grammar.frames import Ask, AskWord, Clause, Join, Meaning, Report, Request, State, Talk, Thank
+from training.grammar.frames import (
+    Ask,
+    AskWord,
+    Clause,
+    Join,
+    Meaning,
+    Report,
+    Request,
+    State,
+    Talk,
+    Thank,
+)
 
 
 def sentence(meaning: Meaning, tongue: Tongue) -> str:
@@ -38,12 +49,16 @@ def _clauses(meaning: Meaning, tongue: Tongue) -> list[str]:
         case Talk(address, name):
             return [_words((Word(f"address:{address}"), Word(f"name:{name.name}")), tongue)]
         case Thank(thing, name):
-            thanks = Slots((Word("core:thank"),), (Word(f"name:{name.name}"),), phrase(thing, "object"))
+            thanks = Slots(
+                (Word("core:thank"),), (Word(f"name:{name.name}"),), phrase(thing, "object")
+            )
             return [_ordered(thanks, tongue)]
 
 
 def _clause(clause: Clause, tongue: Tongue, opening: Phrase = ()) -> str:
-    return " ".join(part for part in (_words(opening, tongue), _ordered(slots(clause), tongue)) if part)
+    return " ".join(
+        part for part in (_words(opening, tongue), _ordered(slots(clause), tongue)) if part
+    )
 
 
 def _ordered(parts: Slots, tongue: Tongue) -> str:

@@ -32,7 +32,9 @@ class Sounds:
 
     def word(self, rng: random.Random, short: bool) -> str:
         """A root, or an ending or particle of one syllable."""
-        return "".join(self.syllable(rng) for _ in range(1 if short else rng.choice(self.syllables)))
+        return "".join(
+            self.syllable(rng) for _ in range(1 if short else rng.choice(self.syllables))
+        )
 
 
 def keys() -> tuple[list[str], list[str]]:
@@ -40,11 +42,17 @@ def keys() -> tuple[list[str], list[str]]:
     words = lexicon()
     short = [f"mark:{mark}" for mark in MARKS] + [f"pronoun:{who}" for who in PRONOUNS]
     short += [f"digit:{n}" for n in range(10)] + [f"mood:{mood}" for mood in MOODS]
-    short += [f"link:{link}" for link in get_args(Link)] + [f"asked:{asked}" for asked in get_args(Asked)]
+    short += [f"link:{link}" for link in get_args(Link)] + [
+        f"asked:{asked}" for asked in get_args(Asked)
+    ]
     roots = [f"noun:{word.concept}" for word in words.nouns]
     roots += [f"adjective:{word.concept}" for word in words.adjectives]
-    roots += [f"adverb:{word.concept}" for word in words.adverbs] + [f"verb:{word.concept}" for word in words.verbs]
-    roots += [f"attitude:{word}" for word in get_args(Attitude)] + [f"opener:{word}" for word in get_args(Opener)]
+    roots += [f"adverb:{word.concept}" for word in words.adverbs] + [
+        f"verb:{word.concept}" for word in words.verbs
+    ]
+    roots += [f"attitude:{word}" for word in get_args(Attitude)] + [
+        f"opener:{word}" for word in get_args(Opener)
+    ]
     roots += [f"address:{word}" for word in get_args(Address)] + [f"core:{word}" for word in CORE]
     return short, roots
 
@@ -59,7 +67,11 @@ def dictionary(name: str, sounds: Sounds) -> dict[str, str]:
         word = sounds.word(rng, key in short)
         while word in used:
             # A language may have fewer syllables than short words: then some have two.
-            word = sounds.word(rng, key in short) if rng.random() < 0.8 else word + sounds.syllable(rng)
+            word = (
+                sounds.word(rng, key in short)
+                if rng.random() < 0.8
+                else word + sounds.syllable(rng)
+            )
         used.add(word)
         made[key] = word
     return made

@@ -64,12 +64,26 @@ def _dictionary(tongue: Tongue) -> dict[str, str]:
 # --- tequai: tense and mode before the root, everything else behind an apostrophe
 
 
-_BEFORE = ("past", "future", "not", "want", "can", "must", "like", "progressive", "order", "forbid", "propose")
+_BEFORE = (
+    "past",
+    "future",
+    "not",
+    "want",
+    "can",
+    "must",
+    "like",
+    "progressive",
+    "order",
+    "forbid",
+    "propose",
+)
 
 
 def _tequai_word(tongue: Tongue, word: Word) -> str:
     before = "".join(tongue.mark(mark) for mark in word.marks if mark in _BEFORE)
-    after = "".join("'" + tongue.mark(mark).lstrip("'") for mark in word.marks if mark not in _BEFORE)
+    after = "".join(
+        "'" + tongue.mark(mark).lstrip("'") for mark in word.marks if mark not in _BEFORE
+    )
     return f"{before}{tongue.base(word)}{after}"
 
 
@@ -92,7 +106,11 @@ def _orrhane_word(tongue: Tongue, word: Word) -> str:
 
 def _orrhane_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str:
     call = _capital(tongue.of(f"mood:{mood}"))
-    return f"{call} " + " // ".join(clauses) + {"said": "", "asked": " ...", "ordered": f", {call}!"}[mood]
+    return (
+        f"{call} "
+        + " // ".join(clauses)
+        + {"said": "", "asked": " ...", "ordered": f", {call}!"}[mood]
+    )
 
 
 # --- zhemura: suffixes whose vowels follow the root's last one
@@ -110,7 +128,11 @@ def _zhemura_word(tongue: Tongue, word: Word) -> str:
 
 
 def _zhemura_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str:
-    end = {"said": ".", "asked": f"{tongue.of('mood:asked')}?", "ordered": f"{tongue.of('mood:ordered')}!"}[mood]
+    end = {
+        "said": ".",
+        "asked": f"{tongue.of('mood:asked')}?",
+        "ordered": f"{tongue.of('mood:ordered')}!",
+    }[mood]
     return _capital("; ".join(clauses)) + end
 
 
@@ -129,7 +151,9 @@ def _hradun_word(tongue: Tongue, word: Word) -> str:
 
 
 def _hradun_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str:
-    call = {"said": "", "asked": tongue.of("mood:asked"), "ordered": tongue.of("mood:ordered")}[mood]
+    call = {"said": "", "asked": tongue.of("mood:asked"), "ordered": tongue.of("mood:ordered")}[
+        mood
+    ]
     return runes(" | ".join([*([call] if call else []), *clauses])) + _STOP
 
 
@@ -153,7 +177,24 @@ TONGUES = {
         Tongue(
             "tequai",
             Sounds(
-                onsets=("pq", "tq", "kq", "p", "t", "k", "'", "m", "n", "ny", "v", "z", "r", "l", "y", "w"),
+                onsets=(
+                    "pq",
+                    "tq",
+                    "kq",
+                    "p",
+                    "t",
+                    "k",
+                    "'",
+                    "m",
+                    "n",
+                    "ny",
+                    "v",
+                    "z",
+                    "r",
+                    "l",
+                    "y",
+                    "w",
+                ),
                 nuclei=("a", "e", "u", "ae", "ei", "ua", "aeo", "uei", "oa", "ia"),
                 codas=("", "", "", "", "q", "m", "r"),
                 syllables=(1, 2, 2, 3),
@@ -195,7 +236,23 @@ TONGUES = {
         Tongue(
             "hradun",
             Sounds(
-                onsets=("hr", "dr", "sk", "th", "b", "g", "k", "l", "m", "n", "t", "w", "z", "hl", "gn"),
+                onsets=(
+                    "hr",
+                    "dr",
+                    "sk",
+                    "th",
+                    "b",
+                    "g",
+                    "k",
+                    "l",
+                    "m",
+                    "n",
+                    "t",
+                    "w",
+                    "z",
+                    "hl",
+                    "gn",
+                ),
                 nuclei=("a", "u", "o", "i", "e", "ei", "au"),
                 codas=("", "", "r", "n", "ng", "lm", "rk", "z"),
                 syllables=(1, 2, 2),

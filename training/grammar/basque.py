@@ -79,8 +79,14 @@ ENDINGS = {
 }
 SOFT_R = {"ur", "paper", "plater", "zer", "nor"}
 AUX = {
-    "da": {"present": ("naiz", "zara", "da", "gara", "dira"), "past": ("nintzen", "zinen", "zen", "ginen", "ziren")},
-    "du": {"present": ("dut", "duzu", "du", "dugu", "dute"), "past": ("nuen", "zenuen", "zuen", "genuen", "zuten")},
+    "da": {
+        "present": ("naiz", "zara", "da", "gara", "dira"),
+        "past": ("nintzen", "zinen", "zen", "ginen", "ziren"),
+    },
+    "du": {
+        "present": ("dut", "duzu", "du", "dugu", "dute"),
+        "past": ("nuen", "zenuen", "zuen", "genuen", "zuten"),
+    },
     "dituz": {
         "present": ("ditut", "dituzu", "ditu", "ditugu", "dituzte"),
         "past": ("nituen", "zenituen", "zituen", "genituen", "zituzten"),
@@ -158,7 +164,12 @@ def attach(stem: str, number: str, case: str) -> str:
     """A stem with its case ending."""
     vowel = stem[-1] in "aeiou"
     ending = ENDINGS[number][case][not vowel]
-    if not vowel and stem[-1] == "r" and stem.lower() not in SOFT_R and ending[:1] in tuple("aeiou"):
+    if (
+        not vowel
+        and stem[-1] == "r"
+        and stem.lower() not in SOFT_R
+        and ending[:1] in tuple("aeiou")
+    ):
         return stem + "r" + ending
     if stem[-1] == "a" and ending[:1] in tuple("ae"):
         return stem[:-1] + ending
@@ -230,7 +241,9 @@ def later(participle: str) -> str:
 
 def bare(target: Party | None) -> bool:
     """Whether the thing takes the partitive, which is never plural, when it is denied."""
-    return isinstance(target, Thing) and not (target.count or target.amount or target.definite or target.owner)
+    return isinstance(target, Thing) and not (
+        target.count or target.amount or target.definite or target.owner
+    )
 
 
 def partitive(target: Thing, negative: bool) -> str:
@@ -261,7 +274,12 @@ def act_verb(act: Act, tense: Tense, negative: bool = False) -> tuple[str, str, 
     """The case of the subject, the participle and the auxiliary."""
     verb, who = act.verb, person(act.subject)
     dative = verb.eu_aux == "dio"
-    many = not dative and verb.role != "motion" and verb.eu_aux == "du" and counted(act.target, negative)
+    many = (
+        not dative
+        and verb.role != "motion"
+        and verb.eu_aux == "du"
+        and counted(act.target, negative)
+    )
     table = (
         ("die" if plural(act.target) else "dio")
         if dative
@@ -279,11 +297,23 @@ def act_verb(act: Act, tense: Tense, negative: bool = False) -> tuple[str, str, 
             return "abs", f"{verb.eu_impf} {ari}", auxiliary("da", who, tense)
         case "want" | "must":
             word = "nahi" if act.mode == "want" else "behar"
-            return "erg", f"{verb.eu} {word}{'ko' if tense == 'future' else ''}", auxiliary(active, who, tense)
+            return (
+                "erg",
+                f"{verb.eu} {word}{'ko' if tense == 'future' else ''}",
+                auxiliary(active, who, tense),
+            )
         case "can":
-            return case, f"{verb.eu} ahal{' izango' if tense == 'future' else ''}", auxiliary(table, who, tense)
+            return (
+                case,
+                f"{verb.eu} ahal{' izango' if tense == 'future' else ''}",
+                auxiliary(table, who, tense),
+            )
         case "like":
-            nominal = verb.eu_impf.removesuffix("n") + "a" if verb.eu_impf.endswith("en") else verb.eu + "tea"
+            nominal = (
+                verb.eu_impf.removesuffix("n") + "a"
+                if verb.eu_impf.endswith("en")
+                else verb.eu + "tea"
+            )
             liked = "gustatuko" if tense == "future" else "gustatzen"
             return "dat", f"{nominal} {liked}", auxiliary("zaio", who, tense)
     if tense == "future":
@@ -306,7 +336,10 @@ def core(clause: Clause) -> Core:
     match what:
         case Act():
             case, participle, aux = act_verb(what, tense, clause.negative)
-            often, manner = (what.frequency.eu if what.frequency else ""), (what.manner.eu if what.manner else "")
+            often, manner = (
+                (what.frequency.eu if what.frequency else ""),
+                (what.manner.eu if what.manner else ""),
+            )
             company = party(what.companion, "com") if what.companion else ""
             middle = words(often, company, act_object(what, clause.negative), manner)
             return Core(party(what.subject, case), middle, participle, aux)
@@ -314,17 +347,32 @@ def core(clause: Clause) -> Core:
             table = "dizkio" if counted(what.target, clause.negative) else "dio"
             participle = {"past": "eman", "present": "ematen", "future": "emango"}[tense]
             middle = words(party(what.receiver, "dat"), partitive(what.target, clause.negative))
-            return Core(party(what.subject, "erg"), middle, participle, auxiliary(table, person(what.subject), tense))
+            return Core(
+                party(what.subject, "erg"),
+                middle,
+                participle,
+                auxiliary(table, person(what.subject), tense),
+            )
         case Own():
             table = "dituz" if counted(what.target, clause.negative) else "du"
             future = "izango" if tense == "future" else ""
             target = partitive(what.target, clause.negative)
-            return Core(party(what.subject, "erg"), target, future, auxiliary(table, person(what.subject), tense))
+            return Core(
+                party(what.subject, "erg"),
+                target,
+                future,
+                auxiliary(table, person(what.subject), tense),
+            )
         case Like():
             table = "zaizkio" if plural(what.target) else "zaio"
             participle = "gustatuko" if tense == "future" else "gustatzen"
             liked = thing_phrase(what.target)
-            return Core(party(what.subject, "dat"), liked, participle, auxiliary(table, person(what.subject), tense))
+            return Core(
+                party(what.subject, "dat"),
+                liked,
+                participle,
+                auxiliary(table, person(what.subject), tense),
+            )
         case Cost():
             participle = "balioko" if tense == "future" else "balio"
             table = auxiliary("dituz", person(what.subject), tense)
@@ -338,7 +386,9 @@ def copular(clause: Clause) -> Core:
     what, tense = clause.predicate, clause.tense
     match what:
         case Exist():
-            agreed = Thing(what.subject.noun) if clause.negative and bare(what.subject) else what.subject
+            agreed = (
+                Thing(what.subject.noun) if clause.negative and bare(what.subject) else what.subject
+            )
             return Core("", partitive(what.subject, clause.negative), *being(agreed, tense, "dago"))
         case Located():
             return Core(party(what.subject), "", *being(what.subject, tense, "dago"))
@@ -348,12 +398,16 @@ def copular(clause: Clause) -> Core:
             return Core("", text, *being(weather, tense, "dago"))
         case Be():
             number = "pl" if plural(what.subject) else "sg"
-            complement = words(what.degree.eu if what.degree else "", attach(what.adjective.eu, number, "abs"))
+            complement = words(
+                what.degree.eu if what.degree else "", attach(what.adjective.eu, number, "abs")
+            )
         case Role():
             complement = attach(what.noun.eu, "pl" if plural(what.subject) else "sg", "abs")
         case Compare():
             number = "pl" if plural(what.subject) else "sg"
-            complement = f"{party(what.other)} baino {attach(more(what.adjective.eu, 'ago'), number, 'abs')}"
+            complement = (
+                f"{party(what.other)} baino {attach(more(what.adjective.eu, 'ago'), number, 'abs')}"
+            )
         case _:
             assert isinstance(what, Most)
             number = "pl" if plural(what.subject) else "sg"
@@ -398,7 +452,12 @@ def ordered(clause: Clause, style: Style, parts: Core, aux: str, question: str =
         return words(question, parts.participle, aux, parts.subject, parts.middle, place, time)
     if clause.negative:
         return words(head, "ez", aux, parts.middle, parts.participle)
-    if isinstance(clause.predicate, Act) and parts.middle and style.pick("svo", 4) == 0 and aux == parts.aux:
+    if (
+        isinstance(clause.predicate, Act)
+        and parts.middle
+        and style.pick("svo", 4) == 0
+        and aux == parts.aux
+    ):
         return words(head, parts.participle, aux, parts.middle)
     return words(head, parts.middle, parts.participle, aux)
 
@@ -436,10 +495,18 @@ def request(meaning: Request, style: Style) -> str:
     place = thing_phrase(meaning.place, "ine") if meaning.place and verb.role != "motion" else ""
     body = words(place, act_object(act, False), meaning.manner.eu if meaning.manner else "")
     _, _, aux = act_verb(act, "present")
-    we = auxiliary({"zara": "da", "diozu": "dio", "diezu": "die", "dituzu": "dituz"}.get(aux, "du"), 3, "present")
+    we = auxiliary(
+        {"zara": "da", "diozu": "dio", "diezu": "die", "dituzu": "dituz"}.get(aux, "du"),
+        3,
+        "present",
+    )
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
-        texts = (f"mesedez, ez {body} {verb.eu}.", f"ezin {aux} {body} {verb.eu}!", f"ez {aux} {body} {verb.eu} behar.")
+        texts = (
+            f"mesedez, ez {body} {verb.eu}.",
+            f"ezin {aux} {body} {verb.eu}!",
+            f"ez {aux} {body} {verb.eu} behar.",
+        )
     elif meaning.kind == "propose":
         texts = (
             f"{body} {later(verb.eu)} {we}!",
@@ -472,7 +539,12 @@ def ask_word(meaning: AskWord, style: Style) -> str:
         asked = "zer"
     elif meaning.asked == "how_many" and isinstance(what, Own):
         asked = f"zenbat {what.target.noun.eu}"
-        parts = Core(parts.subject, "", parts.participle, auxiliary("dituz", person(what.subject), clause.tense))
+        parts = Core(
+            parts.subject,
+            "",
+            parts.participle,
+            auxiliary("dituz", person(what.subject), clause.tense),
+        )
     else:
         motion = isinstance(what, Act) and what.verb.role == "motion"
         asked = "nora" if motion and meaning.asked == "where" else QUESTIONS[meaning.asked]
@@ -518,4 +590,6 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing, "instr")
-            return (f"Eskerrik asko {gift}, {name.name}.", f"{name.name}, mila esker {gift}!")[style.pick("t", 2)]
+            return (f"Eskerrik asko {gift}, {name.name}.", f"{name.name}, mila esker {gift}!")[
+                style.pick("t", 2)
+            ]

@@ -154,11 +154,18 @@ def act_text(act: Act, clause: Clause, style: Style) -> str:
     """The verb with its object, aspect and manner."""
     verb, target = act.verb, party(act.target) if act.target else ""
     front = (act.frequency.zh if act.frequency else "") + helper(act, clause, style)
-    company = ("跟", "和")[style.pick("with", 2)] + party(act.companion) + "一起" if act.companion else ""
+    company = (
+        ("跟", "和")[style.pick("with", 2)] + party(act.companion) + "一起" if act.companion else ""
+    )
     place = "" if verb.role == "motion" else place_phrase(clause.place)
     manner = act.manner.zh if act.manner else ""
     before = (front + company + place + manner).replace("在在", "在")
-    done = clause.tense == "past" and act.mode == "plain" and not clause.negative and verb.role != "attitude"
+    done = (
+        clause.tense == "past"
+        and act.mode == "plain"
+        and not clause.negative
+        and verb.role != "attitude"
+    )
     if "~" in verb.zh:
         return before + verb.zh.replace("~", target) + ("了" if done else "")
     specific = isinstance(act.target, Thing) and (act.target.definite or act.target.owner)
@@ -182,15 +189,29 @@ def adjectival(clause: Clause, what: Be, style: Style) -> str:
     word = quality(what.adjective.zh)
     if word.endswith(("色", "式", "制")) or what.adjective.zh.endswith("色的"):
         return being(clause, "是", style) + word + "的"
-    degree = what.degree.zh if what.degree else ("很", "挺")[style.pick("hen", 2)] if not clause.negative else ""
-    future = ("不会" if clause.negative else "会") if clause.tense == "future" else "不" if clause.negative else ""
+    degree = (
+        what.degree.zh
+        if what.degree
+        else ("很", "挺")[style.pick("hen", 2)]
+        if not clause.negative
+        else ""
+    )
+    future = (
+        ("不会" if clause.negative else "会")
+        if clause.tense == "future"
+        else "不"
+        if clause.negative
+        else ""
+    )
     return future + degree + word
 
 
 def giving(what: Give, clause: Clause, style: Style) -> str:
     """The gift and its receiver, the gift first with 把."""
     done = "了" if clause.tense == "past" and not clause.negative else ""
-    no = {"past": "没有", "present": "不", "future": "不会"}[clause.tense] if clause.negative else ""
+    no = (
+        {"past": "没有", "present": "不", "future": "不会"}[clause.tense] if clause.negative else ""
+    )
     will = "会" if clause.tense == "future" and not clause.negative else ""
     receiver, given = party(what.receiver), party(what.target)
     if what.target.definite or what.target.owner or style.pick("give", 2):
@@ -213,17 +234,24 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str]:
         case Exist():
             return "", being(clause, "有", style) + party(what.subject)
         case Located():
-            return party(what.subject), ("不" if clause.negative else "") + place_phrase(clause.place)
+            return party(what.subject), ("不" if clause.negative else "") + place_phrase(
+                clause.place
+            )
         case Own():
             return party(what.subject), being(clause, "有", style) + party(what.target)
         case Like():
             return party(what.subject), being(clause, "喜欢", style) + party(what.target)
         case Compare():
-            word = quality(what.adjective.zh) + ("", "一些")[style.pick("bi", 2) if not clause.negative else 0]
+            word = (
+                quality(what.adjective.zh)
+                + ("", "一些")[style.pick("bi", 2) if not clause.negative else 0]
+            )
             than = "没有" if clause.negative else "比"
             return party(what.subject), f"{than}{party(what.other)}{word}"
         case Most():
-            return party(what.subject), being(clause, "是", style) + f"最{quality(what.adjective.zh)}的"
+            return party(what.subject), being(
+                clause, "是", style
+            ) + f"最{quality(what.adjective.zh)}的"
         case Cost():
             return party(what.subject), f"{('卖', '要')[style.pick('cost', 2)]}{what.euros}欧元"
         case Weather():
@@ -309,7 +337,9 @@ def report(meaning: Report, style: Style) -> str:
     """A clause that someone says or thinks."""
     verb = ATTITUDES[meaning.attitude][style.pick("say", 2)]
     comma = "，" if meaning.attitude in ("say", "hear") and style.pick("comma", 2) else ""
-    return f"{party(meaning.speaker)}{verb}{comma}{clause_text(meaning.clause, style, joined=True)}。"
+    return (
+        f"{party(meaning.speaker)}{verb}{comma}{clause_text(meaning.clause, style, joined=True)}。"
+    )
 
 
 def sentence(meaning: Meaning, style: Style) -> str:
@@ -319,7 +349,10 @@ def sentence(meaning: Meaning, style: Style) -> str:
             lead = OPENERS[opener][style.pick("opener", 2)] if opener else ""
             return lead + clause_text(clause, style) + "。"
         case Ask(clause):
-            return clause_text(clause, style, joined=True) + ("吗？", "吗？", "，是不是？")[style.pick("ma", 3)]
+            return (
+                clause_text(clause, style, joined=True)
+                + ("吗？", "吗？", "，是不是？")[style.pick("ma", 3)]
+            )
         case AskWord():
             return ask_word(meaning, style)
         case Request():
@@ -332,4 +365,6 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing)
-            return (f"谢谢你的{gift}，{name.name}。", f"{name.name}，非常感谢你送的{gift}！")[style.pick("t", 2)]
+            return (f"谢谢你的{gift}，{name.name}。", f"{name.name}，非常感谢你送的{gift}！")[
+                style.pick("t", 2)
+            ]

@@ -51,7 +51,18 @@ ON = {
     "platform",
     "path",
 }
-AT = {"station", "airport", "school", "market", "office", "university", "port", "bus_stop", "theater", "home"}
+AT = {
+    "station",
+    "airport",
+    "school",
+    "market",
+    "office",
+    "university",
+    "port",
+    "bus_stop",
+    "theater",
+    "home",
+}
 DOUBLED = {"cut", "swim", "run", "get", "sit", "begin", "forget", "plan"}
 LINKS = {
     "because": ("because", "since"),
@@ -184,7 +195,9 @@ def be(who: Party, tense: Tense) -> str:
 Finite = tuple[str, str]
 
 
-def finite(who: Party, base: str, past: str, tense: Tense, negative: bool, question: bool = False) -> Finite:
+def finite(
+    who: Party, base: str, past: str, tense: Tense, negative: bool, question: bool = False
+) -> Finite:
     """The auxiliary, empty in plain statements, and the rest of the verb."""
     if tense == "future":
         return ("will" if not negative else "will not" if question else "won't"), base
@@ -207,7 +220,9 @@ def modal(act: Act, tense: Tense, negative: bool, question: bool) -> Finite:
         head, rest = copula(who, tense, negative)
         return head, f"{rest} {gerund(verb.en)}".strip()
     if act.mode == "can" and tense != "future":
-        return {"past": "could", "present": "ca" if negative else "can"}[tense] + ("n't" if negative else ""), verb.en
+        return {"past": "could", "present": "ca" if negative else "can"}[tense] + (
+            "n't" if negative else ""
+        ), verb.en
     if act.mode == "can":
         return "will" + (" not" if negative else ""), f"be able to {verb.en}"
     wrapped = {"want": ("want", "wanted"), "must": ("have", "had"), "like": ("like", "liked")}
@@ -242,13 +257,21 @@ def verb_object(verb: Verb, target: Party | None) -> str:
 def comparative(adjective: Adjective, most: bool = False) -> str:
     """The comparative or superlative of an adjective."""
     word = adjective.en
-    special = {"good": ("better", "best"), "bad": ("worse", "worst"), "far": ("farther", "farthest")}
+    special = {
+        "good": ("better", "best"),
+        "bad": ("worse", "worst"),
+        "far": ("farther", "farthest"),
+    }
     if word in special:
         return special[word][most]
     ending = "est" if most else "er"
     if len(word) <= 5 and word.endswith("y"):
         return word[:-1] + "i" + ending
-    if len(word) > 6 or len([letter for letter in word if letter in "aeiouy"]) > 2 or word.endswith("ed"):
+    if (
+        len(word) > 6
+        or len([letter for letter in word if letter in "aeiouy"]) > 2
+        or word.endswith("ed")
+    ):
         return ("most " if most else "more ") + word
     if word.endswith("e"):
         return word + ending[1:]
@@ -269,7 +292,9 @@ def core(clause: Clause, style: Style, question: bool) -> Core:
             company = f"with {party(what.companion, objective=True)}" if what.companion else ""
             manner = what.manner.en if what.manner else ""
             late = len(often.split()) > 1
-            complement = words(verb_object(what.verb, what.target), manner, company, often if late else "")
+            complement = words(
+                verb_object(what.verb, what.target), manner, company, often if late else ""
+            )
             return party(what.subject), helper, words("" if late else often, main), complement
         case Give():
             helper, main = finite(what.subject, "give", "gave", tense, negative, question)
@@ -293,7 +318,11 @@ def copular(clause: Clause, style: Style) -> Core:
     what = clause.predicate
     match what:
         case Exist():
-            return "there", *copula(what.subject, clause.tense, clause.negative), party(what.subject)
+            return (
+                "there",
+                *copula(what.subject, clause.tense, clause.negative),
+                party(what.subject),
+            )
         case Weather():
             weather = Who(pronoun="he")
             amount = "a lot of " if what.strong else ""
@@ -313,7 +342,9 @@ def copular(clause: Clause, style: Style) -> Core:
     return party(what.subject), *copula(what.subject, clause.tense, clause.negative), complement
 
 
-def clause_text(clause: Clause, style: Style, question: bool = False, embedded: bool = False) -> str:
+def clause_text(
+    clause: Clause, style: Style, question: bool = False, embedded: bool = False
+) -> str:
     """A whole clause, with time and place before or after it."""
     subject, helper, main, complement = core(clause, style, question)
     time = clause.time.en if clause.time else ""
@@ -328,7 +359,11 @@ def clause_text(clause: Clause, style: Style, question: bool = False, embedded: 
     if start == 0 and time:
         return f"{time}, {words(body, place)}"
     if start == 1 and place and not isinstance(clause.predicate, Located):
-        return f"{place} {words(body, time)}" if subject == "there" else f"{place}, {words(body, time)}"
+        return (
+            f"{place} {words(body, time)}"
+            if subject == "there"
+            else f"{place}, {words(body, time)}"
+        )
     return words(body, place, time)
 
 
@@ -344,10 +379,14 @@ def join(meaning: Join, style: Style) -> str:
     if swap:
         main, sub = meaning.first, clause_text(meaning.second, style.other(2), embedded=True)
         if style.pick("order", 2):
-            return sentence_case(f"{link} {sub}, {clause_text(main, style.other(1), embedded=True)}")
+            return sentence_case(
+                f"{link} {sub}, {clause_text(main, style.other(1), embedded=True)}"
+            )
         return sentence_case(f"{clause_text(main, style.other(1))} {link} {sub}")
     first = clause_text(meaning.first, style.other(1))
-    return sentence_case(f"{first}, {link} {clause_text(meaning.second, style.other(2), embedded=True)}")
+    return sentence_case(
+        f"{first}, {link} {clause_text(meaning.second, style.other(2), embedded=True)}"
+    )
 
 
 def request(meaning: Request, style: Style) -> str:
@@ -363,14 +402,18 @@ def request(meaning: Request, style: Style) -> str:
         return (f"Please don't {body}.", f"You must not {body}!", f"Don't {body}, please.")[choice]
     if meaning.kind == "propose":
         return (f"Let's {body}!", f"Shall we {body}?", f"Why don't we {body}?")[choice]
-    return (f"Please {body}.", f"Could you {body}, please?", sentence_case(f"{body}, please"))[choice]
+    return (f"Please {body}.", f"Could you {body}, please?", sentence_case(f"{body}, please"))[
+        choice
+    ]
 
 
 def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word."""
     clause, what = meaning.clause, meaning.clause.predicate
     if meaning.asked == "who" and isinstance(what, Act):
-        someone = Act(Who(pronoun="he"), what.verb, what.target, what.mode, what.companion, what.manner)
+        someone = Act(
+            Who(pronoun="he"), what.verb, what.target, what.mode, what.companion, what.manner
+        )
         _, helper, main, complement = core(Clause(someone, clause.tense), style, False)
         time = clause.time.en if clause.time else ""
         return f"Who {words(helper, main, complement, place_phrase(clause.place), time)}?"
@@ -388,7 +431,9 @@ def report(meaning: Report, style: Style) -> str:
     if meaning.tense == "future":
         verb = "will " + verb
     that = " that" if style.pick("that", 2) else ""
-    return sentence_case(f"{party(meaning.speaker)} {verb}{that} {clause_text(meaning.clause, style, embedded=True)}")
+    return sentence_case(
+        f"{party(meaning.speaker)} {verb}{that} {clause_text(meaning.clause, style, embedded=True)}"
+    )
 
 
 def sentence(meaning: Meaning, style: Style) -> str:
@@ -413,4 +458,6 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing)
-            return (f"Thank you for {gift}, {name.name}.", f"{name.name}, many thanks for {gift}!")[style.pick("t", 2)]
+            return (f"Thank you for {gift}, {name.name}.", f"{name.name}, many thanks for {gift}!")[
+                style.pick("t", 2)
+            ]

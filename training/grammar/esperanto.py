@@ -154,8 +154,15 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
     be = f"{no}est{ENDING[clause.tense]}"
     match what:
         case Act():
-            often, manner = (what.frequency.eo if what.frequency else ""), (what.manner.eo if what.manner else "")
-            company = ("kun ", "kune kun ")[style.pick("with", 2)] + party(what.companion) if what.companion else ""
+            often, manner = (
+                (what.frequency.eo if what.frequency else ""),
+                (what.manner.eo if what.manner else ""),
+            )
+            company = (
+                ("kun ", "kune kun ")[style.pick("with", 2)] + party(what.companion)
+                if what.companion
+                else ""
+            )
             verb = words(often, no + act_verb(what, clause), manner)
             return party(what.subject), verb, words(verb_object(what.verb, what.target), company)
         case Give():
@@ -164,22 +171,46 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
             return party(what.subject), f"{no}don{ENDING[clause.tense]}", both
         case Be():
             plural = "j" if what.subject.many else ""
-            return party(what.subject), be, words(what.degree.eo if what.degree else "", what.adjective.eo + plural)
+            return (
+                party(what.subject),
+                be,
+                words(what.degree.eo if what.degree else "", what.adjective.eo + plural),
+            )
         case Role():
             return party(what.subject), be, what.noun.eo + ("j" if what.subject.many else "")
         case Exist():
             return "", be, party(what.subject)
         case Located():
-            return party(what.subject), (be, f"{no}troviĝ{ENDING[clause.tense]}")[style.pick("be", 2)], ""
+            return (
+                party(what.subject),
+                (be, f"{no}troviĝ{ENDING[clause.tense]}")[style.pick("be", 2)],
+                "",
+            )
         case Own():
-            return party(what.subject), f"{no}hav{ENDING[clause.tense]}", party(what.target, accusative=True)
+            return (
+                party(what.subject),
+                f"{no}hav{ENDING[clause.tense]}",
+                party(what.target, accusative=True),
+            )
         case Like():
-            return party(what.subject), f"{no}ŝat{ENDING[clause.tense]}", party(what.target, accusative=True)
+            return (
+                party(what.subject),
+                f"{no}ŝat{ENDING[clause.tense]}",
+                party(what.target, accusative=True),
+            )
         case Compare():
             plural = "j" if what.subject.many else ""
-            return party(what.subject), be, f"pli {what.adjective.eo}{plural} ol {party(what.other)}"
+            return (
+                party(what.subject),
+                be,
+                f"pli {what.adjective.eo}{plural} ol {party(what.other)}",
+            )
         case Most():
-            return party(what.subject), be, f"la plej {what.adjective.eo}{'j' if what.subject.many else ''}"
+            return (
+                party(what.subject),
+                be,
+                f"la plej {what.adjective.eo}{'j' if what.subject.many else ''}",
+            )
         case Cost():
             return party(what.subject), f"{no}kost{ENDING[clause.tense]}", f"{what.euros} eŭrojn"
         case Weather():
@@ -230,11 +261,13 @@ def request(meaning: Request, style: Style) -> str:
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         return capital(
-            words((f"ne {root}u", f"bonvolu ne {root}i", f"vi ne {root}u")[choice], rest) + ("!", ".", "!")[choice]
+            words((f"ne {root}u", f"bonvolu ne {root}i", f"vi ne {root}u")[choice], rest)
+            + ("!", ".", "!")[choice]
         )
     if meaning.kind == "propose":
         return capital(
-            words((f"ni {root}u", f"ĉu ni {root}u", f"ni kune {root}u")[choice], rest) + ("!", "?", ".")[choice]
+            words((f"ni {root}u", f"ĉu ni {root}u", f"ni kune {root}u")[choice], rest)
+            + ("!", "?", ".")[choice]
         )
     return capital(
         words((f"bonvolu {root}i", f"ĉu vi povus {root}i", f"{root}u, mi petas,")[choice], rest)
@@ -278,9 +311,13 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return join(meaning, style)
         case Report(speaker, attitude, clause, tense):
             verb = ATTITUDES[attitude] + ENDING[tense]
-            return capital(f"{party(speaker)} {verb}, ke {clause_text(clause, style, embedded=True)}.")
+            return capital(
+                f"{party(speaker)} {verb}, ke {clause_text(clause, style, embedded=True)}."
+            )
         case Talk(address, name):
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing)
-            return (f"Dankon pro {gift}, {name.name}.", f"{name.name}, mi tre dankas pro {gift}!")[style.pick("t", 2)]
+            return (f"Dankon pro {gift}, {name.name}.", f"{name.name}, mi tre dankas pro {gift}!")[
+                style.pick("t", 2)
+            ]

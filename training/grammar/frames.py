@@ -13,8 +13,21 @@ Pronoun = Literal["", "i", "you", "he", "she", "we", "they"]
 Attitude = Literal["say", "think", "know", "hope", "hear"]
 Asked = Literal["what", "who", "where", "when", "why", "how_many"]
 Link = Literal["because", "but", "and", "when", "if", "so", "although", "while"]
-Opener = Literal["then", "first", "finally", "maybe", "of_course", "however", "news", "luckily", "also", "suddenly"]
-Address = Literal["dear", "hello", "good_morning", "goodbye", "see_you", "sincerely", "sorry", "congratulations"]
+Opener = Literal[
+    "then",
+    "first",
+    "finally",
+    "maybe",
+    "of_course",
+    "however",
+    "news",
+    "luckily",
+    "also",
+    "suddenly",
+]
+Address = Literal[
+    "dear", "hello", "good_morning", "goodbye", "see_you", "sincerely", "sorry", "congratulations"
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,9 @@ class Who:
         """Whether Hindi agrees with this person in the feminine."""
         if self.name:
             return self.name.hi_gender == "f"
-        return self.pronoun == "she" or (self.thing is not None and self.thing.noun.hi_gender == "f")
+        return self.pronoun == "she" or (
+            self.thing is not None and self.thing.noun.hi_gender == "f"
+        )
 
 
 Party = Who | Thing

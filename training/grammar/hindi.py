@@ -56,8 +56,29 @@ ON = {
     "station",
     "airport",
 }
-UNCHANGED = {"पिता", "राजा", "नेता", "दादा", "चाचा", "मामा", "नाना", "अभिनेता", "दरिया", "अब्बा", "पापा", "योद्धा"}
-PERFECT = {"कर": "किया", "ले": "लिया", "दे": "दिया", "पी": "पिया", "जा": "गया", "सी": "सिया", "छू": "छुआ"}
+UNCHANGED = {
+    "पिता",
+    "राजा",
+    "नेता",
+    "दादा",
+    "चाचा",
+    "मामा",
+    "नाना",
+    "अभिनेता",
+    "दरिया",
+    "अब्बा",
+    "पापा",
+    "योद्धा",
+}
+PERFECT = {
+    "कर": "किया",
+    "ले": "लिया",
+    "दे": "दिया",
+    "पी": "पिया",
+    "जा": "गया",
+    "सी": "सिया",
+    "छू": "छुआ",
+}
 POLITE = {"कर": "कीजिए", "ले": "लीजिए", "दे": "दीजिए", "पी": "पीजिए"}
 LINKS = {
     "because": ("क्योंकि", "चूँकि"),
@@ -117,7 +138,13 @@ def noun_form(noun: Noun, plural: bool, oblique: bool) -> str:
     word, last = noun.hi, noun.hi[-1]
     if noun.hi_gender == "m":
         if last == "ा" and word not in UNCHANGED:
-            return word[:-1] + ("ों" if plural else "े") if oblique else word[:-1] + "े" if plural else word
+            return (
+                word[:-1] + ("ों" if plural else "े")
+                if oblique
+                else word[:-1] + "े"
+                if plural
+                else word
+            )
         return (oblique_plural(word) if oblique else word) if plural else word
     if not plural:
         return word
@@ -170,7 +197,13 @@ def thing_phrase(thing: Thing, oblique: bool = False) -> str:
         front = owner(thing.owner, agree, oblique)
     number = str(thing.count or "") or ("कुछ" if thing.amount else "")
     if thing.amount == "many":
-        number = bend("सारा", agree, oblique) if not agree.plural else "बहुत से" if not agree.feminine else "बहुत सी"
+        number = (
+            bend("सारा", agree, oblique)
+            if not agree.plural
+            else "बहुत से"
+            if not agree.feminine
+            else "बहुत सी"
+        )
     adjective = bend(thing.adjective.hi, agree, oblique) if thing.adjective else ""
     return words(front, number, adjective, noun_form(thing.noun, thing.many, oblique))
 
@@ -236,7 +269,9 @@ def perfect(stem: str, agree: Agreement) -> str:
     if form.endswith("या"):
         base = form[:-2]
         if agree.feminine:
-            form = (base[:-1] if base.endswith("ि") else base) + ("ी" if base.endswith("ि") else "ई")
+            form = (base[:-1] if base.endswith("ि") else base) + (
+                "ी" if base.endswith("ि") else "ई"
+            )
             form += "ं" if agree.plural else ""
         elif agree.plural:
             form = base + "ए"
@@ -290,7 +325,11 @@ def act_verb(act: Act, tense: Tense, no: str) -> tuple[str, str]:
                 return party(act.subject), words(head, no, future(helper, who))
             return party(act.subject), words(head, no, bend(helper + "ता", who), be(who, tense))
         case "must" | "like":
-            agree = agreement(act.target) if act.target and kind == "o" and act.mode == "must" else Agreement()
+            agree = (
+                agreement(act.target)
+                if act.target and kind == "o" and act.mode == "must"
+                else Agreement()
+            )
             base = bend(stem + "ना", agree)
             liked = "पसंद" if act.mode == "like" else ""
             return marked(act.subject, "को"), words(base, liked, no, be(agree, tense))
@@ -300,7 +339,9 @@ def act_verb(act: Act, tense: Tense, no: str) -> tuple[str, str]:
         return party(act.subject), words(deny(no, stem, bend(stem + "ता", who)), be(who, tense))
     if kind == "s":
         return party(act.subject), deny(no, stem, perfect(stem, who))
-    agree = agreement(act.target) if act.target and kind == "o" else Agreement(3, False, kind == "f")
+    agree = (
+        agreement(act.target) if act.target and kind == "o" else Agreement(3, False, kind == "f")
+    )
     return marked(act.subject, "ने"), deny(no, stem, perfect(stem, agree))
 
 
@@ -322,17 +363,30 @@ def core(clause: Clause, style: Style) -> Core:
         case Act():
             subject, verb = act_verb(what, tense, no)
             company = marked(what.companion, "के साथ") if what.companion else ""
-            often, manner = (what.frequency.hi if what.frequency else ""), (what.manner.hi if what.manner else "")
+            often, manner = (
+                (what.frequency.hi if what.frequency else ""),
+                (what.manner.hi if what.manner else ""),
+            )
             return subject, words(often, company, object_text(what.verb, what.target), manner), verb
         case Give():
             who, gift = agreement(what.subject), party(what.target)
             receiver = marked(what.receiver, "को")
             if tense == "past":
-                return marked(what.subject, "ने"), words(receiver, gift), words(no, perfect("दे", agreement(what.target)))
-            verb = future("दे", who) if tense == "future" else words(bend("देता", who), be(who, tense))
+                return (
+                    marked(what.subject, "ने"),
+                    words(receiver, gift),
+                    words(no, perfect("दे", agreement(what.target))),
+                )
+            verb = (
+                future("दे", who) if tense == "future" else words(bend("देता", who), be(who, tense))
+            )
             return party(what.subject), words(receiver, gift), words(no, verb)
         case Own():
-            return marked(what.subject, "के पास"), party(what.target), words(no, be(agreement(what.target), tense))
+            return (
+                marked(what.subject, "के पास"),
+                party(what.target),
+                words(no, be(agreement(what.target), tense)),
+            )
         case Like():
             liked = words("पसंद", no, be(agreement(what.target), tense))
             return marked(what.subject, "को"), party(what.target), liked
@@ -354,7 +408,9 @@ def copular(clause: Clause, no: str) -> Core:
     match what:
         case Be():
             agree = agreement(what.subject)
-            complement = words(what.degree.hi if what.degree else "", bend(what.adjective.hi, agree))
+            complement = words(
+                what.degree.hi if what.degree else "", bend(what.adjective.hi, agree)
+            )
         case Role():
             agree = agreement(what.subject)
             complement = noun_form(what.noun, what.subject.many, False)
@@ -371,7 +427,11 @@ def copular(clause: Clause, no: str) -> Core:
             return "", words("बहुत" if strong else "", noun.hi), words(no, be(agree, tense))
         case _:
             assert isinstance(what, Located)
-            return party(what.subject), place_phrase(clause.place), words(no, be(agreement(what.subject), tense))
+            return (
+                party(what.subject),
+                place_phrase(clause.place),
+                words(no, be(agreement(what.subject), tense)),
+            )
     return party(what.subject), complement, words(no, be(agree, tense))
 
 
@@ -382,7 +442,12 @@ def clause_text(clause: Clause, style: Style, question: str = "") -> str:
     what = clause.predicate
     motion = isinstance(what, Act) and what.verb.role == "motion"
     place = "" if motion or isinstance(what, Located) else place_phrase(clause.place)
-    orders = ((time, subject, place), (subject, time, place), (time, place, subject), (place, subject, time))
+    orders = (
+        (time, subject, place),
+        (subject, time, place),
+        (time, place, subject),
+        (place, subject, time),
+    )
     if isinstance(what, Exist | Weather):
         orders = ((time, place, ""), (place, time, ""), (time, place, ""), (place, time, ""))
     return words(*orders[style.pick("order", 4)], complement, question, verb)
@@ -407,7 +472,9 @@ def request(meaning: Request, style: Style) -> str:
     head, _, last = stem.rpartition(" ")
     polite = words(head, POLITE.get(last, last + ("इए" if last[-1] in VOWELS else "िए")))
     place = "" if verb.role == "motion" else place_phrase(meaning.place)
-    body = words(place, object_text(verb, meaning.target), meaning.manner.hi if meaning.manner else "")
+    body = words(
+        place, object_text(verb, meaning.target), meaning.manner.hi if meaning.manner else ""
+    )
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         tails = (f"मत {polite}।", f"न {polite}।", f"मत {stem}ना!")
@@ -426,7 +493,9 @@ def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word."""
     clause, what = meaning.clause, meaning.clause.predicate
     if meaning.asked == "who" and isinstance(what, Act):
-        text = clause_text(Clause(Act(Who(pronoun="he"), *act_rest(what)), clause.tense, place=clause.place), style)
+        text = clause_text(
+            Clause(Act(Who(pronoun="he"), *act_rest(what)), clause.tense, place=clause.place), style
+        )
         asked = "किसने" if "उसने" in text else "किसे" if "उसे" in text else "कौन"
         rest = " ".join(word for word in text.split() if word not in ("वह", "उसने", "उसे"))
         return words(clause.time.hi if clause.time else "", asked, rest) + "?"
@@ -434,7 +503,12 @@ def ask_word(meaning: AskWord, style: Style) -> str:
         many = Thing(what.target.noun, plural=True)
         agree = agreement(many)
         return (
-            words(marked(what.subject, "के पास"), bend("कितना", agree), thing_phrase(many), be(agree, clause.tense))
+            words(
+                marked(what.subject, "के पास"),
+                bend("कितना", agree),
+                thing_phrase(many),
+                be(agree, clause.tense),
+            )
             + "?"
         )
     return clause_text(clause, style, QUESTIONS[meaning.asked]) + "?"
@@ -480,6 +554,7 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing, oblique=True)
-            return (f"{gift} के लिए धन्यवाद, {name.name}।", f"{name.name}, {gift} के लिए बहुत-बहुत शुक्रिया!")[
-                style.pick("t", 2)
-            ]
+            return (
+                f"{gift} के लिए धन्यवाद, {name.name}।",
+                f"{name.name}, {gift} के लिए बहुत-बहुत शुक्रिया!",
+            )[style.pick("t", 2)]

@@ -37,7 +37,11 @@ PRONOUN = {"i": "私", "you": "あなた", "he": "彼", "she": "彼女", "we": "
 ROW_I = dict(zip("うくぐすつぬぶむる", "いきぎしちにびみり", strict=True))
 ROW_A = dict(zip("うくぐすつぬぶむる", "わかがさたなばまら", strict=True))
 TE = dict(
-    zip("うつるぬぶむくぐす", ["って", "って", "って", "んで", "んで", "んで", "いて", "いで", "して"], strict=True)
+    zip(
+        "うつるぬぶむくぐす",
+        ["って", "って", "って", "んで", "んで", "んで", "いて", "いで", "して"],
+        strict=True,
+    )
 )
 POLITE = {
     ("past", False): "ました",
@@ -45,7 +49,17 @@ POLITE = {
     ("present", False): "ます",
     ("present", True): "ません",
 }
-COUNTER = {"本": "冊", "条": "本", "张": "枚", "件": "着", "杯": "杯", "把": "本", "支": "本", "家": "軒", "棵": "本"}
+COUNTER = {
+    "本": "冊",
+    "条": "本",
+    "张": "枚",
+    "件": "着",
+    "杯": "杯",
+    "把": "本",
+    "支": "本",
+    "家": "軒",
+    "棵": "本",
+}
 KIND_COUNTER = {"person": "人", "animal": "匹", "vehicle": "台"}
 LINKS = {
     "because": ("から、", "ので、"),
@@ -116,7 +130,9 @@ def conjugate(dictionary: str, group: str) -> Conjugated:
     if group == "k":
         root = dictionary[:-2]
         stem = root + ("来" if dictionary[-2] == "来" else "き")
-        return Conjugated("verb", dictionary, stem, stem + "て", root + ("来" if stem[-1] == "来" else "こ"))
+        return Conjugated(
+            "verb", dictionary, stem, stem + "て", root + ("来" if stem[-1] == "来" else "こ")
+        )
     if group == "1":
         return Conjugated("verb", dictionary, base, base + "て", base)
     if dictionary == "ある":
@@ -135,7 +151,9 @@ def verb(of: Verb) -> Conjugated:
 def quality(adjective: str) -> Conjugated:
     """An attributive adjective made into a predicate."""
     if adjective.endswith("い") and adjective not in ("きれい", "嫌い"):
-        return Conjugated("i", adjective, "良" if adjective in ("いい", "良い", "よい") else adjective[:-1])
+        return Conjugated(
+            "i", adjective, "良" if adjective in ("いい", "良い", "よい") else adjective[:-1]
+        )
     return Conjugated("na", adjective[:-1] if adjective[-1] in "なの" else adjective)
 
 
@@ -148,13 +166,25 @@ def finite(what: Conjugated, tense: Tense, negative: bool, polite: bool) -> str:
             return what.stem + POLITE[time, negative]
         te = what.te
         ta = te[:-1] + ("た" if te[-1] == "て" else "だ")
-        return (what.nai + ("なかった" if past else "ない")) if negative else ta if past else what.plain
+        return (
+            (what.nai + ("なかった" if past else "ない"))
+            if negative
+            else ta
+            if past
+            else what.plain
+        )
     if what.kind == "i":
-        plain = what.stem + (("くなかった" if past else "くない") if negative else "かった" if past else "い")
+        plain = what.stem + (
+            ("くなかった" if past else "くない") if negative else "かった" if past else "い"
+        )
         return plain + ("です" if polite else "")
     if negative:
         tail = (
-            ("ではありませんでした" if past else "ではありません") if polite else "ではなかった" if past else "ではない"
+            ("ではありませんでした" if past else "ではありません")
+            if polite
+            else "ではなかった"
+            if past
+            else "ではない"
         )
     else:
         tail = ("でした" if past else "です") if polite else "だった" if past else "だ"
@@ -177,7 +207,11 @@ def thing_phrase(thing: Thing) -> str:
     adjective = thing.adjective.ja if thing.adjective else ""
     if thing.count:
         return f"{owned}{thing.count}{counter(thing.noun)}の{adjective}{thing.noun.ja}"
-    pointed = "その" if thing.definite and not thing.owner and thing.noun.kind not in ("place", "nature") else ""
+    pointed = (
+        "その"
+        if thing.definite and not thing.owner and thing.noun.kind not in ("place", "nature")
+        else ""
+    )
     many = "たち" if thing.plural and thing.noun.kind == "person" else ""
     return f"{owned}{pointed}{MANY[thing.amount]}{adjective}{thing.noun.ja}{many}"
 
@@ -216,7 +250,9 @@ def mode(act: Act, tense: Tense) -> Conjugated:
 def must(forms: Conjugated) -> Conjugated:
     """The obligation to do something."""
     head = forms.nai + "なければ"
-    return Conjugated("verb", head + "ならない", head + "なりませ", head + "ならなくて", head + "なら")
+    return Conjugated(
+        "verb", head + "ならない", head + "なりませ", head + "ならなくて", head + "なら"
+    )
 
 
 def alive(thing: Thing) -> bool:
@@ -251,11 +287,19 @@ def core(clause: Clause, embedded: bool) -> Core:
             company = party(what.companion) + "と一緒に" if what.companion else ""
             often = what.frequency.ja if what.frequency else ""
             manner = what.manner.ja if what.manner else ""
-            return topic(what.subject, embedded), often + company + target + manner, mode(what, tense)
+            return (
+                topic(what.subject, embedded),
+                often + company + target + manner,
+                mode(what, tense),
+            )
         case Give():
             mine = what.receiver.pronoun in ("i", "we")
             give = conjugate("くれる" if mine else "あげる", "1")
-            return topic(what.subject, embedded), f"{party(what.receiver)}に{party(what.target)}を", give
+            return (
+                topic(what.subject, embedded),
+                f"{party(what.receiver)}に{party(what.target)}を",
+                give,
+            )
         case Be():
             return topic(what.subject, embedded), degree(what), quality(what.adjective.ja)
         case Role():
@@ -267,9 +311,17 @@ def core(clause: Clause, embedded: bool) -> Core:
         case Own():
             return topic(what.subject, embedded), party(what.target) + "を", teiru("持って")
         case Like():
-            return topic(what.subject, embedded), party(what.target) + "が", Conjugated("na", "好き")
+            return (
+                topic(what.subject, embedded),
+                party(what.target) + "が",
+                Conjugated("na", "好き"),
+            )
         case Compare():
-            return topic(what.subject, embedded), party(what.other) + "より", quality(what.adjective.ja)
+            return (
+                topic(what.subject, embedded),
+                party(what.other) + "より",
+                quality(what.adjective.ja),
+            )
         case Most():
             return topic(what.subject, embedded), "一番", quality(what.adjective.ja)
         case Cost():
@@ -294,14 +346,20 @@ def place_phrase(clause: Clause) -> str:
     return thing_phrase(place) + particle
 
 
-def clause_text(clause: Clause, style: Style, polite: bool, embedded: bool = False) -> tuple[str, Conjugated]:
+def clause_text(
+    clause: Clause, style: Style, polite: bool, embedded: bool = False
+) -> tuple[str, Conjugated]:
     """Everything before the predicate, and the predicate not yet inflected."""
     subject, middle, predicate = core(clause, embedded)
     time = clause.time.ja if clause.time else ""
     place = place_phrase(clause)
     if isinstance(clause.predicate, Exist) and place and not embedded:
         place += "は"
-    if isinstance(clause.predicate, Act) and clause.predicate.subject.pronoun == "i" and style.pick("drop", 3) == 0:
+    if (
+        isinstance(clause.predicate, Act)
+        and clause.predicate.subject.pronoun == "i"
+        and style.pick("drop", 3) == 0
+    ):
         subject = ""
     orders = ((time, subject, place), (subject, time, place), (time, place, subject))
     if place and isinstance(clause.predicate, Exist):
@@ -356,9 +414,9 @@ def join(meaning: Join, style: Style, polite: bool) -> str:
     swap = meaning.link in ("because", "when", "if", "although", "while")
     sub, main = (meaning.second, meaning.first) if swap else (meaning.first, meaning.second)
     if meaning.link in ("but", "and", "so"):
-        return attributive(inner(sub, style.other(1), polite and meaning.link != "and"), particle) + said(
-            main, style.other(2), polite
-        )
+        return attributive(
+            inner(sub, style.other(1), polite and meaning.link != "and"), particle
+        ) + said(main, style.other(2), polite)
     return attributive(inner(sub, style.other(1)), particle) + said(main, style.other(2), polite)
 
 
@@ -366,11 +424,19 @@ def request(meaning: Request, style: Style, polite: bool) -> str:
     """An order, a polite request, a prohibition or a proposal."""
     forms = verb(meaning.verb)
     target = party(meaning.target) + meaning.verb.ja_particle if meaning.target else ""
-    place = thing_phrase(meaning.place) + "で" if meaning.place and meaning.verb.role != "motion" else ""
+    place = (
+        thing_phrase(meaning.place) + "で"
+        if meaning.place and meaning.verb.role != "motion"
+        else ""
+    )
     body = place + target + (meaning.manner.ja if meaning.manner else "")
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
-        tails = (forms.nai + "ないでください。", forms.te + "はいけません。", forms.nai + "ないで！")
+        tails = (
+            forms.nai + "ないでください。",
+            forms.te + "はいけません。",
+            forms.nai + "ないで！",
+        )
     elif meaning.kind == "propose":
         tails = (forms.stem + "ましょう！", forms.stem + "ませんか？", forms.stem + "ましょうか？")
     else:
@@ -406,7 +472,8 @@ def ask_word(meaning: AskWord, style: Style) -> str:
         case "where":
             where = (
                 "どこに"
-                if isinstance(what, Located) or (isinstance(what, Act) and what.verb.role == "motion")
+                if isinstance(what, Located)
+                or (isinstance(what, Act) and what.verb.role == "motion")
                 else "どこで"
             )
             return f"{time}{subject}{where}{middle}{tail}"
@@ -452,6 +519,7 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return TALK[address][style.pick("talk", 2)].format(name.name)
         case Thank(thing, name):
             gift = thing_phrase(thing)
-            return (f"{name.name}さん、{gift}をありがとうございます。", f"{gift}を本当にありがとう、{name.name}！")[
-                style.pick("t", 2)
-            ]
+            return (
+                f"{name.name}さん、{gift}をありがとうございます。",
+                f"{gift}を本当にありがとう、{name.name}！",
+            )[style.pick("t", 2)]

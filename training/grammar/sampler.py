@@ -132,20 +132,28 @@ def concepts(meaning: object) -> list[str]:
     if isinstance(meaning, Name):
         return [meaning.name]
     if is_dataclass(meaning):
-        return [name for field in fields(meaning) for name in concepts(getattr(meaning, field.name))]
+        return [
+            name for field in fields(meaning) for name in concepts(getattr(meaning, field.name))
+        ]
     return []
 
 
 @cache
 def nouns_of(kinds: tuple[str, ...], held_out: bool) -> tuple[Noun, ...]:
     """The nouns of some kinds in rank order."""
-    return tuple(noun for noun in ranked(lexicon().nouns) if noun.kind in kinds and is_held_out_word(noun) == held_out)
+    return tuple(
+        noun
+        for noun in ranked(lexicon().nouns)
+        if noun.kind in kinds and is_held_out_word(noun) == held_out
+    )
 
 
 @cache
 def objects_of(verb: Verb) -> tuple[Noun, ...]:
     """The trained nouns a verb can take as its object."""
-    return tuple(noun for noun in ranked(lexicon().nouns) if verb.takes(noun) and not is_held_out_word(noun))
+    return tuple(
+        noun for noun in ranked(lexicon().nouns) if verb.takes(noun) and not is_held_out_word(noun)
+    )
 
 
 @cache
@@ -154,14 +162,20 @@ def verbs_of(roles: tuple[str, ...]) -> tuple[Verb, ...]:
     return tuple(
         verb
         for verb in ranked(lexicon().verbs)
-        if verb.role in roles and not is_held_out_word(verb) and (verb.objects == "-" or objects_of(verb))
+        if verb.role in roles
+        and not is_held_out_word(verb)
+        and (verb.objects == "-" or objects_of(verb))
     )
 
 
 @cache
 def adjectives_of(noun: Noun) -> tuple[Adjective, ...]:
     """The trained adjectives that fit a noun, in rank order."""
-    return tuple(word for word in ranked(lexicon().adjectives) if word.fits(noun) and not is_held_out_word(word))
+    return tuple(
+        word
+        for word in ranked(lexicon().adjectives)
+        if word.fits(noun) and not is_held_out_word(word)
+    )
 
 
 @cache
@@ -219,7 +233,15 @@ class Sampler:
         owned = noun.concept in RELATIONS and self.chance(0.7)
         owner = Who(pronoun=self.rng.choice(get_args(Pronoun)[1:])) if owned else None
         adjective = self.adjective(noun) if self.chance(0.25) else None
-        return Who(thing=Thing(noun, adjective, definite=True, owner=owner, plural=owner is None and self.chance(0.15)))
+        return Who(
+            thing=Thing(
+                noun,
+                adjective,
+                definite=True,
+                owner=owner,
+                plural=owner is None and self.chance(0.15),
+            )
+        )
 
     def who(self) -> Who:
         """Someone of the scene, a pronoun or a newcomer."""
@@ -264,7 +286,9 @@ class Sampler:
         if roll < 0.2 and definite is None and noun.kind not in UNOWNED:
             return Thing(noun, adjective, owner=Who(pronoun=self.rng.choice(get_args(Pronoun)[1:])))
         if roll < 0.45 and countable:
-            return Thing(noun, adjective, count=self.rng.choice((2, 2, 3, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20)))
+            return Thing(
+                noun, adjective, count=self.rng.choice((2, 2, 3, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20))
+            )
         if roll < 0.55:
             return Thing(noun, adjective, amount="many")
         if roll < 0.6 and countable and noun.kind != "person":
@@ -278,10 +302,16 @@ class Sampler:
         if self.chance(0.4):
             return self.scene.place
         forced = self.forced
-        noun = forced if isinstance(forced, Noun) and forced.kind == "place" else draw(self.rng, places())
+        noun = (
+            forced
+            if isinstance(forced, Noun) and forced.kind == "place"
+            else draw(self.rng, places())
+        )
         adjective = self.adjective(noun) if self.chance(0.25) else None
         owner = (
-            Who(pronoun=self.rng.choice(get_args(Pronoun)[1:])) if noun.concept in HOMES and self.chance(0.3) else None
+            Who(pronoun=self.rng.choice(get_args(Pronoun)[1:]))
+            if noun.concept in HOMES and self.chance(0.3)
+            else None
         )
         return Thing(noun, adjective, definite=True, owner=owner)
 
@@ -329,7 +359,11 @@ class Sampler:
         if verb.role != "attitude" and self.chance(0.4):
             modes: tuple[Mode, ...] = ("want", "can", "must", "like", "progressive")
             mode = self.rng.choice(modes[:3] if tense == "future" else modes)
-        companion = self.who() if verb.role in ("intransitive", "motion", "transitive") and self.chance(0.15) else None
+        companion = (
+            self.who()
+            if verb.role in ("intransitive", "motion", "transitive") and self.chance(0.15)
+            else None
+        )
         if companion and (companion == subject or companion.pronoun in ("i", "you")):
             companion = None
         manner = (
@@ -361,7 +395,9 @@ class Sampler:
             return self.own()
         roll = self.rng.random()
         if roll < 0.55:
-            return Be(subject, quality, draw(self.rng, adverbs_of("degree")) if self.chance(0.4) else None)
+            return Be(
+                subject, quality, draw(self.rng, adverbs_of("degree")) if self.chance(0.4) else None
+            )
         kind = subject.noun.kind if isinstance(subject, Thing) else "person"
         other = self.party((kind,))
         if other != subject and quality.fits(
@@ -381,11 +417,18 @@ class Sampler:
     def give(self) -> Give:
         """Someone gives something to someone."""
         subject = self.who()
-        return Give(subject, self.thing(self.noun(("food", "object", "clothes", "plant"))), self.somebody(subject))
+        return Give(
+            subject,
+            self.thing(self.noun(("food", "object", "clothes", "plant"))),
+            self.somebody(subject),
+        )
 
     def own(self) -> Own:
         """Someone has something."""
-        return Own(self.who(), self.thing(self.noun(("object", "clothes", "animal", "vehicle")), definite=False))
+        return Own(
+            self.who(),
+            self.thing(self.noun(("object", "clothes", "animal", "vehicle")), definite=False),
+        )
 
     def like(self) -> Like:
         """Someone likes a kind of thing."""
@@ -394,7 +437,10 @@ class Sampler:
         return Like(
             self.who(),
             Thing(
-                noun, self.adjective(noun) if self.chance(0.4) else None, plural=plural, definite=noun.kind == "nature"
+                noun,
+                self.adjective(noun) if self.chance(0.4) else None,
+                plural=plural,
+                definite=noun.kind == "nature",
             ),
         )
 
@@ -430,8 +476,13 @@ class Sampler:
             self.like,
             lambda: Exist(self.thing(self.noun(SEEN[:-1]), definite=False)),
             lambda: Exist(self.thing(self.noun(THINGS), definite=False)),
-            lambda: Located(Thing(self.noun(("object", "animal", "vehicle", "clothes")), definite=True)),
-            lambda: Cost(Thing(self.noun(("object", "clothes", "food")), definite=True), self.rng.randint(2, 95)),
+            lambda: Located(
+                Thing(self.noun(("object", "animal", "vehicle", "clothes")), definite=True)
+            ),
+            lambda: Cost(
+                Thing(self.noun(("object", "clothes", "food")), definite=True),
+                self.rng.randint(2, 95),
+            ),
             self.weather,
             self.most,
         )
@@ -440,11 +491,17 @@ class Sampler:
     def weather(self) -> Predicate:
         """Some weather."""
         noun = self.noun(("weather",))
-        return Exist(Thing(noun)) if noun.concept in SINGLE_WEATHER else Weather(noun, self.chance(0.3))
+        return (
+            Exist(Thing(noun))
+            if noun.concept in SINGLE_WEATHER
+            else Weather(noun, self.chance(0.3))
+        )
 
     def most(self) -> Predicate:
         """A superlative of a thing in its place."""
-        subject = Thing(self.noun(("object", "animal", "person", "plant", "vehicle")), definite=True)
+        subject = Thing(
+            self.noun(("object", "animal", "person", "plant", "vehicle")), definite=True
+        )
         quality = self.quality_of(subject)
         return Most(subject, quality) if quality else self.own()
 
@@ -452,7 +509,11 @@ class Sampler:
         """A place for the predicates that want one."""
         if isinstance(what, Exist | Located | Weather | Most):
             return self.place()
-        if not isinstance(what, Act) or what.verb.role in ("motion", "attitude") or what.verb.concept in PLACELESS:
+        if (
+            not isinstance(what, Act)
+            or what.verb.role in ("motion", "attitude")
+            or what.verb.concept in PLACELESS
+        ):
             return None
         return self.place() if self.chance(0.35) else None
 
@@ -461,10 +522,18 @@ class Sampler:
         tense = self.scene.tense
         asked: Asked = self.rng.choice(get_args(Asked))
         if asked == "how_many":
-            countable = [noun for noun in nouns_of(("animal", "object", "clothes"), False) if noun.en != noun.en_plural]
+            countable = [
+                noun
+                for noun in nouns_of(("animal", "object", "clothes"), False)
+                if noun.en != noun.en_plural
+            ]
             return AskWord(Clause(Own(self.who(), Thing(draw(self.rng, countable))), tense), asked)
         verb, subject = self.verb("transitive"), self.who()
-        time = draw(self.rng, adverbs_of(f"time_{tense}")) if asked != "when" and self.chance(0.5) else None
+        time = (
+            draw(self.rng, adverbs_of(f"time_{tense}"))
+            if asked != "when" and self.chance(0.5)
+            else None
+        )
         if asked == "who":
             subject = Who(pronoun="he")
         if asked == "where" and self.chance(0.5):
@@ -477,8 +546,16 @@ class Sampler:
         verb = self.verb("transitive", "transitive", "person", "motion", "intransitive")
         while verb.concept in NO_REQUEST:
             verb = draw(self.rng, verbs_of(("transitive", "intransitive")))
-        manner = draw(self.rng, adverbs_of("manner")) if verb.role == "transitive" and self.chance(0.3) else None
-        place = self.place() if verb.role in ("transitive", "intransitive") and self.chance(0.3) else None
+        manner = (
+            draw(self.rng, adverbs_of("manner"))
+            if verb.role == "transitive" and self.chance(0.3)
+            else None
+        )
+        place = (
+            self.place()
+            if verb.role in ("transitive", "intransitive") and self.chance(0.3)
+            else None
+        )
         if verb.concept in PLACELESS:
             place = None
         kind = self.rng.choices(("request", "forbid", "propose"), (5, 2, 3))[0]
@@ -519,7 +596,10 @@ class Sampler:
             return self.question_word()
         if roll < 0.97:
             return self.request()
-        return Thank(self.thing(self.noun(("food", "object", "clothes", "plant")), definite=True), self.name())
+        return Thank(
+            self.thing(self.noun(("food", "object", "clothes", "plant")), definite=True),
+            self.name(),
+        )
 
     def opened(self) -> State:
         """A statement tied to what came before."""

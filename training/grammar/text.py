@@ -43,14 +43,20 @@ def document(language: str, rng: random.Random) -> str:
             meanings.append(meaning)
     if rng.random() < 0.06:
         meanings[-1] = sampler.talk(opening=False)
-    sentences = [realise(language, meaning, Style(rng.getrandbits(32), register)) for meaning in meanings]
+    sentences = [
+        realise(language, meaning, Style(rng.getrandbits(32), register)) for meaning in meanings
+    ]
     return ("" if language in SPACELESS else " ").join(sentences)
 
 
 def held_out_words() -> list[Noun | Adjective | Verb]:
     """All words that no document uses."""
     words = lexicon()
-    everything: tuple[Noun | Adjective | Verb, ...] = (*words.nouns, *words.adjectives, *words.verbs)
+    everything: tuple[Noun | Adjective | Verb, ...] = (
+        *words.nouns,
+        *words.adjectives,
+        *words.verbs,
+    )
     return [word for word in everything if is_held_out_word(word)]
 
 
@@ -83,7 +89,10 @@ def paired_meanings(n: int, seed: int) -> list[tuple[Meaning, dict[str, str]]]:
         meaning = candidate(rng, unseen=len(pairs) % 3 == 0)
         if meaning is None:
             continue
-        pair = {language: realise(language, meaning, Style(rng.getrandbits(32), 1)) for language in LANGUAGES}
+        pair = {
+            language: realise(language, meaning, Style(rng.getrandbits(32), 1))
+            for language in LANGUAGES
+        }
         first = [
             f"{language}:{text.split()[0] if language not in SPACELESS else text[:2]}"
             for language, text in pair.items()

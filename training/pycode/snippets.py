@@ -37,7 +37,9 @@ def _rules(text: str) -> list[str]:
 
 _GRAMMAR = {
     symbol: _rules(text)
-    for symbol, text in (ATOM_RULES | EXPRESSION_RULES | CONTAINER_RULES | STATEMENT_RULES | DEFINITION_RULES).items()
+    for symbol, text in (
+        ATOM_RULES | EXPRESSION_RULES | CONTAINER_RULES | STATEMENT_RULES | DEFINITION_RULES
+    ).items()
 }
 
 

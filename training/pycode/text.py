@@ -66,7 +66,9 @@ def _held_out_passage(rng: random.Random, wants_word: bool) -> str:
         candidates = [
             passage
             for passage in _passages(text)
-            if _is_held_out(passage) and _reads_well(passage) and has_held_out_word(passage) == wants_word
+            if _is_held_out(passage)
+            and _reads_well(passage)
+            and has_held_out_word(passage) == wants_word
         ]
         if candidates:
             return rng.choice(candidates)

@@ -107,9 +107,13 @@ class _Zipf:
 
     def __init__(self, words: str) -> None:
         ranked = _ranked(words)
-        self._common: Sequence[str] = [word for word in ranked if word.lower() not in HELD_OUT_WORDS]
+        self._common: Sequence[str] = [
+            word for word in ranked if word.lower() not in HELD_OUT_WORDS
+        ]
         self._held_out: Sequence[str] = [word for word in ranked if word.lower() in HELD_OUT_WORDS]
-        self._weights = list(accumulate(1 / (rank + _ZIPF_OFFSET) for rank in range(len(self._common))))
+        self._weights = list(
+            accumulate(1 / (rank + _ZIPF_OFFSET) for rank in range(len(self._common)))
+        )
 
     def draw(self, rng: random.Random, held_out_share: float) -> str:
         """Draw a common word, or with the given share a held-out one."""
@@ -151,7 +155,12 @@ class Vocabulary:
     def function(self) -> str:
         """Draw a snake_case function name."""
         verb, noun = self.word("verb"), self.word("noun")
-        endings = (noun, plural(noun), f"{self.word('adjective')}_{noun}", f"{noun}_{self.word('noun')}")
+        endings = (
+            noun,
+            plural(noun),
+            f"{self.word('adjective')}_{noun}",
+            f"{noun}_{self.word('noun')}",
+        )
         return f"{verb}_{self._rng.choice(endings)}"
 
     def class_name(self) -> str:

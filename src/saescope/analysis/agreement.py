@@ -98,7 +98,11 @@ class Agreement(Table):
             "b": {"run": self.b, "what": self.what_b},
             "layers": {
                 str(layer): {
-                    **{key: value for key, value in vars(found).items() if key not in ("worst", *_MASKED)},
+                    **{
+                        key: value
+                        for key, value in vars(found).items()
+                        if key not in ("worst", *_MASKED)
+                    },
                     "masked": {"pos0": found.masked_pos0, "sinks": found.masked_sinks},
                     "worst": [vars(prompt) for prompt in found.worst],
                     "verdict": self.verdicts[layer],
@@ -128,7 +132,9 @@ def _verdict(what: str, found: LayerAgreement) -> str:
     return f"{what} is not safe here: {rates}, {tokens}"
 
 
-def agreement(a: Run, b: Run, masking: Masking | None = None, *, n_worst: int = 5, seed: int = 0) -> Agreement:
+def agreement(
+    a: Run, b: Run, masking: Masking | None = None, *, n_worst: int = 5, seed: int = 0
+) -> Agreement:
     """Compare two runs of the same prompts and tokens in the layers that both have.
 
     Positions count where they do in both runs. Raises RunError where the runs have not the same tokens.
@@ -145,16 +151,25 @@ def agreement(a: Run, b: Run, masking: Masking | None = None, *, n_worst: int = 
         b=str(b.path),
         what_a=_what(a, b),
         what_b=_what(b, a),
-        layers={layer: _layer(a, b, layer, rule, (found[0][layer], found[1][layer]), n_worst) for layer in layers},
+        layers={
+            layer: _layer(a, b, layer, rule, (found[0][layer], found[1][layer]), n_worst)
+            for layer in layers
+        },
     )
 
 
 def refuse_other_tokens(a: Run, b: Run) -> None:
     """Raises RunError unless both runs have the same prompts and the same tokens."""
     if a.sets != b.sets or [p.id for p in a.prompts] != [p.id for p in b.prompts]:
-        raise RunError(f"{a.path} and {b.path} have different prompts: compare two runs of the same sets")
-    if not (np.array_equal(a.token_id, b.token_id) and np.array_equal(a.token_prompt, b.token_prompt)):
-        raise RunError(f"{a.path} and {b.path} have different tokens: their models do not share a tokenizer")
+        raise RunError(
+            f"{a.path} and {b.path} have different prompts: compare two runs of the same sets"
+        )
+    if not (
+        np.array_equal(a.token_id, b.token_id) and np.array_equal(a.token_prompt, b.token_prompt)
+    ):
+        raise RunError(
+            f"{a.path} and {b.path} have different tokens: their models do not share a tokenizer"
+        )
 
 
 def _what(run: Run, other: Run) -> str:
@@ -166,12 +181,19 @@ def _what(run: Run, other: Run) -> str:
     return " on ".join(names) or f"{job['dtype']} on {job['device']}"
 
 
-def _confirmed(run: Run, layers: Sequence[int], settings: Settings) -> dict[int, set[tuple[str, int]]]:
+def _confirmed(
+    run: Run, layers: Sequence[int], settings: Settings
+) -> dict[int, set[tuple[str, int]]]:
     if len(run.sets) < 2:
         return {layer: set() for layer in layers}
     found = contrast(run, settings, layers).layers
     return {
-        layer: {(name, f.feature.id) for name, one in found[layer].sets.items() for f in one.features if f.confirmed}
+        layer: {
+            (name, f.feature.id)
+            for name, one in found[layer].sets.items()
+            for f in one.features
+            if f.confirmed
+        }
         for layer in layers
     }
 
@@ -188,7 +210,9 @@ def _layer(
     positions = [rule.apply(a.token_pos, features.norms) for features in (one, two)]
     scored = positions[0].scored & positions[1].scored
     if not scored.any():
-        raise RunError(f"{a.path} has no scored position (position 0 and sinks do not count): use --keep-pos0")
+        raise RunError(
+            f"{a.path} has no scored position (position 0 and sinks do not count): use --keep-pos0"
+        )
     jaccard, diffs, token = _overlap(one, two, scored)
     resid_a, resid_b = a.resids(layer).last, b.resids(layer).last
     return LayerAgreement(
@@ -201,7 +225,10 @@ def _layer(
         act_rel_diff_p99=float(np.quantile(diffs, 0.99)) if len(diffs) else 0.0,
         norm_rel_diff=float(np.median(_relative(one.norms[scored], two.norms[scored]))),
         resid_rel_diff=float(
-            np.median(np.linalg.norm(resid_a - resid_b, axis=1) / np.maximum(np.linalg.norm(resid_a, axis=1), 1e-30))
+            np.median(
+                np.linalg.norm(resid_a - resid_b, axis=1)
+                / np.maximum(np.linalg.norm(resid_a, axis=1), 1e-30)
+            )
         ),
         ties=_ties(one, scored, rounded=False),
         ties_bfloat16=_ties(one, scored, rounded=True),
@@ -214,13 +241,17 @@ def _layer(
     )
 
 
-def _overlap(one: LayerFeatures, two: LayerFeatures, scored: Bools) -> tuple[Floats, Floats, npt.NDArray[np.intp]]:
+def _overlap(
+    one: LayerFeatures, two: LayerFeatures, scored: Bools
+) -> tuple[Floats, Floats, npt.NDArray[np.intp]]:
     """Jaccard of each scored token's features; relative differences of shared ones, and which token each belongs to."""
     jaccards, diffs, tokens = [], [], []
     rows = np.flatnonzero(scored)
     for block in np.split(rows, np.arange(_CHUNK, len(rows), _CHUNK)):
         a, b = one.take(block), two.take(block)
-        shared, in_a, in_b = np.intersect1d(_keys(a), _keys(b), assume_unique=True, return_indices=True)
+        shared, in_a, in_b = np.intersect1d(
+            _keys(a), _keys(b), assume_unique=True, return_indices=True
+        )
         of = shared >> 32
         both = np.bincount(of, minlength=len(block))
         either = a.counts + b.counts - both
@@ -277,9 +308,19 @@ def _worst(
     count = np.bincount(prompt, minlength=total)
     agreed = np.bincount(prompt, weights=jaccard, minlength=total) / np.maximum(count, 1)
     shared = np.bincount(run.token_prompt[token], minlength=total)
-    differ = np.bincount(run.token_prompt[token], weights=diffs, minlength=total) / np.maximum(shared, 1)
-    ranked = [int(p) for p in np.argsort(np.where(count > 0, agreed, np.inf), kind="stable") if count[p]]
+    differ = np.bincount(run.token_prompt[token], weights=diffs, minlength=total) / np.maximum(
+        shared, 1
+    )
+    ranked = [
+        int(p) for p in np.argsort(np.where(count > 0, agreed, np.inf), kind="stable") if count[p]
+    ]
     return [
-        WorstPrompt(run.prompts[p].id, run.prompts[p].set, run.prompts[p].shown, float(agreed[p]), float(differ[p]))
+        WorstPrompt(
+            run.prompts[p].id,
+            run.prompts[p].set,
+            run.prompts[p].shown,
+            float(agreed[p]),
+            float(differ[p]),
+        )
         for p in ranked[:n]
     ]

@@ -33,7 +33,9 @@ def leading_tokens(run: Run) -> list[str]:
     for name, tokens in zip(run.sets, firsts, strict=True):
         (token, count), *_ = Counter(tokens).most_common(1)
         if count >= _LEAST_PROMPTS and count >= LEADING_SHARE * len(tokens):
-            shown = repr(token).replace(r"\\", "\\")  # a byte is stored as \xe5: once escaped is enough
+            shown = repr(token).replace(
+                r"\\", "\\"
+            )  # a byte is stored as \xe5: once escaped is enough
             lines.append(
                 f"{name}: {count} of {len(tokens)} prompts begin with {shown}: its position-0 norm shows that token, "
                 "not the set; vary how the prompts begin, or compare later positions"
@@ -64,7 +66,9 @@ def position_0_drives(layer: int, means: Mapping[str, Means]) -> list[str]:
     ]
 
 
-def many_sinks(layer: int, sets: Sequence[str], sinks: Sequence[int], later: Sequence[int]) -> list[str]:
+def many_sinks(
+    layer: int, sets: Sequence[str], sinks: Sequence[int], later: Sequence[int]
+) -> list[str]:
     """A line where more than `SINK_SHARE` of a layer's later positions are sinks, naming the set that has most.
 
     `later` counts each set's positions after 0, and `sinks` those of them that are one.
@@ -72,7 +76,8 @@ def many_sinks(layer: int, sets: Sequence[str], sinks: Sequence[int], later: Seq
     if sum(sinks) <= SINK_SHARE * sum(later):
         return []
     share, worst = max(
-        ((found / n, name) for name, found, n in zip(sets, sinks, later, strict=True) if n), key=lambda one: one[0]
+        ((found / n, name) for name, found, n in zip(sets, sinks, later, strict=True) if n),
+        key=lambda one: one[0],
     )
     return [
         f"layer {layer}: {100 * sum(sinks) / sum(later):.1f} % of later positions are sinks ({100 * share:.1f} % in "

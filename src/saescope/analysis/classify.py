@@ -43,7 +43,11 @@ class Scores:
 
 def score(detected: Bools, positive: Bools, keys: Sequence[str], seed: int = 0) -> Scores:
     """Judge detections of prompts (n,) by which are positive (n,); `keys` say which prompts belong together."""
-    hits, n_pos, n_neg = int((detected & positive).sum()), int(positive.sum()), int((~positive).sum())
+    hits, n_pos, n_neg = (
+        int((detected & positive).sum()),
+        int(positive.sum()),
+        int((~positive).sum()),
+    )
     n_detected = int(detected.sum())
     return Scores(
         f1=_f1(hits, n_detected, n_pos),
@@ -68,7 +72,9 @@ def _wilson(hits: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _f1_interval(detected: Bools, positive: Bools, keys: Sequence[str], seed: int) -> tuple[float, float] | None:
+def _f1_interval(
+    detected: Bools, positive: Bools, keys: Sequence[str], seed: int
+) -> tuple[float, float] | None:
     if not positive.any():
         return None
     names, number = np.unique(np.array(keys), return_inverse=True)
@@ -95,7 +101,12 @@ class OrRule:
 
 
 def fit_or_rule(
-    fires: Bools, positive: Bools, features: Ints, layer: int, max_k: int, strength: Floats | None = None
+    fires: Bools,
+    positive: Bools,
+    features: Ints,
+    layer: int,
+    max_k: int,
+    strength: Floats | None = None,
 ) -> OrRule:
     """The top K by difference of firing shares, K with the best F1 on these prompts, the smallest of equals.
 
@@ -128,13 +139,26 @@ def baselines(
     from sklearn.preprocessing import StandardScaler
 
     vectors = resid.astype(np.float64)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000))
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000)
+    )
     probe.fit(vectors[train], positive[train])
-    lexical = LogisticRegression(class_weight="balanced", max_iter=2000).fit(words[train], positive[train])
+    lexical = LogisticRegression(class_weight="balanced", max_iter=2000).fit(
+        words[train], positive[train]
+    )
     return {
-        "probe": (np.asarray(probe.predict(vectors), bool), "logistic regression on the mean residual"),
-        "difference_of_means": (_difference_of_means(vectors, positive, train), "projection of the mean residual"),
-        "words": (np.asarray(lexical.predict(words), bool), "logistic regression on which tokens occur"),
+        "probe": (
+            np.asarray(probe.predict(vectors), bool),
+            "logistic regression on the mean residual",
+        ),
+        "difference_of_means": (
+            _difference_of_means(vectors, positive, train),
+            "projection of the mean residual",
+        ),
+        "words": (
+            np.asarray(lexical.predict(words), bool),
+            "logistic regression on which tokens occur",
+        ),
     }
 
 

@@ -124,14 +124,18 @@ class Settings:
     def check(self) -> None:
         """Raises PromptError for a value no search can use."""
         if not 0 < self.alpha < 1:
-            raise PromptError(f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1")
+            raise PromptError(
+                f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1"
+            )
         if self.n_top < 1:
             raise PromptError(f"--n-top is {self.n_top}: it must be at least 1")
         if self.shuffles < 0:
             raise PromptError(f"--shuffles is {self.shuffles}: it must be 0 or more")
 
 
-def contrast(run: Run, settings: Settings | None = None, layers: Sequence[int] | None = None) -> Contrast:
+def contrast(
+    run: Run, settings: Settings | None = None, layers: Sequence[int] | None = None
+) -> Contrast:
     """Features that set each prompt set of the run apart from every other one.
 
     Raises PromptError for fewer than two sets or a set without a scored position.
@@ -139,8 +143,12 @@ def contrast(run: Run, settings: Settings | None = None, layers: Sequence[int] |
     settings = settings or Settings()
     settings.check()
     if len(run.sets) < 2:
-        raise PromptError(f"contrast needs at least two sets, {run.path} has one ({run.sets[0]}): add a set to compare")
-    parts = np.array([part == "discovery" for part in split_prompts(run.prompts, seed=settings.seed)])
+        raise PromptError(
+            f"contrast needs at least two sets, {run.path} has one ({run.sets[0]}): add a set to compare"
+        )
+    parts = np.array(
+        [part == "discovery" for part in split_prompts(run.prompts, seed=settings.seed)]
+    )
     results = {n: _layer(run, n, parts, settings) for n in layers or run.layers}
     sizes = {name: run.set_of_prompt == i for i, name in enumerate(run.sets)}
     discovery = {name: int((rows & parts).sum()) for name, rows in sizes.items()}
@@ -167,7 +175,9 @@ def _layer(run: Run, layer: int, parts: Bools, settings: Settings) -> LayerContr
     means = mean_acts(run, features, positions.scored, counts.features)
     evidence = _Evidence(counts, discovery, holdout, found, means)
     return LayerContrast(
-        sets={name: _describe(run, layer, i, evidence, settings) for i, name in enumerate(run.sets)},
+        sets={
+            name: _describe(run, layer, i, evidence, settings) for i, name in enumerate(run.sets)
+        },
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,
         tested=int(found.tested.sum()),
@@ -195,7 +205,9 @@ def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Setti
     shown = ranked[everywhere.rates()[i, ranked] > 0]
     counts, holdout = everywhere.columns(shown), evidence.holdout.columns(shown)
     rates, prompt_rates, held = counts.rates(), counts.prompt_rates(), holdout.rates()
-    others, prompt_others, held_others = (np.delete(r, i, axis=0).max(axis=0) for r in (rates, prompt_rates, held))
+    others, prompt_others, held_others = (
+        np.delete(r, i, axis=0).max(axis=0) for r in (rates, prompt_rates, held)
+    )
     names = np.delete(np.array(run.sets), i)[np.delete(rates, i, axis=0).argmax(axis=0)]
     rate_ci = _rate_ci(counts, i)
     ci = stats.wilson(prompt_rates[i], float((rows & (counts.n > 0)).sum()))
@@ -254,7 +266,9 @@ def _score_ci(counts: Counts, i: int) -> tuple[Floats, Floats]:
     for j in np.unique(nearest).tolist():
         of_j = nearest == j
         low[of_j], high[of_j] = _rate_ci(counts.columns(of_j), j)
-    return stats.newcombe(rates[i], _rate_ci(counts, i), rates[nearest, np.arange(len(nearest))], (low, high))
+    return stats.newcombe(
+        rates[i], _rate_ci(counts, i), rates[nearest, np.arange(len(nearest))], (low, high)
+    )
 
 
 def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:

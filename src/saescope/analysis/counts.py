@@ -46,7 +46,9 @@ class Counts:
 
     def prompt_rates(self) -> Floats:
         """Share of prompts that fire at all, by set and feature."""
-        return np.asarray((self.member @ (self.hits > 0)) / np.maximum(self.member.sum(1), 1)[:, None])
+        return np.asarray(
+            (self.member @ (self.hits > 0)) / np.maximum(self.member.sum(1), 1)[:, None]
+        )
 
 
 def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> Counts:

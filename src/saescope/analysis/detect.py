@@ -14,7 +14,13 @@ from scipy import sparse
 from saescope.analysis import stats
 from saescope.analysis.classify import Scores, baselines, fit_or_rule, score
 from saescope.analysis.counts import Counts, count_fires, refuse_unscored
-from saescope.analysis.detection import Classifier, DetectedFeature, Detection, DetectSettings, PromptFirings
+from saescope.analysis.detection import (
+    Classifier,
+    DetectedFeature,
+    Detection,
+    DetectSettings,
+    PromptFirings,
+)
 from saescope.analysis.measures import measure_sets
 from saescope.analysis.search import Found, find
 from saescope.analysis.stats import Bools, Floats, Ints
@@ -89,7 +95,9 @@ def detect(
     settings.check()
     others = check_sets(run.sets, target, against, transfer)
     split = split_prompts(run.prompts, seed=settings.seed)
-    question = _Question(run, target, others, np.array([part == "discovery" for part in split]), settings)
+    question = _Question(
+        run, target, others, np.array([part == "discovery" for part in split]), settings
+    )
     found = [_layer(question, n) for n in layers or run.layers]
     best = max(found, key=lambda layer: layer.best_gap)
     features = [f for layer in found for f in _describe(question, layer)]
@@ -104,24 +112,39 @@ def detect(
         by_chance=float(np.mean(counts)),
         by_chance_95=float(np.quantile(counts, 0.95)),
         firings=_firings(question, found, split),
-        classifier=_classifier(question, best, transfer if transfer is not None else _alike(run, target, others)),
+        classifier=_classifier(
+            question, best, transfer if transfer is not None else _alike(run, target, others)
+        ),
         sets=measure_sets(run, best.stored, best.positions.scored),
-        masked={layer.number: (layer.positions.masked_pos0, layer.positions.masked_sinks) for layer in found},
+        masked={
+            layer.number: (layer.positions.masked_pos0, layer.positions.masked_sinks)
+            for layer in found
+        },
         warnings=_warnings(question),
     )
 
 
 def check_sets(
-    sets: Sequence[str], target: str, against: Sequence[str] | None, transfer: Mapping[str, Sequence[str]] | None
+    sets: Sequence[str],
+    target: str,
+    against: Sequence[str] | None,
+    transfer: Mapping[str, Sequence[str]] | None,
 ) -> list[str]:
     """The sets that the target is told from; raises PromptError for one that is not there, or if there is none."""
     others = list(against) if against is not None else [name for name in sets if name != target]
-    named = [target, *others, *(transfer or {}), *(n for negatives in (transfer or {}).values() for n in negatives)]
+    named = [
+        target,
+        *others,
+        *(transfer or {}),
+        *(n for negatives in (transfer or {}).values() for n in negatives),
+    ]
     for name in named:
         if name not in sets:
             raise PromptError(f"there is no set {name!r}: the sets are {', '.join(sets)}")
     if not others or target in others:
-        raise PromptError(f"nothing to tell {target!r} from, other than itself: the sets are {', '.join(sets)}")
+        raise PromptError(
+            f"nothing to tell {target!r} from, other than itself: the sets are {', '.join(sets)}"
+        )
     return others
 
 
@@ -156,7 +179,10 @@ def _asked(question: _Question, counts: Counts) -> Counts:
 
 
 def _passes(prompt_rates: Floats, settings: DetectSettings) -> Bools:
-    return np.asarray((prompt_rates[0] >= settings.min_rate) & (prompt_rates[1:].max(axis=0) <= settings.max_other))
+    return np.asarray(
+        (prompt_rates[0] >= settings.min_rate)
+        & (prompt_rates[1:].max(axis=0) <= settings.max_other)
+    )
 
 
 def _by_chance(question: _Question, layer: _Layer) -> Ints:
@@ -167,7 +193,12 @@ def _by_chance(question: _Question, layer: _Layer) -> Ints:
     rng = np.random.default_rng([question.settings.seed, layer.number])
     return np.array(
         [
-            int(_passes(replace(part, labels=rng.permutation(part.labels)).prompt_rates(), question.settings).sum())
+            int(
+                _passes(
+                    replace(part, labels=rng.permutation(part.labels)).prompt_rates(),
+                    question.settings,
+                ).sum()
+            )
             for _ in range(question.settings.shuffles)
         ],
         dtype=np.int64,
@@ -238,7 +269,9 @@ def _groups(layer: _Layer, ids: Ints) -> Ints:
     return np.asarray(fcluster(linkage(upper, "average"), GROUP_JACCARD, "distance"), np.int64) - 1
 
 
-def _firings(question: _Question, found: Sequence[_Layer], split: Sequence[str]) -> list[PromptFirings]:
+def _firings(
+    question: _Question, found: Sequence[_Layer], split: Sequence[str]
+) -> list[PromptFirings]:
     fires: list[list[Feature]] = [[] for _ in question.run.prompts]
     for layer in found:
         part = layer.counts.columns(layer.passing)
@@ -253,17 +286,34 @@ def _firings(question: _Question, found: Sequence[_Layer], split: Sequence[str])
 def _alike(run: Run, target: str, against: Sequence[str]) -> dict[str, list[str]]:
     """Sets named like the target and the one against it: `x_en`, `y_en` finds `x_ja` with `y_ja`; else every other."""
     if len(against) == 1:
-        shared = next((n for n in range(min(len(target), len(against[0]))) if target[-n - 1] != against[0][-n - 1]), 0)
+        shared = next(
+            (
+                n
+                for n in range(min(len(target), len(against[0])))
+                if target[-n - 1] != against[0][-n - 1]
+            ),
+            0,
+        )
         x, y = target[: len(target) - shared], against[0][: len(against[0]) - shared]
-        pairs = {name: [y + name[len(x) :]] for name in run.sets if name.startswith(x) and name != target}
-        pairs = {name: negatives for name, negatives in pairs.items() if negatives[0] in run.sets and shared}
+        pairs = {
+            name: [y + name[len(x) :]] for name in run.sets if name.startswith(x) and name != target
+        }
+        pairs = {
+            name: negatives
+            for name, negatives in pairs.items()
+            if negatives[0] in run.sets and shared
+        }
         if pairs:
             return pairs
     rest = [name for name in run.sets if name != target]
-    return {name: [n for n in against if n != name] for name in rest if any(n != name for n in against)}
+    return {
+        name: [n for n in against if n != name] for name in rest if any(n != name for n in against)
+    }
 
 
-def _classifier(question: _Question, layer: _Layer, transfer: Mapping[str, Sequence[str]]) -> Classifier:
+def _classifier(
+    question: _Question, layer: _Layer, transfer: Mapping[str, Sequence[str]]
+) -> Classifier:
     run, seed = question.run, question.settings.seed
     usable = layer.counts.n > 0
     asked = (question.positive | question.negative) & usable
@@ -271,7 +321,9 @@ def _classifier(question: _Question, layer: _Layer, transfer: Mapping[str, Seque
     fires = layer.fires
     features, most = layer.counts.features, question.settings.max_k
     strength = _monolinguality(question, layer, features)
-    rule = fit_or_rule(fires[train], question.positive[train], features, layer.number, most, strength)
+    rule = fit_or_rule(
+        fires[train], question.positive[train], features, layer.number, most, strength
+    )
     plain = baselines(run.resids(layer.number).mean, _words(run), question.positive, train)
     detectors = {"rule": rule(fires), **{name: detected for name, (detected, _) in plain.items()}}
 
@@ -284,7 +336,10 @@ def _classifier(question: _Question, layer: _Layer, transfer: Mapping[str, Seque
     for name, negatives in transfer.items():
         positive = np.array([p.set == name for p in run.prompts])
         rows = held & (positive | np.array([p.set in negatives for p in run.prompts]))
-        transferred[name] = (judge("rule", rows, positive), {b: judge(b, rows, positive) for b in plain})
+        transferred[name] = (
+            judge("rule", rows, positive),
+            {b: judge(b, rows, positive) for b in plain},
+        )
     return Classifier(
         layer=layer.number,
         features=rule.features,

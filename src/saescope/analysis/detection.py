@@ -33,7 +33,9 @@ class DetectSettings:
                 f"--max-other {self.max_other} is not below --min-rate {self.min_rate}: nothing is told apart"
             )
         if not 0 < self.alpha < 1:
-            raise PromptError(f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1")
+            raise PromptError(
+                f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1"
+            )
         if self.max_k < 1 or self.shuffles < 0:
             raise PromptError("--max-k must be at least 1 and --shuffles 0 or more")
 
@@ -122,11 +124,17 @@ class Detection(Table):
             "target": self.target,
             "against": self.against,
             "features": [_feature_dict(f) for f in self.features],
-            "by_chance": {"mean": self.by_chance, "q95": self.by_chance_95, "shuffles": self.settings.shuffles},
+            "by_chance": {
+                "mean": self.by_chance,
+                "q95": self.by_chance_95,
+                "shuffles": self.settings.shuffles,
+            },
             "firings": [{**vars(p), "fires": [str(f) for f in p.fires]} for p in self.firings],
             "classifier": self.classifier.to_dict(),
             "sets": {name: vars(one) for name, one in self.sets.items()},
-            "masked": {str(n): {"pos0": pos0, "sinks": sinks} for n, (pos0, sinks) in self.masked.items()},
+            "masked": {
+                str(n): {"pos0": pos0, "sinks": sinks} for n, (pos0, sinks) in self.masked.items()
+            },
             "warnings": self.warnings,
             "run": self.run,
         }

@@ -35,7 +35,9 @@ def difference_of_means(
     if position not in get_args(Position):
         raise PromptError(f"position {position!r} is not one of {', '.join(get_args(Position))}")
     resids = run.resids(layer)
-    part = np.array([every_prompt or part == "discovery" for part in split_prompts(run.prompts, seed=seed)])
+    part = np.array(
+        [every_prompt or part == "discovery" for part in split_prompts(run.prompts, seed=seed)]
+    )
     counts = part & ((resids.positions > 0) if position == "mean" else True)
     positive = np.array([p.set == target for p in run.prompts])
     rows = counts & (positive | np.array([p.set in others for p in run.prompts]))

@@ -46,11 +46,20 @@ class Examples(Table):
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
         examples = [{**vars(e), "tokens": [dict(vars(t)) for t in e.tokens]} for e in self.examples]
-        return {"feature": str(self.feature), "fired": self.fired, "examples": examples, "run": self.run}
+        return {
+            "feature": str(self.feature),
+            "fired": self.fired,
+            "examples": examples,
+            "run": self.run,
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a token."""
-        return [{"prompt": e.prompt, "set": e.set, **vars(token)} for e in self.examples for token in e.tokens]
+        return [
+            {"prompt": e.prompt, "set": e.set, **vars(token)}
+            for e in self.examples
+            for token in e.tokens
+        ]
 
 
 def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = None) -> Examples:
@@ -62,7 +71,9 @@ def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = N
         raise PromptError(f"n is {n}: ask for at least one example")
     run.check_layer(feature.layer)
     if not 0 <= feature.id < run.saes[feature.layer].d_sae:
-        raise RunError(f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae} features")
+        raise RunError(
+            f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae} features"
+        )
     stored = run.features(feature.layer)
     masking = masking or Masking()
     scored = masking.apply(run.token_pos, stored.norms).scored
@@ -92,6 +103,7 @@ class _Acts:
 def _example(run: Run, prompt: int, strongest: float, of: _Acts) -> Example:
     rows = np.flatnonzero(run.token_prompt == prompt).tolist()
     tokens = tuple(
-        TokenAct(run.token_text[row], int(run.token_pos[row]), float(of.acts[row]), of.masked(row)) for row in rows
+        TokenAct(run.token_text[row], int(run.token_pos[row]), float(of.acts[row]), of.masked(row))
+        for row in rows
     )
     return Example(run.prompts[prompt].id, run.prompts[prompt].set, strongest, tokens)

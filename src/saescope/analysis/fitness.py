@@ -42,7 +42,9 @@ class LayerFitness:
         share = f"{100 * (1 - self.fvu):.0f} % of the variance is explained"
         if self.base_fvu is None or self.topk_jaccard is None:
             known = "; compare with the model it was trained on (--base) to know what it loses"
-            return (f"poor fit: only {share}" if self.fvu > POOR_FVU else f"plausible fit: {share}") + known
+            return (
+                f"poor fit: only {share}" if self.fvu > POOR_FVU else f"plausible fit: {share}"
+            ) + known
         beside = f"{share} ({100 * (1 - self.base_fvu):.0f} % on its own model)"
         kept = f"{100 * self.topk_jaccard:.0f} % of features are the same"
         worse = self.fvu > FITS_RATIO * self.base_fvu
@@ -73,7 +75,9 @@ class Fitness(Table):
             "model": self.model,
             "base": self.base,
             "sae": self.sae,
-            "layers": {str(n): {**vars(one), "verdict": one.verdict} for n, one in self.layers.items()},
+            "layers": {
+                str(n): {**vars(one), "verdict": one.verdict} for n, one in self.layers.items()
+            },
             "run": self.run,
             "base_run": self.base_run,
         }
@@ -93,11 +97,16 @@ def fitness(run: Run, base: Run | None = None) -> Fitness:
     if base is not None and {n: s.fingerprint for n, s in base.saes.items()} != {
         n: s.fingerprint for n, s in run.saes.items()
     }:
-        raise RunError(f"{run.path} and {base.path} are of different SAEs: compare two models under the same ones")
+        raise RunError(
+            f"{run.path} and {base.path} are of different SAEs: compare two models under the same ones"
+        )
     agreed = agreement(base, run, rule).layers if base is not None else {}
     layers = {}
     for layer in run.layers:
-        here, there = _measure(run, layer, rule), _measure(base, layer, rule) if base is not None else None
+        here, there = (
+            _measure(run, layer, rule),
+            _measure(base, layer, rule) if base is not None else None,
+        )
         same = agreed.get(layer)
         layers[layer] = LayerFitness(
             tokens=int(here.scored.sum()),
@@ -142,9 +151,13 @@ def _measure(run: Run, layer: int, rule: Masking) -> _Measured:
     positions = rule.apply(run.token_pos, features.norms)
     scored = positions.scored
     if not scored.any():
-        raise RunError(f"{run.path} has no scored position (position 0 and sinks do not count): use --keep-pos0")
+        raise RunError(
+            f"{run.path} has no scored position (position 0 and sinks do not count): use --keep-pos0"
+        )
     resids = run.resids(layer)
-    mean = np.average(resids.mean.astype(np.float64), axis=0, weights=np.maximum(resids.positions, 1e-9))
+    mean = np.average(
+        resids.mean.astype(np.float64), axis=0, weights=np.maximum(resids.positions, 1e-9)
+    )
     squared = float((features.norms[scored].astype(np.float64) ** 2).sum())
     variance = squared - int(scored.sum()) * float(mean @ mean)
     error = float((features.error[scored].astype(np.float64) ** 2).sum())

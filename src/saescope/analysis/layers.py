@@ -140,7 +140,9 @@ def layers(
     if feature is not None:
         run.check_layer(feature.layer)
         if feature.id >= run.saes[feature.layer].d_sae:
-            raise RunError(f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae}")
+            raise RunError(
+                f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae}"
+            )
         origins = [feature]
     else:
         origins = [one.feature for one in separations[best].sets.values()]
@@ -148,7 +150,9 @@ def layers(
         run=str(run.path),
         layers=separations,
         best=best,
-        feature=FollowedFeature(feature, _rates(run, stored, feature.id, chosen)) if feature else None,
+        feature=FollowedFeature(feature, _rates(run, stored, feature.id, chosen))
+        if feature
+        else None,
         matches=_follow(stored, origins, sorted({*chosen, *(f.layer for f in origins)}), cosines),
         masked={n: (one.masked_pos0, one.masked_sinks) for n, one in found.layers.items()},
     )
@@ -179,7 +183,9 @@ def _separations(
     run: Run, found: Contrast, stored: _Stored, settings: Settings
 ) -> tuple[dict[int, LayerSeparation], int]:
     keys = [split_key(prompt) for prompt in run.prompts]
-    holdout = np.array([part == "holdout" for part in split_prompts(run.prompts, seed=settings.seed)])
+    holdout = np.array(
+        [part == "holdout" for part in split_prompts(run.prompts, seed=settings.seed)]
+    )
     weights = _draws(keys, holdout, settings.seed)
     tops = {n: {name: one.features[0] for name, one in layer.sets.items() if one.features}
             for n, layer in found.layers.items()}  # fmt: skip
@@ -216,7 +222,9 @@ def _draws(keys: Sequence[str], holdout: Bools, seed: int) -> Floats:
     return np.asarray(counts[:, number] * holdout)
 
 
-def _scores(run: Run, stored: _Stored, layer: int, top: Mapping[str, FeatureContrast], weights: Floats) -> Floats:
+def _scores(
+    run: Run, stored: _Stored, layer: int, top: Mapping[str, FeatureContrast], weights: Floats
+) -> Floats:
     """Separation of one layer under every draw."""
     if not top:
         return np.zeros(len(weights))
@@ -230,11 +238,16 @@ def _scores(run: Run, stored: _Stored, layer: int, top: Mapping[str, FeatureCont
         ]
     )
     own = [run.sets.index(name) for name in top]
-    scores = [rates[i, :, at] - np.delete(rates[:, :, at], i, axis=0).max(axis=0) for at, i in enumerate(own)]
+    scores = [
+        rates[i, :, at] - np.delete(rates[:, :, at], i, axis=0).max(axis=0)
+        for at, i in enumerate(own)
+    ]
     return np.asarray(np.mean(scores, axis=0))
 
 
-def _rates(run: Run, stored: _Stored, feature_id: int, chosen: Sequence[int]) -> dict[int, dict[str, float]]:
+def _rates(
+    run: Run, stored: _Stored, feature_id: int, chosen: Sequence[int]
+) -> dict[int, dict[str, float]]:
     rates = {}
     for layer in chosen:
         if feature_id < run.saes[layer].d_sae:
@@ -247,7 +260,9 @@ def _rates(run: Run, stored: _Stored, feature_id: int, chosen: Sequence[int]) ->
     return rates
 
 
-def _follow(stored: _Stored, origins: Sequence[Feature], chosen: Sequence[int], cosines: Cosines | None) -> list[Match]:
+def _follow(
+    stored: _Stored, origins: Sequence[Feature], chosen: Sequence[int], cosines: Cosines | None
+) -> list[Match]:
     """Each origin up and down through the chosen layers, one step from every match to the next."""
     fires = {origin: stored.fires(origin) for origin in origins}
     matches = []
@@ -260,7 +275,11 @@ def _follow(stored: _Stored, origins: Sequence[Feature], chosen: Sequence[int], 
             directions = cosines([followed[o] for o in moving], target) if cosines else None
             for row, origin in enumerate(moving):
                 match = _match(
-                    stored, fires[origin], followed[origin], target, None if directions is None else directions[row]
+                    stored,
+                    fires[origin],
+                    followed[origin],
+                    target,
+                    None if directions is None else directions[row],
                 )
                 if match is not None:
                     matches.append(replace(match, origin=origin))
@@ -274,7 +293,11 @@ def _steps(chosen: Sequence[int], step: int) -> list[tuple[int, int]]:
 
 
 def _match(
-    stored: _Stored, origin_fires: Bools, source: Feature, layer: int, cosine: npt.NDArray[np.float32] | None
+    stored: _Stored,
+    origin_fires: Bools,
+    source: Feature,
+    layer: int,
+    cosine: npt.NDArray[np.float32] | None,
 ) -> Match | None:
     """The feature of `layer` with the largest sum of co-firing and cosine; None where nothing fires with it."""
     _, scored_source = stored.layer(source.layer)

@@ -50,7 +50,9 @@ class Pieces:
         ends = list(accumulate(map(len, self.data)))
         for start, word in _words(self.text, set(ends)):
             last_byte = start + len(_encoded(word)) - 1
-            yield Word(word, self.texts[bisect_right(ends, start) : bisect_right(ends, last_byte) + 1])
+            yield Word(
+                word, self.texts[bisect_right(ends, start) : bisect_right(ends, last_byte) + 1]
+            )
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,16 @@ def samples(prompts: Sequence[tuple[str, Pieces]], n: int) -> list[Sample]:
         return []
     words = list(found.values())
     usual, length = median_low(sizes), median_low(len(text) for text in found)
-    typical = min(words, key=lambda one: (abs(len(one[0].pieces) - usual), abs(len(one[0].text) - length)))
-    hardest = sorted((one for one in words if one is not typical), key=lambda one: -len(one[0].pieces))[: n - 1]
-    return [Sample(word.text, word.pieces, name, (word, name) == typical) for word, name in [*hardest, typical]]
+    typical = min(
+        words, key=lambda one: (abs(len(one[0].pieces) - usual), abs(len(one[0].text) - length))
+    )
+    hardest = sorted(
+        (one for one in words if one is not typical), key=lambda one: -len(one[0].pieces)
+    )[: n - 1]
+    return [
+        Sample(word.text, word.pieces, name, (word, name) == typical)
+        for word, name in [*hardest, typical]
+    ]
 
 
 def _bytes(stored: bytes, whole: bytes, at: int) -> bytes:
@@ -123,7 +132,12 @@ def _kinds(text: str) -> Iterator[tuple[str, str]]:
     """Every character and what it is; an apostrophe between letters is part of their word."""
     for n, letter in enumerate(text):
         inner = letter in _APOSTROPHES and 0 < n < len(text) - 1
-        yield letter, "word" if inner and _kind(text[n - 1]) == _kind(text[n + 1]) == "word" else _kind(letter)
+        yield (
+            letter,
+            "word"
+            if inner and _kind(text[n - 1]) == _kind(text[n + 1]) == "word"
+            else _kind(letter),
+        )
 
 
 def _words(text: str, ends: set[int]) -> Iterator[tuple[int, str]]:

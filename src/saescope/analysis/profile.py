@@ -90,7 +90,10 @@ class Profile(Table):
         """As the JSON of `saescope profile`."""
         return {
             "sets": {
-                name: {**asdict(s), "layers": {str(n): vars(norms) for n, norms in s.layers.items()}}
+                name: {
+                    **asdict(s),
+                    "layers": {str(n): vars(norms) for n, norms in s.layers.items()},
+                }
                 for name, s in self.sets.items()
             },
             "sinks": [vars(sink) for sink in self.sinks],
@@ -108,7 +111,9 @@ class Profile(Table):
 
 
 def _flat(one: SetProfile) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(one).items() if key not in ("paired", "samples", "layers")}
+    plain = {
+        key: value for key, value in vars(one).items() if key not in ("paired", "samples", "layers")
+    }
     low, high = one.paired.ci if one.paired and one.paired.ci else (None, None)
     ratio = one.paired.ratio if one.paired else None
     return {**plain, "paired_ratio": ratio, "paired_low": low, "paired_high": high}
@@ -129,7 +134,9 @@ def profile(
     """
     if n_samples < 0:
         raise PromptError(f"--samples is {n_samples}: it must be at least 0")
-    found = [_layer(run, masking or Masking(), layer) for layer in dict.fromkeys(layers or run.layers)]
+    found = [
+        _layer(run, masking or Masking(), layer) for layer in dict.fromkeys(layers or run.layers)
+    ]
     by_set = _token_profiles(run, n_samples, seed)
     sets = {
         name: SetProfile(**of_tokens, layers={one.layer: one.norms[name] for one in found})
@@ -145,7 +152,9 @@ def profile(
 def _token_profiles(run: Run, n_samples: int, seed: int) -> dict[str, dict[str, Any]]:
     """What is said of each set without a layer: fields of SetProfile."""
     lengths = np.bincount(run.token_prompt, minlength=len(run.prompts))
-    per_prompt = {name: float(lengths[run.set_of_prompt == i].mean()) for i, name in enumerate(run.sets)}
+    per_prompt = {
+        name: float(lengths[run.set_of_prompt == i].mean()) for i, name in enumerate(run.sets)
+    }
     paired = paired_ratios(run, lengths, per_prompt, seed)
     pieces = _pieces(run, lengths)
     return {
@@ -181,7 +190,9 @@ def _held(pieces: Sequence[Pieces]) -> dict[str, float]:
     }
 
 
-def paired_ratios(run: Run, lengths: Ints, per_prompt: Mapping[str, float], seed: int) -> dict[str, Paired]:
+def paired_ratios(
+    run: Run, lengths: Ints, per_prompt: Mapping[str, float], seed: int
+) -> dict[str, Paired]:
     """Every set's tokens against those of the leanest set that has pairs, over the pairs they share."""
     by_pair: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for prompt, n in zip(run.prompts, lengths, strict=True):
@@ -195,7 +206,9 @@ def paired_ratios(run: Run, lengths: Ints, per_prompt: Mapping[str, float], seed
         return {}
     leanest = min(sharing, key=lambda name: per_prompt[name])
     return {
-        name: one for name in sharing if (one := _paired(leanest, by_pair[name], by_pair[leanest], seed)) is not None
+        name: one
+        for name in sharing
+        if (one := _paired(leanest, by_pair[name], by_pair[leanest], seed)) is not None
     }
 
 
@@ -230,16 +243,28 @@ def _layer(run: Run, masking: Masking, layer: int) -> _Layer:
     counted = (run.token_pos == 0) | (np.ones_like(sinks) if masking.keep_sinks else ~sinks)
     set_of_token = run.set_of_prompt[run.token_prompt]
     members = {name: set_of_token == i for i, name in enumerate(run.sets)}
-    norms = {name: _norms(run.token_pos, values, sinks, counted, rows) for name, rows in members.items()}
-    means = {name: Means(n.with_pos0_norm_mean, n.later_norm_mean) for name, n in norms.items() if n.later_norm_mean}
+    norms = {
+        name: _norms(run.token_pos, values, sinks, counted, rows) for name, rows in members.items()
+    }
+    means = {
+        name: Means(n.with_pos0_norm_mean, n.later_norm_mean)
+        for name, n in norms.items()
+        if n.later_norm_mean
+    }
     later = [int((rows & (run.token_pos > 0)).sum()) for rows in members.values()]
     warnings = position_0_drives(layer, means)
     warnings += many_sinks(layer, run.sets, [n.sinks for n in norms.values()], later)
-    return _Layer(layer, masking.median(run.token_pos, values), values, np.flatnonzero(sinks), norms, warnings)
+    return _Layer(
+        layer, masking.median(run.token_pos, values), values, np.flatnonzero(sinks), norms, warnings
+    )
 
 
-def _norms(pos: Ints, norms: npt.NDArray[np.float32], sinks: Bools, counted: Bools, rows: Bools) -> LayerNorms:
-    first, later = (norms[rows & where].astype(np.float64) for where in (pos == 0, (pos > 0) & counted))
+def _norms(
+    pos: Ints, norms: npt.NDArray[np.float32], sinks: Bools, counted: Bools, rows: Bools
+) -> LayerNorms:
+    first, later = (
+        norms[rows & where].astype(np.float64) for where in (pos == 0, (pos > 0) & counted)
+    )
     return LayerNorms(
         pos0_norm_mean=float(first.mean()),
         pos0_norm_median=float(np.median(first)),
@@ -262,7 +287,9 @@ def _sinks(run: Run, found: Sequence[_Layer]) -> list[Sink]:
         for row in one.sinks:
             layers[int(row)].append(one)
     sinks = [_sink(run, row, where) for row, where in layers.items()]
-    return sorted(sinks, key=lambda sink: (sink.pos == 0, -(sink.ratio or np.inf), sink.prompt, sink.pos))
+    return sorted(
+        sinks, key=lambda sink: (sink.pos == 0, -(sink.ratio or np.inf), sink.prompt, sink.pos)
+    )
 
 
 def _sink(run: Run, row: int, where: Sequence[_Layer]) -> Sink:

@@ -48,7 +48,9 @@ def shuffled_confirmed(
     chosen, every = _strongest(discovery), np.ones(int(tested.sum()), bool)
     confirmed = 0
     for _ in range(shuffles):
-        halves = [replace(part, labels=rng.permutation(part.labels)) for part in (discovery, holdout)]
+        halves = [
+            replace(part, labels=rng.permutation(part.labels)) for part in (discovery, holdout)
+        ]
         confirmed += int(_find(halves[0], halves[1], chosen, every, alpha).confirmed.sum())
     return confirmed
 
@@ -64,7 +66,9 @@ def hardest_p(counts: Counts, i: int) -> Floats:
     return p
 
 
-def _find(discovery: Counts, holdout: Counts, chosen: Mapping[int, Bools], tested: Bools, alpha: float) -> Found:
+def _find(
+    discovery: Counts, holdout: Counts, chosen: Mapping[int, Bools], tested: Bools, alpha: float
+) -> Found:
     p = _screen(discovery, chosen)
     q, candidates, confirmed = np.ones_like(p), np.zeros(p.shape, bool), np.zeros(p.shape, bool)
     for i in range(discovery.n_sets):
@@ -75,14 +79,18 @@ def _find(discovery: Counts, holdout: Counts, chosen: Mapping[int, Bools], teste
         if len(proposed):
             candidates[i, proposed] = True
             # Held-out prompts had no part in proposing: their own rate of false discoveries is controlled by itself.
-            confirmed[i, proposed] = stats.benjamini_hochberg(hardest_p(holdout.columns(proposed), i)) <= alpha
+            confirmed[i, proposed] = (
+                stats.benjamini_hochberg(hardest_p(holdout.columns(proposed), i)) <= alpha
+            )
     return Found(p, q, tested, candidates, confirmed)
 
 
 def _strongest(counts: Counts) -> dict[int, Bools]:
     """For each size of a set, the prompts (rows) on which each feature (column) fires most."""
     sizes = np.bincount(counts.labels, minlength=counts.n_sets)
-    return {size: stats.strongest(counts.hits, counts.n, size) for size in set(sizes.tolist()) if size}
+    return {
+        size: stats.strongest(counts.hits, counts.n, size) for size in set(sizes.tolist()) if size
+    }
 
 
 def _screen(counts: Counts, chosen: Mapping[int, Bools]) -> Floats:
@@ -91,7 +99,9 @@ def _screen(counts: Counts, chosen: Mapping[int, Bools]) -> Floats:
     for i, size in enumerate(np.bincount(counts.labels, minlength=counts.n_sets).tolist()):
         if 0 < size < len(counts.n):
             inside = chosen[size][counts.labels == i].sum(0)
-            p[i] = stats.fisher_greater(inside, size, chosen[size].sum(0) - inside, len(counts.n) - size)
+            p[i] = stats.fisher_greater(
+                inside, size, chosen[size].sum(0) - inside, len(counts.n) - size
+            )
     return p
 
 

@@ -16,7 +16,9 @@ _TAILS_LIMIT = 200_000
 _RESAMPLES, _DRAWS = 2000, 1_000_000
 
 
-def wilson(rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def wilson(
+    rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95
+) -> tuple[Floats, Floats]:
     """Wilson score interval of a binomial rate over n trials; (0, 1) where n is 0 (Wilson 1927)."""
     rate, n = np.asarray(rate, np.float64), np.asarray(n, np.float64)
     z2 = ndtri(0.5 + confidence / 2) ** 2
@@ -43,7 +45,9 @@ def bootstrap_mean(values: Floats, seed: int = 0, confidence: float = 0.95) -> t
     """Percentile bootstrap interval of the mean of independent values, at least two of them (Efron 1979)."""
     rng = np.random.default_rng(seed)
     n = len(values)
-    rows = max(1, _DRAWS // n)  # resampled in parts, so that many values need no more memory than few
+    rows = max(
+        1, _DRAWS // n
+    )  # resampled in parts, so that many values need no more memory than few
     parts = [min(rows, _RESAMPLES - done) for done in range(0, _RESAMPLES, rows)]
     means = np.concatenate([values[rng.integers(0, n, (part, n))].mean(axis=1) for part in parts])
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
@@ -111,7 +115,11 @@ def strongest(hits: Any, n: Ints, top: int) -> Bools:
     columns = hits.tocsc()
     for start in range(0, features, _CHUNK):
         shares = columns[:, start : start + _CHUNK].toarray() / n[:, None]
-        least = np.partition(shares, prompts - top, axis=0)[prompts - top] if top < prompts else shares.min(axis=0)
+        least = (
+            np.partition(shares, prompts - top, axis=0)[prompts - top]
+            if top < prompts
+            else shares.min(axis=0)
+        )
         chosen[:, start : start + _CHUNK] = (shares >= least) & (shares > 0)
     return chosen
 

@@ -165,16 +165,22 @@ def _pairs(first: Shards, second: Shards, anatomies: Sequence[Anatomy | None]) -
     for name in second.places:
         if name not in taken:
             yield _Pair(
-                heads[1].get(name), name, "compared with the embedding that A ties it to" if name in heads[1] else ""
+                heads[1].get(name),
+                name,
+                "compared with the embedding that A ties it to" if name in heads[1] else "",
             )
 
 
-def _renamed(names: Sequence[str], second: Shards, a: Anatomy | None, b: Anatomy | None) -> dict[str, str]:
+def _renamed(
+    names: Sequence[str], second: Shards, a: Anatomy | None, b: Anatomy | None
+) -> dict[str, str]:
     """What B calls each of A's tensors."""
     prefixes = (a.prefix, b.prefix) if a is not None and b is not None else ("", "")
     found = {}
     for name in names:
-        swapped = prefixes[1] + name.removeprefix(prefixes[0]) if name.startswith(prefixes[0]) else name
+        swapped = (
+            prefixes[1] + name.removeprefix(prefixes[0]) if name.startswith(prefixes[0]) else name
+        )
         other = name if name in second.places else swapped
         if other in second.places:
             found[name] = other
@@ -193,7 +199,9 @@ def _heads(a: Anatomy | None, b: Anatomy | None) -> tuple[dict[str, str], dict[s
 def _compare(first: Shards, second: Shards, pair: _Pair, sides: "_Sides | None") -> TensorChange:
     """One pair; what only one of the two has is said to be so."""
     if pair.a is None or pair.b is None:
-        shards, name, status = (first, pair.a, "only in A") if pair.a is not None else (second, pair.b, "only in B")
+        shards, name, status = (
+            (first, pair.a, "only in A") if pair.a is not None else (second, pair.b, "only in B")
+        )
         place = shards.places[str(name)]
         return TensorChange(str(name), status, place.shape, place.dtype, note=pair.note)  # type: ignore[arg-type]
     head = bool(pair.note)
@@ -216,11 +224,17 @@ def _compare(first: Shards, second: Shards, pair: _Pair, sides: "_Sides | None")
 class _Sides:
     """Orthonormal bases along which tensors of A write and read, past the norms between them and the residual."""
 
-    def __init__(self, shards: Shards, anatomy: Anatomy | None, directions: Sequence[Tensor]) -> None:
+    def __init__(
+        self, shards: Shards, anatomy: Anatomy | None, directions: Sequence[Tensor]
+    ) -> None:
         if anatomy is None:
-            raise SourceError(f"{shards.files.name}: what of it reads and writes is not known, so directions are not")
+            raise SourceError(
+                f"{shards.files.name}: what of it reads and writes is not known, so directions are not"
+            )
         if wrong := [len(d) for d in directions if len(d) != anatomy.d_model]:
-            raise SourceError(f"a direction is {wrong[0]} wide, residuals of {shards.files.name} {anatomy.d_model}")
+            raise SourceError(
+                f"a direction is {wrong[0]} wide, residuals of {shards.files.name} {anatomy.d_model}"
+            )
         self._map = projection(directions, [1.0] * len(directions))
         self._ports: Mapping[str, tuple[Port, bool]] = {
             **{name: (port, True) for port in anatomy.writes for name in port.stored},
@@ -251,14 +265,18 @@ def _gains_if_known(shards: Shards, anatomy: Anatomy) -> dict[str, Tensor]:
         return {}
 
 
-def _measured(name: str, x: Tensor, y: Tensor, dtype: str, note: str, sides: _Sides | None, head: bool) -> TensorChange:
+def _measured(
+    name: str, x: Tensor, y: Tensor, dtype: str, note: str, sides: _Sides | None, head: bool
+) -> TensorChange:
     """Sizes of the change, and how much of it lies where."""
     shape = tuple(x.shape)
     x, y = (t.reshape(-1, t.shape[-1]) if t.ndim else t.reshape(1, 1) for t in (x, y))
     side = sides.of(name, head) if sides is not None else None
     squares = base = largest = along = 0.0
     columns = _Along(shape, side)
-    v = torch.nn.functional.normalize(torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0)), dim=0)
+    v = torch.nn.functional.normalize(
+        torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0)), dim=0
+    )
     following = torch.zeros_like(v)
     for start, delta, before in _pieces(x, y):
         squares += float(delta.double().pow(2).sum())
@@ -366,4 +384,6 @@ def _layers(of: Sequence[TensorChange]) -> str:
     numbers = sorted({one.layer for one in of if one.layer is not None})
     if not numbers:
         return ""
-    return f" (layer {numbers[0]})" if len(numbers) == 1 else f" (layers {numbers[0]}-{numbers[-1]})"
+    return (
+        f" (layer {numbers[0]})" if len(numbers) == 1 else f" (layers {numbers[0]}-{numbers[-1]})"
+    )

@@ -38,9 +38,13 @@ class Condition:
         try:
             one = cls(Feature.parse(feature), float(above) if sign else 0.0)
         except (SourceError, ValueError) as error:
-            raise EditError(f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5") from error
+            raise EditError(
+                f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5"
+            ) from error
         if not 0 <= one.above < _MOST:
-            raise EditError(f"condition {text!r}: an activation is not above {one.above}: give a number from 0 on")
+            raise EditError(
+                f"condition {text!r}: an activation is not above {one.above}: give a number from 0 on"
+            )
         return one
 
 
@@ -67,7 +71,9 @@ class Edit:
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
-            raise EditError("an edit is of a feature, as 17/23991, or of a direction: give one of the two")
+            raise EditError(
+                "an edit is of a feature, as 17/23991, or of a direction: give one of the two"
+            )
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
         if isinstance(self.when, str):
@@ -97,7 +103,10 @@ class Edit:
     def layers(self) -> set[int]:
         """Layers whose SAE the edit needs."""
         of = [self.at] if self.direction is None else []
-        return {feature.layer for feature in (*of, *([self.condition.feature] if self.condition else []))}
+        return {
+            feature.layer
+            for feature in (*of, *([self.condition.feature] if self.condition else []))
+        }
 
     @property
     def layer(self) -> int:
@@ -121,10 +130,18 @@ def _check(what: str, values: Mapping[str, Any]) -> None:
     """Raises EditError for a value that no edit can have."""
     for name, allowed in (("op", Op), ("gate", Gate), ("scope", Scope)):
         if name in values and values[name] not in get_args(allowed):
-            raise EditError(f"edit of {what}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}")
-    op, strength, skip_sinks = values.get("op", "scale"), values.get("strength"), values.get("skip_sinks", True)
+            raise EditError(
+                f"edit of {what}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}"
+            )
+    op, strength, skip_sinks = (
+        values.get("op", "scale"),
+        values.get("strength"),
+        values.get("skip_sinks", True),
+    )
     if values.get("direction") is not None and op not in DIRECTION_OPS:
-        raise EditError(f"edit of {what}: {op} needs a feature; a direction takes {', '.join(DIRECTION_OPS)}")
+        raise EditError(
+            f"edit of {what}: {op} needs a feature; a direction takes {', '.join(DIRECTION_OPS)}"
+        )
     if strength is None:
         if op not in _USUAL:
             raise EditError(f"edit of {what}: {op} needs a strength")
@@ -134,9 +151,13 @@ def _check(what: str, values: Mapping[str, Any]) -> None:
     if not abs(strength) < _MOST:
         raise EditError(f"edit of {what}: strength {strength} is not finite in float32")
     if op == "project" and not 0 <= strength <= 1:
-        raise EditError(f"edit of {what}: project removes a share between 0 and 1 of the component, not {strength}")
+        raise EditError(
+            f"edit of {what}: project removes a share between 0 and 1 of the component, not {strength}"
+        )
     if not isinstance(values.get("when"), Condition | str | None):
-        raise EditError(f'edit of {what}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"')
+        raise EditError(
+            f'edit of {what}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"'
+        )
     if not isinstance(skip_sinks, bool):
         raise EditError(f"edit of {what}: skip_sinks {skip_sinks!r} is not true or false")
 
@@ -161,7 +182,9 @@ class EditSet:
         for what in ("d_model", "d_sae", "k"):
             wanted, found = getattr(self, what), getattr(spec, what)
             if wanted is not None and wanted != found:
-                raise EditError(f"these edits are of an SAE with {what} {wanted}, {spec.release} has {found}")
+                raise EditError(
+                    f"these edits are of an SAE with {what} {wanted}, {spec.release} has {found}"
+                )
         wanted = self.sae_files.get(str(spec.layer), spec.fingerprint)
         if wanted != spec.fingerprint:
             raise EditError(
@@ -175,7 +198,9 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
 
     Raises ResourceError where it cannot be written.
     """
-    directions = list(dict.fromkeys(edit.direction for edit in edits.edits if edit.direction is not None))
+    directions = list(
+        dict.fromkeys(edit.direction for edit in edits.edits if edit.direction is not None)
+    )
     beside = path.with_name(f"{path.stem}.directions.safetensors")
     names = write_directions(directions, beside) if directions else []
     place = {one: f"{beside.name}#{name}" for one, name in zip(directions, names, strict=True)}
@@ -183,7 +208,11 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     lines += [f"{f.name} = {_toml(getattr(edits, f.name))}" for f in fields(edits)
               if f.name != "edits" and getattr(edits, f.name) not in (None, "", {})]  # fmt: skip
     for edit in edits.edits:
-        lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items())]
+        lines += [
+            "",
+            "[[edit]]",
+            *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items()),
+        ]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +245,9 @@ def parse_edit(text: str) -> Edit:
     except ValueError as error:
         raise EditError(f"edit {text!r}: {error}") from error
     if not 1 <= len(words) <= 5:
-        raise EditError(f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, as 17/23991 scale -1")
+        raise EditError(
+            f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, as 17/23991 scale -1"
+        )
     values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), words[1:], strict=False))
     values |= {"when": when} if condition else {}
     try:
@@ -246,22 +277,30 @@ def read_edits(path: str | Path) -> EditSet:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise EditError(f"{path} does not exist: give an edits file, such as detect writes") from error
+        raise EditError(
+            f"{path} does not exist: give an edits file, such as detect writes"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise EditError(f"{path} is no edits file: {error}") from error
     rows = data.pop("edit", [])
     _check_keys(data, {f.name for f in fields(EditSet)} - {"edits"}, path, "the file")
     for key, kind in (("model", str), ("sae", str), ("d_model", int), ("d_sae", int), ("k", int)):
         if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
-            raise EditError(f"{path}: {key} is {data[key]!r}, not a {'string' if kind is str else 'number'}")
+            raise EditError(
+                f"{path}: {key} is {data[key]!r}, not a {'string' if kind is str else 'number'}"
+            )
     files = data.get("sae_files", {})
     if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
-        raise EditError(f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}')
+        raise EditError(
+            f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}'
+        )
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         rows = []
     needed = ["model"] if rows and all("feature" not in row for row in rows) else ["model", "sae"]
     if missing := [key for key in needed if key not in data]:
-        raise EditError(f"{path} does not say its {missing[0]}: an edit is of one model and one SAE")
+        raise EditError(
+            f"{path} does not say its {missing[0]}: an edit is of one model and one SAE"
+        )
     if not rows:
         raise EditError(f"{path} has no [[edit]]")
     try:
@@ -275,7 +314,9 @@ def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
     _check_keys(row, {*(f.name for f in fields(Edit)), "layer"}, path, f"edit {number}")
     values, layer = dict(row), row.get("layer")
     if ("feature" in row) == ("direction" in row):
-        raise EditError(f"edit {number} names no feature, as 17/23991, and no direction: give one of the two")
+        raise EditError(
+            f"edit {number} names no feature, as 17/23991, and no direction: give one of the two"
+        )
     if not isinstance(row.get("feature", row.get("direction")), str):
         raise EditError(f'edit {number}: what it is of is not a string, as "17/23991"')
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
@@ -291,7 +332,9 @@ def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
 
 def _check_keys(row: Mapping[str, Any], known: set[str], path: Path, where: str) -> None:
     if unknown := row.keys() - known:
-        raise EditError(f"{path}: {where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}")
+        raise EditError(
+            f"{path}: {where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}"
+        )
 
 
 def _toml(value: Any) -> str:

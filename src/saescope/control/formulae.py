@@ -42,7 +42,9 @@ class Reader(NamedTuple):
     every: Bool[Tensor, "n"] | None
     sae: Sae | None
 
-    def __call__(self, h: Float[Tensor, "*b d_model"]) -> tuple[Float[Tensor, "*b n"], Float[Tensor, "*b n"]]:
+    def __call__(
+        self, h: Float[Tensor, "*b d_model"]
+    ) -> tuple[Float[Tensor, "*b n"], Float[Tensor, "*b n"]]:
         """Pre-activations z, and activations a under each one's gate."""
         z = torch.nn.functional.linear(h, self.w, self.b)
         a = z.relu()
@@ -106,7 +108,9 @@ def bind(
     return _assemble(tuple(edits), reader, d, gain)
 
 
-def watch(wanted: Sequence[tuple[Feature, bool]], sae: Sae, dtype: torch.dtype = torch.float32) -> Reader:
+def watch(
+    wanted: Sequence[tuple[Feature, bool]], sae: Sae, dtype: torch.dtype = torch.float32
+) -> Reader:
     """Reads the features that conditions ask of, each with whether only the top k counts; raises EditError."""
     rows = [(_row(sae, feature), sae.b_enc[feature.id]) for feature, _ in wanted]
     gates = [gate for _, gate in wanted]
@@ -147,7 +151,9 @@ def _row(sae: Sae, feature: Feature) -> Float[Tensor, "d_model"]:
     if feature.layer != sae.spec.layer:
         raise EditError(f"edit of {feature}: this is the SAE of layer {sae.spec.layer}")
     if feature.id >= sae.spec.d_sae:
-        raise EditError(f"edit of {feature}: the SAE of layer {feature.layer} has {sae.spec.d_sae} features")
+        raise EditError(
+            f"edit of {feature}: the SAE of layer {feature.layer} has {sae.spec.d_sae} features"
+        )
     return sae.W_enc[feature.id]
 
 
@@ -156,7 +162,9 @@ def _written(edit: Edit, sae: Sae | None) -> Float[Tensor, "d_model"]:
     if edit.direction is not None:
         return torch.tensor(edit.direction.values)
     if sae is None or sae.W_dec is None:
-        raise EditError(f"the SAE of layer {edit.layer} was loaded without its decoder: load_sae(..., decoder=True)")
+        raise EditError(
+            f"the SAE of layer {edit.layer} was loaded without its decoder: load_sae(..., decoder=True)"
+        )
     return sae.W_dec[:, edit.at.id]
 
 

@@ -49,7 +49,9 @@ class Positions:
             made = _Made(mark, {})
             setattr(given.cache, _MARK, made)
         elif made.mark != mark:
-            raise EditError("these keys and values were made under other edits: generate anew, without the cache")
+            raise EditError(
+                "these keys and values were made under other edits: generate anew, without the cache"
+            )
         self._limits = made.limits
 
     def meant(
@@ -73,7 +75,9 @@ class Positions:
     def _of(
         self, kind: Kind, inner: Bool[Tensor, "batch pos"] | None, norms: Float[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"] | None:
-        if (kind.scope == "prefill" and self._given.past) or (kind.scope == "decode" and not self._given.past):
+        if (kind.scope == "prefill" and self._given.past) or (
+            kind.scope == "decode" and not self._given.past
+        ):
             return None
         real = self._real(norms)
         where = inner if kind.skip_sinks and inner is not None else real
@@ -103,5 +107,7 @@ class Positions:
         others = real & ~self._first
         ordered = torch.where(others, norms, torch.inf).sort(dim=1).values
         middle = ((others.sum(dim=1) - 1).clamp(min=0) // 2)[:, None]
-        limit = self._limits[layer] = SINK_RATIO * ordered.gather(1, middle)  # inf where a row has no other position
+        limit = self._limits[layer] = SINK_RATIO * ordered.gather(
+            1, middle
+        )  # inf where a row has no other position
         return others & (norms <= limit)

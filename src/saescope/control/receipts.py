@@ -38,7 +38,9 @@ class Receipt:
     is stored changed, so a change that rounding loses is none.
     """
 
-    def __init__(self, edits: Sequence[Edit], gains: Sequence[float] = (), norms: Sequence[float] = ()) -> None:
+    def __init__(
+        self, edits: Sequence[Edit], gains: Sequence[float] = (), norms: Sequence[float] = ()
+    ) -> None:
         self.edits = tuple(edits)
         self.gains, self.norms = list(gains), list(norms)
         self.steps = 0
@@ -138,7 +140,9 @@ class Receipt:
         """The notes of one layer's edits, as one."""
         bound, numbers = notes[0].bound, notes[0].numbers
         meant = torch.cat([note.meant for note in notes])
-        held = torch.cat([note.meant if note.held is None else note.meant & note.held for note in notes])
+        held = torch.cat(
+            [note.meant if note.held is None else note.meant & note.held for note in notes]
+        )
         acts = torch.cat([note.acts for note in notes])
         amounts = torch.where(held, torch.cat([note.amounts for note in notes]), 0)
         rows = meant.any(dim=1)
@@ -152,7 +156,9 @@ class Receipt:
             self._largest = max(self._largest, float(ratios.max()))
         fires = (acts > 0) | (bound.reader.ids < 0)
         counts = meant.sum(0).tolist(), (fires & meant).sum(0).tolist(), held.sum(0).tolist()
-        strongest = torch.where(meant, acts, 0).amax(0).tolist() if len(acts) else [0.0] * len(numbers)
+        strongest = (
+            torch.where(meant, acts, 0).amax(0).tolist() if len(acts) else [0.0] * len(numbers)
+        )
         for number, n_meant, n_fired, n_held, most in zip(numbers, *counts, strongest, strict=True):
             self._meant[number] += n_meant
             self._fired[number] += n_fired

@@ -79,7 +79,9 @@ def steered(
         _unhook(lm, hooked)
 
 
-def _activate(lm: LM, edits: tuple[Edit, ...], sae_of: Mapping[int, Sae], turn: int | None) -> _Active:
+def _activate(
+    lm: LM, edits: tuple[Edit, ...], sae_of: Mapping[int, Sae], turn: int | None
+) -> _Active:
     gains, norms = [0.0] * len(edits), [0.0] * len(edits)
     for number, edit in enumerate(edits):
         _check_fit(lm, edit, sae_of)
@@ -98,7 +100,11 @@ def _activate(lm: LM, edits: tuple[Edit, ...], sae_of: Mapping[int, Sae], turn: 
         layers[layer] = _Layer(bound, numbers, kinds, asks if any(asks) else None)
     watched = {layer: watch(wanted, sae_of[layer]) for layer, wanted in asked.items()}
     used = {layer for number in acting for layer in edits[number].layers}
-    mark = (tuple(edits[number] for number in acting), turn, tuple(sae_of[layer].spec for layer in sorted(used)))
+    mark = (
+        tuple(edits[number] for number in acting),
+        turn,
+        tuple(sae_of[layer].spec for layer in sorted(used)),
+    )
     return _Active(lm, layers, watched, Receipt(edits, gains, norms), mark if acting else ())
 
 
@@ -116,10 +122,18 @@ def _ask(edit: Edit, asked: dict[int, list[Asked]]) -> tuple[int, int, float] | 
 def _check_fit(lm: LM, edit: Edit, sae_of: Mapping[int, Sae]) -> None:
     """Raises EditError for an edit that is not of this model, naming what differs."""
     if edit.layer >= len(lm.blocks):
-        raise EditError(f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}")
+        raise EditError(
+            f"edit of {edit.name}: {lm.spec.repo} was loaded up to layer {len(lm.blocks) - 1}"
+        )
     if edit.direction is not None and (width := len(edit.direction.values)) != lm.spec.d_model:
-        raise EditError(f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}")
-    if lm.streamed is not None and edit.condition is not None and edit.condition.feature.layer != edit.layer:
+        raise EditError(
+            f"edit of {edit.name}: it is {width} wide, residuals of {lm.spec.repo} {lm.spec.d_model}"
+        )
+    if (
+        lm.streamed is not None
+        and edit.condition is not None
+        and edit.condition.feature.layer != edit.layer
+    ):
         raise EditError(
             f"edit of {edit.name}: {lm.spec.repo} is streamed, a layer in a pass: a condition of another layer is not "
             "known there"
@@ -163,7 +177,9 @@ class _Hooks:
         for layer in (None, *layers):
             self._users[layer] += 1
             if layer not in self._open:
-                hooked = (self._decoders, {}) if layer is None else ([], {layer: self._blocks[layer]})
+                hooked = (
+                    (self._decoders, {}) if layer is None else ([], {layer: self._blocks[layer]})
+                )
                 self._open[layer] = ExitStack()
                 self._open[layer].enter_context(intervene(*hooked, self._begin, self._change))
 
@@ -211,14 +227,20 @@ class _Now:
         self._positions = positions
         self._seen: dict[tuple[int, int], Float[Tensor, "batch pos n"]] = {}
 
-    def change(self, layer: int, resid: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"] | None:
+    def change(
+        self, layer: int, resid: Float[Tensor, "batch pos d"]
+    ) -> Float[Tensor, "batch pos d"] | None:
         """The residual after all edits of this layer; None where none is meant for any position of this pass."""
         h = resid.float()
         for number, one in enumerate(self._active):
             if layer in one.watched:
                 self._seen[number, layer] = one.watched[layer](h)[1]
         norms = torch.linalg.vector_norm(h, dim=-1)
-        parts = [part for number in range(len(self._active)) if (part := self._part(number, layer, h, norms))]
+        parts = [
+            part
+            for number in range(len(self._active))
+            if (part := self._part(number, layer, h, norms))
+        ]
         if not parts:
             return None
         total, touched = h, parts[0].touched
@@ -233,12 +255,21 @@ class _Now:
         return changed
 
     def _part(
-        self, number: int, layer: int, h: Float[Tensor, "batch pos d"], norms: Float[Tensor, "batch pos"]
+        self,
+        number: int,
+        layer: int,
+        h: Float[Tensor, "batch pos d"],
+        norms: Float[Tensor, "batch pos"],
     ) -> _Part | None:
         one = self._active[number]
         if layer not in one.layers:
             return None
-        bound, numbers, kinds, asks = (given := one.layers[layer]).bound, given.numbers, given.kinds, given.asks
+        bound, numbers, kinds, asks = (
+            (given := one.layers[layer]).bound,
+            given.numbers,
+            given.kinds,
+            given.asks,
+        )
         meant = self._positions.meant(layer, kinds, norms)
         if meant is None:
             return None
@@ -250,8 +281,14 @@ class _Now:
         if held is not None or meant.shape[-1] > 1:
             allowed = here if held is None else here & held
             amounts = torch.where(allowed, amounts, 0)
-            touched = allowed.any(dim=-1)[:, None] if rows is None else rows.masked_scatter(rows, allowed.any(dim=-1))
-        note = Note(bound, numbers, amounts, acts, here, held, _picked(norms, rows), _picked(touched, rows))
+            touched = (
+                allowed.any(dim=-1)[:, None]
+                if rows is None
+                else rows.masked_scatter(rows, allowed.any(dim=-1))
+            )
+        note = Note(
+            bound, numbers, amounts, acts, here, held, _picked(norms, rows), _picked(touched, rows)
+        )
         return _Part(one.receipt, note, rows, touched)
 
     def _held(
@@ -265,7 +302,9 @@ class _Now:
         always = torch.ones_like(acts[:, 0], dtype=torch.bool)
         return torch.stack(
             [
-                always if ask is None else _picked(self._seen[number, ask[0]][..., ask[1]], rows) > ask[2]
+                always
+                if ask is None
+                else _picked(self._seen[number, ask[0]][..., ask[1]], rows) > ask[2]
                 for ask in asks
             ],
             dim=-1,

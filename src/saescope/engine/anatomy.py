@@ -27,7 +27,12 @@ _READERS = (
 )  # fmt: skip
 _ATTENTION = ("self_attn", "linear_attn", "attn")
 _NORM_BEFORE_ATTENTION = ("input_layernorm", "ln_1")
-_NORM_BEFORE_MLP = ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm", *_NORM_BEFORE_ATTENTION)
+_NORM_BEFORE_MLP = (
+    "pre_feedforward_layernorm",
+    "ln_2",
+    "post_attention_layernorm",
+    *_NORM_BEFORE_ATTENTION,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,9 @@ def read_anatomy(files: Files) -> Anatomy:
             if writes_to:
                 sites[port.norm or f"{path}.{layer}.{_part(port.name, path)}"] = layer
     if not writes or writes[0].layer != EMBEDDING or len({p.layer for p in writes}) <= len(blocks):
-        raise SourceError(f"architecture {config.model_type!r}: what writes to its residual is not known")
+        raise SourceError(
+            f"architecture {config.model_type!r}: what writes to its residual is not known"
+        )
     head = _head(model, decoder, stored, len(blocks))
     return Anatomy(
         kind=str(config.model_type),
@@ -112,14 +119,22 @@ def read_anatomy(files: Files) -> Anatomy:
         tied=bool(config.tie_word_embeddings) or not head.stored,
         sites=tuple((layer, site) for site, layer in sites.items()),
         kinds=tuple(_kinds(blocks)),
-        has_other_inputs=any("vision" in name or "visual" in name or "audio" in name for name in stored),
+        has_other_inputs=any(
+            "vision" in name or "visual" in name or "audio" in name for name in stored
+        ),
     )
 
 
-def _embeddings(decoder: nn.Module, path: str, names: Mapping[str, tuple[str, ...]]) -> Iterator[Port]:
+def _embeddings(
+    decoder: nn.Module, path: str, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[Port]:
     """Everything looked up before the first block: tokens first, then learned positions."""
     tokens = decoder.get_input_embeddings()  # type: ignore[operator]
-    found = [(n, m) for n, m in decoder.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(path)]
+    found = [
+        (n, m)
+        for n, m in decoder.named_modules()
+        if isinstance(m, nn.Embedding) and not n.startswith(path)
+    ]
     for name, _ in sorted(found, key=lambda item: item[1] is not tokens):
         yield Port(f"{name}.weight", EMBEDDING, -1, None, names[f"{name}.weight"])
 
@@ -130,7 +145,9 @@ def _ports(
     """A block's ports, and whether they write."""
     flipped = {name for name, module in block.named_modules() if isinstance(module, Conv1D)}
     for name, parameter in block.named_parameters():
-        owner, kind = (name.rpartition(".")[::2]) if name.endswith((".weight", ".bias")) else (name, "weight")
+        owner, kind = (
+            (name.rpartition(".")[::2]) if name.endswith((".weight", ".bias")) else (name, "weight")
+        )
         leaf, full = owner.rpartition(".")[2], f"{path}.{name}"
         if leaf in _WRITERS:
             norm = _norm_after(block, name.partition(".")[0])
@@ -138,7 +155,16 @@ def _ports(
             yield Port(full, layer, axis, norm and f"{path}.{norm}", names[full]), True
         elif leaf in _READERS and kind == "weight":
             norm = _norm_before(block, name.partition(".")[0])
-            yield Port(full, layer, -2 if owner in flipped else -1, norm and f"{path}.{norm}", names[full]), False
+            yield (
+                Port(
+                    full,
+                    layer,
+                    -2 if owner in flipped else -1,
+                    norm and f"{path}.{norm}",
+                    names[full],
+                ),
+                False,
+            )
 
 
 def _norm_before(block: nn.Module, part: str) -> str | None:

@@ -37,7 +37,11 @@ class Plan:
 
     def order(self, number: int) -> list[int]:
         """The prompts of one batch in the order of its tokens, each followed by its copies."""
-        return [p for prompt in self.batches[number].prompts for p in (prompt, *self.copies.get(prompt, ()))]
+        return [
+            p
+            for prompt in self.batches[number].prompts
+            for p in (prompt, *self.copies.get(prompt, ()))
+        ]
 
     def lengths(self, number: int) -> list[int]:
         """Tokens of those prompts."""
@@ -83,7 +87,9 @@ def plan_rows(rows: Sequence[list[int]], budget: int, *, packed: bool, shares: b
     return Plan(list(rows), batches, copies)
 
 
-def _batches(rows: Sequence[list[int]], members: Sequence[int], prefix: int, budget: int, packed: bool) -> list[Batch]:
+def _batches(
+    rows: Sequence[list[int]], members: Sequence[int], prefix: int, budget: int, packed: bool
+) -> list[Batch]:
     lengths = [len(rows[prompt]) - prefix for prompt in members]
     planned = plan_batches(lengths, budget, packed=packed)
     return [Batch([[members[at] for at in line] for line in lines], prefix) for lines in planned]

@@ -47,8 +47,12 @@ class DecoderCosines:
     def _decoder(self, layer: int) -> Tensor:
         source, spec = self._run.manifest["inputs"]["saes"].get(str(layer)), self._run.saes[layer]
         if source is None:
-            raise SourceError(f"{self._run.path} does not say where its SAE of layer {layer} came from")
+            raise SourceError(
+                f"{self._run.path} does not say where its SAE of layer {layer} came from"
+            )
         sae = load_sae(source, layer, k=spec.k, offline=self._offline)
         if sae.spec.fingerprint != spec.fingerprint or sae.W_dec is None:
-            raise SourceError(f"{source} is not the SAE that {self._run.path} was made with: its layer {layer} differs")
+            raise SourceError(
+                f"{source} is not the SAE that {self._run.path} was made with: its layer {layer} differs"
+            )
         return sae.W_dec

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from saescope.errors import ResourceError, first_line
 
-Product = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # x, weight, bias, and where the result is written
+Product = Callable[
+    [Tensor, Tensor, Tensor, Tensor], None
+]  # x, weight, bias, and where the result is written
 _ROWS, _IN, _OUT, _K = 48, 256, 4096, 51
 
 
@@ -54,7 +56,9 @@ def _tried(device: torch.device, dtype: torch.dtype) -> Product:
     if device.type == "cuda" and dtype == torch.bfloat16 and is_right(by_parts, device, dtype):
         return by_parts
     if not is_right(in_float32, device, dtype):
-        raise ResourceError(f"this torch has no float32 matrix product on {device}: use --device cpu")
+        raise ResourceError(
+            f"this torch has no float32 matrix product on {device}: use --device cpu"
+        )
     return in_float32
 
 
@@ -67,7 +71,11 @@ def is_right(product: Product, device: torch.device, dtype: torch.dtype) -> bool
     found = torch.empty(_ROWS, _OUT, device=device)
     try:
         product(x.to(device), weight.to(device), bias.to(device), found)
-    except (NotImplementedError, TypeError, RuntimeError) as error:  # how torch says that it has no such operator
+    except (
+        NotImplementedError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # how torch says that it has no such operator
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return False
@@ -85,9 +93,15 @@ def is_right(product: Product, device: torch.device, dtype: torch.dtype) -> bool
 def _check_top_k(values: Float[Tensor, "n d"]) -> None:
     try:
         top = torch.topk(values, _K, dim=-1, sorted=True)
-        right = torch.equal(top.values.cpu(), torch.topk(values.cpu(), _K, dim=-1, sorted=True).values)
+        right = torch.equal(
+            top.values.cpu(), torch.topk(values.cpu(), _K, dim=-1, sorted=True).values
+        )
         right = right and torch.equal(values.gather(1, top.indices).cpu(), top.values.cpu())
     except (NotImplementedError, RuntimeError) as error:
-        raise ResourceError(f"{values.device} has no top k ({first_line(error)}): use --device cpu") from error
+        raise ResourceError(
+            f"{values.device} has no top k ({first_line(error)}): use --device cpu"
+        ) from error
     if not right:
-        raise ResourceError(f"the top k that {values.device} finds is not the CPU's: use --device cpu")
+        raise ResourceError(
+            f"the top k that {values.device} finds is not the CPU's: use --device cpu"
+        )

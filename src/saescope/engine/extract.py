@@ -43,7 +43,9 @@ def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) ->
     if batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
     rows = tokenize(lm, prompts)
-    if is_edited(lm):  # edits tell first positions, last ones and sinks by rows: a prompt is a pass of its own
+    if is_edited(
+        lm
+    ):  # edits tell first positions, last ones and sinks by rows: a prompt is a pass of its own
         return plan_rows(rows, 1, packed=False, shares=False)
     return plan_rows(rows, batch_tokens, packed=lm.packs, shares=lm.shares)
 
@@ -70,7 +72,9 @@ def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
                 f"{lm.spec.repo} has {lm.spec.d_model}: they do not belong together"
             )
         if spec.layer >= len(lm.blocks):
-            raise SourceError(f"layer {spec.layer} was not loaded: {lm.spec.repo} is cut after {len(lm.blocks) - 1}")
+            raise SourceError(
+                f"layer {spec.layer} was not loaded: {lm.spec.repo} is cut after {len(lm.blocks) - 1}"
+            )
 
 
 def residuals(
@@ -87,7 +91,10 @@ def residuals(
     Linear layers are computed by `kernels`.
     """
     products = Products(kernels)
-    wanted = {number: [n for n in layers if (number, n) not in done] for number in range(len(work.batches))}
+    wanted = {
+        number: [n for n in layers if (number, n) not in done]
+        for number in range(len(work.batches))
+    }
     missing = [number for number, left in wanted.items() if left]
     if lm.streamed is not None:
         yield from _streamed(lm, wanted, work, missing, spill, products)
@@ -100,7 +107,11 @@ def residuals(
         with torch.inference_mode(), products:
             if batch.prefix:
                 shared = work.rows[batch.prompts[0]][: batch.prefix]
-                if known is None or known[0] != shared or not set(wanted[number]) <= known[2].keys():
+                if (
+                    known is None
+                    or known[0] != shared
+                    or not set(wanted[number]) <= known[2].keys()
+                ):
                     with capture(lm, wanted[number]) as caught:
                         cache = run_prefix(lm.model, torch.tensor(shared, device=lm.device))
                     known = shared, cache, {layer: resid[0] for layer, resid in caught.items()}
@@ -151,7 +162,9 @@ def compute(
     products = Products(kernels)
     for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill, kernels):
         with products:
-            encoded = _encode(sae_of[layer], resid, work.lengths(number), work.source(number), errors)
+            encoded = _encode(
+                sae_of[layer], resid, work.lengths(number), work.source(number), errors
+            )
         yield number, layer, *encoded
 
 
@@ -202,7 +215,9 @@ def _by_prompt(
     ends = np.cumsum(lengths)
     parts = list(zip(np.split(rows, ends[:-1]), np.split(norms, ends[:-1]), strict=True))
     scored = [own[rule.apply(np.arange(len(own)), of_prompt).scored] for own, of_prompt in parts]
-    means = [resid[torch.from_numpy(own).to(resid.device)].sum(0) / max(1, len(own)) for own in scored]
+    means = [
+        resid[torch.from_numpy(own).to(resid.device)].sum(0) / max(1, len(own)) for own in scored
+    ]
     last = torch.from_numpy(rows[ends - 1]).to(resid.device)
     return PromptResids(
         positions=np.array([len(own) for own in scored], np.int32),
@@ -231,7 +246,9 @@ def extract(
     PromptError, RunError or ResourceError, and then publishes nothing.
     """
     if is_edited(lm):
-        raise SourceError(f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block")
+        raise SourceError(
+            f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block"
+        )
     check_fit(lm, saes)
     prompts = [prompt for group in sets for prompt in group.prompts]
     writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))
@@ -255,7 +272,14 @@ def extract(
         return writer.publish(sets, tokens, orders, _record(lm, saes, command, used))
 
 
-def job(lm: LM, saes: Sequence[Sae], sets: Sequence[PromptSet], batch_tokens: int, *, errors: bool = False) -> Job:
+def job(
+    lm: LM,
+    saes: Sequence[Sae],
+    sets: Sequence[PromptSet],
+    batch_tokens: int,
+    *,
+    errors: bool = False,
+) -> Job:
     """What a run of these would hold; its fingerprint names the run."""
     return Job(
         model=lm.spec,
@@ -269,7 +293,9 @@ def job(lm: LM, saes: Sequence[Sae], sets: Sequence[PromptSet], batch_tokens: in
     )
 
 
-def _record(lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels) -> dict[str, Any]:
+def _record(
+    lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels
+) -> dict[str, Any]:
     return {
         "command": command or {"verb": "extract", "options": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},

@@ -16,18 +16,26 @@ from saescope.errors import SourceError
 _LARGE = 1e4  # beside which a norm's epsilon is nothing
 
 
-def norm_gains(shards: Shards, anatomy: Anatomy, names: Collection[str]) -> dict[str, Float[Tensor, "d_model"]]:
+def norm_gains(
+    shards: Shards, anatomy: Anatomy, names: Collection[str]
+) -> dict[str, Float[Tensor, "d_model"]]:
     """γ of these norms in float64; raises SourceError for a norm that is not h ↦ γ ⊙ h / rms(h)."""
     if not names:
         return {}
     model = causal_lm(read_config(shards.files), torch.float32)
     decoder: nn.Module = getattr(model, model.base_model_prefix)
-    return {name: _gain(shards, anatomy, name, decoder.get_submodule(name)) for name in sorted(names)}
+    return {
+        name: _gain(shards, anatomy, name, decoder.get_submodule(name)) for name in sorted(names)
+    }
 
 
-def _gain(shards: Shards, anatomy: Anatomy, name: str, on_meta: nn.Module) -> Float[Tensor, "d_model"]:
+def _gain(
+    shards: Shards, anatomy: Anatomy, name: str, on_meta: nn.Module
+) -> Float[Tensor, "d_model"]:
     norm = copy.deepcopy(on_meta).to_empty(device="cpu")
-    state: Mapping[str, Tensor] = {key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in norm.state_dict()}
+    state: Mapping[str, Tensor] = {
+        key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in norm.state_dict()
+    }
     norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     random = _LARGE * torch.randn(4, anatomy.d_model, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

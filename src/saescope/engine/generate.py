@@ -77,7 +77,11 @@ def _write(
     given = ids
     for _ in range(max_new_tokens):
         logits = lm.whole(
-            input_ids=given, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=given,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         ).logits[:, -1]
         chosen = _choose(logits, temperature, draws)
         for row, token in enumerate(chosen.tolist()):
@@ -96,7 +100,9 @@ def _write(
     return written, ended
 
 
-def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+def _left_padded(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
     for line, row in enumerate(rows):
@@ -111,7 +117,9 @@ def _choose(
     if temperature == 0:
         return logits.argmax(dim=-1).cpu()
     chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws, strict=True)]
+    drawn = [
+        torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws, strict=True)
+    ]
     return torch.cat(drawn)
 
 

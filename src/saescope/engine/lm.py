@@ -28,7 +28,18 @@ DType = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
-_PACKING = ("gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe")
+_PACKING = (
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "llama",
+    "mistral",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+)
 FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 
@@ -64,7 +75,9 @@ class LM:
         from saescope.engine.whole import load_whole
 
         if self.streamed is not None:
-            raise SourceError(f"{self.spec.repo} is streamed and cannot generate: load it without --memory")
+            raise SourceError(
+                f"{self.spec.repo} is streamed and cannot generate: load it without --memory"
+            )
         return load_whole(self)
 
     def generate(
@@ -82,9 +95,18 @@ class LM:
         if isinstance(prompt, str):
             asked = Prompt("prompt", "prompts", text=prompt)
         else:
-            asked = Prompt("prompt", "prompts", messages=tuple(Message(t["role"], t["content"]) for t in prompt))
+            asked = Prompt(
+                "prompt",
+                "prompts",
+                messages=tuple(Message(t["role"], t["content"]) for t in prompt),
+            )
         [written] = generate(
-            self, [asked], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, thinking=thinking
+            self,
+            [asked],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            thinking=thinking,
         )
         return written.text
 
@@ -129,7 +151,9 @@ def load_lm(
     config = read_config(files)
     n_layers = int(config.num_hidden_layers)
     if not layers or not all(0 <= layer < n_layers for layer in layers):
-        raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {', '.join(map(str, layers))}")
+        raise SourceError(
+            f"{files.name} has layers 0-{n_layers - 1}, not {', '.join(map(str, layers))}"
+        )
     on, kind = choose_device(device), _choose_dtype(dtype, config)
     model = _skeleton(config, kind)
     blocks = _cut(model, config, last=max(layers))
@@ -145,7 +169,9 @@ def load_lm(
             revision=files.revision,
             n_layers=n_layers,
             d_model=int(config.hidden_size),
-            fingerprint=_digest([files.path(name) for name in ("config.json", *tokenizer_files, *weights.shards)]),
+            fingerprint=_digest(
+                [files.path(name) for name in ("config.json", *tokenizer_files, *weights.shards)]
+            ),
         ),
         model=model,
         tokenizer=tokenizer,
@@ -166,7 +192,11 @@ def load_lm(
 
 def choose_device(device: Device) -> torch.device:
     """The device asked for, or the best one here; raises SourceError if it is not available."""
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    have = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if device == "auto":
         return torch.device("cuda" if have["cuda"] else "mps" if have["mps"] else "cpu")
     if not have[device]:
@@ -183,7 +213,9 @@ def read_config(files: Files) -> Any:
         whole = AutoConfig.from_pretrained(path.parent)
         config = whole.get_text_config()
     except Exception as error:  # configs check their fields by exceptions of their own
-        raise SourceError(f"{path} is no model config this transformers knows: {first_line(error)}") from error
+        raise SourceError(
+            f"{path} is no model config this transformers knows: {first_line(error)}"
+        ) from error
     if getattr(whole, "is_encoder_decoder", False):
         raise _unsupported(whole, "it is an encoder and a decoder, not a decoder alone")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -192,11 +224,20 @@ def read_config(files: Files) -> Any:
     if both_ways or not getattr(config, "is_causal", True):
         raise _unsupported(config, "its attention looks to the right")
     if getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None):
-        raise SourceError(f"{files.name} is quantised, which is not supported: give the model it was made from")
-    if not all(isinstance(getattr(config, name, None), int) for name in ("num_hidden_layers", "hidden_size")):
-        raise SourceError(f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size")
+        raise SourceError(
+            f"{files.name} is quantised, which is not supported: give the model it was made from"
+        )
+    if not all(
+        isinstance(getattr(config, name, None), int)
+        for name in ("num_hidden_layers", "hidden_size")
+    ):
+        raise SourceError(
+            f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size"
+        )
     if config.dtype is None:
-        config.dtype = whole.dtype  # a model of several kinds of input may say it once for all its parts
+        config.dtype = (
+            whole.dtype
+        )  # a model of several kinds of input may say it once for all its parts
     return config
 
 
@@ -242,14 +283,21 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
 
     The whole model is built first, and its config left as it is: what a block is may depend on how many there are.
     """
-    found = [(path, blocks) for path, blocks in _lists(model) if len(blocks) == config.num_hidden_layers]
+    found = [
+        (path, blocks) for path, blocks in _lists(model) if len(blocks) == config.num_hidden_layers
+    ]
     if len(found) != 1:
-        raise _unsupported(config, f"{len(found)} lists of {config.num_hidden_layers} blocks where one was expected")
+        raise _unsupported(
+            config,
+            f"{len(found)} lists of {config.num_hidden_layers} blocks where one was expected",
+        )
     path, blocks = found[0]
     decoder = model.get_submodule(path.rpartition(".")[0])
     norms = [name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
     if len(norms) != 1:
-        raise _unsupported(config, f"{len(norms)} final norms beside its blocks where one was expected")
+        raise _unsupported(
+            config, f"{len(norms)} final norms beside its blocks where one was expected"
+        )
     del blocks[last + 1 :]
     setattr(decoder, norms[0], nn.Identity())
     return blocks
@@ -263,7 +311,9 @@ def _embedding(model: Any) -> nn.Module:
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Lists of modules that are not within another."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(part.isdigit() for part in path.split(".")):
+        if isinstance(module, nn.ModuleList) and not any(
+            part.isdigit() for part in path.split(".")
+        ):
             yield path, module
 
 
@@ -278,7 +328,9 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     try:
         return AutoTokenizer.from_pretrained(paths[0].parent), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise SourceError(f"the tokenizer in {paths[0].parent} cannot be read: {first_line(error)}") from error
+        raise SourceError(
+            f"the tokenizer in {paths[0].parent} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def _digest(paths: Sequence[Path]) -> str:

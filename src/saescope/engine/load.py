@@ -12,7 +12,14 @@ from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
 from saescope.sources.files import fingerprint
-from saescope.sources.formats import dictionary_learning, gemma_scope, llama_scope, qwen_scope, saelens, sparsify
+from saescope.sources.formats import (
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from saescope.sources.formats.tensors import SaeWeights
 from saescope.sources.layouts import Config, Format, SaePlace, read_config
 from saescope.sources.saes import SaeSource, open_sae, release_name
@@ -63,7 +70,9 @@ def load_sae(
         k=_own_k(path, source.k, weights),
         activation=weights.activation,
         trained_on=source.trained_on,
-        fingerprint=_fingerprint(path, source.files.path(place.config) if place.config and config else None, place),
+        fingerprint=_fingerprint(
+            path, source.files.path(place.config) if place.config and config else None, place
+        ),
         format=place.format,
         path=place.folder,
     )
@@ -75,7 +84,9 @@ def load_sae(
 
 def _whole(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:
     """In float32, on the device; raises SourceError for values that are not finite."""
-    if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # one pass, no copy; NaN carries through
+    if not torch.isfinite(
+        torch.stack(torch.aminmax(tensor))
+    ).all():  # one pass, no copy; NaN carries through
         raise SourceError(f"{path}: {name} has values that are not finite: the file is damaged")
     return tensor.to(device, torch.float32)
 
@@ -83,11 +94,15 @@ def _whole(path: Path, name: str, tensor: Tensor, device: str | torch.device) ->
 def _own_k(path: Path, given: int | None, weights: SaeWeights) -> int | None:
     if weights.activation != "topk":
         if given is not None:
-            raise SourceError(f"--k is {given}, but {path} has no k: its features fire over a threshold of their own")
+            raise SourceError(
+                f"--k is {given}, but {path} has no k: its features fire over a threshold of their own"
+            )
         return None
     k = given if given is not None else weights.k
     if k is None or not 1 <= k <= len(weights.b_enc):
-        raise SourceError(f"k is {k}, but {path} has {len(weights.b_enc)} features: give the SAE's own k with --k")
+        raise SourceError(
+            f"k is {k}, but {path} has {len(weights.b_enc)} features: give the SAE's own k with --k"
+        )
     return k
 
 

@@ -28,11 +28,15 @@ class Logits:
         decoder = getattr(model, model.base_model_prefix)
         name = str(anatomy.head.norm)
         self.norm: nn.Module = decoder.get_submodule(name).to_empty(device=device)
-        state = {key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in self.norm.state_dict()}
+        state = {
+            key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in self.norm.state_dict()
+        }
         self.norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
         stored = (anatomy.embedding if anatomy.tied else anatomy.head).stored[0]
         bias = stored.removesuffix("weight") + "bias"
-        head = _Head(shards.tensor(stored), shards.tensor(bias) if bias in shards.places else None, device)
+        head = _Head(
+            shards.tensor(stored), shards.tensor(bias) if bias in shards.places else None, device
+        )
         setattr(model, model.base_model_prefix, _Given())
         owner, _, leaf = anatomy.head.name.removesuffix(".weight").rpartition(".")
         setattr(model.get_submodule(owner), leaf, head)
@@ -75,7 +79,9 @@ class _Head(nn.Module):
 
     def forward(self, normed: Tensor) -> Tensor:
         rows = max(1, _PIECE // self._stored.shape[1])
-        parts = [normed @ part.to(self._device, torch.float32).T for part in self._stored.split(rows)]
+        parts = [
+            normed @ part.to(self._device, torch.float32).T for part in self._stored.split(rows)
+        ]
         logits = torch.cat(parts, dim=-1)
         return logits if self._bias is None else logits + self._bias.to(self._device, torch.float32)
 

@@ -39,7 +39,9 @@ def _prefix(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> 
     """What stands before the module's names; a draft head's or an image tower's layers may end alike, but fewer do."""
     first = next(iter(wanted), "")
     found = [n.removesuffix(first) for n in stored if n == first or n.endswith(f".{first}")]
-    return max(found, key=lambda p: (sum(p + name in stored for name in wanted), -len(p)), default=usual)
+    return max(
+        found, key=lambda p: (sum(p + name in stored for name in wanted), -len(p)), default=usual
+    )
 
 
 def _source(name: str, shape: Size, stored: Collection[str]) -> Source:
@@ -47,5 +49,7 @@ def _source(name: str, shape: Size, stored: Collection[str]) -> Source:
     owner, _, kind = name.rpartition(".")
     if name in stored or kind not in _STACKED or not owner.endswith(".experts"):
         return whole
-    experts = tuple(tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]) for n in range(shape[0]))
+    experts = tuple(
+        tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]) for n in range(shape[0])
+    )
     return Source(experts, stacked=True) if any(part in stored for part in experts[0]) else whole

@@ -31,7 +31,11 @@ def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
     files = _file_mappings()
     for tensor in tensors:
         start, end = _whole_pages(tensor)
-        if tensor.device.type == "cpu" and end > start and any(a <= start and end <= b for a, b in files):
+        if (
+            tensor.device.type == "cpu"
+            and end > start
+            and any(a <= start and end <= b for a, b in files)
+        ):
             found.append(Pages(start, end - start))
     return found
 
@@ -58,7 +62,9 @@ def give_back(pages: Sequence[Pages]) -> None:
 
 
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
-    return -(-tensor.data_ptr() // _PAGE) * _PAGE, (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
+    return -(-tensor.data_ptr() // _PAGE) * _PAGE, (
+        tensor.data_ptr() + tensor.nbytes
+    ) // _PAGE * _PAGE
 
 
 def _file_mappings() -> list[tuple[int, int]]:

@@ -11,7 +11,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 class _Shared(DynamicLayer):
     """Keys and values of the prefix: every row reads them, and what rows add is not kept."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None:
             raise RuntimeError("the prefix was not run")
         shape = (len(key_states), -1, -1, -1)
@@ -37,4 +39,9 @@ def run_after(model: nn.Module, cache: Cache, ids: Int[Tensor, "batch pos"]) -> 
     """Run rows that go on where the prefix ends."""
     start = int(cache.get_seq_length())
     positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-    model(input_ids=ids, position_ids=positions.expand(len(ids), -1), past_key_values=cache, use_cache=True)
+    model(
+        input_ids=ids,
+        position_ids=positions.expand(len(ids), -1),
+        past_key_values=cache,
+        use_cache=True,
+    )

@@ -41,7 +41,11 @@ class Products(TorchFunctionMode):
         self._buffers: dict[str, Tensor] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
         if func is functional.linear and len(args) >= 2 and not given:
@@ -49,19 +53,33 @@ class Products(TorchFunctionMode):
             if (kernel := self._kernel(x, weight)) != "native":
                 flat = self._linear(x.reshape(-1, x.shape[-1]), weight, bias, kernel)
                 return flat.view(*x.shape[:-1], len(weight))
-        if func is torch.addmm and len(args) == 3 and given.keys() <= {"out"}:  # how encoders multiply
+        if (
+            func is torch.addmm and len(args) == 3 and given.keys() <= {"out"}
+        ):  # how encoders multiply
             bias, x, turned = args
-            if x.dtype == torch.float32 and turned.T.is_contiguous() and self._kernel(x, turned) == "onednn":
+            if (
+                x.dtype == torch.float32
+                and turned.T.is_contiguous()
+                and self._kernel(x, turned) == "onednn"
+            ):
                 made = product(x, turned.T, bias, "onednn")
                 return given["out"].copy_(made) if "out" in given else made
         return func(*args, **given)
 
     def _kernel(self, x: Tensor, weight: Tensor) -> Kernel:
-        enough = x.device.type == "cpu" and x.dtype == weight.dtype and x.numel() >= LEAST_ROWS * x.shape[-1]
+        enough = (
+            x.device.type == "cpu"
+            and x.dtype == weight.dtype
+            and x.numel() >= LEAST_ROWS * x.shape[-1]
+        )
         return self._kernels.get(weight.dtype, "native") if enough else "native"
 
     def _linear(
-        self, x: Float[Tensor, "n d_in"], weight: Float[Tensor, "d_out d_in"], bias: Tensor | None, kernel: Kernel
+        self,
+        x: Float[Tensor, "n d_in"],
+        weight: Float[Tensor, "d_out d_in"],
+        bias: Tensor | None,
+        kernel: Kernel,
     ) -> Float[Tensor, "n d_out"]:
         if weight.dtype == torch.float32:
             return product(x, weight, bias, kernel)
@@ -73,7 +91,9 @@ class Products(TorchFunctionMode):
             columns = slice(start, min(start + step, d_out))
             part = self._buffer("weight", columns.stop - start, d_in).copy_(weight[columns])
             own_bias = None if bias is None else bias[columns].float()
-            out[:, columns] = product(wide, part, own_bias, kernel, self._buffer("out", n, len(part)))
+            out[:, columns] = product(
+                wide, part, own_bias, kernel, self._buffer("out", n, len(part))
+            )
         return out
 
     def _buffer(self, name: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:

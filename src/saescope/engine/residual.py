@@ -85,7 +85,12 @@ def intervene(
         yield
 
 
-def _begin(begin: Callable[[Pass], None], _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _begin(
+    begin: Callable[[Pass], None],
+    _decoder: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     given = args[0] if args else kwargs.get("input_ids")
     given = kwargs["inputs_embeds"] if given is None else given
@@ -110,7 +115,11 @@ def _real(mask: Any, past: int, given: Tensor) -> Bool[Tensor, "batch pos"] | No
 
 
 def _change(
-    change: Callable[[int, Tensor], Tensor | None], layer: int, _block: nn.Module, _inputs: Any, output: Any
+    change: Callable[[int, Tensor], Tensor | None],
+    layer: int,
+    _block: nn.Module,
+    _inputs: Any,
+    output: Any,
 ) -> Any:
     changed = change(layer, _resid(output))
     if changed is None:
@@ -131,18 +140,25 @@ def replaced(
         for module, change in outputs:
             stack.callback(module.register_forward_hook(partial(_replace_output, change)).remove)
         for module, change in inputs:
-            handle = module.register_forward_pre_hook(partial(_replace_input, change), with_kwargs=True)
+            handle = module.register_forward_pre_hook(
+                partial(_replace_input, change), with_kwargs=True
+            )
             stack.callback(handle.remove)
         yield
 
 
-def _replace_output(change: Callable[[Tensor], Tensor], _module: nn.Module, _inputs: Any, output: Any) -> Any:
+def _replace_output(
+    change: Callable[[Tensor], Tensor], _module: nn.Module, _inputs: Any, output: Any
+) -> Any:
     changed = change(_resid(output))
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 def _replace_input(
-    change: Callable[[Tensor], Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    change: Callable[[Tensor], Tensor],
+    _module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if args:
         return (change(args[0]), *args[1:]), kwargs
@@ -187,7 +203,9 @@ def checked(lm: LM) -> Iterator[None]:
     wrote: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for layer, block in enumerate(lm.blocks if lm.blocks not in _CHECKED else ()):
-            before = block.register_forward_pre_hook(partial(_compare, lm, wrote, layer), with_kwargs=True)
+            before = block.register_forward_pre_hook(
+                partial(_compare, lm, wrote, layer), with_kwargs=True
+            )
             after = block.register_forward_hook(partial(_remember, lm, wrote, layer))
             stack.callback(before.remove)
             stack.callback(after.remove)
@@ -197,7 +215,12 @@ def checked(lm: LM) -> Iterator[None]:
 
 
 def _compare(
-    lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    lm: LM,
+    wrote: dict[int, Tensor],
+    layer: int,
+    _block: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> None:
     read = args[0] if args else kwargs.get("hidden_states")
     if layer - 1 in wrote and not (isinstance(read, Tensor) and _same(read, wrote[layer - 1])):
@@ -207,7 +230,9 @@ def _compare(
         )
 
 
-def _remember(lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
+def _remember(
+    lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any
+) -> None:
     resid = _resid(output)
     if resid.ndim != 3 or resid.shape[-1] != lm.spec.d_model:
         raise SourceError(
@@ -228,7 +253,9 @@ def _resid(output: Any) -> Tensor:
     return resid
 
 
-def _keep(resid: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any) -> None:
+def _keep(
+    resid: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any
+) -> None:
     resid[layer] = _resid(output)
 
 

@@ -65,14 +65,18 @@ class Sae:
         return self.encode_with_border(resid)[0]
 
     @torch.inference_mode()
-    def encode_with_border(self, resid: Float[Tensor, "*b d_model"]) -> tuple[SparseActs, Float[Tensor, "*b"]]:
+    def encode_with_border(
+        self, resid: Float[Tensor, "*b d_model"]
+    ) -> tuple[SparseActs, Float[Tensor, "*b"]]:
         """As `encode`, and the strongest pre-activation that is not let through: NaN where every one is."""
         shape = resid.shape[:-1]
         blocks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
         width = max((sparse.acts.shape[1] for sparse, _ in blocks), default=self.spec.k or 0)
         n = sum(len(border) for _, border in blocks)
         if n * width > _MOST_ENTRIES:
-            raise ResourceError(f"a residual of {n:,} fires {width:,} features: encode fewer at once")
+            raise ResourceError(
+                f"a residual of {n:,} fires {width:,} features: encode fewer at once"
+            )
         acts = torch.zeros(n, width, device=self.W_enc.device)
         ids = torch.zeros(n, width, device=self.W_enc.device, dtype=torch.int64)
         border = torch.empty(n, device=self.W_enc.device)
@@ -81,13 +85,19 @@ class Sae:
             rows = slice(start, start := start + len(of_block))
             acts[rows, : sparse.acts.shape[1]], ids[rows, : sparse.ids.shape[1]] = sparse
             border[rows] = of_block
-        return SparseActs(acts.reshape(*shape, width), ids.reshape(*shape, width)), border.reshape(shape)
+        return SparseActs(acts.reshape(*shape, width), ids.reshape(*shape, width)), border.reshape(
+            shape
+        )
 
     @torch.inference_mode()
-    def encode_blocks(self, resid: Float[Tensor, "n d_model"]) -> Iterator[tuple[SparseActs, Float[Tensor, "rows"]]]:
+    def encode_blocks(
+        self, resid: Float[Tensor, "n d_model"]
+    ) -> Iterator[tuple[SparseActs, Float[Tensor, "rows"]]]:
         """Block by block of the residuals what fires, in rows as long as the block's longest, and the border."""
         if resid.shape[-1] != self.spec.d_model:
-            raise SourceError(f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}")
+            raise SourceError(
+                f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}"
+            )
         if self.spec.activation == "topk":  # of one length, so one block
             yield self._k_largest(resid.to(self.W_enc.device))
         else:
@@ -95,14 +105,24 @@ class Sae:
                 yield self._over_threshold(self.pre_acts(resid[rows]))
         give_back(self.mapped)
 
-    def _k_largest(self, resid: Float[Tensor, "rows d_model"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
+    def _k_largest(
+        self, resid: Float[Tensor, "rows d_model"]
+    ) -> tuple[SparseActs, Float[Tensor, "rows"]]:
         k = self.spec.k or 0
-        top = largest_products(resid, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped)
+        top = largest_products(
+            resid, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped
+        )
         self._refuse_infinite(top.values[:, :k])
-        border = top.values[:, k] if k < self.spec.d_sae else top.values.new_full((len(resid),), torch.nan)
+        border = (
+            top.values[:, k]
+            if k < self.spec.d_sae
+            else top.values.new_full((len(resid),), torch.nan)
+        )
         return SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), border
 
-    def _over_threshold(self, z: Float[Tensor, "rows d_sae"]) -> tuple[SparseActs, Float[Tensor, "rows"]]:
+    def _over_threshold(
+        self, z: Float[Tensor, "rows d_sae"]
+    ) -> tuple[SparseActs, Float[Tensor, "rows"]]:
         """By sorting only what fires: a top-k as wide as the longest row would sort nearly everything."""
         fires = z > self._floor
         token, ids = fires.nonzero(as_tuple=True)
@@ -116,7 +136,9 @@ class Sae:
         sparse.acts[token, place], sparse.ids[token, place] = acts[order], ids[order]
         border = z.masked_fill_(fires, -torch.inf).amax(-1)
         self._refuse_infinite(acts)
-        self._refuse_infinite(border.clamp(min=0))  # what is not a number fires nowhere, and is the largest of its row
+        self._refuse_infinite(
+            border.clamp(min=0)
+        )  # what is not a number fires nowhere, and is the largest of its row
         return sparse, border.masked_fill_(border == -torch.inf, torch.nan)
 
     @property
@@ -125,10 +147,14 @@ class Sae:
 
     def _refuse_infinite(self, values: Tensor) -> None:
         if not torch.isfinite(values).all():
-            raise SourceError(f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged")
+            raise SourceError(
+                f"{_shown(self.spec)} gives pre-activations that are not finite: its weights are damaged"
+            )
 
     @torch.inference_mode()
-    def fires(self, resid: Float[Tensor, "*b d_model"], ids: Int[Tensor, "e"]) -> Bool[Tensor, "*b e"]:
+    def fires(
+        self, resid: Float[Tensor, "*b d_model"], ids: Int[Tensor, "e"]
+    ) -> Bool[Tensor, "*b e"]:
         """Whether some features fire on each residual; costs a full encode only where the k largest decide."""
         if self.spec.activation == "topk":
             sparse = self.encode(resid)
@@ -141,7 +167,9 @@ class Sae:
     def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
         """acts · W_decᵀ + b_dec, gathering only the columns that fire; needs an SAE loaded with its decoder."""
         if self.W_dec is None or self.b_dec is None:
-            raise SourceError(f"{_shown(self.spec)} was loaded without its decoder: load_sae(..., decoder=True)")
+            raise SourceError(
+                f"{_shown(self.spec)} was loaded without its decoder: load_sae(..., decoder=True)"
+            )
         width = sparse.acts.shape[-1]
         flat = (sparse.acts.shape[:-1].numel(), width)
         acts, ids = sparse.acts.reshape(flat), sparse.ids.reshape(flat)
@@ -149,7 +177,9 @@ class Sae:
         out = torch.empty(len(acts), self.spec.d_model, device=columns.device)
         for rows in _blocks(len(acts), 4 * width * self.spec.d_model):
             longest = int((acts[rows] > 0).sum(1).max())  # what is left of the rows is padding
-            out[rows] = torch.einsum("nk,nkd->nd", acts[rows, :longest], columns[ids[rows, :longest]])
+            out[rows] = torch.einsum(
+                "nk,nkd->nd", acts[rows, :longest], columns[ids[rows, :longest]]
+            )
         return (out + self.b_dec).reshape(*sparse.acts.shape[:-1], self.spec.d_model)
 
 

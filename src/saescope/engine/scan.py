@@ -94,7 +94,9 @@ def scan(
     work = plan(lm, prompts, batch_tokens)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))
-    order = np.concatenate([np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts])
+    order = np.concatenate(
+        [np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts]
+    )
     found = compute(lm, saes, work, kernels=choose_kernels(lm, work))
     parts = {(number, layer): features for number, layer, features, _ in found}
     numbers = range(len(work.batches))
@@ -119,7 +121,9 @@ def scan(
                     norm={layer: float(f.norms[row]) for layer, f in layers.items()},
                     features={layer: _top(layer, f, row, n_top) for layer, f in layers.items()},
                 )
-                for at, (row, token) in enumerate(zip(range(start, start + len(ids)), ids, strict=True))
+                for at, (row, token) in enumerate(
+                    zip(range(start, start + len(ids)), ids, strict=True)
+                )
             ],
         )
         for prompt, ids, start in zip(prompts, work.rows, starts[:-1].tolist(), strict=True)
@@ -129,5 +133,7 @@ def scan(
 
 def _top(layer: int, features: LayerFeatures, row: int, n_top: int) -> list[tuple[Feature, float]]:
     own = features.row(row)
-    pairs = zip(features.ids[own][:n_top].tolist(), features.acts[own][:n_top].tolist(), strict=True)
+    pairs = zip(
+        features.ids[own][:n_top].tolist(), features.acts[own][:n_top].tolist(), strict=True
+    )
     return [(Feature(layer, feature), act) for feature, act in pairs]

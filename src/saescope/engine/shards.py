@@ -38,7 +38,9 @@ class Place:
 class Shards:
     """All tensors of a checkpoint by name, in the order of their files."""
 
-    def __init__(self, files: Files, places: Mapping[str, Place], metadata: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self, files: Files, places: Mapping[str, Place], metadata: Mapping[str, Mapping[str, str]]
+    ) -> None:
         self.files = files
         self.places = places
         self.metadata = metadata
@@ -52,7 +54,9 @@ class Shards:
         metadata: dict[str, Mapping[str, str]] = {}
         for shard in sorted(set(shard_of.values())):
             if Path(shard).name != shard:
-                raise SourceError(f"{files.name}: its index names a file in another folder: {shard!r}")
+                raise SourceError(
+                    f"{files.name}: its index names a file in another folder: {shard!r}"
+                )
             metadata[shard], own = _read_header(files.path(shard), shard)
             places |= own
         if missing := shard_of.keys() - places.keys():
@@ -82,7 +86,9 @@ class Shards:
                 self._opened[place.shard] = safe_open(self.files.path(place.shard), framework="pt")
             tensor: Tensor = self._opened[place.shard].get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{place.shard} does not give tensor {name}: {first_line(error)}") from error
+            raise SourceError(
+                f"{place.shard} does not give tensor {name}: {first_line(error)}"
+            ) from error
         return tensor
 
 
@@ -99,5 +105,7 @@ def _read_header(path: Path, shard: str) -> tuple[dict[str, str], dict[str, Plac
     places = {}
     for name, about in header.items():
         start, end = about["data_offsets"]
-        places[name] = Place(shard, about["dtype"], tuple(about["shape"]), 8 + length + start, end - start)
+        places[name] = Place(
+            shard, about["dtype"], tuple(about["shape"]), 8 + length + start, end - start
+        )
     return metadata, places

@@ -56,7 +56,9 @@ def _fastest(dtype: str, threads: int) -> Kernel:
 
 
 @cache
-def _rates(dtype: str, threads: int) -> dict[Kernel, float]:  # another number of threads, another answer
+def _rates(
+    dtype: str, threads: int
+) -> dict[Kernel, float]:  # another number of threads, another answer
     seconds = _seconds(dtype, available(_KINDS[dtype]))
     return {kernel: 2 * _ROWS * _IN * _OUT / taken for kernel, taken in seconds.items()}
 

@@ -32,7 +32,9 @@ class _StandIn(nn.Module):
 
     def __init__(self, block: nn.Module, layer: int, turn: "_Turn") -> None:
         super().__init__()
-        object.__setattr__(self, "block", block)  # no submodule: it must not move or be counted with the model
+        object.__setattr__(
+            self, "block", block
+        )  # no submodule: it must not move or be counted with the model
         self.layer = layer
         self.turn = turn
 
@@ -99,14 +101,21 @@ def streamed(
 
 
 def run_alone(
-    lm: LM, layer: int, resids: Sequence[Tensor], alter: Callable[[nn.Module], None] = lambda _block: None
+    lm: LM,
+    layer: int,
+    resids: Sequence[Tensor],
+    alter: Callable[[nn.Module], None] = lambda _block: None,
 ) -> list[Tensor]:
     """What one block of a streamed LM makes of these residuals (batch, pos, d_model), its weights changed by `alter`.
 
     Nothing of the change stays.
     """
     outputs = []
-    with torch.inference_mode(), _standing_in(lm) as turn, lm.turn(layer, turn.blocks[layer], alone=True):
+    with (
+        torch.inference_mode(),
+        _standing_in(lm) as turn,
+        lm.turn(layer, turn.blocks[layer], alone=True),
+    ):
         alter(turn.blocks[layer])
         turn.layer = layer
         for resid in resids:
@@ -123,7 +132,9 @@ def _run(lm: LM, tokens: Tokens, resid: Tensor | None) -> Tensor:
         lm.model(**given, position_ids=tokens.positions, use_cache=False)
     except _Reached as reached:
         return reached.output
-    raise SourceError(f"{lm.spec.repo} has a block that its own forward pass never runs: it cannot be streamed")
+    raise SourceError(
+        f"{lm.spec.repo} has a block that its own forward pass never runs: it cannot be streamed"
+    )
 
 
 def _refuse_detours(lm: LM, tokens: Tokens) -> None:

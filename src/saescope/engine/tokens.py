@@ -17,7 +17,17 @@ from saescope.sources.prompts import Prompt, PromptSet
 # Rows at least this wide are filled with several short prompts; wider ones would spend their time on attention.
 _ROW_WIDTH = 64
 # Scripts whose words have no spaces between them, as Unicode names their letters.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+_UNSPACED = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "BOPOMOFO",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+    "TIBETAN",
+)
 
 Row = list[int]
 Batch = list[Row]
@@ -50,7 +60,9 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
     if not row:
         raise PromptError(f"prompt {prompt.id} has no tokens: remove it")
     if len(row) > lm.max_length:
-        raise PromptError(f"prompt {prompt.id} has {len(row):,} tokens, the model reads {lm.max_length:,}: shorten it")
+        raise PromptError(
+            f"prompt {prompt.id} has {len(row):,} tokens, the model reads {lm.max_length:,}: shorten it"
+        )
     if max(row) >= lm.vocab_size:
         raise SourceError(
             f"prompt {prompt.id} has token {max(row)}, the model knows {lm.vocab_size:,}: not its tokenizer"
@@ -74,14 +86,18 @@ def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
         head = str(lm.tokenizer.decode(ids[:n], skip_special_tokens=True))
         if head.strip() and whole.startswith(head) and _between_words(head, whole[len(head) :]):
             return replace(prompt, text=head)
-    raise PromptError(f"prompt {prompt.id} has no word that ends in its first {100 * share:g} %: use longer prompts")
+    raise PromptError(
+        f"prompt {prompt.id} has no word that ends in its first {100 * share:g} %: use longer prompts"
+    )
 
 
 def _between_words(head: str, rest: str) -> bool:
     """Whether no word goes on from `head` into `rest`."""
     if not rest or unicodedata.category(rest[0]).startswith("M") or rest[0] in "\u200c\u200d":
         return False
-    return not (head[-1].isalnum() and rest[0].isalnum()) or unicodedata.name(rest[0], "").startswith(_UNSPACED)
+    return not (head[-1].isalnum() and rest[0].isalnum()) or unicodedata.name(
+        rest[0], ""
+    ).startswith(_UNSPACED)
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
@@ -99,7 +115,9 @@ def _ids(tokenizer: Any, prompt: Prompt, options: Mapping[str, bool]) -> list[in
         return list(tokenizer(prompt.text, verbose=False)["input_ids"])
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
     if tokenizer.chat_template is None:
-        raise PromptError(f"prompt {prompt.id} is a chat, but the model's tokenizer has no chat template: use text")
+        raise PromptError(
+            f"prompt {prompt.id} is a chat, but the model's tokenizer has no chat template: use text"
+        )
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=turns[-1]["role"] != "assistant", **options
@@ -120,12 +138,18 @@ def plan_batches(lengths: Sequence[int], budget: int, *, packed: bool) -> list[B
     width = 0
     for prompt in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[prompt]
-        fitting = next((row for row, free in enumerate(room) if length <= free), None) if packed else None
+        fitting = (
+            next((row for row, free in enumerate(room) if length <= free), None) if packed else None
+        )
         if fitting is not None:
             batches[-1][fitting].append(prompt)
             room[fitting] -= length
             continue
-        if not batches or (len(room) + 1) * width > budget or (not packed and 4 * length < 3 * width):
+        if (
+            not batches
+            or (len(room) + 1) * width > budget
+            or (not packed and 4 * length < 3 * width)
+        ):
             batches.append([])
             room = []
             width = max(length, min(_ROW_WIDTH, budget)) if packed else length

@@ -40,7 +40,9 @@ def largest(values: Float[Tensor, "n d"], k: int) -> Top:
     tied = (top.values[:, 1:] == top.values[:, :-1]).any(-1)
     # Rare, but equal rows of an encoder or a residual of zeros make it so.
     for rows in tied.nonzero()[:, 0].split(_TIED_ROWS):
-        top.ids[rows] = torch.sort(values[rows], dim=-1, descending=True, stable=True).indices[:, :wanted]
+        top.ids[rows] = torch.sort(values[rows], dim=-1, descending=True, stable=True).indices[
+            :, :wanted
+        ]
         top.values[rows] = values[rows].gather(1, top.ids[rows])
     return Top(top.values[:, :k], top.ids[:, :k])
 
@@ -51,9 +53,13 @@ def _by_groups(values: Float[Tensor, "n d"], k: int) -> Top:
     grouped = values.view(n, _GROUP, d // _GROUP)
     groups = grouped.amax(1).topk(k, dim=-1, sorted=False).indices
     found = (
-        grouped.gather(2, groups[:, None, :].expand(n, _GROUP, k)).reshape(n, _GROUP * k).topk(k, dim=-1, sorted=True)
+        grouped.gather(2, groups[:, None, :].expand(n, _GROUP, k))
+        .reshape(n, _GROUP * k)
+        .topk(k, dim=-1, sorted=True)
     )
-    return Top(found.values, found.indices // k * (d // _GROUP) + groups.gather(1, found.indices % k))
+    return Top(
+        found.values, found.indices // k * (d // _GROUP) + groups.gather(1, found.indices % k)
+    )
 
 
 def largest_products(
@@ -78,7 +84,10 @@ def largest_products(
         if top is not None:
             parts.append(top)
     if not parts:
-        return Top(torch.empty(0, k, device=x.device), torch.empty(0, k, dtype=torch.int64, device=x.device))
+        return Top(
+            torch.empty(0, k, device=x.device),
+            torch.empty(0, k, dtype=torch.int64, device=x.device),
+        )
     return Top(torch.cat([top.values for top in parts]), torch.cat([top.ids for top in parts]))
 
 
@@ -97,7 +106,9 @@ def _products(
         held = block[: n * (stop - start)].view(n, stop - start)
         for first in range(start, stop, _PRODUCT_COLUMNS):
             columns = slice(first, min(first + _PRODUCT_COLUMNS, stop))
-            multiply(x, weight[columns], bias[columns], held[:, first - start : columns.stop - start])
+            multiply(
+                x, weight[columns], bias[columns], held[:, first - start : columns.stop - start]
+            )
             give_back(within(mapped, weight[columns]))
         yield start, held
 

@@ -43,7 +43,9 @@ class Weights:
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
 
     @classmethod
-    def open(cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device) -> "Weights":
+    def open(
+        cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device
+    ) -> "Weights":
         """Find every parameter's tensor in the checkpoint; raises SourceError where one is missing."""
         shard_of, _ = read_index(files)
         kind = str(getattr(model.config, "model_type", type(model).__name__))
@@ -61,13 +63,23 @@ class Weights:
     @property
     def shards(self) -> list[str]:
         """Files of the checkpoint that hold them."""
-        return sorted({self._checkpoint.shard_of[name] for source in self._found.values() for name in source.flat})
+        return sorted(
+            {
+                self._checkpoint.shard_of[name]
+                for source in self._found.values()
+                for name in source.flat
+            }
+        )
 
     def fill(self, names: Sequence[str]) -> None:
         """Give parameters their tensors; raises SourceError for one that is damaged or of another shape."""
         self._model.load_state_dict(self._read(names), assign=True, strict=False)
-        for module in self._model.modules():  # buffers follow; blocks that have no weights yet stay without
-            module._buffers.update({n: b.to(self._device) for n, b in module._buffers.items() if b is not None})
+        for (
+            module
+        ) in self._model.modules():  # buffers follow; blocks that have no weights yet stay without
+            module._buffers.update(
+                {n: b.to(self._device) for n, b in module._buffers.items() if b is not None}
+            )
 
     def close(self) -> None:
         """Nothing more will be read; what is mapped stays so."""
@@ -80,9 +92,18 @@ class Weights:
             state = self._ahead[1].result()
         else:
             state = self._read(self._under(prefix))
-        self._ahead = None if following is None else (following, _READER.submit(self._read, self._under(following)))
-        empty = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in part.state_dict().items()}
-        part.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True)
+        self._ahead = (
+            None
+            if following is None
+            else (following, _READER.submit(self._read, self._under(following)))
+        )
+        empty = {
+            n: torch.empty(t.shape, dtype=t.dtype, device="meta")
+            for n, t in part.state_dict().items()
+        }
+        part.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True
+        )
         try:
             yield
         finally:
@@ -94,7 +115,10 @@ class Weights:
 
     def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
         read = self._checkpoint.read
-        return {name: read(self._found[name], self._shapes[name], self._dtype, self._device) for name in names}
+        return {
+            name: read(self._found[name], self._shapes[name], self._dtype, self._device)
+            for name in names
+        }
 
 
 def read_tensors(
@@ -106,10 +130,15 @@ def read_tensors(
     _refuse_missing(files, found, shard_of, "lm_head")
     with ExitStack() as stack:
         checkpoint = _Checkpoint(files, shard_of, stack, {})
-        return {name: checkpoint.read(source, wanted[name], dtype, device) for name, source in found.items()}
+        return {
+            name: checkpoint.read(source, wanted[name], dtype, device)
+            for name, source in found.items()
+        }
 
 
-def _refuse_missing(files: Files, found: Mapping[str, Source], stored: Mapping[str, str], kind: str) -> None:
+def _refuse_missing(
+    files: Files, found: Mapping[str, Source], stored: Mapping[str, str], kind: str
+) -> None:
     missing = [name for source in found.values() for name in source.flat if name not in stored]
     if missing:
         raise SourceError(
@@ -153,7 +182,9 @@ class _Checkpoint:
         try:
             tensor: Tensor = self.opened[shard].get_tensor(name)
         except SafetensorError as error:
-            raise SourceError(f"{shard} does not give tensor {name}: {first_line(error)}") from error
+            raise SourceError(
+                f"{shard} does not give tensor {name}: {first_line(error)}"
+            ) from error
         return tensor
 
 
@@ -163,19 +194,25 @@ def _fill_buffers(model: nn.Module, kind: str) -> None:
     Parameters stay without memory meanwhile: the rule would draw random numbers for them.
     """
     for module in model.modules():
-        names = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        names = [
+            name for name in module._non_persistent_buffers_set if module._buffers[name] is not None
+        ]
         if not names:
             continue
         first, second = (_computed(model, module, names, begin) for begin in (0, 1))
         for name in names:
-            if not torch.equal(first[name], second[name]):  # what it held before, so the rule left it alone
+            if not torch.equal(
+                first[name], second[name]
+            ):  # what it held before, so the rule left it alone
                 raise SourceError(
                     f"architecture {kind!r} is not supported: it does not say how the buffer {name} "
                     f"of its {type(module).__name__} is computed"
                 )
 
 
-def _computed(model: nn.Module, module: nn.Module, names: list[str], begin: int) -> dict[str, Tensor]:
+def _computed(
+    model: nn.Module, module: nn.Module, names: list[str], begin: int
+) -> dict[str, Tensor]:
     for name in names:
         module._buffers[name] = torch.full_like(module.get_buffer(name), begin, device="cpu")
     model._init_weights(module)  # type: ignore[operator]

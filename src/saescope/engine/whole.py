@@ -32,7 +32,9 @@ def load_whole(lm: LM) -> nn.Module:
         blocks[layer] = block
     _fill_head(model, config, lm)
     if "generation_config.json" in files.names():
-        model.generation_config = GenerationConfig.from_pretrained(files.path("generation_config.json").parent)
+        model.generation_config = GenerationConfig.from_pretrained(
+            files.path("generation_config.json").parent
+        )
     whole: nn.Module = model.eval().requires_grad_(False)
     return whole
 
@@ -46,7 +48,9 @@ def causal_lm(config: Any, dtype: torch.dtype) -> Any:
         with torch.device("meta"):
             return build(config, dtype=dtype)
     except Exception as error:  # models check their configs by exceptions of their own
-        raise SourceError(f"architecture {config.model_type!r} cannot generate: {first_line(error)}") from error
+        raise SourceError(
+            f"architecture {config.model_type!r} cannot generate: {first_line(error)}"
+        ) from error
 
 
 def decoder_of(whole: nn.Module) -> nn.Module:
@@ -58,7 +62,11 @@ def decoder_of(whole: nn.Module) -> nn.Module:
 def logit_lens(whole: nn.Module, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
     """Logits of residual vectors as if they were the last: through the model's own final norm and lm_head."""
     decoder, head = decoder_of(whole), whole.get_output_embeddings()  # type: ignore[operator]
-    norm = next(getattr(decoder, name) for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module))
+    norm = next(
+        getattr(decoder, name)
+        for name in FINAL_NORMS
+        if isinstance(getattr(decoder, name, None), nn.Module)
+    )
     dtype = next(head.parameters()).dtype
     with torch.inference_mode():
         logits: Tensor = head(norm(vectors.to(dtype)[None]))[0].float()
@@ -83,4 +91,6 @@ def _fill_head(model: Any, config: Any, lm: LM) -> None:
         own.pop("weight")
     wanted = {f"{name}.{key}": shape for key, shape in own.items()}
     state = read_tensors(open_files(lm.source), wanted, lm.dtype, lm.device) if wanted else {}
-    head.load_state_dict({key.removeprefix(f"{name}."): t for key, t in state.items()}, assign=True, strict=False)
+    head.load_state_dict(
+        {key.removeprefix(f"{name}."): t for key, t in state.items()}, assign=True, strict=False
+    )

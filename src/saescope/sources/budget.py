@@ -66,7 +66,9 @@ class Sizes:
 
 def footprint(sizes: Sizes, mode: Mode) -> Footprint:
     """The peak of one way of running the job."""
-    at_once = 1 if mode == "streamed" else sizes.n_saes  # layers whose residuals and encoders are held together
+    at_once = (
+        1 if mode == "streamed" else sizes.n_saes
+    )  # layers whose residuals and encoders are held together
     work = PROGRAM + sizes.activations + sizes.encode_block + at_once * sizes.kept
     work += sizes.residuals if mode == "streamed" else 0
     encoders = at_once * sizes.encoder
@@ -86,7 +88,9 @@ def footprint(sizes: Sizes, mode: Mode) -> Footprint:
 
 def _touched(sizes: Sizes) -> int:
     """Pages of the embedding that a batch's tokens can reach; all where their number is not known."""
-    return sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
+    return (
+        sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
+    )
 
 
 def footprints(sizes: Sizes) -> Mapping[Mode, Footprint]:
@@ -122,10 +126,14 @@ def would_fit(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> list[
     lines = []
     stored = replace(sizes, widening=1.0, mapped=True)
     if not sizes.mapped and not sizes.on_device and _least(stored, modes) <= budget:
-        lines.append("compute in the dtype the weights are stored in (--dtype auto): they then stay in their files")
+        lines.append(
+            "compute in the dtype the weights are stored in (--dtype auto): they then stay in their files"
+        )
     if room := _most(sizes.n_saes - 1, budget, modes, lambda n: replace(sizes, n_saes=n)):
         lines.append(f"ask for at most {room} of the {sizes.n_saes} layers at a time")
-    if room := _most(len(sizes.blocks) - 1, budget, modes, lambda n: replace(sizes, blocks=sizes.blocks[:n])):
+    if room := _most(
+        len(sizes.blocks) - 1, budget, modes, lambda n: replace(sizes, blocks=sizes.blocks[:n])
+    ):
         lines.append(f"ask for layers up to {room - 1}")
     if _least(replace(sizes, activations=sizes.activations // 8), modes) <= budget:
         lines.append("use an eighth of the --batch-tokens")
@@ -149,5 +157,9 @@ def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, value
     """
     inside = value * (3 * mlp + 4 * d_model + 2 * attention)
     in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32
-    widened = 4 * (tokens * (max(mlp, d_model, attention) + _PRODUCT_COLUMNS) + _PRODUCT_WEIGHTS) if value == 2 else 0
+    widened = (
+        4 * (tokens * (max(mlp, d_model, attention) + _PRODUCT_COLUMNS) + _PRODUCT_WEIGHTS)
+        if value == 2
+        else 0
+    )
     return tokens * (inside + in_float32) + widened

@@ -86,7 +86,9 @@ class Release:
         return 4 * (2 * self.d_sae * self.d_model + self.d_sae + self.d_model)
 
 
-def _qwen_scope(model: str, d_model: int, width_k: int, ks: tuple[int, ...], n_layers: int) -> list[Release]:
+def _qwen_scope(
+    model: str, d_model: int, width_k: int, ks: tuple[int, ...], n_layers: int
+) -> list[Release]:
     return [
         Release(
             repo=f"Qwen/SAE-Res-{model}-W{width_k}K-L0_{k}",
@@ -176,13 +178,20 @@ def registered(name: str) -> Registered | None:
         return Registered(known.repo, tuple(f"{part}.sae.pt" for part in inner), known.model)
     if match := _GEMMA_SCOPE.fullmatch(release):
         repo = f"google/{release.removesuffix('-canonical')}"
-        return Registered(repo, (*inner, "canonical") if match["canonical"] else inner, str(model_of(release)))
+        return Registered(
+            repo, (*inner, "canonical") if match["canonical"] else inner, str(model_of(release))
+        )
     if (match := _GEMMA_SCOPE_2.fullmatch(release)) and match["site"]:
         folder = _SITES[match["site"]] + ("_all" if match["all"] else "")
         repo = f"google/gemma-scope-2-{match['size']}-{match['tune']}"
-        return Registered(repo, (folder, *(part for part in inner if part != folder)), str(model_of(release)))
+        return Registered(
+            repo, (folder, *(part for part in inner if part != folder)), str(model_of(release))
+        )
     if match := _LLAMA_SCOPE.fullmatch(release):
-        ids = [re.sub(r"^l(\d+)([ram])_(\d+x)$", lambda m: f"L{m[1]}{m[2].upper()}-{m[3]}", part) for part in inner]
+        ids = [
+            re.sub(r"^l(\d+)([ram])_(\d+x)$", lambda m: f"L{m[1]}{m[2].upper()}-{m[3]}", part)
+            for part in inner
+        ]
         repo = f"fnlp/Llama3_1-8B-Base-LX{match['site'].upper()}-{match['times']}x"
         return Registered(repo, tuple(f"Llama3_1-8B-Base-{part}" for part in ids), _LLAMA)
     return None

@@ -61,7 +61,9 @@ class Checkpoint:
             raise SourceError(
                 f"{self.files.name} has no tensor model.embed_tokens.weight: not a decoder saescope knows"
             )
-        prefix = first.removesuffix(".weight").removesuffix(first.removesuffix(".weight").rpartition(".")[2])
+        prefix = first.removesuffix(".weight").removesuffix(
+            first.removesuffix(".weight").rpartition(".")[2]
+        )
         found: dict[str, int | None] = {}
         for name in self.shard_of:
             parts = name.removeprefix(prefix).split(".") if name.startswith(prefix) else [""]
@@ -75,7 +77,12 @@ class Checkpoint:
         """Files to fetch for the output of layer `last`: config, tokenizer, index and shards."""
         names = self.files.names()
         shards = sorted({self.shard_of[name] for name in self.needed(last)})
-        return [CONFIG, *(n for n in TOKENIZER_FILES if n in names), *(n for n in (INDEX,) if n in names), *shards]
+        return [
+            CONFIG,
+            *(n for n in TOKENIZER_FILES if n in names),
+            *(n for n in (INDEX,) if n in names),
+            *shards,
+        ]
 
     def tensors(self, last: int) -> dict[str, Stored]:
         """Sizes of the needed tensors, from the headers of their shards."""
@@ -88,7 +95,9 @@ class Checkpoint:
         for (shard, names), header in zip(shards.items(), headers, strict=True):
             for name in names:
                 if name not in header:
-                    raise SourceError(f"{self.files.name}: {shard} has no tensor {name}, as its index says")
+                    raise SourceError(
+                        f"{self.files.name}: {shard} has no tensor {name}, as its index says"
+                    )
                 found[name] = header[name]
         return found
 
@@ -112,7 +121,9 @@ def read_index(files: Files) -> tuple[dict[str, str], int | None]:
     if SINGLE in files.names():
         header = read_header(files, SINGLE)
         return dict.fromkeys(header, SINGLE), sum(tensor.bytes for tensor in header.values())
-    raise SourceError(f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read")
+    raise SourceError(
+        f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
+    )
 
 
 def read_config(files: Files) -> Config:
@@ -130,7 +141,15 @@ def read_config(files: Files) -> Config:
             d_model=d_model,
             mlp=used * _get(text, "moe_intermediate_size", dense) if n_experts else dense,
             attention=head_dim * (heads + 2 * _get(text, "num_key_value_heads", heads)),
-            dtype=next((str(c[key]) for c in (text, whole) for key in ("dtype", "torch_dtype") if c.get(key)), ""),
+            dtype=next(
+                (
+                    str(c[key])
+                    for c in (text, whole)
+                    for key in ("dtype", "torch_dtype")
+                    if c.get(key)
+                ),
+                "",
+            ),
             experts_used=used / n_experts if n_experts else 1.0,
         )
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
@@ -157,7 +176,9 @@ def read_header(files: Files, shard: str) -> dict[str, Stored]:
             if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size):
                 raise ValueError("it has no header")
             header = json.loads(file.read(length))
-        return {name: _stored(name, about) for name, about in header.items() if name != "__metadata__"}
+        return {
+            name: _stored(name, about) for name, about in header.items() if name != "__metadata__"
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged or truncated: {error}") from error
 

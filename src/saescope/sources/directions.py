@@ -40,8 +40,14 @@ class Direction:
         values = np.array(self.values, dtype=np.float32)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
-        if self.layer < 0 or not self.name or not (self.name + self.model + self.made).isprintable():
-            raise SourceError(f"direction {self.name!r} of layer {self.layer}: it needs a name in one line and a layer")
+        if (
+            self.layer < 0
+            or not self.name
+            or not (self.name + self.model + self.made).isprintable()
+        ):
+            raise SourceError(
+                f"direction {self.name!r} of layer {self.layer}: it needs a name in one line and a layer"
+            )
         if values.ndim != 1:
             raise SourceError(f"direction {self} has {values.ndim} dimensions, not 1")
         if not np.isfinite(values).all():
@@ -77,7 +83,9 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
 
     layers = [one.layer for one in directions]
     names = [
-        f"direction.{layer}" if layers.count(layer) == 1 else f"direction.{layer}.{layers[:n].count(layer)}"
+        f"direction.{layer}"
+        if layers.count(layer) == 1
+        else f"direction.{layer}.{layers[:n].count(layer)}"
         for n, layer in enumerate(layers)
     ]
     about = {
@@ -92,11 +100,15 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write the direction {path}: {error.strerror or error}") from error
+        raise ResourceError(
+            f"cannot write the direction {path}: {error.strerror or error}"
+        ) from error
     return names
 
 
-def read_direction(path: str | Path, tensor: str | None = None, layer: int | None = None) -> Direction:
+def read_direction(
+    path: str | Path, tensor: str | None = None, layer: int | None = None
+) -> Direction:
     """The direction of a safetensors file: the tensor named, or that of this layer, or the only one there is.
 
     Raises SourceError for a file that is none, has no such direction, or does not say which layer it is of.
@@ -111,8 +123,12 @@ def read_direction(path: str | Path, tensor: str | None = None, layer: int | Non
     if layer is not None and of is not None and of != layer:
         raise SourceError(f"{path}: {name} is a direction of layer {of}, not {layer}")
     if (at := layer if of is None else of) is None:
-        raise SourceError(f"{path}: {name} does not say its layer: add it, as {path.name}@17 or layer = 17")
-    texts = {key: known[key] for key in ("name", "model", "made") if isinstance(known.get(key), str)}
+        raise SourceError(
+            f"{path}: {name} does not say its layer: add it, as {path.name}@17 or layer = 17"
+        )
+    texts = {
+        key: known[key] for key in ("name", "model", "made") if isinstance(known.get(key), str)
+    }
     try:
         return Direction(at, _values(tensors[name]), **{"name": path.stem, **texts})
     except SourceError as error:
@@ -124,7 +140,9 @@ def split_place(text: str) -> tuple[str, str | None, int | None]:
     place, at, layer = text.rpartition("@")
     if not at or not layer.isdecimal():
         place, layer = text, ""
-    file, _, tensor = place.partition("#") if not Path(place).expanduser().is_file() else (place, "", "")
+    file, _, tensor = (
+        place.partition("#") if not Path(place).expanduser().is_file() else (place, "", "")
+    )
     return file, tensor or None, int(layer) if layer else None
 
 
@@ -139,14 +157,18 @@ def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError as error:
-        raise SourceError(f"{path} does not exist: give a safetensors file with a direction") from error
+        raise SourceError(
+            f"{path} does not exist: give a safetensors file with a direction"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         about = json.loads(metadata.get(_METADATA, "{}"))
     except (ValueError, RecursionError):
         about = None
-    if not isinstance(about, dict) or not all(isinstance(one, dict) and _is_layer(one) for one in about.values()):
+    if not isinstance(about, dict) or not all(
+        isinstance(one, dict) and _is_layer(one) for one in about.values()
+    ):
         raise SourceError(f"{path} has damaged metadata of its directions")
     return tensors, about
 

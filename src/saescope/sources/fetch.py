@@ -24,7 +24,9 @@ def fetch(plan: Plan, *, check: bool = False, report: Callable[[str], None] = pr
             continue
         if not file.entry.have:
             begun = f", {show_bytes(file.entry.partial)} are here" if file.entry.partial else ""
-            report(f"{number}/{len(plan.needed)} {file.entry.name}: {show_bytes(file.entry.bytes or 0)}{begun}")
+            report(
+                f"{number}/{len(plan.needed)} {file.entry.name}: {show_bytes(file.entry.bytes or 0)}{begun}"
+            )
             _fetch(file.files, file.entry)
         elif check and file.entry.sha256:
             report(f"{number}/{len(plan.needed)} {file.entry.name}: checking")
@@ -36,7 +38,9 @@ def refuse_if_too_large(plan: Plan) -> None:
     """Raises ResourceError, with what would fit, unless everything missing can be fetched and written."""
     if plan.asked.offline and plan.missing:
         names = ", ".join(file.entry.name for file in plan.missing[:3])
-        raise SourceError(f"--offline fetches nothing, and {len(plan.missing)} files are not in the cache ({names})")
+        raise SourceError(
+            f"--offline fetches nothing, and {len(plan.missing)} files are not in the cache ({names})"
+        )
     if not plan.fits_disk:
         raise ResourceError(f"{plan.why[0]}; {'; or '.join(plan.disk_instead)}")
 
@@ -88,7 +92,9 @@ def _download(files: HubFiles, entry: Entry) -> None:
                 ),
             )
         _check_hash(part, files, entry)
-        part.rename(blob)  # huggingface_hub finds it there and only makes the name that points to it
+        part.rename(
+            blob
+        )  # huggingface_hub finds it there and only makes the name that points to it
 
 
 def _check_hash(path: Path, files: HubFiles, entry: Entry) -> None:

@@ -141,14 +141,26 @@ class HubFiles(Files):
 
         if self.offline:
             # No pattern, so that a snapshot is found where only some of its files were ever fetched.
-            find = partial(snapshot_download, self.repo, revision=self.wanted, allow_patterns=[], local_files_only=True)
+            find = partial(
+                snapshot_download,
+                self.repo,
+                revision=self.wanted,
+                allow_patterns=[],
+                local_files_only=True,
+            )
             folder = Path(asking_hub(self, find))
             cached = (path for path in folder.rglob("*") if path.is_file())
-            return folder.name, {p.relative_to(folder).as_posix(): Blob(p.stat().st_size) for p in cached}
-        info = asking_hub(self, lambda: HfApi().model_info(self.repo, revision=self.wanted, files_metadata=True))
+            return folder.name, {
+                p.relative_to(folder).as_posix(): Blob(p.stat().st_size) for p in cached
+            }
+        info = asking_hub(
+            self, lambda: HfApi().model_info(self.repo, revision=self.wanted, files_metadata=True)
+        )
         self._remember(str(info.sha))
         return str(info.sha), {
-            s.rfilename: Blob(s.lfs.size, s.lfs.sha256, s.lfs.sha256) if s.lfs else Blob(s.size, s.blob_id)
+            s.rfilename: Blob(s.lfs.size, s.lfs.sha256, s.lfs.sha256)
+            if s.lfs
+            else Blob(s.size, s.blob_id)
             for s in info.siblings or ()
         }
 
@@ -208,7 +220,9 @@ class HubFiles(Files):
         return Path(
             asking_hub(
                 self,
-                lambda: hf_hub_download(self.repo, name, revision=self.revision, local_files_only=self.offline),
+                lambda: hf_hub_download(
+                    self.repo, name, revision=self.revision, local_files_only=self.offline
+                ),
             )
         )
 
@@ -221,7 +235,9 @@ def asking_hub(files: HubFiles, call: Callable[[], T]) -> T:
     try:
         return call()
     except errors.GatedRepoError as error:
-        raise SourceError(f"{files.repo} is gated: accept its terms on the hub and log in (hf auth login)") from error
+        raise SourceError(
+            f"{files.repo} is gated: accept its terms on the hub and log in (hf auth login)"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
             f"no folder and no hub repository named {files.repo!r}: check the spelling, or log in if it is private"
@@ -230,10 +246,14 @@ def asking_hub(files: HubFiles, call: Callable[[], T]) -> T:
         raise SourceError(f"{files.repo} has no revision {files.wanted!r}") from error
     except errors.LocalEntryNotFoundError as error:
         if files.offline:
-            raise NotCachedError(f"{files.repo}{at} is not in the local cache: run once without --offline") from error
+            raise NotCachedError(
+                f"{files.repo}{at} is not in the local cache: run once without --offline"
+            ) from error
         hint = "check the connection, or give a local folder"
         raise SourceError(f"{files.repo}{at} is not in the local cache: {hint}") from error
-    except Exception as error:  # connection failures come as whatever HTTP library the hub client uses
+    except (
+        Exception
+    ) as error:  # connection failures come as whatever HTTP library the hub client uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"cannot fetch {files.repo}{at}: {reason}") from error
 
@@ -252,7 +272,9 @@ def open_files(ref: str, *, offline: bool = False) -> Files:
         raise SourceError(f"{ref} is a file; give the folder it lies in")
     repo, _, revision = ref.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
-        raise SourceError(f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base")
+        raise SourceError(
+            f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base"
+        )
     return HubFiles(repo, revision or None, is_offline(offline))
 
 

@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 from saescope.errors import SourceError
 from saescope.sources.files import Files
 
-Format = Literal["qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope", "llama-scope"]
+Format = Literal[
+    "qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope", "llama-scope"
+]
 Config = Mapping[str, Any]
 
 _MAX_CONFIG = 2**20
@@ -111,7 +113,9 @@ def described(files: Files, place: SaePlace) -> SaePlace:
         return place
     config = read_config(files, place.config)
     hook, d_sae, trained_on = _SAID[place.format](config)
-    return replace(place, hook=hook if hook != Hook() else place.hook, d_sae=d_sae, trained_on=trained_on)
+    return replace(
+        place, hook=hook if hook != Hook() else place.hook, d_sae=d_sae, trained_on=trained_on
+    )
 
 
 def read_config(files: Files, name: str) -> Config:
@@ -148,15 +152,30 @@ def hook_in_path(kind: Format, path: Sequence[str]) -> Hook:
             return Hook(int("".join(filter(str.isdigit, path[-1]))))
         case "saelens":
             return next(
-                (hook_of(part) for part in inner if part.startswith("blocks.") and "hook_resid" in part), Hook()
+                (
+                    hook_of(part)
+                    for part in inner
+                    if part.startswith("blocks.") and "hook_resid" in part
+                ),
+                Hook(),
             )
         case "sparsify":
             folders = [
-                part.replace("layers_", "layers.") for part in inner if re.search(r"(^|\.)(layers|h)[._]\d", part)
+                part.replace("layers_", "layers.")
+                for part in inner
+                if re.search(r"(^|\.)(layers|h)[._]\d", part)
             ]
-            return hook_of(folders[0]) if folders else Hook(other="embed_tokens") if "embed_tokens" in path else Hook()
+            return (
+                hook_of(folders[0])
+                if folders
+                else Hook(other="embed_tokens")
+                if "embed_tokens" in path
+                else Hook()
+            )
         case "dictionary-learning":
-            layers = [re.fullmatch(r"resid_post_layer_(\d{1,4})(?:_checkpoints)?", part) for part in inner]
+            layers = [
+                re.fullmatch(r"resid_post_layer_(\d{1,4})(?:_checkpoints)?", part) for part in inner
+            ]
             return next((Hook(int(found[1])) for found in layers if found), Hook())
         case "llama-scope":
             return _llama_scope_path(inner)
@@ -167,7 +186,11 @@ def hook_in_path(kind: Format, path: Sequence[str]) -> Hook:
 def _llama_scope_path(inner: Sequence[str]) -> Hook:
     for part in inner:
         if match := re.fullmatch(r"Llama[\w.-]+-Base-L(\d{1,3})([A-Z]+)-\d+x", part):
-            return Hook(int(match[1])) if match[2] == "R" else Hook(other=f"{part} (not the residual stream)")
+            return (
+                Hook(int(match[1]))
+                if match[2] == "R"
+                else Hook(other=f"{part} (not the residual stream)")
+            )
     return Hook()
 
 
@@ -175,7 +198,8 @@ def _gemma_scope_path(path: Sequence[str]) -> Hook:
     """The first's repositories are named by their place, the second's folders; either has `layer_N…` within."""
     for part in path:
         place = re.fullmatch(
-            r"(?:gemma-scope-[\w.-]+-)?(att|mlp|(?:trans|cross)coders?(?:_all)?|(?:attn|mlp)_out(?:_all)?|clt)", part
+            r"(?:gemma-scope-[\w.-]+-)?(att|mlp|(?:trans|cross)coders?(?:_all)?|(?:attn|mlp)_out(?:_all)?|clt)",
+            part,
         )
         if place:
             return Hook(other=f"{place[1]} (not the residual stream)")
@@ -211,12 +235,20 @@ def _sparsify(config: Config) -> _Said:
 
 
 def _dictionary_learning(config: Config) -> _Said:
-    trainer, buffer = (part if isinstance(part := config.get(name), dict) else {} for name in ("trainer", "buffer"))
+    trainer, buffer = (
+        part if isinstance(part := config.get(name), dict) else {} for name in ("trainer", "buffer")
+    )
     layer, module = trainer.get("layer"), trainer.get("submodule_name")
-    hook = Hook(layer) if isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < 10**4 else Hook()
+    hook = (
+        Hook(layer)
+        if isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < 10**4
+        else Hook()
+    )
     if isinstance(module, str) and re.search(r"attn|attention|mlp", module):
         hook = Hook(other=module)
-    if buffer.get("io") == "in" and hook.layer is not None:  # a layer's input is the output of the one before
+    if (
+        buffer.get("io") == "in" and hook.layer is not None
+    ):  # a layer's input is the output of the one before
         hook = Hook(hook.layer - 1) if hook.layer else Hook(other="the embedding")
     return _Said(hook, _count(trainer.get("dict_size")), _text(trainer.get("lm_name")))
 
@@ -224,12 +256,16 @@ def _dictionary_learning(config: Config) -> _Said:
 def _gemma_scope(config: Config) -> _Said:
     name = config.get("hf_hook_point_in")
     out = config.get("hf_hook_point_out")
-    hook = Hook(other=f"{name} to {out} (a transcoder)") if out not in (None, name) else hook_of(name)
+    hook = (
+        Hook(other=f"{name} to {out} (a transcoder)") if out not in (None, name) else hook_of(name)
+    )
     return _Said(hook, _count(config.get("width")), _text(config.get("model_name")))
 
 
 def _llama_scope(config: Config) -> _Said:
-    return _Said(hook_of(config.get("hook_point_in")), _count(config.get("d_sae")), "meta-llama/Llama-3.1-8B")
+    return _Said(
+        hook_of(config.get("hook_point_in")), _count(config.get("d_sae")), "meta-llama/Llama-3.1-8B"
+    )
 
 
 def _count(value: object) -> int | None:

@@ -24,7 +24,9 @@ def parse_bytes(text: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     amount = float(match[1]) * _power(match[2]) if match else 0
     if not 1 <= amount < 2**63:
-        raise ResourceError(f"{text!r} is no amount of memory: give for instance 8GiB, 500MB or 2e9 (bytes)")
+        raise ResourceError(
+            f"{text!r} is no amount of memory: give for instance 8GiB, 500MB or 2e9 (bytes)"
+        )
     return int(amount)
 
 
@@ -45,7 +47,11 @@ def show_bytes(amount: int) -> str:
     """An amount as a person reads it, in powers of 1000 as disks and the hub count: `2.15 GB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if amount >= 0.9995 * size:
-            return f"{amount / size:.3g} {unit}" if amount < 999.5 * size else f"{amount / size:.0f} {unit}"
+            return (
+                f"{amount / size:.3g} {unit}"
+                if amount < 999.5 * size
+                else f"{amount / size:.0f} {unit}"
+            )
     return f"{amount} bytes"
 
 
@@ -114,10 +120,18 @@ def _lines(path: Path) -> list[str]:
 def _physical_memory() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # no sysconf on Windows, not every name everywhere
+    except (
+        AttributeError,
+        ValueError,
+        OSError,
+    ):  # no sysconf on Windows, not every name everywhere
         pass
     try:
-        return int(subprocess.run(["sysctl", "-n", "hw.memsize"], capture_output=True, check=True, timeout=5).stdout)
+        return int(
+            subprocess.run(
+                ["sysctl", "-n", "hw.memsize"], capture_output=True, check=True, timeout=5
+            ).stdout
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 

@@ -60,7 +60,11 @@ def make_plan(asked: Asked) -> Plan:
         flop_per_token=_flop_per_token(model, sae),
         unknown=(*model.unknown, *sae.unknown),
     )
-    return planned if planned.fits_disk else replace(planned, disk_instead=tuple(_less_disk(planned, model, sae)))
+    return (
+        planned
+        if planned.fits_disk
+        else replace(planned, disk_instead=tuple(_less_disk(planned, model, sae)))
+    )
 
 
 def _find_sae(asked: Asked) -> _Sae:
@@ -75,12 +79,18 @@ def _find_sae(asked: Asked) -> _Sae:
         return _known_sae(asked, release, source.files if source else None)
     layers = source.choose(source.layers if asked.layers == "all" else asked.layers)
     places = [source.place(layer) for layer in layers]
-    names = dict.fromkeys([*(place.weights for place in places), *(p.config for p in places if p.config)])
-    needed = tuple(NeededFile(source.files.name, source.files, source.files.entry(name)) for name in names)
+    names = dict.fromkeys(
+        [*(place.weights for place in places), *(p.config for p in places if p.config)]
+    )
+    needed = tuple(
+        NeededFile(source.files.name, source.files, source.files.entry(name)) for name in names
+    )
     release = release or find_release(source.files.name)
     named = what_name_says(source.files)
     by_name = release.d_sae if release else named.d_sae if named else None
-    return _Sae(layers, needed, release, by_name or max(place.d_sae or 0 for place in places) or None)
+    return _Sae(
+        layers, needed, release, by_name or max(place.d_sae or 0 for place in places) or None
+    )
 
 
 def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _Sae:
@@ -89,7 +99,9 @@ def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _S
         raise SourceError(f"{asked.sae} is not in the catalog")
     every = tuple(range(release.n_layers))
     places = tuple(SaePlace("qwen-scope", layer_file(n), None, Hook(n)) for n in every)
-    source = SaeSource(files or open_files(release.repo, offline=True), places, release.k, release.model)
+    source = SaeSource(
+        files or open_files(release.repo, offline=True), places, release.k, release.model
+    )
     layers = source.choose(every if asked.layers == "all" else asked.layers)
     names = files.names() if files else frozenset()
     needed = tuple(
@@ -108,7 +120,11 @@ def _find_model(asked: Asked, last: int) -> _Model:
         files = open_files(asked.model, offline=asked.offline)
         checkpoint = open_checkpoint(files)
     except NotCachedError:
-        return _Model(unknown=(f"{asked.model} is not in the local cache: its files and sizes are not known offline",))
+        return _Model(
+            unknown=(
+                f"{asked.model} is not in the local cache: its files and sizes are not known offline",
+            )
+        )
     n_layers = checkpoint.config.n_layers
     if last >= n_layers:
         raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {last}")
@@ -174,7 +190,9 @@ def _width(sae: _Sae, config: Config) -> int:
             f"SAE {sae.release.repo} reads residuals {sae.release.d_model} wide, the model has {config.d_model}: "
             "they do not belong together"
         )
-    return sae.d_sae or ((sae.needed[0].entry.bytes or 0) // 4 - config.d_model) // (2 * config.d_model + 1)
+    return sae.d_sae or ((sae.needed[0].entry.bytes or 0) // 4 - config.d_model) // (
+        2 * config.d_model + 1
+    )
 
 
 def _flop_per_token(model: _Model, sae: _Sae) -> float | None:
@@ -195,7 +213,11 @@ def _place(needed: Sequence[NeededFile]) -> Path:
     """Where files are fetched to: the hub's cache, or beside local ones where all are."""
     from huggingface_hub import constants
 
-    local = [f.files.path(f.entry.name).parent for f in needed if f.files and not isinstance(f.files, HubFiles)]
+    local = [
+        f.files.path(f.entry.name).parent
+        for f in needed
+        if f.files and not isinstance(f.files, HubFiles)
+    ]
     return local[0] if len(local) == len(needed) else Path(constants.HF_HUB_CACHE)
 
 
@@ -206,11 +228,16 @@ def _less_disk(plan: Plan, model: _Model, sae: _Sae) -> list[str]:
     if len(sae.layers) > 1 and layer:
         room = (plan.disk_free - sum(file.entry.missing for file in model.needed)) // layer
         if room > 0:
-            lines.append(f"ask for at most {room} of the {len(sae.layers)} layers ({show_bytes(layer)} each)")
+            lines.append(
+                f"ask for at most {room} of the {len(sae.layers)} layers ({show_bytes(layer)} each)"
+            )
     if not lines and (last := _deepest(plan.disk_free - layer, model, max(sae.layers))) is not None:
         lines.append(f"ask for one layer up to {last}: fewer shards are needed")
     more = show_bytes(plan.download_bytes - plan.disk_free)
-    return [*lines, f"free {more}, or keep the cache on another disk: HF_HOME=/another/disk saescope fetch …"]
+    return [
+        *lines,
+        f"free {more}, or keep the cache on another disk: HF_HOME=/another/disk saescope fetch …",
+    ]
 
 
 def _deepest(room: int, model: _Model, last: int) -> int | None:

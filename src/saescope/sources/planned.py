@@ -44,7 +44,9 @@ class NeededFile:
 
     def renewed(self) -> "NeededFile":
         """The same, looked at again."""
-        return self if self.files is None else replace(self, entry=self.files.entry(self.entry.name))
+        return (
+            self if self.files is None else replace(self, entry=self.files.entry(self.entry.name))
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -163,7 +165,9 @@ class Plan:
 
     def renewed(self) -> "Plan":
         """The same with files and free space looked at again."""
-        return replace(self, needed=tuple(f.renewed() for f in self.needed), disk_free=free_disk(self.place))
+        return replace(
+            self, needed=tuple(f.renewed() for f in self.needed), disk_free=free_disk(self.place)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -181,7 +185,10 @@ class Plan:
             "memory_bytes": self.memory_bytes,
             "memory_budget_bytes": self.budget,
             "mode": self.mode,
-            "memory": {m: {"file_backed": f.file_backed, "anonymous": f.anonymous, "bytes": f.total} for m, f in modes},
+            "memory": {
+                m: {"file_backed": f.file_backed, "anonymous": f.anonymous, "bytes": f.total}
+                for m, f in modes
+            },
             "fits": self.fits,
             "why": list(self.why),
             "instead": list(self.instead),

@@ -68,7 +68,9 @@ class PromptSet:
 
 def fingerprint(sets: Iterable[PromptSet]) -> str:
     """SHA-256 over every field of every prompt, in order."""
-    text = json.dumps([[s.name, [asdict(p) for p in s.prompts]] for s in sets], ensure_ascii=False, sort_keys=True)
+    text = json.dumps(
+        [[s.name, [asdict(p) for p in s.prompts]] for s in sets], ensure_ascii=False, sort_keys=True
+    )
     return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
@@ -81,13 +83,17 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     """
     parts = _parts(str(path))
     if len(parts) > 1 and "" in parts:
-        raise PromptError(f"{path}: a '+' stands between two prompt sets, as in {'+'.join(BUNDLES)}")
+        raise PromptError(
+            f"{path}: a '+' stands between two prompt sets, as in {'+'.join(BUNDLES)}"
+        )
     read = [_read_part(part) for part in parts]
     where: dict[str, str] = {}
     for part, sets in zip(parts, read, strict=True):
         for one in sets:
             if one.name in where:
-                raise PromptError(f"{where[one.name]} and {part} both have a set {one.name!r}: rename or drop one")
+                raise PromptError(
+                    f"{where[one.name]} and {part} both have a set {one.name!r}: rename or drop one"
+                )
             where[one.name] = part
     return _group(prompt for sets in read for one in sets for prompt in one.prompts)
 
@@ -121,24 +127,36 @@ def _exists(part: str) -> bool:
 def _read_part(part: str) -> tuple[PromptSet, ...]:
     path = Path(part).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".txt", ".jsonl") and not p.name.startswith("."))
+        files = sorted(
+            p
+            for p in path.iterdir()
+            if p.suffix in (".txt", ".jsonl") and not p.name.startswith(".")
+        )
         if not files:
-            raise PromptError(f"{path} has no NAME.txt or NAME.jsonl: one file a set, a prompt a line")
+            raise PromptError(
+                f"{path} has no NAME.txt or NAME.jsonl: one file a set, a prompt a line"
+            )
         _refuse_same_stem(files)
         return _group(p for file in files for p in _read_file(file, default_set=file.stem))
     if path.is_file():
         if path.suffix not in (".jsonl", ".csv", ".parquet"):
-            raise PromptError(f"{path}: one file of sets is .jsonl, .csv or .parquet; for .txt give their folder")
+            raise PromptError(
+                f"{path}: one file of sets is .jsonl, .csv or .parquet; for .txt give their folder"
+            )
         return _group(_read_file(path, default_set=None))
     if part in BUNDLES:
         return bundled_prompts(part)
     names = " or ".join(f"'{name}'" for name in BUNDLES)
-    raise PromptError(f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or {names}")
+    raise PromptError(
+        f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or {names}"
+    )
 
 
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
     """Plain texts as one set."""
-    return _group(_prompt({"text": line}, f"{name}:{n}", n, name, name) for n, line in enumerate(lines, 1))
+    return _group(
+        _prompt({"text": line}, f"{name}:{n}", n, name, name) for n, line in enumerate(lines, 1)
+    )
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -152,7 +170,9 @@ def read_lines(path: str | Path) -> list[str]:
     return lines
 
 
-def split_prompts(prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, seed: int = 0) -> list[Split]:
+def split_prompts(
+    prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, seed: int = 0
+) -> list[Split]:
     """Which part each prompt is for: its own `split`, or else by hash, `share` of every set to discovery.
 
     Prompts of one pair stay on one side in every set, so a sentence never helps to confirm its own translation.
@@ -183,7 +203,9 @@ def _group(prompts: Iterable[Prompt]) -> tuple[PromptSet, ...]:
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise PromptError(f"prompt id {prompt.id!r} occurs twice: ids must be unique over all sets")
+            raise PromptError(
+                f"prompt id {prompt.id!r} occurs twice: ids must be unique over all sets"
+            )
         seen.add(prompt.id)
         by_set.setdefault(prompt.set, []).append(prompt)
     if not by_set:
@@ -195,14 +217,18 @@ def _refuse_same_stem(files: Sequence[Path]) -> None:
     stems: dict[str, Path] = {}
     for file in files:
         if file.stem in stems:
-            raise PromptError(f"{stems[file.stem]} and {file.name} both name the set {file.stem!r}: keep one")
+            raise PromptError(
+                f"{stems[file.stem]} and {file.name} both name the set {file.stem!r}: keep one"
+            )
         stems[file.stem] = file
 
 
 def _read_file(path: Path, default_set: str | None) -> list[Prompt]:
     match path.suffix:
         case ".txt":
-            rows: Iterator[tuple[int, Mapping[str, Any]]] = ((n, {"text": line}) for n, line in _lines(path))
+            rows: Iterator[tuple[int, Mapping[str, Any]]] = (
+                (n, {"text": line}) for n, line in _lines(path)
+            )
         case ".jsonl":
             rows = _jsonl_rows(path)
         case ".csv":
@@ -225,7 +251,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode("utf-8").removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise PromptError(f"{path}:{number}: not UTF-8 (byte {error.start}): save the file as UTF-8") from error
+            raise PromptError(
+                f"{path}:{number}: not UTF-8 (byte {error.start}): save the file as UTF-8"
+            ) from error
         if "\0" in text:
             raise PromptError(f"{path}:{number}: has a NUL character: is it a text file in UTF-8?")
         if text.strip():
@@ -236,10 +264,15 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of over 4,300 digits
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError: also a number of over 4,300 digits
             raise PromptError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise PromptError(f"{path}:{number}: a {type(row).__name__}, not an object with text or messages")
+            raise PromptError(
+                f"{path}:{number}: a {type(row).__name__}, not an object with text or messages"
+            )
         yield number, row
 
 
@@ -252,7 +285,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise PromptError(f"{path}:{reader.line_num}: has not as many cells as the header")
+                    raise PromptError(
+                        f"{path}:{reader.line_num}: has not as many cells as the header"
+                    )
                 yield reader.line_num, {key: value for key, value in row.items() if value != ""}
         except csv.Error as error:
             raise PromptError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from error
@@ -266,7 +301,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         columns = [name for name in pq.read_schema(path).names if name in _FIELDS]
         rows = pq.ParquetFile(path).read(columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise PromptError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise PromptError(
+            f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}"
+        ) from error
     for number, row in enumerate(rows, 1):
         yield number, {key: value for key, value in row.items() if value is not None}
 
@@ -282,7 +319,9 @@ def _prompt(row: Mapping[str, Any], at: str, number: int, default_set: str, stem
         raise PromptError(f"{at}: the text is empty")
     split = _string(row, "split", at)
     if split is not None and split not in _SPLIT_WORDS:
-        raise PromptError(f"{at}: split {split!r} is not one of {', '.join(get_args(Split))} (or train, test)")
+        raise PromptError(
+            f"{at}: split {split!r} is not one of {', '.join(get_args(Split))} (or train, test)"
+        )
     return Prompt(
         id=_string(row, "id", at) or f"{stem}:{number}",
         set=name,
@@ -297,7 +336,9 @@ def _string(row: Mapping[str, Any], key: str, at: str) -> str | None:
     value = row.get(key)
     if value is None or isinstance(value, str):
         if value is not None and any("\ud800" <= c <= "\udfff" for c in value):
-            raise PromptError(f"{at}: `{key}` has half of a surrogate pair, which no tokenizer can read")
+            raise PromptError(
+                f"{at}: `{key}` has half of a surrogate pair, which no tokenizer can read"
+            )
         return value
     if key in ("id", "pair") and isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -6,9 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saescope.errors import SourceError
-from saescope.sources.catalog import SaeName, layer_of, model_of, nearest_to_100, parse_sae_name, registered
+from saescope.sources.catalog import (
+    SaeName,
+    layer_of,
+    model_of,
+    nearest_to_100,
+    parse_sae_name,
+    registered,
+)
 from saescope.sources.files import Files, LocalFiles, open_files
-from saescope.sources.layouts import LOOKED_FOR, SaePlace, described, find_places, read_config, without_config
+from saescope.sources.layouts import (
+    LOOKED_FOR,
+    SaePlace,
+    described,
+    find_places,
+    read_config,
+    without_config,
+)
 
 _DEPTH, _MOST_FILES = 6, 50_000
 
@@ -25,21 +39,33 @@ class SaeSource:
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers there is an SAE of, ascending."""
-        return tuple(sorted({place.hook.layer for place in self.places if place.hook.layer is not None}))
+        return tuple(
+            sorted({place.hook.layer for place in self.places if place.hook.layer is not None})
+        )
 
     def choose(self, wanted: Sequence[int] | None) -> tuple[int, ...]:
         """The wanted layers, or the middle one; raises SourceError for a layer that has no SAE here."""
         layers = self.layers
         if not wanted:
             if not layers:
-                raise SourceError(f"{self.files.name}: which layer the SAE is of is not said: give it with --layers")
+                raise SourceError(
+                    f"{self.files.name}: which layer the SAE is of is not said: give it with --layers"
+                )
             return (layers[(len(layers) - 1) // 2],)
         for layer in wanted:
             if layers and layer not in layers:
-                file = f"layer{layer}.sae.pt" if self.places[0].format == "qwen-scope" else f"SAE of layer {layer}"
-                raise SourceError(f"{self.files.name} has no {file}; it has layers {ranges(layers)}")
+                file = (
+                    f"layer{layer}.sae.pt"
+                    if self.places[0].format == "qwen-scope"
+                    else f"SAE of layer {layer}"
+                )
+                raise SourceError(
+                    f"{self.files.name} has no {file}; it has layers {ranges(layers)}"
+                )
         if len(set(wanted)) > 1 and not layers:
-            raise SourceError(f"{self.files.name} is one SAE: ask for one layer, not {ranges(sorted(set(wanted)))}")
+            raise SourceError(
+                f"{self.files.name} is one SAE: ask for one layer, not {ranges(sorted(set(wanted)))}"
+            )
         return tuple(sorted(set(wanted)))
 
     def place(self, layer: int) -> SaePlace:
@@ -95,7 +121,9 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
         raise SourceError(f"{ref} has no SAE: {why}")
     formats = sorted({place.format for place in places})
     if len(formats) > 1:
-        raise SourceError(f"{ref} holds SAEs of several formats ({', '.join(formats)}): give the folder of one of them")
+        raise SourceError(
+            f"{ref} holds SAEs of several formats ({', '.join(formats)}): give the folder of one of them"
+        )
     usable = [place for place in places if place.hook.other is None]
     if not usable:
         raise SourceError(
@@ -121,7 +149,9 @@ def _located(ref: str, *, offline: bool) -> tuple[Files, tuple[str, ...], str | 
     path = Path(ref).expanduser()
     if path.is_file():
         if path.suffix == ".pt" and layer_of(path.name) is None and path.name != "ae.pt":
-            raise SourceError(f"{ref}: a single SAE file is named layer<N>.sae.pt, so that its layer is known")
+            raise SourceError(
+                f"{ref}: a single SAE file is named layer<N>.sae.pt, so that its layer is known"
+            )
         root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         return LocalFiles(root), path.relative_to(root).parts, None
     if path.is_dir():
@@ -143,7 +173,9 @@ def _existing(path: Path) -> Path | None:
     for above in list(path.parents)[:4]:
         if above.is_dir():
             inside = above.resolve()
-            return None if inside in (here, *here.parents, Path.home(), Path(inside.anchor)) else above
+            return (
+                None if inside in (here, *here.parents, Path.home(), Path(inside.anchor)) else above
+            )
     return None
 
 
@@ -158,7 +190,9 @@ def _tree(files: Files, depth: int) -> list[str]:
         folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
         found += [(inner / name).as_posix() for name in names]
         if len(found) > _MOST_FILES:
-            raise SourceError(f"{files.name} has over {_MOST_FILES:,} files: give the folder of the SAE itself")
+            raise SourceError(
+                f"{files.name} has over {_MOST_FILES:,} files: give the folder of the SAE itself"
+            )
     return sorted(found)
 
 
@@ -188,12 +222,18 @@ def release_name(files: Files) -> str:
 
 def _names(files: Files) -> list[str]:
     """Everything in the checkpoint's path that could carry a release's name, innermost first."""
-    return [part.split("--")[-1] for part in reversed(_folders(files))]  # the hub's cache writes models--Owner--Name
+    return [
+        part.split("--")[-1] for part in reversed(_folders(files))
+    ]  # the hub's cache writes models--Owner--Name
 
 
 def _folders(files: Files) -> tuple[str, ...]:
     """Names of the folders the checkpoint lies in, its own last; of a hub repository its name."""
-    return files.folder.resolve().parts if isinstance(files, LocalFiles) else (files.name.split("/")[-1],)
+    return (
+        files.folder.resolve().parts
+        if isinstance(files, LocalFiles)
+        else (files.name.split("/")[-1],)
+    )
 
 
 def _find_k(files: Files, given: int | None, configured: object, named: int | None) -> int:
@@ -203,4 +243,6 @@ def _find_k(files: Files, given: int | None, configured: object, named: int | No
         return configured
     if named is not None:
         return named
-    raise SourceError(f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): give it with --k")
+    raise SourceError(
+        f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): give it with --k"
+    )

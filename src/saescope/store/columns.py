@@ -19,7 +19,9 @@ _MOST_BYTES = 2**31 - 1  # Arrow counts the bytes of strings in 32 bits
 def numbers(values: npt.NDArray[Any]) -> pa.Array:
     """A column of these numbers, which keeps their memory; (n,) of a type whose values are whole bytes."""
     flat = np.ascontiguousarray(values)
-    return pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)]
+    )
 
 
 def strings(values: Iterable[str | None]) -> pa.Array:
@@ -27,10 +29,14 @@ def strings(values: Iterable[str | None]) -> pa.Array:
     texts = [None if value is None else value.encode() for value in values]
     ends = np.cumsum([0, *(len(text or b"") for text in texts)])
     if ends[-1] > _MOST_BYTES:
-        raise RunError(f"the prompts' texts come to {ends[-1]:,} bytes, a run holds 2 GiB: divide them into more runs")
+        raise RunError(
+            f"the prompts' texts come to {ends[-1]:,} bytes, a run holds 2 GiB: divide them into more runs"
+        )
     there = np.packbits(np.array([text is not None for text in texts], bool), bitorder="little")
     buffers = (there, ends.astype(np.int32), b"".join(text or b"" for text in texts))
-    return pa.Array.from_buffers(pa.string(), len(texts), [pa.py_buffer(buffer) for buffer in buffers])
+    return pa.Array.from_buffers(
+        pa.string(), len(texts), [pa.py_buffer(buffer) for buffer in buffers]
+    )
 
 
 def values(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -46,7 +46,9 @@ class Kept:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._cut_short() + json.dumps([key, value], ensure_ascii=False) + "\n")
+                file.write(
+                    "\n" * self._cut_short() + json.dumps([key, value], ensure_ascii=False) + "\n"
+                )
         except OSError as error:
             raise ResourceError(f"cannot write {self.path}: {error.strerror or error}") from error
 

@@ -66,9 +66,13 @@ class Run:
         schema = manifest.get("schema") if isinstance(manifest, dict) else None
         if schema not in tables.READABLE:
             known = " and ".join(map(str, tables.READABLE))
-            raise RunError(f"{path} has schema {schema}, this saescope reads {known}: make the run again")
+            raise RunError(
+                f"{path} has schema {schema}, this saescope reads {known}: make the run again"
+            )
         if missing := {"fingerprint", "job", "command", "inputs", "tables"} - manifest.keys():
-            raise RunError(f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again")
+            raise RunError(
+                f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again"
+            )
         return cls(path, manifest)
 
     @cached_property
@@ -99,7 +103,9 @@ class Run:
     @property
     def prompt_sets(self) -> tuple[PromptSet, ...]:
         """The prompts as they were read, set by set."""
-        return tuple(PromptSet(name, tuple(p for p in self.prompts if p.set == name)) for name in self.sets)
+        return tuple(
+            PromptSet(name, tuple(p for p in self.prompts if p.set == name)) for name in self.sets
+        )
 
     @cached_property
     def set_of_prompt(self) -> npt.NDArray[np.intp]:
@@ -144,14 +150,18 @@ class Run:
     def check_layer(self, layer: int) -> None:
         """Raises RunError if the run does not hold this layer."""
         if layer not in self.saes:
-            raise RunError(f"{self.path} holds layers {', '.join(map(str, self.layers))}, not {layer}")
+            raise RunError(
+                f"{self.path} holds layers {', '.join(map(str, self.layers))}, not {layer}"
+            )
 
     def read(self, name: str) -> pa.Table:
         """One table by its file name; raises RunError if it is damaged or missing."""
         try:
             return pq.ParquetFile(self.path / name).read()
         except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{self.path / name} is damaged or missing: make the run again") from error
+            raise RunError(
+                f"{self.path / name} is damaged or missing: make the run again"
+            ) from error
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
@@ -179,7 +189,9 @@ def verify(path: str | Path) -> list[str]:
     for name in sorted(expected.keys() & present):
         if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != expected[name]:
             problems.append(f"{name} is not the file that was published: its SHA-256 differs")
-    text = json.dumps([run.manifest["schema"], run.manifest["job"]], sort_keys=True, ensure_ascii=False)
+    text = json.dumps(
+        [run.manifest["schema"], run.manifest["job"]], sort_keys=True, ensure_ascii=False
+    )
     if hashlib.sha256(text.encode()).hexdigest() != run.manifest["fingerprint"]:
         problems.append(f"{MANIFEST} was changed: its fingerprint is not that of its job")
     return problems or _schema_problems(run)
@@ -190,13 +202,18 @@ def _schema_problems(run: Run) -> list[str]:
     for layer in run.layers:
         wanted[tables.features_name(layer)] = list(tables.FEATURE_COLUMNS)
         wanted[tables.resid_name(layer)] = list(tables.RESID_COLUMNS)
-    problems = [f"{name} is not listed in {MANIFEST}" for name in wanted.keys() - run.manifest["tables"].keys()]
+    problems = [
+        f"{name} is not listed in {MANIFEST}"
+        for name in wanted.keys() - run.manifest["tables"].keys()
+    ]
     rows = {}
     for name in wanted.keys() & run.manifest["tables"].keys():
         table = run.read(name)
         rows[name] = table.num_rows
         if table.column_names != wanted[name]:
-            problems.append(f"{name} has columns {', '.join(table.column_names)}, not {', '.join(wanted[name])}")
+            problems.append(
+                f"{name} has columns {', '.join(table.column_names)}, not {', '.join(wanted[name])}"
+            )
     for name, count in rows.items():
         by_token = name == "tokens.parquet" or name.startswith("layer")
         other = "tokens.parquet" if by_token else "prompts.parquet"

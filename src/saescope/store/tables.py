@@ -28,7 +28,9 @@ PROMPTS = pa.schema(
         ("n_tokens", pa.int32()),
     ]
 )
-TOKENS = pa.schema([("prompt", pa.int32()), ("pos", pa.int32()), ("token_id", pa.int32()), ("token", pa.string())])
+TOKENS = pa.schema(
+    [("prompt", pa.int32()), ("pos", pa.int32()), ("token_id", pa.int32()), ("token", pa.string())]
+)
 FEATURE_COLUMNS = ("norm", "ids", "acts", "border", "error")
 RESID_COLUMNS = ("positions", "mean", "last")
 
@@ -116,13 +118,22 @@ class LayerFeatures:
         first = np.cumsum(counts, dtype=np.intp) - counts
         entries = np.repeat(self.starts[rows] - first, counts) + np.arange(counts.sum())
         error = None if self.error is None else self.error[rows]
-        return LayerFeatures(self.norms[rows], counts, self.acts[entries], self.ids[entries], self.border[rows], error)
+        return LayerFeatures(
+            self.norms[rows],
+            counts,
+            self.acts[entries],
+            self.ids[entries],
+            self.border[rows],
+            error,
+        )
 
     @classmethod
     def joined(cls, parts: Sequence["LayerFeatures"]) -> "LayerFeatures":
         """The tokens of several, one after another."""
         names = [f.name for f in fields(cls) if getattr(parts[0], f.name) is not None]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        )
 
 
 @dataclass(frozen=True)
@@ -139,11 +150,16 @@ class PromptResids:
 
 def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Table:
     """A row a prompt, as it was read."""
-    messages = [p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False) for p in prompts]
+    messages = [
+        p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False)
+        for p in prompts
+    ]
     texts = {name: [getattr(p, name) for p in prompts] for name in ("id", "set", "pair", "split")}
     texts |= {"text": [p.shown for p in prompts], "messages": messages}
     made = {name: columns.strings(values) for name, values in texts.items()}
-    return pa.table({**made, "n_tokens": columns.numbers(np.array(n_tokens, np.int32))}, schema=PROMPTS)
+    return pa.table(
+        {**made, "n_tokens": columns.numbers(np.array(n_tokens, np.int32))}, schema=PROMPTS
+    )
 
 
 def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
@@ -155,7 +171,9 @@ def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
         "token_id": np.array([token for row in tokens for token, _ in row]),
     }
     made = {name: columns.numbers(values.astype(np.int32)) for name, values in numbers.items()}
-    return pa.table({**made, "token": columns.strings(text for row in tokens for _, text in row)}, schema=TOKENS)
+    return pa.table(
+        {**made, "token": columns.strings(text for row in tokens for _, text in row)}, schema=TOKENS
+    )
 
 
 def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
@@ -165,10 +183,14 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
     return pa.table(
         {
             "norm": columns.numbers(features.norms),
-            "ids": pa.LargeListArray.from_arrays(ends, columns.numbers(features.ids.astype(id_type(d_sae)))),
+            "ids": pa.LargeListArray.from_arrays(
+                ends, columns.numbers(features.ids.astype(id_type(d_sae)))
+            ),
             "acts": pa.LargeListArray.from_arrays(ends, columns.numbers(features.acts)),
             "border": columns.numbers(features.border),
-            "error": pa.nulls(len(features.norms), pa.float32()) if error is None else columns.numbers(error),
+            "error": pa.nulls(len(features.norms), pa.float32())
+            if error is None
+            else columns.numbers(error),
         }
     )
 
@@ -190,7 +212,9 @@ def features_of(table: pa.Table) -> LayerFeatures:
 def resid_table(resid: PromptResids) -> pa.Table:
     """A row a prompt: over how many positions, their mean residual, and the last position's."""
     positions = columns.numbers(resid.positions)
-    return pa.table({"positions": positions, "mean": _lists(resid.mean), "last": _lists(resid.last)})
+    return pa.table(
+        {"positions": positions, "mean": _lists(resid.mean), "last": _lists(resid.last)}
+    )
 
 
 def resid_of(table: pa.Table, d_model: int) -> PromptResids:

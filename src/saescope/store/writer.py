@@ -45,7 +45,9 @@ class RunWriter:
             raise RunError(f"{self.out} exists and is no run: choose another --out")
         run = Run.open(self.out)
         if run.manifest["fingerprint"] != self.job.fingerprint:
-            raise RunError(f"{self.out} holds another job's run: choose another --out, or remove it")
+            raise RunError(
+                f"{self.out} holds another job's run: choose another --out, or remove it"
+            )
         return run
 
     @contextmanager
@@ -129,11 +131,18 @@ class RunWriter:
             of_tokens = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in of_prompts])
             for spec in self.job.saes:
                 with ExitStack() as stack:
-                    archives = [stack.enter_context(np.load(path)) for path in self._finished(spec.layer)]
+                    archives = [
+                        stack.enter_context(np.load(path)) for path in self._finished(spec.layer)
+                    ]
                     parts = [_features(archive) for archive in archives]
                     features = LayerFeatures.joined(parts).take(np.argsort(of_tokens))
-                    _write(staging / tables.features_name(spec.layer), tables.features_table(features, spec.d_sae))
-                    resid = PromptResids(*(_in_order(archives, name, of_prompts) for name in tables.RESID_COLUMNS))
+                    _write(
+                        staging / tables.features_name(spec.layer),
+                        tables.features_table(features, spec.d_sae),
+                    )
+                    resid = PromptResids(
+                        *(_in_order(archives, name, of_prompts) for name in tables.RESID_COLUMNS)
+                    )
                     _write(staging / tables.resid_name(spec.layer), tables.resid_table(resid))
             self._write_manifest(staging, record)
             staging.rename(self.out)
@@ -151,11 +160,15 @@ class RunWriter:
         self, staging: Path, sets: Sequence[PromptSet], tokens: Sequence[Sequence[tuple[int, str]]]
     ) -> None:
         prompts = [prompt for group in sets for prompt in group.prompts]
-        _write(staging / "prompts.parquet", tables.prompts_table(prompts, [len(row) for row in tokens]))
+        _write(
+            staging / "prompts.parquet", tables.prompts_table(prompts, [len(row) for row in tokens])
+        )
         _write(staging / "tokens.parquet", tables.tokens_table(tokens))
 
     def _write_manifest(self, staging: Path, record: Mapping[str, Any]) -> None:
-        hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())}
+        hashes = {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())
+        }
         manifest = {
             "schema": tables.SCHEMA_VERSION,
             "fingerprint": self.job.fingerprint,
@@ -181,7 +194,9 @@ class RunWriter:
 
 
 def _features(archive: Mapping[str, npt.NDArray[Any]]) -> LayerFeatures:
-    return LayerFeatures(**{f.name: archive[f.name] for f in fields(LayerFeatures) if f.name in archive})
+    return LayerFeatures(
+        **{f.name: archive[f.name] for f in fields(LayerFeatures) if f.name in archive}
+    )
 
 
 def _in_order(

@@ -21,7 +21,13 @@ from saescope.control.baking.methods import Change, Method, Plan, choose_method,
 from saescope.control.baking.proof import prove
 from saescope.control.baking.surgery import New, Rounding, output_bytes, rewrite
 from saescope.control.edits import Edit
-from saescope.control.staging import copy_synced, refuse_existing, refuse_full_disk, staged, write_synced
+from saescope.control.staging import (
+    copy_synced,
+    refuse_existing,
+    refuse_full_disk,
+    staged,
+    write_synced,
+)
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
@@ -54,7 +60,9 @@ class _Job:
     def rows(self, lm: LM) -> list[list[int]]:
         """Token ids of the text."""
         if not self.text:
-            raise PromptError("there is no neutral text to measure on: give some, or measure nothing")
+            raise PromptError(
+                "there is no neutral text to measure on: give some, or measure nothing"
+            )
         return [prompt_ids(lm, prompt) for prompt in self.text]
 
 
@@ -87,14 +95,18 @@ def bake(
     wanted = [edit for edit in edits if not edit.changes_nothing]
     measure = measure and not any(map(looks_elsewhere, wanted))
     text = text if measure else ()
-    job = _Job(files, read_anatomy(files), Shards.open(files), saes, text, device, progress or _quiet)
+    job = _Job(
+        files, read_anatomy(files), Shards.open(files), saes, text, device, progress or _quiet
+    )
     if not wanted:
         raise EditError("nothing to bake: no edit changes anything")
     reason = next((f"edit of {e.name}: {why}" for e in wanted if (why := why_not(e))), None)
     if reason and convert is None:
         raise EditError(f"{reason}; {_instead(job, wanted)}")
     plan = _plan(job, [nearest(edit) for edit in wanted], method)
-    refuse_full_disk(out, output_bytes(job.shards, _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan)))
+    refuse_full_disk(
+        out, output_bytes(job.shards, _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan))
+    )
     before = _read_base(job, wanted, [] if reason else [plan]) if measure else {}
     with staged(out) as staging:
         rounding = _write_model(job, plan, staging)
@@ -169,20 +181,27 @@ def _embedding_scale(lm: LM) -> float:
         given, stored = embedding(ids).float(), embedding.weight[ids].float()
     scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
     if (given - scale * stored).abs().max() > 0.02 * given.abs().max():
-        raise SourceError(f"{lm.spec.repo}: its token embeddings are not what it stores, times a number")
+        raise SourceError(
+            f"{lm.spec.repo}: its token embeddings are not what it stores, times a number"
+        )
     return scale
 
 
 def _changes(anatomy: Anatomy, plan: Plan) -> Mapping[str, Change]:
     """Changes of tensors that the checkpoint has, its own lm_head among them."""
     own_head = plan.head is not None and not plan.unties
-    return {**plan.changes, **({anatomy.head.stored[0]: plan.head} if own_head and plan.head else {})}
+    return {
+        **plan.changes,
+        **({anatomy.head.stored[0]: plan.head} if own_head and plan.head else {}),
+    }
 
 
 def _new_tensors(anatomy: Anatomy, plan: Plan) -> list[New]:
     """An lm_head of its own where the embedding was it, and biases."""
     beside = anatomy.embedding.stored[0]
-    biases = [New(name, beside, shape=shape, values=values) for name, (shape, values) in plan.new.items()]
+    biases = [
+        New(name, beside, shape=shape, values=values) for name, (shape, values) in plan.new.items()
+    ]
     if not plan.unties:
         return biases
     outer = "language_model." if anatomy.prefix.startswith("language_model.") else ""
@@ -192,7 +211,13 @@ def _new_tensors(anatomy: Anatomy, plan: Plan) -> list[New]:
 
 def _read_base(job: _Job, wanted: Sequence[Edit], plans: Sequence[Plan]) -> dict[str, Reading]:
     """The unedited model, with the edits as they are steered, and with each plan's hook, by its words."""
-    lm = load_lm(job.files.source, [job.anatomy.n_layers - 1], dtype="float32", device=job.device, streamed=True)
+    lm = load_lm(
+        job.files.source,
+        [job.anatomy.n_layers - 1],
+        dtype="float32",
+        device=job.device,
+        streamed=True,
+    )
     rows, logits = job.rows(lm), Logits(job.shards, job.anatomy, lm.device)
     ways: dict[str, Any] = {"base": None, "steered": steered(lm, wanted, job.saes)}
     ways |= {plan.hook.words: plan.hook for plan in plans}
@@ -230,7 +255,9 @@ def _instead(job: _Job, wanted: Sequence[Edit]) -> str:
     )
 
 
-def _nearest_method(job: _Job, wanted: Sequence[Edit], others: Sequence[Edit]) -> tuple[Distance, Method, Distance]:
+def _nearest_method(
+    job: _Job, wanted: Sequence[Edit], others: Sequence[Edit]
+) -> tuple[Distance, Method, Distance]:
     """Which exact method of the other edits is nearest to the wanted ones, how near, and how far those go."""
     plans = [_plan(job, others, None)]
     if plans[0].method == "every-write":

@@ -39,7 +39,9 @@ def nearest(edit: Edit) -> Edit:
     if edit.op in ("add", "project", "readout_clamp"):
         return replace(edit, scope="all", when=None)
     if edit.op == "scale" and edit.amount < 0:
-        return replace(edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu", when=None)
+        return replace(
+            edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu", when=None
+        )
     if edit.op == "clamp" and edit.amount == 0:
         return replace(edit, op="project", strength=1.0, scope="all", gate="relu", when=None)
     raise EditError(

@@ -50,7 +50,10 @@ class Baked(Table):
 
     def to_dict(self) -> dict[str, Any]:
         """As the JSON of `saescope bake`."""
-        far = {name: getattr(self, name) for name in ("kl_hook_baked", "kl_steered_baked", "kl_base_baked")}
+        far = {
+            name: getattr(self, name)
+            for name in ("kl_hook_baked", "kl_steered_baked", "kl_base_baked")
+        }
         worst = self.worst_rounding
         lost = [one.lost for one in self.rounding]
         return {
@@ -63,7 +66,8 @@ class Baked(Table):
             "converted": self.converted,
             "edits": self.edits,
             **{name: one and one.to_dict() for name, one in far.items()},
-            "rounding": worst and {"mean": float(np.mean(lost)), "worst": worst.lost, "tensor": worst.tensor},
+            "rounding": worst
+            and {"mean": float(np.mean(lost)), "worst": worst.lost, "tensor": worst.tensor},
             "tensors_changed": len(self.rounding),
             "notes": self.notes,
             "files": self.files,
@@ -71,6 +75,14 @@ class Baked(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a distance."""
-        found = (("hook", self.kl_hook_baked), ("steered", self.kl_steered_baked), ("base", self.kl_base_baked))
-        own = [(name, one) for name, one in found if one is not None and not (self.converted and name == "hook")]
+        found = (
+            ("hook", self.kl_hook_baked),
+            ("steered", self.kl_steered_baked),
+            ("base", self.kl_base_baked),
+        )
+        own = [
+            (name, one)
+            for name, one in found
+            if one is not None and not (self.converted and name == "hook")
+        ]
         return [{"compared with": name, **one.to_dict()} for name, one in own]

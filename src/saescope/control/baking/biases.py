@@ -25,14 +25,20 @@ def plan_biases(anatomy: Anatomy, config: Any, bound: Sequence[Bound]) -> Plan:
     added = constants(bound)
     hook = after_constants(added)
     if any(port.norm for port in anatomy.writes):
-        raise EditError(f"{anatomy.kind} puts a norm after its MLP, where a bias would be scaled: {_INSTEAD}")
+        raise EditError(
+            f"{anatomy.kind} puts a norm after its MLP, where a bias would be scaled: {_INSTEAD}"
+        )
     slots = {n: _slot(anatomy, n) for n in added}
     if all(slots.values()):
         return Plan("bias", {slot: _plus(v) for n, v in added.items() if (slot := slots[n])}, hook)
-    if getattr(config, "mlp_bias", None) is False and (new := _made_by(anatomy, config, "mlp_bias")):
+    if getattr(config, "mlp_bias", None) is False and (
+        new := _made_by(anatomy, config, "mlp_bias")
+    ):
         places = {f"layers.{n}.mlp.down_proj.bias": v for n, v in added.items()}
         return Plan("bias", {}, hook, new=_filled(anatomy, new, places), flags={"mlp_bias": True})
-    if getattr(config, "attention_bias", None) is False and (new := _made_by(anatomy, config, "attention_bias")):
+    if getattr(config, "attention_bias", None) is False and (
+        new := _made_by(anatomy, config, "attention_bias")
+    ):
         return _on_attention(anatomy, new, added, hook)
     raise EditError(f"{anatomy.kind} has no bias where a constant could stand: {_INSTEAD}")
 
@@ -45,7 +51,11 @@ def _plus(v: Float[Tensor, "d_model"]) -> Change:
 
 def _slot(anatomy: Anatomy, layer: int) -> str | None:
     """The stored bias of the layer's MLP output."""
-    own = [p for p in anatomy.writes if p.layer == layer and p.name.endswith(".bias") and ".mlp." in p.name]
+    own = [
+        p
+        for p in anatomy.writes
+        if p.layer == layer and p.name.endswith(".bias") and ".mlp." in p.name
+    ]
     return own[0].stored[0] if own else None
 
 
@@ -64,18 +74,26 @@ def _filled(
 ) -> dict[str, tuple[tuple[int, ...], Tensor | None]]:
     """The new parameters by stored name, zero but for these."""
     if missing := values.keys() - new.keys():
-        raise EditError(f"{anatomy.kind} has no {min(missing)} that could hold the constant: {_INSTEAD}")
+        raise EditError(
+            f"{anatomy.kind} has no {min(missing)} that could hold the constant: {_INSTEAD}"
+        )
     return {f"{anatomy.prefix}{name}": (shape, values.get(name)) for name, shape in new.items()}
 
 
-def _on_attention(anatomy: Anatomy, new: Mapping[str, tuple[int, ...]], added: Mapping[int, Tensor], hook: Any) -> Plan:
+def _on_attention(
+    anatomy: Anatomy, new: Mapping[str, tuple[int, ...]], added: Mapping[int, Tensor], hook: Any
+) -> Plan:
     places: dict[str, Tensor] = {}
     for layer, v in added.items():
         # The next attention that has an output bias; of a hybrid's layers not each one is.
         outputs = [f"layers.{n}.self_attn.o_proj.bias" for n in range(layer + 1, anatomy.n_layers)]
         place = next((name for name in outputs if name in new), None)
         if place is None:
-            raise EditError(f"after layer {layer} no attention has an output bias to hold the constant: {_INSTEAD}")
+            raise EditError(
+                f"after layer {layer} no attention has an output bias to hold the constant: {_INSTEAD}"
+            )
         places[place] = places[place] + v if place in places else v
     why = "the constant enters after the next attention, which does not see it"
-    return Plan("bias", {}, hook, why, new=_filled(anatomy, new, places), flags={"attention_bias": True})
+    return Plan(
+        "bias", {}, hook, why, new=_filled(anatomy, new, places), flags={"attention_bias": True}
+    )

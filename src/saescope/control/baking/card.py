@@ -43,7 +43,12 @@ def config_text(files: Files, plan: Plan) -> str:
 
 def describe(edit: Edit) -> dict[str, Any]:
     """An edit as plain values; of a direction its SHA-256 too."""
-    own: dict[str, Any] = {"edit": edit.name, "layer": edit.layer, "op": edit.op, "strength": edit.amount}
+    own: dict[str, Any] = {
+        "edit": edit.name,
+        "layer": edit.layer,
+        "op": edit.op,
+        "strength": edit.amount,
+    }
     own |= {"gate": edit.gate, "scope": edit.scope, "skip_sinks": edit.skip_sinks}
     if edit.condition is not None:
         own["when"] = str(edit.condition)
@@ -56,9 +61,13 @@ def notes(anatomy: Anatomy, edits: Sequence[Edit], saes: Sequence[Sae]) -> list[
     """What whoever uses the result must know."""
     found = []
     if any(edit.skip_sinks for edit in edits):
-        found.append("Weights act at every position: at the first one and at sinks too, which steering leaves alone.")
+        found.append(
+            "Weights act at every position: at the first one and at sinks too, which steering leaves alone."
+        )
     if anatomy.has_other_inputs:
-        found.append("What images or sound write to the residual is not edited: labels and figures are of text.")
+        found.append(
+            "What images or sound write to the residual is not edited: labels and figures are of text."
+        )
     if any(parse_sae_name(sae.spec.release.split("/")[-1]) for sae in saes):
         found.append(QWEN_SCOPE_NOTICE)
     return found
@@ -66,7 +75,9 @@ def notes(anatomy: Anatomy, edits: Sequence[Edit], saes: Sequence[Sae]) -> list[
 
 def record(files: Files, saes: Sequence[Sae], baked: Baked, staging: Path) -> dict[str, Any]:
     """The manifest: what went in, what was done, what was measured, and hashes of what came out."""
-    inputs = [name for name in sorted(files.names()) if name == CONFIG or name.endswith(".safetensors")]
+    inputs = [
+        name for name in sorted(files.names()) if name == CONFIG or name.endswith(".safetensors")
+    ]
     return {
         "saescope": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,7 +91,9 @@ def record(files: Files, saes: Sequence[Sae], baked: Baked, staging: Path) -> di
         "bake": {key: value for key, value in baked.to_dict().items() if key != "out"},
         "lost_to_rounding": {one.tensor: one.lost for one in baked.rounding},
         "outputs": {path.name: fingerprint(path) for path in sorted(staging.iterdir())},
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "safetensors")},
+        "versions": {
+            name: metadata.version(name) for name in ("torch", "transformers", "safetensors")
+        },
         "python": platform.python_version(),
     }
 
@@ -95,7 +108,13 @@ def _lines(of: Mapping[str, Any]) -> Iterator[str]:
     yield from ("---", "library_name: transformers")
     if of["model"]["revision"] is not None:
         yield from (f"base_model: {name}", "base_model_relation: finetune")
-    yield from ("tags:", "- saescope", "---", f"# {name.rsplit('/', 1)[-1]}, with edits in its weights", "")
+    yield from (
+        "tags:",
+        "- saescope",
+        "---",
+        f"# {name.rsplit('/', 1)[-1]}, with edits in its weights",
+        "",
+    )
     yield f"Made from {name}{_at(of)} by saescope {of['saescope']}, method `{bake['method']}`. No weight was trained."
     yield f"Compared with: {bake['hook']}. **{_label(bake)}**"
     yield from ("", "| edit | op | strength | after layer |", "|---|---|---|---|")
@@ -120,12 +139,20 @@ def _cell(text: str) -> str:
 
 
 def _measured(bake: Mapping[str, Any]) -> Iterator[str]:
-    far = (("hook", "the hook above"), ("steered", "the edits as steered"), ("base", "the model without edits"))
+    far = (
+        ("hook", "the hook above"),
+        ("steered", "the edits as steered"),
+        ("base", "the model without edits"),
+    )
     found = [(words, one) for key, words in far if (one := bake[f"kl_{key}_baked"])]
     found = found[1:] if bake["converted"] else found  # the hook is the edits as steered
     if found:
         yield f"KL of the next token in nats, on {found[0][1]['tokens']:,} tokens of neutral text, in float32:"
-        yield from ("", "| from | mean | p95 | p99 | likeliest token differs |", "|---|---|---|---|---|")
+        yield from (
+            "",
+            "| from | mean | p95 | p99 | likeliest token differs |",
+            "|---|---|---|---|---|",
+        )
         for words, one in found:
             figures = " | ".join(f"{one[key]:.2g}" for key in ("mean", "p95", "p99"))
             yield f"| {words} | {figures} | {100 * one['flips']:.2g} % |"

@@ -53,7 +53,11 @@ class Reading:
 
 
 def reading(
-    lm: LM, logits: Logits, rows: Rows, anatomy: Anatomy, hook: Hook | AbstractContextManager[Any] | None = None
+    lm: LM,
+    logits: Logits,
+    rows: Rows,
+    anatomy: Anatomy,
+    hook: Hook | AbstractContextManager[Any] | None = None,
 ) -> Reading:
     """Read rows under a hook; one at the final norm is put there again when logits are asked for."""
     if not isinstance(hook, Hook):
@@ -62,14 +66,20 @@ def reading(
     final = hook.outputs.get(str(anatomy.head.norm))
     with hooked(lm, anatomy, hook):
         resid = last_residuals(lm, rows)
-    return Reading(resid, logits, (lambda: replaced([(logits.norm, final)])) if final else nullcontext)
+    return Reading(
+        resid, logits, (lambda: replaced([(logits.norm, final)])) if final else nullcontext
+    )
 
 
 def hooked(lm: LM, anatomy: Anatomy, hook: Hook) -> AbstractContextManager[None]:
     """A method's hook on an LM's blocks; what it does at the final norm is not among them."""
 
     def module(site: str) -> nn.Module:
-        return lm.blocks[int(site.split()[1])] if site.startswith("block ") else lm.decoder.get_submodule(site)
+        return (
+            lm.blocks[int(site.split()[1])]
+            if site.startswith("block ")
+            else lm.decoder.get_submodule(site)
+        )
 
     at_blocks: list[tuple[nn.Module, Map]] = [
         (module(site), m) for site, m in hook.outputs.items() if site != anatomy.head.norm

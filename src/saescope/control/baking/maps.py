@@ -89,13 +89,18 @@ def projection(directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequen
     lengths, E = torch.linalg.eigh(D.T @ D)
     kept = lengths > _DEPENDENT * lengths.max()
     if not kept.all() and s.unique().numel() > 1:
-        raise EditError("directions that depend on one another are projected by different shares: give one share")
+        raise EditError(
+            "directions that depend on one another are projected by different shares: give one share"
+        )
     Q = D @ (E[:, kept] * lengths[kept].rsqrt()) @ E[:, kept].T
     return Map(Q, Q, s)
 
 
 def readout_clamp(
-    w: Float[Tensor, "n d_model"], b: Float[Tensor, "n"], d: Float[Tensor, "n d_model"], target: Float[Tensor, "n"]
+    w: Float[Tensor, "n d_model"],
+    b: Float[Tensor, "n"],
+    d: Float[Tensor, "n d_model"],
+    target: Float[Tensor, "n"],
 ) -> Map:
     """Gives every read-out w·h + b its target by moving along d: h + D·C⁻¹·(t − b − Wh) with C = WD.
 
@@ -104,7 +109,9 @@ def readout_clamp(
     w, b, d, target = (t.double() for t in (w, b, d, target))
     C = w @ d.T
     if torch.linalg.cond(C) > 1e6:
-        raise EditError("these directions do not move their read-outs apart from one another: clamp fewer at once")
+        raise EditError(
+            "these directions do not move their read-outs apart from one another: clamp fewer at once"
+        )
     U = torch.linalg.solve(C.T, d).T
     return Map(U, w.T.contiguous(), torch.ones(len(w), dtype=torch.float64), U @ (target - b))
 

@@ -28,7 +28,11 @@ OPS: Mapping[Method, tuple[str, ...]] = {
     "writers-up-to": ("project",),
     "bias": ("add",),
 }
-USUAL: Mapping[str, Method] = {"project": "every-write", "readout_clamp": "every-write", "add": "bias"}
+USUAL: Mapping[str, Method] = {
+    "project": "every-write",
+    "readout_clamp": "every-write",
+    "add": "bias",
+}
 
 _SCALED = "a norm after the weights gives each write its size, so its direction is projected and its size is not"
 
@@ -93,7 +97,9 @@ def choose_method(bound: Sequence[Bound], wanted: Method | None) -> Method:
     """The method asked for, or the usual one of these ops; raises EditError where it does not take them."""
     ops = {one.edit.op for one in bound}
     if len(ops) > 1:
-        raise EditError(f"edits of several ops ({', '.join(sorted(ops))}) go into weights one op at a time")
+        raise EditError(
+            f"edits of several ops ({', '.join(sorted(ops))}) go into weights one op at a time"
+        )
     [op] = ops
     method = wanted or USUAL[op]
     if op not in OPS[method]:
@@ -103,7 +109,11 @@ def choose_method(bound: Sequence[Bound], wanted: Method | None) -> Method:
 
 
 def make_plan(
-    method: Method, anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], scale: float = 1.0
+    method: Method,
+    anatomy: Anatomy,
+    gains: Mapping[str, Tensor],
+    bound: Sequence[Bound],
+    scale: float = 1.0,
 ) -> Plan:
     """The plan of a method that projects; `gains` are γ of the norms it passes, `scale` what token embeddings are
     multiplied by.
@@ -124,7 +134,9 @@ def make_plan(
 def _map_of(bound: Sequence[Bound]) -> Map:
     if bound[0].edit.op == "readout_clamp":
         w, b, d = (torch.stack([getattr(one, name) for one in bound]) for name in ("w", "b", "d"))
-        return readout_clamp(w, b, d, torch.tensor([one.edit.amount for one in bound], dtype=torch.float64))
+        return readout_clamp(
+            w, b, d, torch.tensor([one.edit.amount for one in bound], dtype=torch.float64)
+        )
     return projection([one.d for one in bound], [one.edit.amount for one in bound])
 
 
@@ -157,7 +169,9 @@ def _each(changes: Iterator[tuple[Port, Change]]) -> dict[str, Change]:
     return {name: change for port, change in changes for name in port.stored}
 
 
-def _every_write(anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], scale: float) -> Plan:
+def _every_write(
+    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], scale: float
+) -> Plan:
     m = _map_of(bound)
     changes = _each((port, written(port, m, gains)) for port in anatomy.writes)
     if m.k is not None:
@@ -177,18 +191,24 @@ def _every_write(anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[
     )
 
 
-def _readers(anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], *, above: bool) -> Plan:
+def _readers(
+    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], *, above: bool
+) -> Plan:
     maps = _maps(bound)
     last = anatomy.n_layers - 1
     if not above and (beyond := [one for one in bound if one.edit.layer == last]):
-        raise EditError(f"edit of {beyond[0].edit.name}: after the last layer there is no next one; use readers-above")
+        raise EditError(
+            f"edit of {beyond[0].edit.name}: after the last layer there is no next one; use readers-above"
+        )
 
     def at(layer: int) -> Map | None:
         return maps(lambda own: own < layer) if above else maps(lambda own: own + 1 == layer)
 
     changes = _each((port, read(port, m, gains)) for port in anatomy.reads if (m := at(port.layer)))
     if not above:
-        return Plan("next-layer", changes, _after_layers(bound), "the residual passes the next layer by")
+        return Plan(
+            "next-layer", changes, _after_layers(bound), "the residual passes the next layer by"
+        )
     ports = (*anatomy.reads, anatomy.head)
     norms = {p.norm: m.after_norm(gains[p.norm]) for p in ports if p.norm and (m := at(p.layer))}
     head = at(anatomy.n_layers)
@@ -207,7 +227,9 @@ def _writers_up_to(anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequenc
     def at(layer: int) -> Map | None:
         return maps(lambda own: own >= layer)
 
-    changes = _each((port, written(port, m, gains)) for port in anatomy.writes if (m := at(port.layer)))
+    changes = _each(
+        (port, written(port, m, gains)) for port in anatomy.writes if (m := at(port.layer))
+    )
     why = "the layers up to it read an edited residual too"
     return Plan("writers-up-to", changes, _after_layers(bound), why, unties=anatomy.tied)
 
@@ -216,7 +238,10 @@ def _after_layers(bound: Sequence[Bound]) -> Hook:
     """The edits where they say: after their layers, at every position."""
     layers = sorted({one.edit.layer for one in bound})
     maps = {n: _map_of([one for one in bound if one.edit.layer == n]) for n in layers}
-    return Hook(f"project after layer {', '.join(map(str, layers))}", {f"block {n}": m for n, m in maps.items()})
+    return Hook(
+        f"project after layer {', '.join(map(str, layers))}",
+        {f"block {n}": m for n, m in maps.items()},
+    )
 
 
 def constants(bound: Sequence[Bound]) -> dict[int, Float[Tensor, "d_model"]]:

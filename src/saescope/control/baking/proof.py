@@ -30,7 +30,12 @@ def prove(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool)
     r = torch.randn(anatomy.d_model, generator=random, dtype=torch.float64)
     m = projection([r], [1.0])
     x = m(torch.randn(1, _POSITIONS, anatomy.d_model, generator=random, dtype=torch.float64))
-    along = (r / r.norm()) * torch.randn(1, _POSITIONS, 1, generator=random, dtype=torch.float64) * r.norm() / 4
+    along = (
+        (r / r.norm())
+        * torch.randn(1, _POSITIONS, 1, generator=random, dtype=torch.float64)
+        * r.norm()
+        / 4
+    )
     for layer in anatomy.kinds:
         changes = {p: written(p, m, gains) for p in anatomy.writes if p.layer == layer}
         if reads:
@@ -51,7 +56,9 @@ def prove(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool)
             )
 
 
-def _run(lm: LM, layer: int, changes: Mapping[Port, Change], given: Sequence[Tensor]) -> list[Tensor]:
+def _run(
+    lm: LM, layer: int, changes: Mapping[Port, Change], given: Sequence[Tensor]
+) -> list[Tensor]:
     """What the changed block adds to each residual."""
     path = next(name for name, module in lm.model.named_modules() if module is lm.blocks)
 

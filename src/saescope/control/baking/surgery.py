@@ -67,7 +67,9 @@ def rewrite(
     """
     for name in (*changes, *(one.copied for one in new if one.copied)):
         if (dtype := shards.places[name].dtype) not in WIDTHS:
-            raise SourceError(f"{shards.files.name}: {name} is stored as {dtype}, which is not edited")
+            raise SourceError(
+                f"{shards.files.name}: {name} is stored as {dtype}, which is not edited"
+            )
     roundings: list[Rounding] = []
     done, total = 0, output_bytes(shards, new, drop)
     for shard in shards.names:
@@ -92,7 +94,11 @@ def rewrite(
 
 def output_bytes(shards: Shards, new: Sequence[New] = (), drop: Sequence[str] = ()) -> int:
     """What the tensors will take on disk."""
-    return shards.bytes + sum(_place_of(shards, n).bytes for n in new) - sum(shards.places[n].bytes for n in drop)
+    return (
+        shards.bytes
+        + sum(_place_of(shards, n).bytes for n in new)
+        - sum(shards.places[n].bytes for n in drop)
+    )
 
 
 def _place_of(shards: Shards, one: New) -> Place:
@@ -102,19 +108,27 @@ def _place_of(shards: Shards, one: New) -> Place:
     return Place(like.shard, like.dtype, shape, 0, place.values * WIDTHS[like.dtype])
 
 
-def _header(shards: Shards, shard: str, kept: Sequence[tuple[str, Place]], added: Sequence[New]) -> bytes:
+def _header(
+    shards: Shards, shard: str, kept: Sequence[tuple[str, Place]], added: Sequence[New]
+) -> bytes:
     """The safetensors format: the header's length, JSON padded to 8 bytes; the values follow."""
     header: dict[str, Any] = {"__metadata__": dict(shards.metadata[shard]) or {"format": "pt"}}
     end = 0
     for name, place in (*kept, *((one.name, _place_of(shards, one)) for one in added)):
         start, end = end, end + place.bytes
-        header[name] = {"dtype": place.dtype, "shape": list(place.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": place.dtype,
+            "shape": list(place.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(file: BinaryIO, shards: Shards, source: str, name: str, change: Change | None) -> list[Rounding]:
+def _write(
+    file: BinaryIO, shards: Shards, source: str, name: str, change: Change | None
+) -> list[Rounding]:
     """One tensor of the source, changed or as it is, and what rounding lost of the change."""
     if change is None:
         _copy(shards, shards.places[source], file)
@@ -157,9 +171,14 @@ def _copy(shards: Shards, place: Place, to: BinaryIO) -> None:
 
 def _write_index(shards: Shards, path: Path, new: Sequence[New], drop: Sequence[str]) -> None:
     index = json.loads(shards.files.path(INDEX).read_text(encoding="utf-8"))
-    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if name not in drop}
+    index["weight_map"] = {
+        name: shard for name, shard in index["weight_map"].items() if name not in drop
+    }
     index["weight_map"] |= {one.name: shards.places[one.beside].shard for one in new}
-    index["metadata"] = {**(index.get("metadata") or {}), "total_size": output_bytes(shards, new, drop)}
+    index["metadata"] = {
+        **(index.get("metadata") or {}),
+        "total_size": output_bytes(shards, new, drop),
+    }
     write_synced(path, json.dumps(index, indent=2) + "\n")
 
 
@@ -187,7 +206,9 @@ def changed(tensor: Tensor, change: Change, loss: Loss) -> Iterator[Tensor]:
     back = (change.contract.T @ change.spread).float()  # what is spread, contracted again
     k = None if change.k is None else change.k.float()
     if change.axis == -1:
-        yield from _along_rows(tensor.reshape(-1, tensor.shape[-1]), C, S, change.s.float(), back, k, loss)
+        yield from _along_rows(
+            tensor.reshape(-1, tensor.shape[-1]), C, S, change.s.float(), back, k, loss
+        )
         return
     for matrix in tensor.reshape(-1, *tensor.shape[-2:]):
         yield from _along_columns(matrix, C, S, change.s.float(), back, loss)

@@ -47,9 +47,15 @@ def label_replies(judge: Judge | ReplyJudge, replies: Sequence[Reply]) -> list[L
     Raises JudgeError, with the reply, where a function fails or returns something that is no label.
     """
     labels: list[Label] = [EMPTY] * len(replies)
-    written = [n for n, reply in enumerate(replies) if any(c.isalnum() for c in normalised(reply.text))]
+    written = [
+        n for n, reply in enumerate(replies) if any(c.isalnum() for c in normalised(reply.text))
+    ]
     asked = [replies[n] for n in written]
-    given = judge.label_all(asked) if isinstance(judge, ReplyJudge) else [_by_function(judge, r.text) for r in asked]
+    given = (
+        judge.label_all(asked)
+        if isinstance(judge, ReplyJudge)
+        else [_by_function(judge, r.text) for r in asked]
+    )
     for n, label in zip(written, given, strict=True):
         labels[n] = label
     return labels
@@ -126,7 +132,9 @@ class InLanguage:
 
     def __post_init__(self) -> None:
         if self.wanted not in KNOWN:
-            raise PromptError(f"no behaviour 'language:{self.wanted}': languages that are known are {', '.join(KNOWN)}")
+            raise PromptError(
+                f"no behaviour 'language:{self.wanted}': languages that are known are {', '.join(KNOWN)}"
+            )
 
     def __call__(self, reply: str) -> Label:
         """The language where it is the wanted one."""
@@ -158,7 +166,11 @@ def read_behaviour(name: str) -> "Phrases | InLanguage | FeatureRule":
         return InLanguage(name.removeprefix("language:"))
     if name.startswith("feature:"):
         return _feature_rule(name)
-    bundled = json.loads((resources.files("saescope.control.evaluation") / "phrases.json").read_text(encoding="utf-8"))
+    bundled = json.loads(
+        (resources.files("saescope.control.evaluation") / "phrases.json").read_text(
+            encoding="utf-8"
+        )
+    )
     if name in bundled:
         return Phrases(name, bundled[name])
     path = Path(name).expanduser()
@@ -173,7 +185,9 @@ def read_behaviour(name: str) -> "Phrases | InLanguage | FeatureRule":
     except (OSError, ValueError) as error:
         raise PromptError(f"{path} is not JSON: {error}") from error
     lists = data.values() if isinstance(data, dict) else []
-    if not lists or not all(isinstance(v, list) and v and all(isinstance(p, str) and p for p in v) for v in lists):
+    if not lists or not all(
+        isinstance(v, list) and v and all(isinstance(p, str) and p for p in v) for v in lists
+    ):
         raise PromptError(f'{path}: phrases are given by language, as {{"en": ["i am sorry"]}}')
     return Phrases(path.stem, data)
 
@@ -181,9 +195,13 @@ def read_behaviour(name: str) -> "Phrases | InLanguage | FeatureRule":
 def _feature_rule(name: str) -> FeatureRule:
     names, _, share = name.removeprefix("feature:").partition("@")
     try:
-        rule = FeatureRule(tuple(Feature.parse(one) for one in names.split("+")), float(share or 0.5))
+        rule = FeatureRule(
+            tuple(Feature.parse(one) for one in names.split("+")), float(share or 0.5)
+        )
     except (SourceError, ValueError) as error:
-        raise PromptError(f"behaviour {name!r} is not feature:LAYER/ID or feature:LAYER/ID@SHARE: {error}") from error
+        raise PromptError(
+            f"behaviour {name!r} is not feature:LAYER/ID or feature:LAYER/ID@SHARE: {error}"
+        ) from error
     if not 0 < rule.share <= 1:
         raise PromptError(f"behaviour {name!r}: the share of tokens lies between 0 and 1")
     return rule
@@ -196,5 +214,10 @@ def reply_text(reply: str) -> str:
 
 def normalised(text: str) -> str:
     """What is compared: the reply after any thinking, in one case and width, with plain quotes and single spaces."""
-    text = unicodedata.normalize("NFKC", reply_text(text)).casefold().replace("’", "'").replace("`", "'")
+    text = (
+        unicodedata.normalize("NFKC", reply_text(text))
+        .casefold()
+        .replace("’", "'")
+        .replace("`", "'")
+    )
     return re.sub(r"\s+", " ", text).strip()

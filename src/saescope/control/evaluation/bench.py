@@ -49,7 +49,9 @@ class Bench:
 
     def asked(self, way: Way) -> Sequence[Prompt]:
         """The prompts as this way puts them."""
-        return instructed(self.lm, self.prompts, way.instruction) if way.instruction else self.prompts
+        return (
+            instructed(self.lm, self.prompts, way.instruction) if way.instruction else self.prompts
+        )
 
     def _measure(self, way: Way, hurt: Damage | None) -> Measured:
         with way.enter(self.lm, self.saes) as receipt:
@@ -75,14 +77,18 @@ class Bench:
         written: list[Generation] = []
         for start in range(0, len(prompts), _BATCH):
             batch = prompts[start : start + _BATCH]
-            written += generate(self.lm, batch, max_new_tokens=self.max_new_tokens, thinking=self.thinking)
+            written += generate(
+                self.lm, batch, max_new_tokens=self.max_new_tokens, thinking=self.thinking
+            )
         return written
 
     def _key(self, way: Way) -> str:
         lm, saes = self.lm, [(sae.spec.layer, sae.spec.fingerprint) for sae in self.saes]
         model = [lm.spec.repo, lm.spec.fingerprint, str(lm.dtype), lm.device.type, saes]
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
-        return key_of("way", model, way.parts, prompts, self.neutral, self.max_new_tokens, self.thinking)
+        return key_of(
+            "way", model, way.parts, prompts, self.neutral, self.max_new_tokens, self.thinking
+        )
 
 
 @dataclass
@@ -112,11 +118,16 @@ class Rows:
 
     def each(self, ways: Sequence[Way]) -> list[Condition]:
         """A row for every way by itself."""
-        return [self._row(way, one) for way, one in zip(ways, self.bench.measure(ways), strict=True)]
+        return [
+            self._row(way, one) for way, one in zip(ways, self.bench.measure(ways), strict=True)
+        ]
 
     def _row(self, way: Way, measured: Measured) -> Condition:
         prompts = self.bench.asked(way)
-        written = [Reply(prompt, one.ids, one.text) for prompt, one in zip(prompts, measured.written, strict=True)]
+        written = [
+            Reply(prompt, one.ids, one.text)
+            for prompt, one in zip(prompts, measured.written, strict=True)
+        ]
         labels = label_replies(self.judge, written)
         row = condition(way.name, way.strength, self.asked, measured, labels, self.base)
         self.base = self.base or (measured, labels)
@@ -125,9 +136,13 @@ class Rows:
         return row
 
 
-def neutral_rows(lm: LM, neutral: Sequence[Prompt], target: Sequence[str]) -> list[tuple[str, list[int]]]:
+def neutral_rows(
+    lm: LM, neutral: Sequence[Prompt], target: Sequence[str]
+) -> list[tuple[str, list[int]]]:
     """Set and token ids of neutral texts with a second token, those of target sets left out."""
-    tokens = [(prompt.set, prompt_ids(lm, prompt)) for prompt in neutral if prompt.set not in target]
+    tokens = [
+        (prompt.set, prompt_ids(lm, prompt)) for prompt in neutral if prompt.set not in target
+    ]
     return [(name, ids) for name, ids in tokens if len(ids) > 1]
 
 

@@ -9,7 +9,14 @@ import numpy as np
 from scipy.special import betainc
 
 from saescope.analysis import stats
-from saescope.control.evaluation.behaviour import EMPTY, UNSCORED, Label, normalised, reply_text, shown
+from saescope.control.evaluation.behaviour import (
+    EMPTY,
+    UNSCORED,
+    Label,
+    normalised,
+    reply_text,
+    shown,
+)
 from saescope.control.evaluation.damage import Damage, repetition
 from saescope.control.evaluation.languages import language
 from saescope.engine.generate import Generation
@@ -90,7 +97,13 @@ class Condition:
         sets = {name: {**vars(one), "ci": list(one.ci)} for name, one in self.sets.items()}
         hurt = vars(self.damage) if self.damage else dict.fromkeys(Damage.__dataclass_fields__)
         hurt = {k: v for k, v in hurt.items() if k != "tokens"}
-        return {**own, "ci": list(self.ci), "spread": list(self.spread) if self.spread else None, **hurt, "sets": sets}
+        return {
+            **own,
+            "ci": list(self.ci),
+            "spread": list(self.spread) if self.spread else None,
+            **hurt,
+            "sets": sets,
+        }
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,9 @@ def condition(
     before = base[1] if base else labels
     told = [_language(one) for one in written]
     pairs = [
-        (was, now) for n in rows if (was := shown(before[n])) is not None and (now := shown(labels[n])) is not None
+        (was, now)
+        for n in rows
+        if (was := shown(before[n])) is not None and (now := shown(labels[n])) is not None
     ]
     rate, ci, scored = _rate([labels[n] for n in rows])
     return Condition(
@@ -136,13 +151,17 @@ def condition(
         repetition=float(np.mean([repetition(one.ids) for one in written])),
         mean_tokens=float(np.mean([len(one.ids) for one in written])),
         ended=float(np.mean([one.ended for one in written])),
-        language_flip=_differ([_language(one) for one in base[0].written] if base else told, told, rows),
+        language_flip=_differ(
+            [_language(one) for one in base[0].written] if base else told, told, rows
+        ),
         off_language=_differ([language(_request(prompt)) for prompt in prompts], told, rows),
         delta_norm_ratio=measured.delta_norm_ratio,
         applied=measured.applied,
         damage=measured.damage,
         sets={
-            group: _outcome([n for n, p in enumerate(prompts) if p.set == group], asked, written, labels)
+            group: _outcome(
+                [n for n, p in enumerate(prompts) if p.set == group], asked, written, labels
+            )
             for group in dict.fromkeys(p.set for p in prompts)
         },
         languages=dict(Counter(told[n] or UNSCORED for n in rows).most_common()),
@@ -185,7 +204,11 @@ def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> float:
     come = sum(after and not before for before, after in pairs)
     n, fewest = gone + come, min(gone, come)
     # P(at most `fewest` of n fair coins) by the incomplete beta function.
-    return 1.0 if n == 0 or fewest == n - fewest else min(1.0, 2 * float(betainc(n - fewest, fewest + 1, 0.5)))
+    return (
+        1.0
+        if n == 0 or fewest == n - fewest
+        else min(1.0, 2 * float(betainc(n - fewest, fewest + 1, 0.5)))
+    )
 
 
 def _rate(labels: Sequence[Label]) -> tuple[float | None, tuple[float, float], int]:
@@ -200,7 +223,9 @@ def _wilson(rate: float | None, n: float | int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _outcome(rows: Sequence[int], asked: Asked, written: Sequence[Generation], labels: Sequence[Label]) -> SetOutcome:
+def _outcome(
+    rows: Sequence[int], asked: Asked, written: Sequence[Generation], labels: Sequence[Label]
+) -> SetOutcome:
     rate, ci, scored = _rate([labels[n] for n in rows])
     return SetOutcome(len(rows), scored, rate, ci, _right(rows, asked, written))
 
@@ -211,7 +236,9 @@ def _right(rows: Sequence[int], asked: Asked, written: Sequence[Generation]) -> 
     known = [(n, answers[asked.prompts[n].id]) for n in rows if asked.prompts[n].id in answers]
     if not known:
         return None
-    return sum(normalised(written[n].text) == normalised(answer) for n, answer in known) / len(known)
+    return sum(normalised(written[n].text) == normalised(answer) for n, answer in known) / len(
+        known
+    )
 
 
 def _language(written: Generation) -> str | None:
@@ -224,7 +251,9 @@ def _request(prompt: Prompt) -> str:
     return prompt.text or (said[-1] if said else "")
 
 
-def _differ(before: Sequence[str | None], after: Sequence[str | None], rows: Sequence[int]) -> float | None:
+def _differ(
+    before: Sequence[str | None], after: Sequence[str | None], rows: Sequence[int]
+) -> float | None:
     """Share of rows whose languages differ, of those where both are known."""
     known = [before[n] != after[n] for n in rows if before[n] is not None and after[n] is not None]
     return sum(known) / len(known) if known else None
@@ -249,7 +278,9 @@ def _mean_damage(draws: Sequence[Damage]) -> Damage | None:
         kl_p99=mean(lambda d: d.kl_p99),
         top1_flips=mean(lambda d: d.top1_flips),
         ppl_ratio=mean(lambda d: d.ppl_ratio),
-        kl_sets={name: float(np.mean([d.kl_sets[name] for d in draws])) for name in draws[0].kl_sets},
+        kl_sets={
+            name: float(np.mean([d.kl_sets[name] for d in draws])) for name in draws[0].kl_sets
+        },
     )
 
 

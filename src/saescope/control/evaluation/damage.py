@@ -55,7 +55,9 @@ def damage(
         real = tokens.mask
         following = real[:, 1:]
 
-        def scores(ids: Tensor = tokens.ids, real: Tensor = real) -> Float[Tensor, "batch pos vocab"]:
+        def scores(
+            ids: Tensor = tokens.ids, real: Tensor = real
+        ) -> Float[Tensor, "batch pos vocab"]:
             with torch.inference_mode():
                 logits = lm.whole(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
                 return torch.log_softmax(logits.float(), dim=-1)
@@ -72,11 +74,18 @@ def damage(
                 changed = scores()
             kl = (base.exp() * (base - changed)).sum(-1)[real]
             kls[n].append(np.asarray(kl.double().clamp(min=0).cpu().numpy()))
-            flips[n].append(np.asarray((base.argmax(-1) != changed.argmax(-1))[real].double().cpu().numpy()))
+            flips[n].append(
+                np.asarray((base.argmax(-1) != changed.argmax(-1))[real].double().cpu().numpy())
+            )
             losses[n].append(loss(changed))
     before = float(np.concatenate(plain).mean())
     return [
-        _damage(np.concatenate(kls[n]), np.concatenate(flips[n]), float(np.concatenate(losses[n]).mean()) - before, of)
+        _damage(
+            np.concatenate(kls[n]),
+            np.concatenate(flips[n]),
+            float(np.concatenate(losses[n]).mean()) - before,
+            of,
+        )
         for n in range(len(conditions))
     ]
 
@@ -85,7 +94,9 @@ def _damage(kl: Floats, flips: Floats, loss: float, of: Sequence[str]) -> Damage
     p95, p99 = np.quantile(kl, [0.95, 0.99])
     ratio = float(np.exp(min(loss, 700.0)))
     sets = {name: float(kl[np.array(of) == name].mean()) for name in dict.fromkeys(of)}
-    return Damage(len(kl), float(kl.mean()), float(p95), float(p99), float(flips.mean()), ratio, sets)
+    return Damage(
+        len(kl), float(kl.mean()), float(p95), float(p99), float(flips.mean()), ratio, sets
+    )
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:

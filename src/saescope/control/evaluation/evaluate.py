@@ -65,7 +65,11 @@ class Evaluation(Table):
         """A row a condition."""
         nested = ("sets", "kl_sets", "languages", "each", "spread", "ci")
         return [
-            {**{k: v for k, v in c.to_dict().items() if k not in nested}, "ci_low": c.ci[0], "ci_high": c.ci[1]}
+            {
+                **{k: v for k, v in c.to_dict().items() if k not in nested},
+                "ci_low": c.ci[0],
+                "ci_high": c.ci[1],
+            }
             for c in self.conditions
         ]
 
@@ -109,11 +113,16 @@ def evaluate(
         means=mean_directions(lm, _edited(saes, edits), discovery, wanted, thinking),
         instruction=instruction,
     )
-    first = [Way("none"), *(Way("edits", s, tuple(times(edit, s) for edit in edits)) for s in strengths)]
+    first = [
+        Way("none"),
+        *(Way("edits", s, tuple(times(edit, s) for edit in edits)) for s in strengths),
+    ]
     total = len(first) + len(controls.ways(1.0, removes=True))
     plain = neutral_rows(lm, neutral, wanted)
     kept = Kept() if kept is None else kept
-    bench = Bench(lm, saes, prompts, plain, max_new_tokens, thinking, kept, counting(progress, total))
+    bench = Bench(
+        lm, saes, prompts, plain, max_new_tokens, thinking, kept, counting(progress, total)
+    )
     rows = Rows(bench, Asked(prompts, wanted, answers), judge)
     base, *tried = rows.add(first)
     case = Case(base, tried, [], _named(edits), isinstance(judge, InLanguage), wanted)
@@ -167,8 +176,15 @@ def _edited(saes: Sequence[Sae], edits: Sequence[Edit]) -> list[Sae]:
 
 def _named(edits: Sequence[Edit]) -> str:
     """How many of what is edited."""
-    features, directions = len({e.name for e in edits if e.feature is not None}), sum(e.feature is None for e in edits)
-    said = [f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((features, "feature"), (directions, "direction")) if n]
+    features, directions = (
+        len({e.name for e in edits if e.feature is not None}),
+        sum(e.feature is None for e in edits),
+    )
+    said = [
+        f"{n} {what}{'s' if n > 1 else ''}"
+        for n, what in ((features, "feature"), (directions, "direction"))
+        if n
+    ]
     return " and ".join(said)
 
 
@@ -176,7 +192,9 @@ def _left_out(controls: Controls, draws: int) -> list[str]:
     """Controls that could not be measured, and what they would need."""
     lines = []
     if not controls.means:
-        lines.append("difference of means: it needs discovery prompts of sets that show the behaviour and of others")
+        lines.append(
+            "difference of means: it needs discovery prompts of sets that show the behaviour and of others"
+        )
     if not controls.instruction:
         lines.append("prompt only: it needs an instruction (--instruction)")
     if not draws:

@@ -36,16 +36,26 @@ class ByFeature:
         for feature in self.rule.features:
             if feature.id >= have.get(feature.layer, 0):
                 layers = ", ".join(map(str, sorted(have)))
-                raise PromptError(f"behaviour {self.rule}: no SAE here has {feature}; SAEs are of layers {layers}")
+                raise PromptError(
+                    f"behaviour {self.rule}: no SAE here has {feature}; SAEs are of layers {layers}"
+                )
 
     def describe(self) -> dict[str, Any]:
         """The rule."""
-        return {"name": str(self.rule), "features": list(map(str, self.rule.features)), "share": self.rule.share}
+        return {
+            "name": str(self.rule),
+            "features": list(map(str, self.rule.features)),
+            "share": self.rule.share,
+        }
 
     def label_all(self, replies: Sequence[Reply]) -> list[Label]:
         """The share as text where it is enough."""
         return [
-            UNSCORED if share is None else f"{share:.2f} of tokens" if share >= self.rule.share else None
+            UNSCORED
+            if share is None
+            else f"{share:.2f} of tokens"
+            if share >= self.rule.share
+            else None
             for share in self.shares(replies)
         ]
 
@@ -58,10 +68,14 @@ class ByFeature:
         for batch in plan_batches([len(row) for row in rows], _TOKENS, packed=False):
             tokens = lay_out(batch, rows, self.lm.device)
             with torch.inference_mode(), capture(self.lm, layers) as resid:
-                self.lm.model(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False)
+                self.lm.model(
+                    input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False
+                )
             for line, [number] in enumerate(batch):
                 own = slice(0, len(rows[number]))
-                shares[number] = self._share({n: resid[n][line, own] for n in layers}, len(starts[number]))
+                shares[number] = self._share(
+                    {n: resid[n][line, own] for n in layers}, len(starts[number])
+                )
         return shares
 
     def _share(self, resid: dict[int, torch.Tensor], start: int) -> float | None:
@@ -73,7 +87,9 @@ class ByFeature:
                 continue
             h = resid[sae.spec.layer].float()
             found = sae.encode(h)
-            hit = torch.isin(found.ids, torch.tensor(ids, device=found.ids.device)) & (found.acts > 0)
+            hit = torch.isin(found.ids, torch.tensor(ids, device=found.ids.device)) & (
+                found.acts > 0
+            )
             fires.append(hit.any(dim=-1).cpu().numpy()[start:])
             norms = h.norm(dim=-1).cpu().numpy()
             scored.append(Masking().apply(np.arange(len(norms)), norms).scored[start:])

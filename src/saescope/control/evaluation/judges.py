@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit, urlunsplit
 
-from saescope.control.evaluation.behaviour import UNSCORED, Judge, Label, Reply, as_label, reply_text
+from saescope.control.evaluation.behaviour import (
+    UNSCORED,
+    Judge,
+    Label,
+    Reply,
+    as_label,
+    reply_text,
+)
 from saescope.errors import JudgeError, first_line
 from saescope.sources.prompts import Prompt
 from saescope.store.kept import Kept, key_of
@@ -31,9 +38,15 @@ def load_function(place: str) -> Judge:
     if not where or not name.isidentifier():
         raise JudgeError(f"judge {place!r} is not FILE.py:FUNCTION, MODULE:FUNCTION or a URL")
     try:
-        module = _from_file(Path(where).expanduser()) if where.endswith(".py") else importlib.import_module(where)
+        module = (
+            _from_file(Path(where).expanduser())
+            if where.endswith(".py")
+            else importlib.import_module(where)
+        )
     except Exception as error:  # importing runs the user's own code
-        raise JudgeError(f"judge {place}: {where} cannot be imported: {first_line(error)}") from error
+        raise JudgeError(
+            f"judge {place}: {where} cannot be imported: {first_line(error)}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise JudgeError(f"judge {place}: {where} has no function {name!r}")
@@ -107,7 +120,9 @@ class HttpJudge:
                 labels = self._ask([items[key] for key in keys])
             except JudgeError as error:
                 done = len(items) - len(missing) + start
-                raise JudgeError(f"{error}; {done} of these {len(items)} replies are judged{self._where()}") from error
+                raise JudgeError(
+                    f"{error}; {done} of these {len(items)} replies are judged{self._where()}"
+                ) from error
             for key, label in zip(keys, labels, strict=True):
                 self.kept.put(key, label)
         return [self.kept[self._key(reply)] for reply in replies]
@@ -124,7 +139,9 @@ class HttpJudge:
             document = document.get("label" if self.batch == 1 else "labels", document)
         values = [document] if self.batch == 1 else document
         if not isinstance(values, list) or len(values) != len(items):
-            raise JudgeError(f"judge {self.shown} did not give {len(items)} labels: {str(document)[:100]!r}")
+            raise JudgeError(
+                f"judge {self.shown} did not give {len(items)} labels: {str(document)[:100]!r}"
+            )
         try:
             return [_given(value) for value in values]
         except ValueError as error:
@@ -138,7 +155,9 @@ class HttpJudge:
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code != 429 and error.code < 500:
-                    raise JudgeError(f"judge {self.shown} refused: {reason}: {_body(error)}") from error
+                    raise JudgeError(
+                        f"judge {self.shown} refused: {reason}: {_body(error)}"
+                    ) from error
                 again = error.headers.get("Retry-After")
             except (OSError, HTTPException) as error:  # URLError and timeouts among them
                 reason = first_line(getattr(error, "reason", error))

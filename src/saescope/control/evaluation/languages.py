@@ -21,7 +21,9 @@ _DENSE = ("CJK", *_KANA, "HANGUL")  # a character of these says about as much as
 # Letters and endings that none of the other Latin languages has, or hardly ever.
 _MARKS: Mapping[str, re.Pattern[str]] = {
     "eo": re.compile(r"[ĉĝĥĵŝŭ]|(?:oj|aj|ojn|ajn)\b"),
-    "eu": re.compile(r"tx|(?:tzen|aren|ariak|egian|egiko|etan|ekin|zuela|tela|nuen|zuen|zuten|tuko|riko)\b"),
+    "eu": re.compile(
+        r"tx|(?:tzen|aren|ariak|egian|egiko|etan|ekin|zuela|tela|nuen|zuen|zuten|tuko|riko)\b"
+    ),
     "de": re.compile("ß"),
     "es": re.compile("[ñ¿¡]"),
     "pt": re.compile("[ãõ]"),
@@ -80,7 +82,8 @@ def _by_words(text: str) -> str | None:
     folded = unicodedata.normalize("NFC", text).casefold()
     words = Counter(re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", folded))
     scores = {
-        name: sum(words[word] for word in known) + (len(_MARKS[name].findall(folded)) if name in _MARKS else 0)
+        name: sum(words[word] for word in known)
+        + (len(_MARKS[name].findall(folded)) if name in _MARKS else 0)
         for name, known in _words().items()
     }
     best, other = sorted(scores, key=lambda name: -scores[name])[:2]
@@ -90,7 +93,9 @@ def _by_words(text: str) -> str | None:
 @cache
 def _words() -> Mapping[str, frozenset[str]]:
     """Common words of the Latin languages."""
-    text = (resources.files("saescope.control.evaluation") / "words.json").read_text(encoding="utf-8")
+    text = (resources.files("saescope.control.evaluation") / "words.json").read_text(
+        encoding="utf-8"
+    )
     return {name: frozenset(words.split()) for name, words in json.loads(text).items()}
 
 

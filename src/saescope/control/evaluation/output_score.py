@@ -58,7 +58,9 @@ def output_scores(
 def _own_tokens(lm: LM, saes: Sequence[Sae], feature: Feature) -> torch.Tensor:
     sae = next((one for one in saes if one.spec.layer == feature.layer), None)
     if sae is None or sae.W_dec is None:
-        raise EditError(f"output score of {feature}: its layer's SAE is not loaded with its decoder")
+        raise EditError(
+            f"output score of {feature}: its layer's SAE is not loaded with its decoder"
+        )
     direction = sae.W_dec[:, feature.id].to(lm.device)
     return logit_lens(lm.whole, direction[None])[0].topk(_OWN).indices
 
@@ -69,16 +71,22 @@ def _last(lm: LM, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     for batch in plan_batches([len(row) for row in rows], _TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         with torch.inference_mode():
-            logits = lm.whole(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False).logits
+            logits = lm.whole(
+                input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False
+            ).logits
         for line, [number] in enumerate(batch):
             found[number] = torch.softmax(logits[line, len(rows[number]) - 1].float(), dim=-1)
     return torch.stack([found[number] for number in range(len(rows))])
 
 
-def _score(own: torch.Tensor, base: torch.Tensor, amplified: torch.Tensor, tokens: list[str]) -> OutputScore:
+def _score(
+    own: torch.Tensor, base: torch.Tensor, amplified: torch.Tensor, tokens: list[str]
+) -> OutputScore:
     """`own` token ids; probabilities without and with amplifying (n, vocab)."""
     best = amplified[:, own].max(dim=1).values
     ranks = (amplified > best[:, None]).sum(dim=1).double()
     score = (1 - ranks / amplified.shape[1]) * best.double()
     before = base[:, own].max(dim=1).values
-    return OutputScore(tokens, float(ranks.mean()), float(best.mean()), float(before.mean()), float(score.mean()))
+    return OutputScore(
+        tokens, float(ranks.mean()), float(best.mean()), float(before.mean()), float(score.mean())
+    )

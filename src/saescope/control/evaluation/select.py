@@ -53,7 +53,9 @@ class SelectSettings:
         """Raises PromptError for a value no selection can use."""
         for name in ("max_features", "candidates", "prompts", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise PromptError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+                raise PromptError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1"
+                )
         if not self.strengths or not all(0 < abs(s) < 1e6 for s in self.strengths):
             raise PromptError("--strengths needs numbers other than 0, such as -1,-2")
 
@@ -142,7 +144,9 @@ class Selection(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a candidate."""
-        return [{k: v for k, v in one.to_dict().items() if k != "tokens"} for one in self.candidates]
+        return [
+            {k: v for k, v in one.to_dict().items() if k != "tokens"} for one in self.candidates
+        ]
 
 
 @dataclass
@@ -155,12 +159,19 @@ class _Search:
 
     def try_all(self, sets: Sequence[tuple[Edit, ...]]) -> list[Condition]:
         """A row for every set of edits."""
-        return self.rows.each([Way("edits", None, edits, drawn=f"#{n}") for n, edits in enumerate(sets)])
+        return self.rows.each(
+            [Way("edits", None, edits, drawn=f"#{n}") for n, edits in enumerate(sets)]
+        )
 
     def worth(self, row: Condition) -> tuple[bool, float, float, float]:
         """A clear effect with nothing lost first, then the effect, then right answers, then the least damage."""
         clean = self.case.clear(row) and not self.case.losses(row)
-        return clean, self.effect(row), row.right_rate or 0.0, -(row.damage.kl_mean if row.damage else 0.0)
+        return (
+            clean,
+            self.effect(row),
+            row.right_rate or 0.0,
+            -(row.damage.kl_mean if row.damage else 0.0),
+        )
 
     def effect(self, row: Condition) -> float:
         """How much of the way to the goal."""
@@ -196,7 +207,9 @@ def select(
     settings = settings or SelectSettings()
     settings.check()
     found = _best_detectors(detection, settings.candidates)
-    choosing, judging = (list(map(asked, part)) if asked else part for part in _parts(run, detection, settings))
+    choosing, judging = (
+        list(map(asked, part)) if asked else part for part in _parts(run, detection, settings)
+    )
     total = len(settings.strengths) * len(found) * 2 + 2 + settings.max_features
     advance = counting(progress, total)
     kept = Kept() if kept is None else kept
@@ -212,8 +225,13 @@ def select(
     if on.base.behaviour_rate is None:
         raise PromptError("no reply could be judged: nothing to choose by")
     strongest = {f.feature: _strongest(run, f.feature, detection.target) for f in found}
-    outputs = output_scores(lm, saes, strongest, [prompt_ids(lm, p, thinking=thinking) for p in choosing])
-    tries = {f.feature: [_edit(f.feature, s, settings, strongest) for s in settings.strengths] for f in found}
+    outputs = output_scores(
+        lm, saes, strongest, [prompt_ids(lm, p, thinking=thinking) for p in choosing]
+    )
+    tries = {
+        f.feature: [_edit(f.feature, s, settings, strongest) for s in settings.strengths]
+        for f in found
+    }
     single = _alone(on, tries)
     sets = _greedy(on, tries, single, settings.max_features)
     judged = off.try_all([edits for edits, _ in sets]) if sets else []
@@ -230,7 +248,9 @@ def select(
 
 def _best_detectors(detection: Detection, n: int) -> list[DetectedFeature]:
     """The n best detectors, best first; raises PromptError where there is none."""
-    found = sorted(detection.features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, -f.monolinguality))
+    found = sorted(
+        detection.features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, -f.monolinguality)
+    )
     if not found:
         raise PromptError(
             f"no feature passes as a detector of {detection.target}: loosen --min-rate and --max-other, or look at the "
@@ -239,7 +259,9 @@ def _best_detectors(detection: Detection, n: int) -> list[DetectedFeature]:
     return found[:n]
 
 
-def _parts(run: Run, detection: Detection, settings: SelectSettings) -> tuple[list[Prompt], list[Prompt]]:
+def _parts(
+    run: Run, detection: Detection, settings: SelectSettings
+) -> tuple[list[Prompt], list[Prompt]]:
     """Discovery prompts to choose on and to judge on; a behaviour that is to come is asked of the other sets."""
     names = [detection.target] if settings.goal == "suppress" else detection.against
     parts = split_prompts(run.prompts, seed=detection.settings.seed)
@@ -249,7 +271,9 @@ def _parts(run: Run, detection: Detection, settings: SelectSettings) -> tuple[li
     choosing = [prompt for prompt, half in zip(found, halves, strict=True) if half == "discovery"]
     judging = [prompt for prompt, half in zip(found, halves, strict=True) if half == "holdout"]
     if not choosing or not judging:
-        raise PromptError(f"{', '.join(names)}: {len(found)} discovery prompts are too few to choose and to judge on")
+        raise PromptError(
+            f"{', '.join(names)}: {len(found)} discovery prompts are too few to choose and to judge on"
+        )
     return choosing[: settings.prompts], judging[: settings.prompts]
 
 
@@ -260,7 +284,9 @@ def _strongest(run: Run, feature: Feature, target: str) -> float:
     return float(acts[of & (run.token_pos > 0)].max(initial=0.0)) or 1.0
 
 
-def _edit(feature: Feature, strength: float, settings: SelectSettings, strongest: dict[Feature, float]) -> Edit:
+def _edit(
+    feature: Feature, strength: float, settings: SelectSettings, strongest: dict[Feature, float]
+) -> Edit:
     amount = strength * strongest[feature] if settings.op == "add" else strength
     return Edit(feature, settings.op, amount)
 
@@ -272,11 +298,15 @@ def _alone(on: _Search, tries: dict[Feature, list[Edit]]) -> dict[Feature, Try]:
     """Every candidate by itself at its best strength."""
     edits = [edit for each in tries.values() for edit in each]
     rows = dict(zip(edits, on.try_all([(edit,) for edit in edits]), strict=True))
-    best = {feature: max(each, key=lambda edit: on.worth(rows[edit])) for feature, each in tries.items()}
+    best = {
+        feature: max(each, key=lambda edit: on.worth(rows[edit])) for feature, each in tries.items()
+    }
     return {feature: ((edit,), rows[edit]) for feature, edit in best.items()}
 
 
-def _greedy(on: _Search, tries: dict[Feature, list[Edit]], single: dict[Feature, Try], most: int) -> list[Try]:
+def _greedy(
+    on: _Search, tries: dict[Feature, list[Edit]], single: dict[Feature, Try], most: int
+) -> list[Try]:
     """The best set of one feature, of two, …, while another one does more by at least one prompt."""
     steps: list[Try] = [max(single.values(), key=lambda one: on.worth(one[1]))]
     if on.effect(steps[0][1]) <= 0:
@@ -284,7 +314,12 @@ def _greedy(on: _Search, tries: dict[Feature, list[Edit]], single: dict[Feature,
     while len(steps) < most and on.effect(steps[-1][1]) < 1:
         edits, row = steps[-1]
         taken = {edit.at for edit in edits}
-        more = [(*edits, edit) for feature, each in tries.items() if feature not in taken for edit in each]
+        more = [
+            (*edits, edit)
+            for feature, each in tries.items()
+            if feature not in taken
+            for edit in each
+        ]
         if not more:
             break
         best = max(zip(more, on.try_all(more), strict=True), key=lambda one: on.worth(one[1]))
@@ -295,7 +330,10 @@ def _greedy(on: _Search, tries: dict[Feature, list[Edit]], single: dict[Feature,
 
 
 def _ranked(
-    on: _Search, found: Sequence[DetectedFeature], outputs: dict[Feature, OutputScore], single: dict[Feature, Try]
+    on: _Search,
+    found: Sequence[DetectedFeature],
+    outputs: dict[Feature, OutputScore],
+    single: dict[Feature, Try],
 ) -> list[Candidate]:
     """Candidates by effect, with their ranks by the other two measures."""
     by_output = sorted(outputs, key=lambda feature: -outputs[feature].score)

@@ -62,7 +62,12 @@ class Case:
 
     def losses(self, one: Condition) -> list[str]:
         """What a row has lost against the unedited one, a clause each."""
-        return [*_damage(one), *_broken(self.base, one), *_wrong(self.base, one, self.target), *self._flipped(one)]
+        return [
+            *_damage(one),
+            *_broken(self.base, one),
+            *_wrong(self.base, one, self.target),
+            *self._flipped(one),
+        ]
 
     def _flipped(self, one: Condition) -> list[str]:
         if self.about_language or one.language_flip is None or one.language_flip <= FLIPS:
@@ -76,7 +81,12 @@ def choose(case: Case) -> Condition:
     def worth(one: Condition) -> tuple[bool, bool, float, float]:
         clear = case.clear(one)
         effect = abs(case.moved(one))
-        return clear and not case.losses(one), clear, effect, -(one.damage.kl_mean if one.damage else 0.0)
+        return (
+            clear and not case.losses(one),
+            clear,
+            effect,
+            -(one.damage.kl_mean if one.damage else 0.0),
+        )
 
     return max(case.tried, key=worth)
 
@@ -86,9 +96,13 @@ def verdict(case: Case) -> list[Finding]:
     best = choose(case)
     if case.base.behaviour_rate is None or best.behaviour_rate is None:
         which = "without edits" if case.base.behaviour_rate is None else "with the edits"
-        return [Finding("nothing scored", f"Nothing can be said: no reply {which} could be judged.")]
+        return [
+            Finding("nothing scored", f"Nothing can be said: no reply {which} could be judged.")
+        ]
     shown = f"from {rate(case.base)} to {rate(best)}"
-    effect = f"The behaviour goes {shown} with {case.features} at {best.strength:g} times the strength."
+    effect = (
+        f"The behaviour goes {shown} with {case.features} at {best.strength:g} times the strength."
+    )
     found = [Finding("effect", effect)]
     if not best.applied:
         where = "Nothing was changed: no edited feature fired. Detection and control may lie at different sites."
@@ -111,7 +125,9 @@ def _reason(case: Case, best: Condition) -> list[Finding]:
         found = [Finding("partial", f"The effect is partial: {share} of the way.")]
     else:
         lines = "That is no clear effect: detection without control. The features fire where the behaviour shows, "
-        found = [Finding("detection without control", f"{lines}and changing them does not change it.")]
+        found = [
+            Finding("detection without control", f"{lines}and changing them does not change it.")
+        ]
         towards = -1.0 if (case.base.behaviour_rate or 0) >= 0.5 else 1.0
     rows = [c for c in case.controls if c.name.startswith(MEANS)]
     if not rows:
@@ -143,7 +159,11 @@ def _means(case: Case, towards: float) -> list[Finding]:
     for row in rows:
         losses = case.losses(row)
         cost = f" and loses capability ({'; '.join(losses)})" if losses else ""
-        does = "does it too" if case.share(row, towards) >= FULL and case.clear(row) else "does not do it"
+        does = (
+            "does it too"
+            if case.share(row, towards) >= FULL and case.clear(row)
+            else "does not do it"
+        )
         kl = f", KL {row.damage.kl_mean:.2g}" if row.damage else ""
         said.append(f"{row.name}, {does} ({rate(row)}{kl}){cost}")
     text = "; ".join(said)
@@ -166,11 +186,16 @@ def _specific(case: Case, best: Condition) -> list[Finding]:
         if 2 * len(far) >= len(moves) or (mean * effect > 0 and abs(mean) > MOVED * abs(effect)):
             same.append(f"{row.name} ({rate(row)})")
         elif far:
-            single.append(f"{len(far)} of {len(moves)} draws of a {row.name} (to {100 * end:.0f} %)")
+            single.append(
+                f"{len(far)} of {len(moves)} draws of a {row.name} (to {100 * end:.0f} %)"
+            )
     found = []
     if same:
         found.append(
-            Finding("not specific", f"It is not specific: {' and '.join(same)} moved it more than half as far.")
+            Finding(
+                "not specific",
+                f"It is not specific: {' and '.join(same)} moved it more than half as far.",
+            )
         )
     if single:
         what = f"Not every change of this size leaves it alone: {' and '.join(single)} moved it more than half as far."
@@ -187,7 +212,12 @@ def _prompted(case: Case, best: Condition) -> list[Finding]:
     effect = case.moved(best)
     if row is None or effect == 0 or case.share(row, effect) < FULL or not case.clear(row):
         return []
-    return [Finding("prompt alone", f"An instruction in the prompt does it too, without any edit ({rate(row)}).")]
+    return [
+        Finding(
+            "prompt alone",
+            f"An instruction in the prompt does it too, without any edit ({rate(row)}).",
+        )
+    ]
 
 
 def _damage(one: Condition) -> list[str]:
@@ -200,9 +230,13 @@ def _damage(one: Condition) -> list[str]:
 def _broken(base: Condition, one: Condition) -> list[str]:
     lines = []
     if one.repetition > base.repetition + REPEATS:
-        lines.append(f"replies repeat themselves ({one.repetition:.2f} of trigrams, {base.repetition:.2f} before)")
+        lines.append(
+            f"replies repeat themselves ({one.repetition:.2f} of trigrams, {base.repetition:.2f} before)"
+        )
     if one.ended < base.ended - ENDS:
-        lines.append(f"replies end less often ({100 * one.ended:.0f} %, {100 * base.ended:.0f} % before)")
+        lines.append(
+            f"replies end less often ({100 * one.ended:.0f} %, {100 * base.ended:.0f} % before)"
+        )
     for what in ("empty", "unscored"):
         was, now = (getattr(c, what) / max(1, c.scored + c.empty + c.unscored) for c in (base, one))
         if now > was + LOST:

@@ -54,11 +54,17 @@ class Way:
 
     def enter(self, lm: LM, saes: Sequence[Sae]) -> AbstractContextManager[Receipt | None]:
         """A block in which the model is edited this way."""
-        return steered(lm, self.edits, saes, random_directions=self.turned) if self.edits else nullcontext()
+        return (
+            steered(lm, self.edits, saes, random_directions=self.turned)
+            if self.edits
+            else nullcontext()
+        )
 
     def read(self, lm: LM, saes: Sequence[Sae]) -> AbstractContextManager[Receipt | None]:
         """The same for text that is read in one pass as if it were generated: each position was the last of a pass."""
-        edits = [replace(e, scope="all") if e.scope in ("last", "decode") else e for e in self.edits]
+        edits = [
+            replace(e, scope="all") if e.scope in ("last", "decode") else e for e in self.edits
+        ]
         return replace(self, edits=tuple(edits)).enter(lm, saes)
 
 
@@ -81,7 +87,9 @@ class Controls:
 
     def ways(self, strength: float, *, removes: bool) -> list[Way]:
         """Every control of the edits at this multiple; the difference of means is taken away, or else added."""
-        signed = any(edit.op in ("add", "scale") for edit in self.edits)  # only these have an opposite
+        signed = any(
+            edit.op in ("add", "scale") for edit in self.edits
+        )  # only these have an opposite
         return [
             Way("zero", 0.0, _all(self.edits, 0.0)),
             *([Way("minus", -strength, _all(self.edits, -strength))] if signed else []),
@@ -97,7 +105,10 @@ class Controls:
         if not self.means:
             return []
         sign, common = (-1.0, self._common()) if removes else (1.0, self._common())
-        added = [replace(common, feature=None, direction=one, op="add", strength=sign) for one in self.means.values()]
+        added = [
+            replace(common, feature=None, direction=one, op="add", strength=sign)
+            for one in self.means.values()
+        ]
         taken = [replace(edit, op="project", strength=1.0) for edit in added]
         ways = [Way(f"{MEANS}, add", sign, tuple(added))]
         return [Way(f"{MEANS}, project", None, tuple(taken)), *ways] if removes else ways
@@ -105,7 +116,9 @@ class Controls:
     def _common(self) -> Edit:
         """An edit whose scope and sinks the difference of means takes over."""
         first = self.edits[0]
-        return Edit(first.feature, "add", 1.0, "relu", first.scope, first.skip_sinks, first.direction)
+        return Edit(
+            first.feature, "add", 1.0, "relu", first.scope, first.skip_sinks, first.direction
+        )
 
 
 def _all(edits: Sequence[Edit], factor: float) -> tuple[Edit, ...]:
@@ -144,12 +157,21 @@ def _told(prompt: Prompt, instruction: str, as_system: bool) -> Prompt:
     if as_system and turns[0].role != "system":
         return replace(prompt, messages=(Message("system", instruction), *turns))
     first = turns[0]
-    content = f"{first.content}\n\n{instruction}" if first.role == "system" else f"{instruction}\n\n{first.content}"
+    content = (
+        f"{first.content}\n\n{instruction}"
+        if first.role == "system"
+        else f"{instruction}\n\n{first.content}"
+    )
     return replace(prompt, messages=(Message(first.role, content), *turns[1:]))
 
 
 def other_features(
-    lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], prompts: Sequence[Prompt], draws: int, seed: int
+    lm: LM,
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    draws: int,
+    seed: int,
 ) -> list[tuple[Edit, ...]]:
     """Draws of the same edits of other features that fire about as often on these prompts; none for directions alone.
 
@@ -183,7 +205,9 @@ def _draw(
     for edit in edits:
         layer, fired = edit.layer, counts[edit.layer]
         order = np.argsort(np.abs(fired - fired[edit.at.id]), kind="stable").tolist()
-        free = [Feature(layer, n) for n in order if fired[n] and Feature(layer, n) not in taken][:near]
+        free = [Feature(layer, n) for n in order if fired[n] and Feature(layer, n) not in taken][
+            :near
+        ]
         if not free:
             raise PromptError(
                 f"no other feature of layer {layer} fires on these prompts: there is no control to compare"
@@ -196,7 +220,11 @@ def _draw(
 
 
 def mean_directions(
-    lm: LM, saes: Sequence[Sae], prompts: Sequence[Prompt], target: Sequence[str], thinking: bool | None
+    lm: LM,
+    saes: Sequence[Sae],
+    prompts: Sequence[Prompt],
+    target: Sequence[str],
+    thinking: bool | None,
 ) -> dict[int, Direction]:
     """At every SAE's layer the mean residual of the target sets' prompts less that of the others', every prompt once.
 
@@ -206,7 +234,9 @@ def mean_directions(
     positive = np.array([prompt.set in target for prompt in prompts])
     if not saes or positive.all() or not positive.any():
         return {}
-    rows = [prompt_ids(lm, prompt, thinking=thinking if prompt.messages else None) for prompt in prompts]
+    rows = [
+        prompt_ids(lm, prompt, thinking=thinking if prompt.messages else None) for prompt in prompts
+    ]
     work = plan_rows(rows, BATCH_TOKENS, packed=lm.packs, shares=lm.shares)
     chats = np.array([prompt.messages is not None for prompt in prompts])
     resid = {sae.spec.layer: np.zeros((len(prompts), lm.spec.d_model)) for sae in saes}
@@ -215,6 +245,12 @@ def mean_directions(
         resid[layer][order] = np.where(chats[order, None], found.last, found.mean)
     made = f"{', '.join(target)} less the others of {len(prompts)} prompts"
     return {
-        layer: Direction(layer, mean_difference(one, positive, np.ones(len(prompts), bool)), MEANS, lm.spec.repo, made)
+        layer: Direction(
+            layer,
+            mean_difference(one, positive, np.ones(len(prompts), bool)),
+            MEANS,
+            lm.spec.repo,
+            made,
+        )
         for layer, one in resid.items()
     }

@@ -56,7 +56,9 @@ def factors(anatomy: Anatomy, shards: Shards, plan: Plan) -> tuple[list[Factors]
             biases += 1
             continue
         A = parts[0] if len(parts) == 1 else torch.stack(parts)
-        made.append(Factors(port, _kind(port, A), A.contiguous(), (-change.spread).float().contiguous()))
+        made.append(
+            Factors(port, _kind(port, A), A.contiguous(), (-change.spread).float().contiguous())
+        )
     return made, biases
 
 
@@ -92,10 +94,16 @@ def adapted(lm: LM, made: Sequence[Factors]) -> Iterator[None]:
         for one in made:
             module = lm.decoder.get_submodule(one.module)
             if one.kind == "experts":
-                stack.enter_context(exchanged(module, one.port.name.rpartition(".")[2], partial(_stacked, one)))
+                stack.enter_context(
+                    exchanged(module, one.port.name.rpartition(".")[2], partial(_stacked, one))
+                )
                 continue
             scale = float(getattr(module, "scalar_embed_scale", 1.0))
-            change = partial(_looked_up, one, scale) if one.kind == "embedding" else partial(_multiplied, one)
+            change = (
+                partial(_looked_up, one, scale)
+                if one.kind == "embedding"
+                else partial(_multiplied, one)
+            )
             stack.enter_context(rewritten(module, change))
         yield
 
@@ -105,7 +113,9 @@ def _stacked(one: Factors, W: Tensor) -> Tensor:
 
 
 def _looked_up(one: Factors, scale: float, ids: Tensor, output: Tensor) -> Tensor:
-    return (output + scale * (one.A.T.to(ids.device)[ids] @ one.B.T.to(ids.device))).to(output.dtype)
+    return (output + scale * (one.A.T.to(ids.device)[ids] @ one.B.T.to(ids.device))).to(
+        output.dtype
+    )
 
 
 def _multiplied(one: Factors, x: Tensor, output: Tensor) -> Tensor:
@@ -130,15 +140,27 @@ def names_of(files: Files, made: Sequence[Factors]) -> Names:
         with torch.device("meta"):
             model = build(AutoConfig.from_pretrained(files.path("config.json").parent))
     except Exception as error:  # models check their configs by exceptions of their own
-        raise SourceError(f"{files.name} is not loaded by AutoModelForCausalLM: {first_line(error)}") from error
+        raise SourceError(
+            f"{files.name} is not loaded by AutoModelForCausalLM: {first_line(error)}"
+        ) from error
     parameters = [name for name, _ in model.named_parameters()]
     first = made[0].port.name
-    prefix = next((n.removesuffix(first) for n in parameters if n == first or n.endswith(f".{first}")), "")
+    prefix = next(
+        (n.removesuffix(first) for n in parameters if n == first or n.endswith(f".{first}")), ""
+    )
     mixture = any(one.kind == "experts" for one in made)
-    by_parameter = [one for one in made if one.kind == "experts" or (mixture and _is_taken_for_experts(one))]
-    modules = [prefix + one.module for one in made if all(one is not other for other in by_parameter)]
+    by_parameter = [
+        one for one in made if one.kind == "experts" or (mixture and _is_taken_for_experts(one))
+    ]
+    modules = [
+        prefix + one.module for one in made if all(one is not other for other in by_parameter)
+    ]
     stacks = [prefix + one.port.name for one in by_parameter]
-    targeted = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
+    targeted = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None
+    ]
     return Names(prefix, _shortest(modules, targeted, 1), _shortest(stacks, parameters, 2))
 
 
@@ -151,7 +173,9 @@ def _shortest(wanted: Sequence[str], present: Sequence[str], least: int) -> list
     """Ends of names, of so many parts at least, that fit the wanted ones alone; else the names themselves."""
     for parts in range(least, 4):
         ends = sorted({".".join(name.split(".")[-parts:]) for name in wanted})
-        if {n for n in present if any(n == end or n.endswith(f".{end}") for end in ends)} == set(wanted):
+        if {n for n in present if any(n == end or n.endswith(f".{end}") for end in ends)} == set(
+            wanted
+        ):
             return ends
     return sorted(wanted)
 
@@ -163,10 +187,15 @@ def peft_tensors(made: Sequence[Factors], names: Names) -> dict[str, Tensor]:
         place = f"base_model.model.{names.prefix}{one.module}"
         if one.kind == "embedding":
             tensors |= {f"{place}.lora_embedding_A": one.A, f"{place}.lora_embedding_B": one.B}
-        elif one.kind == "experts":  # A's rows are expert after expert, B's columns direction after direction
+        elif (
+            one.kind == "experts"
+        ):  # A's rows are expert after expert, B's columns direction after direction
             n_experts = len(one.A)
             B = one.B[:, :, None].expand(-1, -1, n_experts).flatten(1)
-            tensors |= {f"{place}.lora_A.weight": one.A.flatten(0, 1), f"{place}.lora_B.weight": B.contiguous()}
+            tensors |= {
+                f"{place}.lora_A.weight": one.A.flatten(0, 1),
+                f"{place}.lora_B.weight": B.contiguous(),
+            }
         else:
             tensors |= {f"{place}.lora_A.weight": one.A, f"{place}.lora_B.weight": one.B.clone()}
     return tensors

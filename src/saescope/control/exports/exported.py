@@ -38,9 +38,14 @@ class Exported(Table):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a file."""
-        return [{"format": self.format, "file": str(path), "bytes": path.stat().st_size} for path in self.files]
+        return [
+            {"format": self.format, "file": str(path), "bytes": path.stat().st_size}
+            for path in self.files
+        ]
 
 
 def files_in(out: Path) -> tuple[Path, ...]:
     """The files of a published folder, or the file itself, in order."""
-    return tuple(sorted(path for path in out.rglob("*") if path.is_file())) if out.is_dir() else (out,)
+    return (
+        tuple(sorted(path for path in out.rglob("*") if path.is_file())) if out.is_dir() else (out,)
+    )

@@ -57,7 +57,9 @@ class Firings:
         counts = np.zeros(run.saes[layer].d_sae, np.int64)
         for start in range(0, len(stored.ids), _ENTRIES):
             part = slice(start, start + _ENTRIES)
-            own = stored.ids[part][positions.scored[_token(stored, np.arange(*part.indices(len(stored.ids))))]]
+            own = stored.ids[part][
+                positions.scored[_token(stored, np.arange(*part.indices(len(stored.ids))))]
+            ]
             counts += np.bincount(own, minlength=len(counts))
         return cls(
             stored=stored,
@@ -92,12 +94,16 @@ class Firings:
         strongest = np.maximum.reduceat(acts, starts)
         ends = np.append(starts[1:], len(token))
         examples = [
-            self._window(int(prompts[p]), token[starts[p] : ends[p]], acts[starts[p] : ends[p]], context)
+            self._window(
+                int(prompts[p]), token[starts[p] : ends[p]], acts[starts[p] : ends[p]], context
+            )
             for p in np.argsort(-strongest, kind="stable")[:n]
         ]
         return Shown(feature, acts, len(acts) / int(self.scored.sum()), examples)
 
-    def _window(self, prompt: int, token: npt.NDArray[np.intp], acts: Floats, context: int) -> Window:
+    def _window(
+        self, prompt: int, token: npt.NDArray[np.intp], acts: Floats, context: int
+    ) -> Window:
         begin, end = int(self.first_of[prompt]), int(self.first_of[prompt + 1])
         middle = int(token[np.argmax(acts)])
         first = max(begin, min(middle - context // 2, end - context))

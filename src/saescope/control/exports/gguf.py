@@ -77,21 +77,29 @@ def export_gguf(
     measured: dict[str, Any] = {"layers": sorted(layers)}
     if limits and measure:
         shards, anatomy = Shards.open(files), read_anatomy(files)
-        measured |= _measure(Reader(shards, anatomy, neutral, device, progress), layers, edits, saes)
+        measured |= _measure(
+            Reader(shards, anatomy, neutral, device, progress), layers, edits, saes
+        )
     with staged(out, folder=False) as path:
         path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
     return Exported("gguf", out, (out,), not limits, EQUALS, limits, measured)
 
 
-def _summed(edits: Sequence[Edit], saes: Sequence[Sae], d_model: int, model: str) -> dict[int, Vector]:
+def _summed(
+    edits: Sequence[Edit], saes: Sequence[Sae], d_model: int, model: str
+) -> dict[int, Vector]:
     """What each layer's edits add, together; raises EditError where that does not fit the model, or float32."""
     layers = {
-        layer: sum(edit.amount * d.double() for edit, d in zip(of, rows, strict=True)).float().numpy()
+        layer: sum(edit.amount * d.double() for edit, d in zip(of, rows, strict=True))
+        .float()
+        .numpy()
         for layer, (of, rows) in vectors(edits, saes).items()
     }
     for layer, vector in layers.items():
         if len(vector) != d_model:
-            raise EditError(f"the edits of layer {layer} are {len(vector)} wide, {model} has {d_model}")
+            raise EditError(
+                f"the edits of layer {layer} are {len(vector)} wide, {model} has {d_model}"
+            )
         if not np.isfinite(vector).all():
             raise EditError(f"the edits of layer {layer} add up to more than float32 holds")
     return layers
@@ -123,7 +131,9 @@ def control_vector(layers: Mapping[int, Vector], hint: str) -> bytes:
     head += b"".join(_text(key) + struct.pack("<I", kind) + data for key, kind, data in values)
     body = b""
     for layer, vector in sorted(layers.items()):
-        head += _text(f"direction.{layer}") + struct.pack("<IQIQ", 1, len(vector), _FLOAT32, len(body))
+        head += _text(f"direction.{layer}") + struct.pack(
+            "<IQIQ", 1, len(vector), _FLOAT32, len(body)
+        )
         body += _padded(vector.astype("<f4").tobytes())
     return _padded(head) + body
 
@@ -144,9 +154,13 @@ def _refuse(edit: Edit, n_layers: int) -> None:
             if edit.op == "project"
             else "what depends on the residual needs a hook (steer), or --format lora of a project edit"
         )
-        raise EditError(f"edit of {edit.name}: a control vector can only add, not {edit.op}; {instead}")
+        raise EditError(
+            f"edit of {edit.name}: a control vector can only add, not {edit.op}; {instead}"
+        )
     if edit.layer == 0:
-        raise EditError(f"edit of {edit.name}: llama.cpp adds no control vector after block 0; take layer 1 or later")
+        raise EditError(
+            f"edit of {edit.name}: llama.cpp adds no control vector after block 0; take layer 1 or later"
+        )
     if edit.layer >= n_layers:
         raise EditError(f"edit of {edit.name}: the model has layers 0-{n_layers - 1}")
 

@@ -66,7 +66,9 @@ class LogitLens:
             source = self._run.manifest["inputs"]["saes"][str(layer)]
             self._sae = load_sae(source, layer, k=spec.k, offline=self._offline)
             if self._sae.spec.fingerprint != spec.fingerprint:
-                raise SourceError(f"{source} is not the SAE that {self._run.path} was made with: layer {layer} differs")
+                raise SourceError(
+                    f"{source} is not the SAE that {self._run.path} was made with: layer {layer} differs"
+                )
         assert self._sae.W_dec is not None
         return self._sae.W_dec[:, torch.as_tensor(ids)].T.float()
 
@@ -79,11 +81,16 @@ class LogitLens:
         return torch.cat([seen @ piece.float().T for piece in W.split(rows)], dim=1)
 
     def _effect(self, logits: Float[Tensor, "vocab"]) -> Effect:
-        known = logits[: self._known]  # what lies beyond fills up a model's vocabulary and has no text
-        raised, lowered = (known.topk(min(_SHOWN, len(known)), largest=largest) for largest in (True, False))
+        known = logits[
+            : self._known
+        ]  # what lies beyond fills up a model's vocabulary and has no text
+        raised, lowered = (
+            known.topk(min(_SHOWN, len(known)), largest=largest) for largest in (True, False)
+        )
         return Effect(self._texts(raised), self._texts(lowered), *histogram(known.numpy()))
 
     def _texts(self, top: Any) -> list[tuple[str, float]]:
         return [
-            (self._text(token), value) for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            (self._text(token), value)
+            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]

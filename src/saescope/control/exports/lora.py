@@ -20,7 +20,14 @@ from saescope.control.baking.distance import distance
 from saescope.control.baking.methods import Plan, make_plan
 from saescope.control.baking.proof import prove
 from saescope.control.edits import Edit
-from saescope.control.exports.adapter import Factors, Names, adapted, factors, names_of, peft_tensors
+from saescope.control.exports.adapter import (
+    Factors,
+    Names,
+    adapted,
+    factors,
+    names_of,
+    peft_tensors,
+)
 from saescope.control.exports.exported import Exported, files_in
 from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.tensors import Stored, write_safetensors
@@ -71,12 +78,20 @@ def export_lora(
         write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
         text = json.dumps(adapter_config(files, made, names), indent=2, ensure_ascii=False)
         write_synced(folder / CONFIG, text + "\n")
-        measured: dict[str, Any] = {"method": plan.method, "rank": made[0].rank, "writers": len(made)}
+        measured: dict[str, Any] = {
+            "method": plan.method,
+            "rank": made[0].rank,
+            "writers": len(made),
+        }
         if measure:
             read = partial(Reader, shards, anatomy, neutral, device, progress)
             measured |= _measure(read, plan, made, wanted, saes)
     limits = [plan.why_not] if plan.why_not else []
-    limits += [f"biases are not in a LoRA, so what {missed} of them write along the directions stays"] if missed else []
+    limits += (
+        [f"biases are not in a LoRA, so what {missed} of them write along the directions stays"]
+        if missed
+        else []
+    )
     return Exported("lora", out, files_in(out), not limits, EQUALS, tuple(limits), measured)
 
 
@@ -107,7 +122,9 @@ def _refuse(edits: Sequence[Edit]) -> None:
         raise EditError("there are no edits to export: none changes anything")
     for edit in edits:
         if edit.op == "add":
-            raise EditError(f"edit of {edit.name}: a LoRA has no place for a constant: use --format gguf, or steer it")
+            raise EditError(
+                f"edit of {edit.name}: a LoRA has no place for a constant: use --format gguf, or steer it"
+            )
         if (why := why_not(edit)) is not None or edit.op != "project":
             why = why or f"{edit.op} moves the residual to a target, which a low rank cannot"
             raise EditError(
@@ -116,7 +133,12 @@ def _refuse(edits: Sequence[Edit]) -> None:
 
 
 def _plan(
-    files: Files, anatomy: Anatomy, shards: Shards, edits: Sequence[Edit], saes: Sequence[Sae], device: Device
+    files: Files,
+    anatomy: Anatomy,
+    shards: Shards,
+    edits: Sequence[Edit],
+    saes: Sequence[Sae],
+    device: Device,
 ) -> Plan:
     """How each writer is projected, once it is shown by numbers that every writer is known."""
     bound = bound_edits(edits, saes, anatomy)
@@ -127,12 +149,18 @@ def _plan(
 
 
 def _measure(
-    read: Callable[[DType], Reader], plan: Plan, made: Sequence[Factors], edits: Sequence[Edit], saes: Sequence[Sae]
+    read: Callable[[DType], Reader],
+    plan: Plan,
+    made: Sequence[Factors],
+    edits: Sequence[Edit],
+    saes: Sequence[Sae],
 ) -> dict[str, Any]:
     """How far the adapter is from the hook, the edits and the base, and what is left of the component it takes away."""
     reader = read("float32")
     lm = reader.lm
-    adapter, hook, edited, base = reader.read([adapted(lm, made), plan.hook, steered(lm, edits, saes), None])
+    adapter, hook, edited, base = reader.read(
+        [adapted(lm, made), plan.hook, steered(lm, edits, saes), None]
+    )
     far = {"kl_hook_adapter": hook, "kl_steered_adapter": edited, "kl_base_adapter": base}
     left = {"float32": _left(plan, base.resid, adapter.resid)}
     own = read("auto")
@@ -140,10 +168,15 @@ def _measure(
         before = own.residuals()
         with adapted(own.lm, made):
             left[str(own.lm.dtype).removeprefix("torch.")] = _left(plan, before, own.residuals())
-    return {**{name: distance(one, adapter).to_dict() for name, one in far.items()}, "component_left": left}
+    return {
+        **{name: distance(one, adapter).to_dict() for name, one in far.items()},
+        "component_left": left,
+    }
 
 
-def _left(plan: Plan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]) -> float:
+def _left(
+    plan: Plan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
+) -> float:
     """Size of the component along the directions in the last residuals, with the adapter as a share of without."""
     assert plan.hook.first is not None
     Q = plan.hook.first.V.float()

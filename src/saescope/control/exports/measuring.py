@@ -28,11 +28,15 @@ class Reader:
         self, shards: Shards, anatomy: Anatomy, prompts: Sequence[Prompt] | None, device: Device,
         progress: Progress | None, dtype: DType = "float32",
     ) -> None:  # fmt: skip
-        self.lm: LM = load_lm(shards.files.source, [anatomy.n_layers - 1], dtype=dtype, device=device, streamed=True)
+        self.lm: LM = load_lm(
+            shards.files.source, [anatomy.n_layers - 1], dtype=dtype, device=device, streamed=True
+        )
         self._shards, self._anatomy = shards, anatomy
         text = bundled_prompts("neutral")[0].prompts if prompts is None else prompts
         if not text:
-            raise PromptError("there is no neutral text to measure on: give some, or measure nothing")
+            raise PromptError(
+                "there is no neutral text to measure on: give some, or measure nothing"
+            )
         self._rows = [prompt_ids(self.lm, prompt) for prompt in text]
         self._progress = progress
 

@@ -114,11 +114,18 @@ def export_neuronpedia(
                 effects: Sequence[Effect | None] = lens(layer, ids) if lens else [None] * len(ids)
                 file = f"batch-{number}.jsonl.gz"
                 _write(place / "features" / file, map(writer.feature, shown, effects))
-                _write(place / "activations" / file, (row for one in shown for row in writer.activations(one)))
+                _write(
+                    place / "activations" / file,
+                    (row for one in shown for row in writer.activations(one)),
+                )
                 totals[layer] += len(ids)
                 if progress:
                     progress(totals[layer], len(fired))
-    limits = () if lens else ("the tokens that features raise and lower are left empty: no model was given",)
+    limits = (
+        ()
+        if lens
+        else ("the tokens that features raise and lower are left empty: no model was given",)
+    )
     return Exported("neuronpedia", out, files_in(out), True, EQUALS, limits, {"features": totals})
 
 
@@ -132,7 +139,9 @@ def _batches(ids: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = ((json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii") for row in rows)
+    lines = (
+        (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii") for row in rows
+    )
     with path.open("wb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile("", "wb", 5, raw, mtime=0) as file:
@@ -224,7 +233,9 @@ class _Layer:
         top = _round(max(float(example.values.max()) for example in shown.examples))
         for example in shown.examples:
             values = [_round(value) for value in example.values]
-            mark = json.dumps([self._place, shown.feature, example.first, self.run.manifest["fingerprint"]])
+            mark = json.dumps(
+                [self._place, shown.feature, example.first, self.run.manifest["fingerprint"]]
+            )
             yield {
                 "id": "c" + hashlib.sha256(mark.encode()).hexdigest()[:24],
                 **self._place,

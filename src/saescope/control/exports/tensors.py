@@ -36,7 +36,9 @@ class Stored:
             yield view[start : start + rows].to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
+) -> None:
     """Write float32 tensors under their names; raises OSError where the disk refuses."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

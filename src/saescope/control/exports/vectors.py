@@ -11,7 +11,9 @@ from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
 
-def vectors(edits: Sequence[Edit], saes: Sequence[Sae]) -> dict[int, tuple[list[Edit], Float[Tensor, "n d_model"]]]:
+def vectors(
+    edits: Sequence[Edit], saes: Sequence[Sae]
+) -> dict[int, tuple[list[Edit], Float[Tensor, "n d_model"]]]:
     """For each layer its edits and, a row each in float32, what they write along; ascending.
 
     Raises EditError for an edit whose SAE is not among these, and where there is none to export.

@@ -15,7 +15,9 @@ def flag(config: Config, name: str, default: bool = False) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise SourceError(f"the SAE's config says {name} is {value!r:.40}: it must be true or false")
+        raise SourceError(
+            f"the SAE's config says {name} is {value!r:.40}: it must be true or false"
+        )
     return value
 
 
@@ -23,7 +25,9 @@ def whole(config: Config, name: str) -> int:
     """A number of at least 1; raises SourceError for anything else."""
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SourceError(f"the SAE's config says {name} is {value!r:.40}: it must be a whole number of at least 1")
+        raise SourceError(
+            f"the SAE's config says {name} is {value!r:.40}: it must be a whole number of at least 1"
+        )
     return value
 
 
@@ -31,7 +35,9 @@ def number(config: Config, name: str) -> float:
     """A positive, finite number; raises SourceError for anything else."""
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise SourceError(f"the SAE's config says {name} is {value!r:.40}: it must be a positive number")
+        raise SourceError(
+            f"the SAE's config says {name} is {value!r:.40}: it must be a positive number"
+        )
     return float(value)
 
 
@@ -47,4 +53,6 @@ def part(config: Config, name: str) -> Config:
 
 def refuse(path: Path, what: str) -> SourceError:
     """The error for an SAE whose formula is another than z = W_enc·h + b_enc and the activation."""
-    return SourceError(f"{path}: {what}, which cannot be folded into an encoder: this SAE is not supported")
+    return SourceError(
+        f"{path}: {what}, which cannot be folded into an encoder: this SAE is not supported"
+    )

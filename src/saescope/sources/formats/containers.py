@@ -16,16 +16,22 @@ from torch import Tensor
 
 from saescope.errors import SourceError, first_line
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: its mark, and the lengths of name and extra field
+_LOCAL_HEADER = struct.Struct(
+    "<4s22xHH"
+)  # of a zip member: its mark, and the lengths of name and extra field
 _MOST_PACKED = 100  # weights hardly shrink; an archive that grows more than this is no SAE
 
 
 def read_torch(path: Path) -> Mapping[str, Any]:
     """A dict saved by torch, mapped; raises SourceError for a file that is damaged or holds anything but plain data."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # about unusual pickles, which are then refused or read
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # about unusual pickles, which are then refused or read
             # Only zip archives can be mapped; the older format is read whole.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path} is refused: it is damaged, or contains more than plain tensors (code in it was not run)"
@@ -53,8 +59,18 @@ def read_npz(path: Path) -> Mapping[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = {info.filename.removesuffix(".npy"): _array(path, archive, info) for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error, NotImplementedError) as error:
+            arrays = {
+                info.filename.removesuffix(".npy"): _array(path, archive, info)
+                for info in archive.infolist()
+            }
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        EOFError,
+        struct.error,
+        NotImplementedError,
+    ) as error:
         raise _damaged(path) from error
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
@@ -66,7 +82,9 @@ def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.N
         if dtype.kind != "f" or dtype.itemsize > 8:
             return None
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if size != info.file_size - begins or info.file_size > _MOST_PACKED * max(1, info.compress_size):
+        if size != info.file_size - begins or info.file_size > _MOST_PACKED * max(
+            1, info.compress_size
+        ):
             raise ValueError("an array's size is not that of its data")
         order: Any = "F" if in_columns else "C"
         native = dtype.newbyteorder("=")
@@ -96,4 +114,6 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _damaged(path: Path) -> SourceError:
-    return SourceError(f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): fetch it again")
+    return SourceError(
+        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): fetch it again"
+    )

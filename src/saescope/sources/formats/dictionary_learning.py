@@ -44,12 +44,20 @@ def read(path: Path, config: Config) -> SaeWeights:
             return centred_by_decoder_bias(replace(weights, k=whole(trainer, "k")))
         case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
             plain = kind == "BatchTopKSAE"
-            weights = _linear(path, state, "encoder.bias", "b_dec") if plain else _matrices(path, state)
+            weights = (
+                _linear(path, state, "encoder.bias", "b_dec") if plain else _matrices(path, state)
+            )
             threshold = threshold_of(path, state, "threshold", weights)
-            return centred_by_decoder_bias(replace(weights, activation="batchtopk", threshold=threshold))
+            return centred_by_decoder_bias(
+                replace(weights, activation="batchtopk", threshold=threshold)
+            )
         case "JumpReluAutoEncoder":
             weights = _matrices(path, state)
-            return replace(weights, activation="jumprelu", threshold=threshold_of(path, state, "threshold", weights))
+            return replace(
+                weights,
+                activation="jumprelu",
+                threshold=threshold_of(path, state, "threshold", weights),
+            )
         case "GatedAutoEncoder":
             weights = _linear(path, state, "mag_bias", "decoder_bias")
             return centred_by_decoder_bias(gated(path, state, ("r_mag", "gate_bias"), weights))
@@ -62,4 +70,10 @@ def _linear(path: Path, state: dict[str, Any], b_enc: str, b_dec: str) -> SaeWei
 
 
 def _matrices(path: Path, state: dict[str, Any]) -> SaeWeights:
-    return weights_of(path, state, ("W_enc", "b_enc", "W_dec", "b_dec"), encoder_in_rows=False, decoder_in_rows=True)
+    return weights_of(
+        path,
+        state,
+        ("W_enc", "b_enc", "W_dec", "b_dec"),
+        encoder_in_rows=False,
+        decoder_in_rows=True,
+    )

@@ -24,4 +24,6 @@ def read(path: Path, config: Config) -> SaeWeights:
     w = "w" if "w_enc" in state else "W"
     names = (f"{w}_enc", "b_enc", f"{w}_dec", "b_dec")
     weights = weights_of(path, state, names, encoder_in_rows=False, decoder_in_rows=True)
-    return replace(weights, activation="jumprelu", threshold=threshold_of(path, state, "threshold", weights))
+    return replace(
+        weights, activation="jumprelu", threshold=threshold_of(path, state, "threshold", weights)
+    )

@@ -35,7 +35,9 @@ def read(path: Path, config: Config) -> SaeWeights:
     _refuse_other_formulae(path, config, kind)
     state = read_safetensors(path)
     scale = state.get("scaling_factor", state.get("finetuning_scaling_factor"))
-    if scale is not None and not torch.allclose(scale.float(), torch.ones_like(scale, dtype=torch.float32)):
+    if scale is not None and not torch.allclose(
+        scale.float(), torch.ones_like(scale, dtype=torch.float32)
+    ):
         raise refuse(path, "activations are scaled after finetuning (scaling_factor)")
     if kind == "gated":
         named = {**state, "b_enc": tensor_of(path, state, "b_mag")}
@@ -44,15 +46,26 @@ def read(path: Path, config: Config) -> SaeWeights:
     else:
         weights = weights_of(path, state, _NAMES, encoder_in_rows=False, decoder_in_rows=True)
     if kind == "jumprelu":
-        weights = replace(weights, activation="jumprelu", threshold=threshold_of(path, state, "threshold", weights))
+        weights = replace(
+            weights,
+            activation="jumprelu",
+            threshold=threshold_of(path, state, "threshold", weights),
+        )
     elif kind == "topk":
         kwargs = part(config, "activation_fn_kwargs")
-        weights = replace(weights, activation="topk", k=whole(config if "k" in config else kwargs, "k"))
+        weights = replace(
+            weights, activation="topk", k=whole(config if "k" in config else kwargs, "k")
+        )
     elif kind == "standard":
         weights = replace(weights, activation="relu")
     if flag(config, "apply_b_dec_to_input", default=True):
         weights = centred_by_decoder_bias(weights)
-    if part(part(config, "metadata") or config, "model_from_pretrained_kwargs").get("center_writing_weights") is True:
+    if (
+        part(part(config, "metadata") or config, "model_from_pretrained_kwargs").get(
+            "center_writing_weights"
+        )
+        is True
+    ):
         centred = weights.W_enc.float() - weights.W_enc.float().mean(dim=1, keepdim=True)
         weights = replace(weights, W_enc=centred)  # it reads residuals less their own mean
     return by_decoder_norm(weights) if flag(config, "rescale_acts_by_decoder_norm") else weights
@@ -74,7 +87,11 @@ def _refuse_other_formulae(path: Path, config: Config, kind: str) -> None:
         raise SourceError(f"{path}: activation_fn {activation!r:.40} is not supported")
     norm = config.get("normalize_activations", "none")
     if norm not in ("none", None, False):
-        what = "by a constant that its files do not hold" if norm in ("expected_average_only_in", True) else "by token"
+        what = (
+            "by a constant that its files do not hold"
+            if norm in ("expected_average_only_in", True)
+            else "by token"
+        )
         raise refuse(path, f"its input is normalised {what} (normalize_activations {norm!r:.40})")
     if config.get("reshape_activations", "none") not in ("none", None):
         raise refuse(path, f"its input is reshaped ({config['reshape_activations']!r:.40})")

@@ -24,5 +24,7 @@ def read(path: Path, config: Config) -> SaeWeights:
     if flag(config, "signed"):
         raise refuse(path, "its activations are signed")
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-    weights = weights_of(path, read_safetensors(path), names, encoder_in_rows=True, decoder_in_rows=True)
+    weights = weights_of(
+        path, read_safetensors(path), names, encoder_in_rows=True, decoder_in_rows=True
+    )
     return centred_by_decoder_bias(replace(weights, k=whole(config, "k")))

@@ -52,12 +52,21 @@ def weights_of(
         w_enc = w_enc if encoder_in_rows else w_enc.T
         w_dec = w_dec.T if decoder_in_rows else w_dec
         d_sae, d_model = w_enc.shape
-        if w_enc.numel() and b_enc.shape == (d_sae,) and w_dec.shape == (d_model, d_sae) and b_dec.shape == (d_model,):
+        if (
+            w_enc.numel()
+            and b_enc.shape == (d_sae,)
+            and w_dec.shape == (d_model, d_sae)
+            and b_dec.shape == (d_model,)
+        ):
             return SaeWeights(w_enc, b_enc, w_dec, b_dec)
-    got = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, found, strict=True))
+    got = ", ".join(
+        f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, found, strict=True)
+    )
     sizes = [("d_model", "d_sae"), ("d_sae", "d_model")]
     shapes = [sizes[encoder_in_rows], ("d_sae",), sizes[decoder_in_rows], ("d_model",)]
-    wanted = ", ".join(f"{name} ({', '.join(shape)})" for name, shape in zip(names, shapes, strict=True))
+    wanted = ", ".join(
+        f"{name} ({', '.join(shape)})" for name, shape in zip(names, shapes, strict=True)
+    )
     raise SourceError(f"{path}: shapes do not fit together: {got}; expected {wanted}")
 
 
@@ -73,17 +82,23 @@ def tensor_of(path: Path, state: Mapping[str, Any], name: str) -> Tensor:
     return tensor.detach()
 
 
-def threshold_of(path: Path, state: Mapping[str, Any], name: str, weights: SaeWeights) -> Float[Tensor, "d_sae"]:
+def threshold_of(
+    path: Path, state: Mapping[str, Any], name: str, weights: SaeWeights
+) -> Float[Tensor, "d_sae"]:
     """A threshold for every feature, in float32; one number stands for all. Raises SourceError as `tensor_of` does."""
     threshold = tensor_of(path, state, name).float()
     if threshold.numel() == 1:
         threshold = threshold.reshape(1).expand(len(weights.b_enc)).contiguous()
     if threshold.shape != weights.b_enc.shape:
-        raise SourceError(f"{path}: {name} has shape {tuple(threshold.shape)}, expected ({len(weights.b_enc)},)")
+        raise SourceError(
+            f"{path}: {name} has shape {tuple(threshold.shape)}, expected ({len(weights.b_enc)},)"
+        )
     return threshold
 
 
-def gated(path: Path, state: Mapping[str, Any], names: tuple[str, str], weights: SaeWeights) -> SaeWeights:
+def gated(
+    path: Path, state: Mapping[str, Any], names: tuple[str, str], weights: SaeWeights
+) -> SaeWeights:
     """A gated SAE, whose b_enc is the magnitude's bias, by the names of its r_mag and its gate's bias, as a JumpReLU.
 
     With x = W_enc·h a feature is exp(r_mag)·x + b_mag where x + b_gate > 0: where the first is over b_mag -
@@ -91,10 +106,18 @@ def gated(path: Path, state: Mapping[str, Any], names: tuple[str, str], weights:
     """
     r_mag, gate = (tensor_of(path, state, name).float() for name in names)
     if not r_mag.shape == gate.shape == weights.b_enc.shape:
-        raise SourceError(f"{path}: {' and '.join(names)} have {tuple(r_mag.shape)} and {tuple(gate.shape)} values")
+        raise SourceError(
+            f"{path}: {' and '.join(names)} have {tuple(r_mag.shape)} and {tuple(gate.shape)} values"
+        )
     scale, magnitude = r_mag.exp(), weights.b_enc.float()
     scaled = weights.W_enc.float() * scale[:, None]
-    return replace(weights, W_enc=scaled, b_enc=magnitude, activation="jumprelu", threshold=magnitude - scale * gate)
+    return replace(
+        weights,
+        W_enc=scaled,
+        b_enc=magnitude,
+        activation="jumprelu",
+        threshold=magnitude - scale * gate,
+    )
 
 
 def centred_by_decoder_bias(weights: SaeWeights) -> SaeWeights:

@@ -26,7 +26,9 @@ def _configured(app: App, _commands: tuple[str, ...], arguments: ArgumentCollect
     if path.is_file():
         data = _read_config(path)
         apps = app.app_stack.stack[-1]
-        update_argument_collection(data, str(path.absolute()), arguments, apps, root_keys=(), allow_unknown=True)
+        update_argument_collection(
+            data, str(path.absolute()), arguments, apps, root_keys=(), allow_unknown=True
+        )
 
 
 app = App(
@@ -96,11 +98,17 @@ def _check_config(path: Path) -> None:
     if not path.is_file():
         return
     keys = _read_config(path).keys()
-    options = (argument for verb in _COMMANDS for argument in app[verb].assemble_argument_collection())
-    known = {name.removeprefix("--").replace("-", "_") for argument in options for name in argument.names}
+    options = (
+        argument for verb in _COMMANDS for argument in app[verb].assemble_argument_collection()
+    )
+    known = {
+        name.removeprefix("--").replace("-", "_") for argument in options for name in argument.names
+    }
     for key in keys:
         if key.replace("-", "_") not in known:
-            raise SaescopeError(f"{path}: no command has an option {key!r}; see saescope COMMAND --help")
+            raise SaescopeError(
+                f"{path}: no command has an option {key!r}; see saescope COMMAND --help"
+            )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
         # Reading twice or thrice and comparing takes about as long as writing.
         start = {"measuring": 0, "writing": 30, "comparing": 70}
         span = {"measuring": 30, "writing": 40, "comparing": 30}
-        yield lambda what, done, total: advance(start[what] + span[what] * done // max(1, total), 100)
+        yield lambda what, done, total: advance(
+            start[what] + span[what] * done // max(1, total), 100
+        )
 
 
 def show_baked(console: Console, baked: "Baked") -> None:
@@ -113,10 +115,19 @@ def show_baked(console: Console, baked: "Baked") -> None:
     console.print(f"{baked.out}: {baked.method}, [bold]{baked.label}[/bold]{cell(why)}")
     if baked.kl_hook_baked is not None:
         made = table(
-            "KL to the written checkpoint on neutral text, nats a token", "from", "mean", "p95", "p99", "flips"
+            "KL to the written checkpoint on neutral text, nats a token",
+            "from",
+            "mean",
+            "p95",
+            "p99",
+            "flips",
         )
         for row in baked.rows():
-            words = {"hook": baked.hook, "steered": "the edits as steered", "base": "the model without edits"}
+            words = {
+                "hook": baked.hook,
+                "steered": "the edits as steered",
+                "base": "the model without edits",
+            }
             figures = [f"{row[key]:.2g}" for key in ("mean", "p95", "p99")]
             made.add_row(cell(words[row["compared with"]]), *figures, percent(row["flips"]))
         console.print(made)

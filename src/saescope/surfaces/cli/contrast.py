@@ -52,18 +52,24 @@ def contrast(
     json
         Print one JSON document instead of tables.
     """
-    settings = Settings(alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking())
+    settings = Settings(
+        alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking()
+    )
     settings.check()
     wanted = None if inputs.layers == "all" else parse_layers(inputs.layers)
     options = {"settings": asdict(settings), "layers": wanted}
-    run = obtain_run(sets, inputs, out, {"verb": "contrast", "options": options}, compared=settings.masking)
+    run = obtain_run(
+        sets, inputs, out, {"verb": "contrast", "options": options}, compared=settings.masking
+    )
     present(run, answer(run, options), show_contrast, json=json)
 
 
 def answer(run: Run, options: Mapping[str, Any]) -> Contrast:
     """What the command asks of a run."""
     settings = dict(options["settings"])
-    return contrast_run(run, Settings(**{**settings, "masking": Masking(**settings["masking"])}), options["layers"])
+    return contrast_run(
+        run, Settings(**{**settings, "masking": Masking(**settings["masking"])}), options["layers"]
+    )
 
 
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
@@ -72,7 +78,11 @@ def show_contrast(console: Console, result: Contrast, n_top: int | None = None) 
         made = table(f"features that set the sets apart, layer {layer}", *_COLUMNS, left=2)
         for name, one in found.sets.items():
             for n, feature in enumerate(one.features[:n_top]):
-                made.add_row(name if n == 0 else "", *_cells(feature), end_section=n == len(one.features[:n_top]) - 1)
+                made.add_row(
+                    name if n == 0 else "",
+                    *_cells(feature),
+                    end_section=n == len(one.features[:n_top]) - 1,
+                )
         console.print(made)
         console.print(
             f"left out: {found.masked_pos0} first positions, {found.masked_sinks} sinks. "

@@ -41,7 +41,9 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
 
     run = run_of(lm, saes, sets, BUNDLED, inputs.batch_tokens, out, {"verb": "demo", "options": {}})
     profiled = profile_run(run, n_samples=1)
-    prompts = texts(next(s for s in sets if s.name == name).prompts[0].shown for name in _SHOWN)[0].prompts
+    prompts = texts(next(s for s in sets if s.name == name).prompts[0].shown for name in _SHOWN)[
+        0
+    ].prompts
     scanned = scan(lm, saes, prompts)
     contrasted = contrast_run(run, Settings())
     report = write_report(run)
@@ -63,7 +65,9 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
     show_scan(console, scanned)
     show_contrast(console, contrasted, n_top=_ROWS)
     show_steer(console, steer)
-    console.print(f"\nThe run lies in {run.path}. Ask it again without a model: saescope contrast {run.path}")
+    console.print(
+        f"\nThe run lies in {run.path}. Ask it again without a model: saescope contrast {run.path}"
+    )
     console.print(f"All of it as a page: {report}")
 
 
@@ -76,7 +80,10 @@ def _steer() -> dict[str, Any]:
     edit = parse_edit(DECLINING)
     lm = load_lm("saescope-tiny-chat", [edit.layer])
     sae = load_sae("saescope-tiny-chat-sae", edit.layer)
-    asked = next(s for s in bundled_prompts("requests") if s.name == "declined_en").prompts[0].messages or ()
+    asked = (
+        next(s for s in bundled_prompts("requests") if s.name == "declined_en").prompts[0].messages
+        or ()
+    )
     turns = [{"role": m.role, "content": m.content} for m in asked]
     base = lm.generate(turns, thinking=False)
     with steered(lm, [edit], [sae]) as receipt:

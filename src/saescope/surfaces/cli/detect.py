@@ -137,17 +137,28 @@ def detect(
         path = written.edits or run.path.with_name(f"{run.path.name}.{told.target}.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
     if (direction := written.direction) is not None:
-        means = partial(difference_of_means, run, told.target, against=result.against, position=written.position)
+        means = partial(
+            difference_of_means, run, told.target, against=result.against, position=written.position
+        )
         layers = options["layers"] or run.layers
         write_directions([means(layer, seed=detector.seed) for layer in layers], direction)
     if json:
-        files = {"edits": str(path) if path else None, "direction": str(direction) if direction else None}
+        files = {
+            "edits": str(path) if path else None,
+            "direction": str(direction) if direction else None,
+        }
         print_json({**result.to_dict(), **files})
     else:
         show_detection(stdout(), result)
-        note(f"edits: {path}" if path else f"no feature fires more often on {told.target}: no edits were written")
+        note(
+            f"edits: {path}"
+            if path
+            else f"no feature fires more often on {told.target}: no edits were written"
+        )
         if direction is not None:
-            note(f'direction: {direction}, to be steered with as "{direction}@{result.classifier.layer} add 1"')
+            note(
+                f'direction: {direction}, to be steered with as "{direction}@{result.classifier.layer} add 1"'
+            )
         note(f"run: {run.path}")
 
 
@@ -158,8 +169,18 @@ def answer(run: Run, options: Mapping[str, Any]) -> Detection:
     against, transfer = options["against"], options["transfer"]
     if transfer is not None:
         others = against or [name for name in run.sets if name != options["target"]]
-        transfer = {name: negatives or [n for n in others if n != name] for name, negatives in transfer.items()}
-    return detect_in(run, options["target"], settings, against=against, transfer=transfer, layers=options["layers"])
+        transfer = {
+            name: negatives or [n for n in others if n != name]
+            for name, negatives in transfer.items()
+        }
+    return detect_in(
+        run,
+        options["target"],
+        settings,
+        against=against,
+        transfer=transfer,
+        layers=options["layers"],
+    )
 
 
 def _pairs(transfer: tuple[str, ...]) -> dict[str, list[str]]:
@@ -177,7 +198,9 @@ def _edit_set(run: Run, result: Detection) -> EditSet:
     sae = run.manifest["inputs"]["saes"].get(str(spec.layer), spec.release)
     edits = tuple(Edit(feature) for feature in result.classifier.features)
     files = {str(spec.layer): spec.fingerprint}
-    return EditSet(run.manifest["inputs"]["model"], sae, edits, spec.d_model, spec.d_sae, spec.k, files)
+    return EditSet(
+        run.manifest["inputs"]["model"], sae, edits, spec.d_model, spec.d_sae, spec.k, files
+    )
 
 
 def _comments(result: Detection) -> list[str]:
@@ -203,7 +226,16 @@ def show_detection(console: Console, result: Detection) -> None:
 def _show_features(console: Console, result: Detection) -> None:
     rule = result.settings
     limits = f"≥ {100 * rule.min_rate:.0f} % of {result.target} prompts and ≤ {100 * rule.max_other:.0f} % elsewhere"
-    columns = ("feature", "prompts / elsewhere", "held out", "95 % CI", "holds", "confirmed", "monolinguality", "group")
+    columns = (
+        "feature",
+        "prompts / elsewhere",
+        "held out",
+        "95 % CI",
+        "holds",
+        "confirmed",
+        "monolinguality",
+        "group",
+    )
     made = table(f"features on {limits}", *columns)
     for f in result.features[:_SHOWN]:
         made.add_row(
@@ -228,8 +260,12 @@ def _show_firings(console: Console, result: Detection) -> None:
     """█ a prompt on which it fires, · one on which it does not, held-out ones last; counts where that is too wide."""
     names = [result.target, *result.against]
     wide = sum(p.set in names for p in result.firings) <= _MARKS
-    made = table("prompts it fires on (discovery | held out)", "feature", *names, left=len(names) + 1)
-    shown = list(dict.fromkeys([*result.classifier.features, *(f.feature for f in result.features[:5])]))[:8]
+    made = table(
+        "prompts it fires on (discovery | held out)", "feature", *names, left=len(names) + 1
+    )
+    shown = list(
+        dict.fromkeys([*result.classifier.features, *(f.feature for f in result.features[:5])])
+    )[:8]
     for feature in shown:
         cells = []
         for name in names:
@@ -259,7 +295,9 @@ def _show_classifier(console: Console, result: Detection) -> None:
 
 def _scores(s: Scores) -> list[str]:
     ci = f"{s.f1_ci[0]:.2f}-{s.f1_ci[1]:.2f}" if s.f1_ci else "-"
-    shares = [percent(v) if v is not None else "-" for v in (s.precision, s.recall, s.false_positive_rate)]
+    shares = [
+        percent(v) if v is not None else "-" for v in (s.precision, s.recall, s.false_positive_rate)
+    ]
     return [_figure(s.f1), ci, *shares, _figure(s.always_f1)]
 
 
@@ -269,10 +307,17 @@ def _figure(value: float | None) -> str:
 
 def _show_measures(console: Console, result: Detection) -> None:
     made = table(
-        "features at the last position of each prompt", "set", "features", "redundancy", "most shared with", "overlap"
+        "features at the last position of each prompt",
+        "set",
+        "features",
+        "redundancy",
+        "most shared with",
+        "overlap",
     )
     for name, one in result.sets.items():
         nearest = max(one.overlap, key=lambda other: one.overlap[other], default=None)
         shared = percent(one.overlap[nearest]) if nearest is not None else "-"
-        made.add_row(cell(name), str(one.features), f"{one.redundancy:.2f}", cell(nearest or "-"), shared)
+        made.add_row(
+            cell(name), str(one.features), f"{one.redundancy:.2f}", cell(nearest or "-"), shared
+        )
     console.print(made)

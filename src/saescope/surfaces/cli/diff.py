@@ -53,15 +53,27 @@ def _directions(wanted: EditSet, inputs: Inputs) -> list[Any]:
     from saescope.control.formulae import bind
 
     of = {sae.spec.layer: sae for sae in saes}
-    return [bind([one], of.get(one.layer) if one.feature is not None else None).d[0] for one in wanted.edits]
+    return [
+        bind([one], of.get(one.layer) if one.feature is not None else None).d[0]
+        for one in wanted.edits
+    ]
 
 
 def show_diff(console: Console, result: "Diff", n_top: int) -> None:
     """The most changed tensors, those that only one has, and a sentence."""
     asked = any(one.written is not None or one.read is not None for one in result.tensors)
-    columns = ["tensor", "dtype", "change", "largest", "rank 1", *(["written", "read"] if asked else [])]
+    columns = [
+        "tensor",
+        "dtype",
+        "change",
+        "largest",
+        "rank 1",
+        *(["written", "read"] if asked else []),
+    ]
     made = table(f"A: {cell(result.a)}   B: {cell(result.b)}", *columns, left=2)
-    ordered = sorted(result.tensors, key=lambda one: (one.status != "changed", -(one.relative or 0.0)))
+    ordered = sorted(
+        result.tensors, key=lambda one: (one.status != "changed", -(one.relative or 0.0))
+    )
     for one in ordered[:n_top]:
         made.add_row(*_cells(one, asked))
     if result.tensors:
@@ -80,4 +92,10 @@ def _cells(one: "TensorChange", asked: bool) -> list[str]:
     change = "-" if one.relative is None else percent(one.relative)
     largest = "-" if one.largest is None else f"{one.largest:.2g}"
     shares = [one.rank1, *([one.written, one.read] if asked else [])]
-    return [cell(one.name), one.dtype, change, largest, *("-" if s is None else percent(s) for s in shares)]
+    return [
+        cell(one.name),
+        one.dtype,
+        change,
+        largest,
+        *("-" if s is None else percent(s) for s in shares),
+    ]

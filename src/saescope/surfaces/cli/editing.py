@@ -61,14 +61,22 @@ def load_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> "tupl
 
 def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inputs:
     """The inputs with model, SAE and layers of these edits; raises EditError where they are another's."""
-    for name, given, own in (("--model", inputs.model, wanted.model), ("--sae", inputs.sae, wanted.sae)):
+    for name, given, own in (
+        ("--model", inputs.model, wanted.model),
+        ("--sae", inputs.sae, wanted.sae),
+    ):
         if given and own and given != own:
-            raise EditError(f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE")
+            raise EditError(
+                f"these edits are of {own}, {name} is {given}: edits belong to one model and one SAE"
+            )
     return replace(
         inputs,
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
-        layers=",".join(map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.layers)}))) or None,
+        layers=",".join(
+            map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.layers)}))
+        )
+        or None,
     )
 
 

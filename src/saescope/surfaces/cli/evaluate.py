@@ -105,7 +105,11 @@ def evaluate(
 
 
 def _measured(
-    wanted: EditSet, decides: "Judge | ReplyJudge | FeatureRule", measuring: Measuring, asked: Material, inputs: Inputs
+    wanted: EditSet,
+    decides: "Judge | ReplyJudge | FeatureRule",
+    measuring: Measuring,
+    asked: Material,
+    inputs: Inputs,
 ) -> "tuple[Evaluation, dict[str, Any], Kept]":
     """The evaluation, the document of it, and what was kept until that is published."""
     strengths = _strengths(measuring.sweep)
@@ -125,7 +129,9 @@ def _measured(
             saes,
             wanted.edits,
             every if measuring.every_prompt else held,
-            ByFeature(lm, saes, decides, asked.thinking) if isinstance(decides, FeatureRule) else decides,
+            ByFeature(lm, saes, decides, asked.thinking)
+            if isinstance(decides, FeatureRule)
+            else decides,
             target=measuring.target.split(",") if measuring.target else None,
             neutral=asked.neutral,
             answers=asked.answers,
@@ -140,7 +146,12 @@ def _measured(
             progress=advance,
         )
     part = "all" if measuring.every_prompt else "holdout"
-    about = {"part": part, "cut": asked.cut, "seed": measuring.seed, "instruction": measuring.instruction}
+    about = {
+        "part": part,
+        "cut": asked.cut,
+        "seed": measuring.seed,
+        "instruction": measuring.instruction,
+    }
     return result, {**result.to_dict(), **_of(lm, saes, wanted), **about}, kept
 
 
@@ -148,24 +159,38 @@ def _layers_read(decides: "Judge | ReplyJudge | FeatureRule") -> list[int]:
     return sorted({f.layer for f in decides.features}) if isinstance(decides, FeatureRule) else []
 
 
-def _parts(every: Sequence[Prompt], found_on: str | None, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def _parts(
+    every: Sequence[Prompt], found_on: str | None, seed: int
+) -> tuple[list[Prompt], list[Prompt]]:
     """Discovery prompts of the sets that edits were found on, and all held-out ones."""
     names = found_on.split(",") if found_on else None
     sets = dict.fromkeys(prompt.set for prompt in every)
     if unknown := [name for name in names or () if name not in sets]:
-        raise PromptError(f"--found-on: there is no set {unknown[0]!r}: the sets are {', '.join(sets)}")
+        raise PromptError(
+            f"--found-on: there is no set {unknown[0]!r}: the sets are {', '.join(sets)}"
+        )
     parts = list(zip(every, split_prompts(every, seed=seed), strict=True))
-    found = [prompt for prompt, part in parts if part == "discovery" and (names is None or prompt.set in names)]
+    found = [
+        prompt
+        for prompt, part in parts
+        if part == "discovery" and (names is None or prompt.set in names)
+    ]
     held = [prompt for prompt, part in parts if part == "holdout"]
     if not held:
-        raise PromptError("no prompt is held out: give more, or use those that features were found on (--every-prompt)")
+        raise PromptError(
+            "no prompt is held out: give more, or use those that features were found on (--every-prompt)"
+        )
     return found, held
 
 
-def _kept(lm: "LM", saes: "Sequence[Sae]", wanted: EditSet, prompts: Sequence[Prompt], seed: int) -> Kept:
+def _kept(
+    lm: "LM", saes: "Sequence[Sae]", wanted: EditSet, prompts: Sequence[Prompt], seed: int
+) -> Kept:
     """Where finished conditions are kept until all of it is published, by what is asked."""
     asked = [asdict(prompt) for prompt in prompts]
-    name = key_of(lm.spec.fingerprint, [sae.spec.fingerprint for sae in saes], repr(wanted.edits), asked, seed)
+    name = key_of(
+        lm.spec.fingerprint, [sae.spec.fingerprint for sae in saes], repr(wanted.edits), asked, seed
+    )
     return Kept(Path("runs") / f".evaluate-{name[:12]}.jsonl")
 
 
@@ -208,14 +233,20 @@ def _publish(document: dict[str, Any], out: Path | None, plot: Path | None) -> l
     if out is not None or plot is not None:
         from saescope.surfaces.report.evaluation import picture, render_evaluation
     if out is not None:
-        data = jsonlib.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass")
+        data = jsonlib.dumps(document, ensure_ascii=False, indent=1).encode(
+            "utf-8", "surrogatepass"
+        )
         folder = None if out.suffix == ".json" else out.expanduser()
         files[folder / "evaluation.json" if folder else out.expanduser()] = data
         if folder:
             files[folder / "evaluation.html"] = render_evaluation(document).encode()
     if plot is not None:
         html = plot.suffix == ".html"
-        drawn = render_evaluation(document).encode() if html else picture(document, png=plot.suffix == ".png")
+        drawn = (
+            render_evaluation(document).encode()
+            if html
+            else picture(document, png=plot.suffix == ".png")
+        )
         files[plot.expanduser()] = drawn
     for path, data in files.items():
         _write(path, data)
@@ -259,12 +290,27 @@ def _figures(c: "Condition") -> list[str]:
     p = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.0e}"
     flip = "-" if c.language_flip is None else f"{100 * c.language_flip:.0f} %"
     aside = str(c.empty + c.unscored)
-    own = [_shown(c), p, aside, flip, f"{c.repetition:.2f}", f"{c.mean_tokens:.0f}", f"{100 * c.ended:.0f} %"]
+    own = [
+        _shown(c),
+        p,
+        aside,
+        flip,
+        f"{c.repetition:.2f}",
+        f"{c.mean_tokens:.0f}",
+        f"{100 * c.ended:.0f} %",
+    ]
     change = percent(c.delta_norm_ratio) if c.applied else "nothing"
     if c.damage is None:
         return [*own, change, "-", "-", "-", "-"]
     d = c.damage
-    return [*own, change, f"{d.kl_mean:.2g}", f"{d.kl_p99:.2g}", percent(d.top1_flips), f"{d.ppl_ratio:.2f}"]
+    return [
+        *own,
+        change,
+        f"{d.kl_mean:.2g}",
+        f"{d.kl_p99:.2g}",
+        percent(d.top1_flips),
+        f"{d.ppl_ratio:.2f}",
+    ]
 
 
 def _shown(c: "Condition") -> str:

@@ -158,6 +158,12 @@ def show_export(result: "Exported") -> None:
         console.print(f"- {limit}", markup=False)
     for name, far in result.measured.items():
         if name in FAR:
-            console.print(f"KL {FAR[name]}: {far['mean']:.2g} nats a token, p99 {far['p99']:.2g}", markup=False)
+            console.print(
+                f"KL {FAR[name]}: {far['mean']:.2g} nats a token, p99 {far['p99']:.2g}",
+                markup=False,
+            )
     for dtype, left in result.measured.get("component_left", {}).items():
-        console.print(f"left of the component in the last residual, in {dtype}: {100 * left:.2g} %", markup=False)
+        console.print(
+            f"left of the component in the last residual, in {dtype}: {100 * left:.2g} %",
+            markup=False,
+        )

@@ -60,15 +60,33 @@ def answer(run: Run, options: Mapping[str, Any]) -> Fitness:
 
 def show_fitness(console: Console, result: Fitness) -> None:
     """One row a layer and a verdict a layer."""
-    title = f"SAE {result.sae} on {result.model}" + (f", beside {result.base}" if result.base else "")
+    title = f"SAE {result.sae} on {result.model}" + (
+        f", beside {result.base}" if result.base else ""
+    )
     made = table(
-        title, "layer", "FVU", "on base", "L0", "on base", "norm", "on base", "features shared", "top 5", "found"
+        title,
+        "layer",
+        "FVU",
+        "on base",
+        "L0",
+        "on base",
+        "norm",
+        "on base",
+        "features shared",
+        "top 5",
+        "found",
     )
     for layer, one in result.layers.items():
         found = "-" if one.found_both is None else f"{one.found_both} of {one.found_either}"
-        pairs = [(one.fvu, one.base_fvu), (one.l0, one.base_l0), (one.norm_median, one.base_norm_median)]
+        pairs = [
+            (one.fvu, one.base_fvu),
+            (one.l0, one.base_l0),
+            (one.norm_median, one.base_norm_median),
+        ]
         values = ["-" if value is None else f"{value:.3g}" for pair in pairs for value in pair]
-        shares = ["-" if share is None else percent(share) for share in (one.topk_jaccard, one.top5_equal)]
+        shares = [
+            "-" if share is None else percent(share) for share in (one.topk_jaccard, one.top5_equal)
+        ]
         made.add_row(str(layer), *values, *shares, found)
     console.print(made)
     for layer, one in result.layers.items():

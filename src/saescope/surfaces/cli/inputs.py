@@ -9,7 +9,13 @@ from cyclopts import Parameter
 
 from saescope.errors import PromptError, SourceError
 from saescope.sources.budget import Mode, choose_mode
-from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release, model_of, parse_sae_name, releases_for
+from saescope.sources.catalog import (
+    QWEN_SCOPE_NOTICE,
+    find_release,
+    model_of,
+    parse_sae_name,
+    releases_for,
+)
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import make_plan
 from saescope.sources.planned import Asked
@@ -72,7 +78,14 @@ class Inputs:
         source, layers = self._open(sae)
         streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
         wanted = [*layers, *alone]
-        lm = load_lm(model, wanted, dtype=self.dtype, device=self.device, offline=self.offline, streamed=streamed)
+        lm = load_lm(
+            model,
+            wanted,
+            dtype=self.dtype,
+            device=self.device,
+            offline=self.offline,
+            streamed=streamed,
+        )
         return lm, _load_saes(source, layers, decoder, lm.device)
 
     def load_saes(self) -> "list[Sae]":
@@ -83,13 +96,17 @@ class Inputs:
 
     def _open(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
         source = open_sae(sae, k=self.k, offline=self.offline)
-        return source, source.choose(source.layers if self.layers == "all" else parse_layers(self.layers))
+        return source, source.choose(
+            source.layers if self.layers == "all" else parse_layers(self.layers)
+        )
 
     def load_model(self, layers: Sequence[int]) -> "LM":
         """The model cut after the last of these layers, without an SAE."""
         from saescope.engine.lm import load_lm
 
-        return load_lm(self.model_name(), layers, dtype=self.dtype, device=self.device, offline=self.offline)
+        return load_lm(
+            self.model_name(), layers, dtype=self.dtype, device=self.device, offline=self.offline
+        )
 
     def model_name(self) -> str:
         """The model, where no SAE is needed."""
@@ -128,7 +145,9 @@ class Inputs:
         if self.model is None:
             model = model_of(self.sae.partition("@")[0])
             if model is None:
-                raise SourceError(f"which model belongs to {self.sae} is not known: give it with --model")
+                raise SourceError(
+                    f"which model belongs to {self.sae} is not known: give it with --model"
+                )
             return model, self.sae
         return self.model, self.sae
 
@@ -153,7 +172,9 @@ class Masks:
     def masking(self) -> Masking:
         """The rules as the store applies them; raises PromptError for a ratio that makes every position a sink."""
         if not self.sink_ratio > 1:
-            raise PromptError(f"--sink-ratio is {self.sink_ratio}: it must be over 1, the median itself")
+            raise PromptError(
+                f"--sink-ratio is {self.sink_ratio}: it must be over 1, the median itself"
+            )
         if self.last is not None and self.last < 1:
             raise PromptError(f"--last is {self.last}: it must be at least 1")
         return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
@@ -180,7 +201,9 @@ def parse_layers(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise SourceError(f"--layers {text!r} is neither numbers such as 0,17,35 nor all") from error
+        raise SourceError(
+            f"--layers {text!r} is neither numbers such as 0,17,35 nor all"
+        ) from error
 
 
 def is_run(path: str) -> bool:
@@ -215,7 +238,16 @@ def obtain_run(
         from saescope.engine.tokens import refuse_single_tokens
 
         refuse_single_tokens(lm, prompts)
-    return run_of(lm, saes, prompts, Path(sets).resolve().stem, inputs.batch_tokens, out, command, errors=errors)
+    return run_of(
+        lm,
+        saes,
+        prompts,
+        Path(sets).resolve().stem,
+        inputs.batch_tokens,
+        out,
+        command,
+        errors=errors,
+    )
 
 
 def run_of(
@@ -233,6 +265,18 @@ def run_of(
     from saescope.engine.extract import extract, job
 
     if out is None:
-        out = Path("runs") / f"{name}-{job(lm, saes, sets, batch_tokens, errors=errors).fingerprint[:12]}"
+        out = (
+            Path("runs")
+            / f"{name}-{job(lm, saes, sets, batch_tokens, errors=errors).fingerprint[:12]}"
+        )
     with progress("features") as advance:
-        return extract(lm, saes, sets, out, batch_tokens=batch_tokens, errors=errors, command=command, progress=advance)
+        return extract(
+            lm,
+            saes,
+            sets,
+            out,
+            batch_tokens=batch_tokens,
+            errors=errors,
+            command=command,
+            progress=advance,
+        )

@@ -42,7 +42,9 @@ class Judging:
             raise PromptError(f"{both} both say what decides: give one of the two")
         if not self.judge.startswith(("http://", "https://")):
             return load_function(self.judge)
-        asked = HttpJudge(self.judge, self.judge_batch, self.judge_timeout)  # refused here, before anything is read
+        asked = HttpJudge(
+            self.judge, self.judge_batch, self.judge_timeout
+        )  # refused here, before anything is read
         kept = Kept(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl")
         return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, kept=kept)
 

@@ -80,17 +80,27 @@ def show_layers(console: Console, result: Layers) -> None:
     """Separation and best features by layer, one id's rates, and the matches."""
     names = list(next(iter(result.layers.values())).sets)
     best = table(
-        "best features by layer: held out, elsewhere", "layer", "separation, 95 % CI", *map(cell, names[:_ACROSS])
+        "best features by layer: held out, elsewhere",
+        "layer",
+        "separation, 95 % CI",
+        *map(cell, names[:_ACROSS]),
     )
     for layer, one in result.layers.items():
         mark = " best" if layer == result.best else " as good" if one.as_good else ""
         cells = [
-            f"{f.feature} {100 * f.holdout_rate:.0f} / {100 * f.holdout_other_rate:.0f}" for f in one.sets.values()
+            f"{f.feature} {100 * f.holdout_rate:.0f} / {100 * f.holdout_other_rate:.0f}"
+            for f in one.sets.values()
         ]
-        best.add_row(str(layer), f"{one.separation:.2f} ({one.ci[0]:.2f}-{one.ci[1]:.2f}){mark}", *cells[:_ACROSS])
+        best.add_row(
+            str(layer),
+            f"{one.separation:.2f} ({one.ci[0]:.2f}-{one.ci[1]:.2f}){mark}",
+            *cells[:_ACROSS],
+        )
     console.print(best)
     if len(names) > _ACROSS:
-        console.print(f"{len(names) - _ACROSS} more sets are in --json: {cell(', '.join(names[_ACROSS:]))}")
+        console.print(
+            f"{len(names) - _ACROSS} more sets are in --json: {cell(', '.join(names[_ACROSS:]))}"
+        )
     if result.feature is not None:
         title = f"how often id {result.feature.feature.id} fires at each layer: an id means something else in each"
         made = table(title, "layer", *map(cell, names[:_ACROSS]))
@@ -103,7 +113,14 @@ def show_layers(console: Console, result: Layers) -> None:
 
 def _show_matches(console: Console, matches: list[Match]) -> None:
     made = table(
-        "followed from layer to layer", "feature", "from", "to", "co-firing", "with the first", "cosine", left=3
+        "followed from layer to layer",
+        "feature",
+        "from",
+        "to",
+        "co-firing",
+        "with the first",
+        "cosine",
+        left=3,
     )
     last = None
     for match in matches:

@@ -66,7 +66,9 @@ def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> Plan:
     if inputs.batch_tokens < 1:
         raise PromptError(f"--batch-tokens is {inputs.batch_tokens}: it must be at least 1")
     model, sae = inputs.names()
-    asked = inputs.asked(model, sae, "all" if inputs.layers == "all" else parse_layers(inputs.layers))
+    asked = inputs.asked(
+        model, sae, "all" if inputs.layers == "all" else parse_layers(inputs.layers)
+    )
     return make_plan(replace(asked, tokens=_tokens(sets) if sets else None))
 
 
@@ -153,16 +155,24 @@ def _memory(planned: Plan) -> Table:
 def _work(planned: Plan, computing: float | None, rate: float | None) -> str:
     each = (planned.flop_per_token or 0) / 1e9
     if planned.gflop is None:
-        measured = f", {show_seconds(1e12 * each / rate)} for 1,000 at the measured rate" if rate else ""
+        measured = (
+            f", {show_seconds(1e12 * each / rate)} for 1,000 at the measured rate" if rate else ""
+        )
         return f"computing  {each:.3g} GFLOP a token{measured} (give SETS for the whole)"
-    seconds = f", {show_seconds(computing)} at the measured rate" if computing is not None else " (--measure: seconds)"
+    seconds = (
+        f", {show_seconds(computing)} at the measured rate"
+        if computing is not None
+        else " (--measure: seconds)"
+    )
     tokens = f"about {planned.asked.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
     return f"computing  {tokens} of {each:.3g} GFLOP: {planned.gflop:,.0f} GFLOP{seconds}"
 
 
 def _tokens(sets: str) -> int:
     if is_run(sets):
-        raise PromptError(f"{sets} is a run: asking it again needs no model, so there is nothing to plan")
+        raise PromptError(
+            f"{sets} is a run: asking it again needs no model, so there is nothing to plan"
+        )
     prompts = [prompt for group in read_prompts(sets) for prompt in group.prompts]
     return sum(max(1, len(prompt.shown.encode()) // _BYTES_A_TOKEN) for prompt in prompts)
 

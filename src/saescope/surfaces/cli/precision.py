@@ -82,10 +82,14 @@ def show_agreement(console: Console, result: Agreement) -> None:
     )
     made = table(shown, *columns)
     for layer, one in result.layers.items():
-        same = [percent(s) for s in (one.top1_equal, one.top5_equal, one.topk_equal, one.topk_jaccard)]
+        same = [
+            percent(s) for s in (one.top1_equal, one.top5_equal, one.topk_equal, one.topk_jaccard)
+        ]
         differences = [f"{100 * d:.2g} %" for d in (one.act_rel_diff, one.resid_rel_diff)]
         ties = [percent(one.ties), percent(one.ties_bfloat16)]
-        made.add_row(str(layer), *same, *differences, *ties, f"{one.found_both} of {one.found_either}")
+        made.add_row(
+            str(layer), *same, *differences, *ties, f"{one.found_both} of {one.found_either}"
+        )
     console.print(made)
     console.print(
         "top 1, 5, k: share of tokens with the same features there; activation, residual: median relative difference; "

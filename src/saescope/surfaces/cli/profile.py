@@ -52,7 +52,12 @@ def profile(
     if samples < 0:  # refused before anything is computed
         raise PromptError(f"--samples is {samples}: it must be at least 0")
     wanted = None if inputs.layers == "all" else parse_layers(inputs.layers)
-    options = {"masking": asdict(masks.masking()), "layers": wanted, "n_samples": samples, "seed": seed}
+    options = {
+        "masking": asdict(masks.masking()),
+        "layers": wanted,
+        "n_samples": samples,
+        "seed": seed,
+    }
     run = obtain_run(sets, inputs, out, {"verb": "profile", "options": options})
     present(run, answer(run, options), show_profile, json=json)
 
@@ -81,7 +86,12 @@ def _tokens(result: Profile) -> Table:
     paired = [f"by pair, to {cell(against)}"] if against else []
     made = table("tokens", "set", "prompts", "tokens", "a prompt", "ratio", *paired)
     for name, one in result.sets.items():
-        numbers = [str(one.prompts), str(one.tokens), f"{one.tokens_per_prompt:.1f}", f"{one.ratio:.2f}x"]
+        numbers = [
+            str(one.prompts),
+            str(one.tokens),
+            f"{one.tokens_per_prompt:.1f}",
+            f"{one.ratio:.2f}x",
+        ]
         made.add_row(cell(name), *numbers, *([_ratio(one.paired)] if against else []))
     return made
 
@@ -96,13 +106,19 @@ def _ratio(paired: Paired | None) -> str:
 def _held(result: Profile) -> Table:
     made = table("what a token holds", "set", "bytes", "characters", "fragments of a character")
     for name, one in result.sets.items():
-        numbers = [f"{one.bytes_per_token:.2f}", f"{one.characters_per_token:.2f}", percent(one.fragments)]
+        numbers = [
+            f"{one.bytes_per_token:.2f}",
+            f"{one.characters_per_token:.2f}",
+            percent(one.fragments),
+        ]
         made.add_row(cell(name), *numbers)
     return made
 
 
 def _words(result: Profile) -> Table:
-    made = table("words in pieces, a set's typical one last", "set", "word", "tokens", "pieces", left=4)
+    made = table(
+        "words in pieces, a set's typical one last", "set", "word", "tokens", "pieces", left=4
+    )
     made.columns[2].justify = "right"
     for name, one in result.sets.items():
         for n, sample in enumerate(one.samples):
@@ -114,10 +130,23 @@ def _words(result: Profile) -> Table:
 
 
 def _norms(result: Profile, layer: int) -> Table:
-    made = table(f"residual norms, layer {layer}", "set", "pos 0 mean", "median", "later mean", "median", "sinks")
+    made = table(
+        f"residual norms, layer {layer}",
+        "set",
+        "pos 0 mean",
+        "median",
+        "later mean",
+        "median",
+        "sinks",
+    )
     for name, one in result.sets.items():
         norm = one.layers[layer]
-        numbers = [norm.pos0_norm_mean, norm.pos0_norm_median, norm.later_norm_mean, norm.later_norm_median]
+        numbers = [
+            norm.pos0_norm_mean,
+            norm.pos0_norm_median,
+            norm.later_norm_mean,
+            norm.later_norm_median,
+        ]
         made.add_row(cell(name), *map(_number, numbers), f"{norm.pos0_sinks} + {norm.sinks}")
     return made
 
@@ -125,7 +154,17 @@ def _norms(result: Profile, layer: int) -> Table:
 def _show_sinks(console: Console, sinks: Sequence[Sink]) -> None:
     if not sinks:
         return
-    made = table("sinks after position 0", "set", "prompt", "token", "pos", "norm", "medians", "in layers", left=3)
+    made = table(
+        "sinks after position 0",
+        "set",
+        "prompt",
+        "token",
+        "pos",
+        "norm",
+        "medians",
+        "in layers",
+        left=3,
+    )
     for sink in sinks[:_SINKS_SHOWN]:
         medians = "-" if sink.ratio is None else f"{sink.ratio:.1f}"
         numbers = [str(sink.pos), f"{sink.norm:.4g}", medians, ", ".join(map(str, sink.layers))]

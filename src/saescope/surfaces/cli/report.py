@@ -9,7 +9,9 @@ from saescope.store.runs import Run
 from saescope.surfaces.cli.show import print_json
 
 
-def report(run: Path, /, *, out: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def report(
+    run: Path, /, *, out: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False
+) -> None:
     """Write a run's findings, plots and manifest as one HTML page that opens anywhere and loads nothing.
 
     Parameters

@@ -72,9 +72,18 @@ def _again(old: Run, out: Path, *, offline: bool) -> Run:
     from saescope.engine.load import load_sae
 
     job, inputs = old.manifest["job"], old.manifest["inputs"]
-    lm = load_lm(inputs["model"], old.layers, dtype=job["dtype"], device=job["device"], offline=offline)
+    lm = load_lm(
+        inputs["model"], old.layers, dtype=job["dtype"], device=job["device"], offline=offline
+    )
     saes = [
-        load_sae(inputs["saes"][str(n)], n, k=spec.k, decoder=job["errors"], device=lm.device, offline=offline)
+        load_sae(
+            inputs["saes"][str(n)],
+            n,
+            k=spec.k,
+            decoder=job["errors"],
+            device=lm.device,
+            offline=offline,
+        )
         for n, spec in old.saes.items()
     ]
     with progress("features") as advance:
@@ -99,7 +108,9 @@ def _differences(old: Run, new: Run) -> list[str]:
         if was != new.manifest["job"][key]
     ]
     lines += [
-        f"{name} differs" for name, was in old.manifest["tables"].items() if was != new.manifest["tables"].get(name)
+        f"{name} differs"
+        for name, was in old.manifest["tables"].items()
+        if was != new.manifest["tables"].get(name)
     ]
     try:
         agreed = agreement(old, new)

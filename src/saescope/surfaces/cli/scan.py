@@ -46,7 +46,9 @@ def scan(
     from saescope.engine.scan import scan as scan_prompts
 
     prompts = texts(lines)[0].prompts
-    scanned = scan_prompts(lm, saes, prompts, n_top=n_top, masking=masking, batch_tokens=inputs.batch_tokens)
+    scanned = scan_prompts(
+        lm, saes, prompts, n_top=n_top, masking=masking, batch_tokens=inputs.batch_tokens
+    )
     if json:
         print_json(scanned.to_dict())
     else:
@@ -67,9 +69,13 @@ def show_scan(console: Console, scanned: "Scan") -> None:
             )
             made.columns[-1].justify = "left"
             for token in prompt.tokens:
-                top = "  ".join(f"{feature.id} [dim]{act:.4g}[/]" for feature, act in token.features[layer])
+                top = "  ".join(
+                    f"{feature.id} [dim]{act:.4g}[/]" for feature, act in token.features[layer]
+                )
                 norm = f"{token.norm[layer]:.4g}{'*' if token.sink else ''}"
                 made.add_row(str(token.pos), cell(token.token), norm, top)
             console.print(made)
     if any(token.sink for prompt in scanned.prompts for token in prompt.tokens):
-        console.print("* sink: its norm is far over the layer's median; its features are outside the SAE's training")
+        console.print(
+            "* sink: its norm is far over the layer's median; its features are outside the SAE's training"
+        )

@@ -110,7 +110,9 @@ def select(
         Print one JSON document instead of tables.
     """
     decides, settings = judging.decider(), choosing.settings()
-    detecting = DetectSettings(among.min_rate, among.max_other, seed=choosing.seed, shuffles=0, masking=masks.masking())
+    detecting = DetectSettings(
+        among.min_rate, among.max_other, seed=choosing.seed, shuffles=0, masking=masks.masking()
+    )
     detecting.check()
     asked = asking.read()
     run, detection = _detected(sets, among, detecting, inputs, out)
@@ -133,7 +135,13 @@ def _detected(
     """The run of these prompts, and what detects the target in it."""
     others = among.others()
     layers = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
-    options = {"target": among.target, "against": others, "transfer": None, "settings": asdict(rules), "layers": layers}
+    options = {
+        "target": among.target,
+        "against": others,
+        "transfer": None,
+        "settings": asdict(rules),
+        "layers": layers,
+    }
     run = obtain_run(
         sets,
         inputs,
@@ -177,7 +185,12 @@ def _opened(run: Run, inputs: Inputs) -> Inputs:
     """Options that open the run's model, and SAEs of its layers, again."""
     stored: Mapping[str, Any] = run.manifest["inputs"]
     sae = inputs.sae or next(iter(stored["saes"].values()))
-    return replace(inputs, model=inputs.model or stored["model"], sae=sae, layers=",".join(map(str, run.layers)))
+    return replace(
+        inputs,
+        model=inputs.model or stored["model"],
+        sae=sae,
+        layers=",".join(map(str, run.layers)),
+    )
 
 
 def _edit_set(run: Run, result: "Selection") -> EditSet:
@@ -211,13 +224,24 @@ def show_selection(console: Console, result: "Selection") -> None:
             _rate(one.row), _right(one.row), _kl(one.row),
         )  # fmt: skip
     console.print(made)
-    steps = table("the set, feature by feature", "edits", "shown where chosen", "shown elsewhere", "right", "KL")
+    steps = table(
+        "the set, feature by feature",
+        "edits",
+        "shown where chosen",
+        "shown elsewhere",
+        "right",
+        "KL",
+    )
     chosen, judged = result.base
     steps.add_row("none", _with_ci(chosen), _with_ci(judged), _right(judged), "-")
     for step in result.steps:
         names = ", ".join(f"{e.name} {e.op} {e.amount:g}" for e in step.edits)
         steps.add_row(
-            names, _with_ci(step.chosen_on), _with_ci(step.judged_on), _right(step.judged_on), _kl(step.judged_on)
+            names,
+            _with_ci(step.chosen_on),
+            _with_ci(step.judged_on),
+            _right(step.judged_on),
+            _kl(step.judged_on),
         )
     console.print(steps)
     console.print(

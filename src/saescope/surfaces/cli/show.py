@@ -52,7 +52,9 @@ def present(run: Run, result: T, show: Callable[[Console, T], None], *, json: bo
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns hold words and the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
+    )
     for n, column in enumerate(columns):
         made.add_column(column, justify="left" if n < left else "right", overflow="fold")
     return made
@@ -76,7 +78,9 @@ def cell(text: str) -> str:
     from rich.markup import escape
 
     shown = visible(text)
-    return escape(shown.replace(" ", "·") if shown.startswith(" ") or shown.endswith(" ") else shown)
+    return escape(
+        shown.replace(" ", "·") if shown.startswith(" ") or shown.endswith(" ") else shown
+    )
 
 
 @contextmanager
@@ -90,6 +94,8 @@ def progress(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], N
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

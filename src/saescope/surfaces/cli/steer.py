@@ -54,7 +54,9 @@ class Writing:
             raise PromptError("the prompt is empty: give some text")
         if not self.chat and self.system is None and self.thinking is None:
             return Prompt("prompt", "prompts", text=prompt)
-        turns = ([Message("system", self.system)] if self.system else []) + [Message("user", prompt)]
+        turns = ([Message("system", self.system)] if self.system else []) + [
+            Message("user", prompt)
+        ]
         return Prompt("prompt", "prompts", messages=tuple(turns))
 
 
@@ -108,7 +110,9 @@ def _say_what_differs(lm: "LM", asked: Prompt, wanted: EditSet, thinking: bool |
     """Notes on what was asked for and has no effect, or was found in another model."""
     from saescope.engine.tokens import prompt_ids
 
-    if thinking is not None and prompt_ids(lm, asked, thinking=True) == prompt_ids(lm, asked, thinking=False):
+    if thinking is not None and prompt_ids(lm, asked, thinking=True) == prompt_ids(
+        lm, asked, thinking=False
+    ):
         note(f"the chat template of {lm.spec.repo} knows no thinking: it is the same on and off")
     for one in {edit.direction for edit in wanted.edits if edit.direction is not None}:
         if one.model not in ("", lm.spec.repo):
@@ -126,7 +130,9 @@ def _side_by_side(
     written: tuple[list[int], list[int]] = ([], [])
 
     def shown() -> Table:
-        return columns(*(visible(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written))
+        return columns(
+            *(visible(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written)
+        )
 
     with Live(shown(), console=stdout(), auto_refresh=False) as live:
 
@@ -151,7 +157,9 @@ def columns(base: str, changed: str) -> Table:
 
 def _show_receipt(receipt: "Receipt", same: bool) -> None:
     console = stdout()
-    made = table("", "edit", "meant for", "fired on", "largest activation", "read-out gain", "direction norm")
+    made = table(
+        "", "edit", "meant for", "fired on", "largest activation", "read-out gain", "direction norm"
+    )
     for one in receipt.to_dict()["edits"]:
         when = f" when {one['when']}, on {one['held']}" if one["when"] else ""
         said = f"{one['edit']} {one['op']} {one['strength']:g} {one['gate']} {one['scope']}{when}"
@@ -168,7 +176,9 @@ def _show_receipt(receipt: "Receipt", same: bool) -> None:
     elif same:
         note("residuals were changed, the text was not")
     if receipt.largest_ratio > BREAKS:
-        note(f"a change of over {percent(BREAKS)} of the residual: about there text starts to break")
+        note(
+            f"a change of over {percent(BREAKS)} of the residual: about there text starts to break"
+        )
 
 
 def _share(edit: Mapping[str, Any]) -> str:

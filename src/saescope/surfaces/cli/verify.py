@@ -23,6 +23,8 @@ def verify(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = Fals
     if json:
         print_json({"ok": not problems, "problems": problems, "run": str(run)})
     else:
-        for line in problems or [f"{run} is whole: every hash, table and row count is as published"]:
+        for line in problems or [
+            f"{run} is whole: every hash, table and row count is as published"
+        ]:
             stdout().print(line, markup=False)
     return 1 if problems else 0

@@ -40,4 +40,6 @@ def _publish(out: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ResourceError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+        raise ResourceError(
+            f"cannot write {out}: {error.strerror or error}; choose another --out"
+        ) from error

@@ -15,7 +15,9 @@ def picture(document: Mapping[str, Any], *, png: bool) -> bytes:
     """The frontier as an SVG or PNG file; raises PromptError where there is nothing to plot."""
     drawn = frontier_file(document, "png" if png else "svg")
     if drawn is None:
-        raise PromptError("there is no damage to plot against: give --neutral texts, and edits that change something")
+        raise PromptError(
+            "there is no damage to plot against: give --neutral texts, and edits that change something"
+        )
     return drawn
 
 
@@ -25,7 +27,9 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     files = resources.files("saescope.surfaces.report")
-    read = {name: (files / name).read_text(encoding="utf-8") for name in ("evaluation.html", "page.css")}
+    read = {
+        name: (files / name).read_text(encoding="utf-8") for name in ("evaluation.html", "page.css")
+    }
 
     def harmless(value: Any) -> Any:
         return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -42,8 +46,14 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     return environment.get_template("evaluation.html").render(
         document=document,
         css=Markup(read["page.css"]),
-        plot=frontier(document, "how often the behaviour shows against damage, by strength of the edits"),
-        marks=[mark for name, mark in MARKS.items() if any(c["name"] == name for c in document["conditions"])],
+        plot=frontier(
+            document, "how often the behaviour shows against damage, by strength of the edits"
+        ),
+        marks=[
+            mark
+            for name, mark in MARKS.items()
+            if any(c["name"] == name for c in document["conditions"])
+        ],
         replies=_changed(document),
     )
 
@@ -58,7 +68,9 @@ def _changed(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     rows.sort(key=lambda row: row["was"] == row["now"])
     each = max(1, _REPLIES // max(1, len({row["set"] for row in rows})))
-    return [row for n, row in enumerate(rows) if sum(r["set"] == row["set"] for r in rows[:n]) < each]
+    return [
+        row for n, row in enumerate(rows) if sum(r["set"] == row["set"] for r in rows[:n]) < each
+    ]
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

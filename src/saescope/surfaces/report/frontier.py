@@ -54,7 +54,9 @@ def frontier_file(document: Mapping[str, Any], kind: Format) -> bytes | None:
         if figure is None:
             return None
         axes = figure.axes[0]
-        axes.set_title(f"{document['behaviour']['name']}: behaviour against damage", loc="left", fontsize=12)
+        axes.set_title(
+            f"{document['behaviour']['name']}: behaviour against damage", loc="left", fontsize=12
+        )
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
@@ -62,7 +64,9 @@ def frontier_file(document: Mapping[str, Any], kind: Format) -> bytes | None:
         return buffer.getvalue()
 
 
-def _draw(document: Mapping[str, Any], paper: Mapping[str, str], size: tuple[float, float]) -> "Figure | None":
+def _draw(
+    document: Mapping[str, Any], paper: Mapping[str, str], size: tuple[float, float]
+) -> "Figure | None":
     from matplotlib.figure import Figure
 
     rows = document["conditions"]
@@ -84,7 +88,13 @@ def _draw(document: Mapping[str, Any], paper: Mapping[str, str], size: tuple[flo
         own = [(max(x, floor), y) for row, (x, y) in points if row["name"] == name]
         if own and name != "edits":
             colour = paper.get(mark.colour, mark.colour)
-            axes.plot(*zip(*own, strict=True), mark.marker, color=colour, linestyle="none", label=mark.label)
+            axes.plot(
+                *zip(*own, strict=True),
+                mark.marker,
+                color=colour,
+                linestyle="none",
+                label=mark.label,
+            )
     _edits(axes, document, paper, floor)
     _scales(axes, floor, max([*costs, _HARM / 2]), paper)
     return figure
@@ -102,14 +112,21 @@ def _levels(axes: "Axes", rows: Sequence[Mapping[str, Any]], paper: Mapping[str,
     base = rows[0]
     if base["behaviour_rate"] is not None:
         axes.axhspan(*base["ci"], color=paper.get(QUIET, QUIET), alpha=0.12, linewidth=0)
-        axes.axhline(base["behaviour_rate"], color=paper.get(QUIET, QUIET), linewidth=1.2, label="without edits")
+        axes.axhline(
+            base["behaviour_rate"],
+            color=paper.get(QUIET, QUIET),
+            linewidth=1.2,
+            label="without edits",
+        )
     told = next((row for row in rows if row["name"] == "prompt only"), None)
     if told and told["behaviour_rate"] is not None:
         axes.axhline(told["behaviour_rate"], color=paper.get(FIRST, FIRST), linewidth=1.2, linestyle=(0, (4, 3)),
                      label="an instruction alone")  # fmt: skip
 
 
-def _edits(axes: "Axes", document: Mapping[str, Any], paper: Mapping[str, str], floor: float) -> None:
+def _edits(
+    axes: "Axes", document: Mapping[str, Any], paper: Mapping[str, str], floor: float
+) -> None:
     colour = paper.get(LATER, LATER)
     tried = [row for row in document["conditions"] if row["name"] == "edits" and list(_points(row))]
     tried.sort(key=lambda row: row["strength"])
@@ -117,13 +134,24 @@ def _edits(axes: "Axes", document: Mapping[str, Any], paper: Mapping[str, str], 
     ys = [row["behaviour_rate"] for row in tried]
     ends = [[y - row["ci"][0] for y, row in zip(ys, tried, strict=True)],
             [row["ci"][1] - y for y, row in zip(ys, tried, strict=True)]]  # fmt: skip
-    axes.errorbar(xs, ys, yerr=ends, color=colour, marker="o", linewidth=1.6, elinewidth=3, label=MARKS["edits"].label)
+    axes.errorbar(
+        xs,
+        ys,
+        yerr=ends,
+        color=colour,
+        marker="o",
+        linewidth=1.6,
+        elinewidth=3,
+        label=MARKS["edits"].label,
+    )
     chosen = document["chosen"]["strength"]
     for x, y, row in zip(xs, ys, tried, strict=True):
         if row["strength"] == chosen:
             axes.plot([x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6,
                       label="the strength that the verdict is about")  # fmt: skip
-        axes.annotate(f"{row['strength']:g}", (x, y), (9, 7), textcoords="offset points", color=colour)
+        axes.annotate(
+            f"{row['strength']:g}", (x, y), (9, 7), textcoords="offset points", color=colour
+        )
 
 
 def _scales(axes: "Axes", floor: float, most: float, paper: Mapping[str, str]) -> None:
@@ -133,7 +161,10 @@ def _scales(axes: "Axes", floor: float, most: float, paper: Mapping[str, str]) -
 
     axes.set_xscale("log")
     axes.set_xlim(floor / 1.4, most * 2)
-    decades = [10.0**n for n in range(int(np.ceil(np.log10(floor * 2))), int(np.floor(np.log10(most * 2))) + 1)]
+    decades = [
+        10.0**n
+        for n in range(int(np.ceil(np.log10(floor * 2))), int(np.floor(np.log10(most * 2))) + 1)
+    ]
     axes.xaxis.set_major_locator(FixedLocator([floor, *decades]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([floor, *decades], ["0", *(f"{decade:g}" for decade in decades)])

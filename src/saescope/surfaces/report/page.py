@@ -11,7 +11,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast, SetContrast, Settings, contrast
+from saescope.analysis.contrast import (
+    Contrast,
+    FeatureContrast,
+    LayerContrast,
+    SetContrast,
+    Settings,
+    contrast,
+)
 from saescope.analysis.examples import Example, Examples, TokenAct, examples
 from saescope.analysis.profile import Profile, Sink, profile
 from saescope.errors import PromptError, RunError
@@ -92,7 +99,11 @@ class Page:
     def sinks(self) -> list[Sink]:
         """The sinks that the statistics leave out and position 0 does not explain."""
         masking = self.settings.masking
-        return [] if masking.keep_sinks else [s for s in self.profile.sinks if s.pos > 0 or masking.keep_pos0]
+        return (
+            []
+            if masking.keep_sinks
+            else [s for s in self.profile.sinks if s.pos > 0 or masking.keep_pos0]
+        )
 
     @property
     def shown_sinks(self) -> list[Sink]:
@@ -119,10 +130,17 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, number=_number, count="{:,}".format, ranges=_ranges, compact=_compact)
+    environment.filters.update(
+        percent=_percent, number=_number, count="{:,}".format, ranges=_ranges, compact=_compact
+    )
     environment.filters.update(first_confirmed=first_confirmed, plain="{:g}".format, short=_short)
     page = gather(run)
-    values = {"page": page, "run": run, "css": Markup(read["page.css"]), "name": run.path.resolve().name}
+    values = {
+        "page": page,
+        "run": run,
+        "css": Markup(read["page.css"]),
+        "name": run.path.resolve().name,
+    }
     return environment.get_template("page.html").render(**values, quote=shlex.quote).lstrip()
 
 
@@ -146,7 +164,9 @@ def gather(run: Run) -> Page:
         refusal=refusal,
         best=best,
         rows_a_set=rows_a_set,
-        heats=_heats(run, found.layers[best].sets, settings.masking) if found and best is not None else (),
+        heats=_heats(run, found.layers[best].sets, settings.masking)
+        if found and best is not None
+        else (),
         norm_plots=norm_plots,
         score_plots=score_plots,
     )
@@ -162,14 +182,22 @@ def asked(run: Run) -> Settings:
         options = dict(command["options"])
         given = dict(options.get("settings") or {})
         masking = Masking(**(given.pop("masking", None) or options.get("masking") or {}))
-        return Settings(**given, masking=masking) if command["verb"] == "contrast" else Settings(masking=masking)
+        return (
+            Settings(**given, masking=masking)
+            if command["verb"] == "contrast"
+            else Settings(masking=masking)
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"the manifest of {run.path} is damaged: its command cannot be read; make it again") from error
+        raise RunError(
+            f"the manifest of {run.path} is damaged: its command cannot be read; make it again"
+        ) from error
 
 
 def best_layer(found: Contrast) -> int:
     """The layer whose best features set the sets apart most, by discovery prompts: held-out figures stay unbiased."""
-    return max(found.layers, key=lambda n: sum(_discovery_score(s) for s in found.layers[n].sets.values()))
+    return max(
+        found.layers, key=lambda n: sum(_discovery_score(s) for s in found.layers[n].sets.values())
+    )
 
 
 def first_confirmed(one: SetContrast) -> FeatureContrast | None:
@@ -185,16 +213,31 @@ def _contrast(run: Run, settings: Settings) -> tuple[Contrast | None, str]:
     try:
         return contrast(run, settings), ""
     except PromptError as error:
-        return None, str(error).replace(str(run.path), "this run")  # where it lies is not on the page
+        return None, str(error).replace(
+            str(run.path), "this run"
+        )  # where it lies is not on the page
 
 
 def _heats(run: Run, sets: dict[str, SetContrast], masking: Masking) -> tuple[Heat, ...]:
     prompts = max(1, min(_PROMPTS_A_SET, _PROMPT_BLOCKS // len(sets)))
-    best = {name: first_confirmed(one) or next(iter(one.features), None) for name, one in sets.items()}
-    shown = {name: feature for name, feature in list(best.items())[:_PROMPT_BLOCKS] if feature is not None}
-    found = {name: examples(run, feature.feature, prompts, masking) for name, feature in shown.items()}
+    best = {
+        name: first_confirmed(one) or next(iter(one.features), None) for name, one in sets.items()
+    }
+    shown = {
+        name: feature
+        for name, feature in list(best.items())[:_PROMPT_BLOCKS]
+        if feature is not None
+    }
+    found = {
+        name: examples(run, feature.feature, prompts, masking) for name, feature in shown.items()
+    }
     return tuple(
-        Heat(name, shown[name], one, tuple(_row(example, one.examples[0].strongest) for example in one.examples))
+        Heat(
+            name,
+            shown[name],
+            one,
+            tuple(_row(example, one.examples[0].strongest) for example in one.examples),
+        )
         for name, one in found.items()
     )
 
@@ -202,10 +245,16 @@ def _heats(run: Run, sets: dict[str, SetContrast], masking: Masking) -> tuple[He
 def _row(example: Example, largest: float) -> Row:
     """A prompt's tokens, or so many of them around the strongest one."""
     tokens = example.tokens
-    peak = next(n for n, token in enumerate(tokens) if token.masked is None and token.act == example.strongest)
+    peak = next(
+        n
+        for n, token in enumerate(tokens)
+        if token.masked is None and token.act == example.strongest
+    )
     start = max(0, min(peak - _TOKENS // 2, len(tokens) - _TOKENS))
     shown = tokens[start : start + _TOKENS]
-    return Row(example, tuple(_cell(t, largest) for t in shown), start, len(tokens) - start - len(shown))
+    return Row(
+        example, tuple(_cell(t, largest) for t in shown), start, len(tokens) - start - len(shown)
+    )
 
 
 def _cell(token: TokenAct, largest: float) -> Cell:
@@ -230,7 +279,12 @@ def _norm_plots(run: Run, profiled: Profile) -> tuple[Plot, ...]:
         return ()
     limits = _norm_limits(profiled)
     return tuple(
-        Plot(name, plots.norms_plot(f"n{i}", one.layers, limits, f"residual norms of {_shown(name)} by layer"))
+        Plot(
+            name,
+            plots.norms_plot(
+                f"n{i}", one.layers, limits, f"residual norms of {_shown(name)} by layer"
+            ),
+        )
         for i, (name, one) in enumerate(list(profiled.sets.items())[:_PLOTS])
     )
 
@@ -241,7 +295,9 @@ def _score_plots(found: Contrast) -> tuple[Plot, ...]:
     ends = [feature.holdout_score_ci[0] for one in tops.values() for feature in one.values()]
     low = min(0.0, *ends) - 0.03 if ends else 0.0
     return tuple(
-        Plot(name, plots.score_plot(f"s{i}", top, low, f"held-out score of {_shown(name)} by layer"))
+        Plot(
+            name, plots.score_plot(f"s{i}", top, low, f"held-out score of {_shown(name)} by layer")
+        )
         for i, (name, top) in enumerate(tops.items())
         if top
     )
@@ -249,7 +305,9 @@ def _score_plots(found: Contrast) -> tuple[Plot, ...]:
 
 def _tops(name: str, layers: dict[int, LayerContrast]) -> dict[int, FeatureContrast]:
     """The feature that is best on the discovery prompts, by layer."""
-    return {n: layer.sets[name].features[0] for n, layer in layers.items() if layer.sets[name].features}
+    return {
+        n: layer.sets[name].features[0] for n, layer in layers.items() if layer.sets[name].features
+    }
 
 
 def _harmless(value: Any) -> Any:
@@ -282,5 +340,7 @@ def _compact(value: Any) -> str:
 
 def _ranges(layers: Sequence[int]) -> str:
     """Numbers with runs of neighbours drawn together: 0–5, 8."""
-    runs = [[n for _, n in run] for _, run in groupby(enumerate(layers), key=lambda at: at[1] - at[0])]
+    runs = [
+        [n for _, n in run] for _, run in groupby(enumerate(layers), key=lambda at: at[1] - at[0])
+    ]
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

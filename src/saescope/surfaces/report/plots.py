@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.typing import RcKeyType
 
-_WIDTH, _HEIGHT = 3.9, 2.3  # inches of 72 units: the size of a plot on the page, in CSS pixels, is about the same
+_WIDTH, _HEIGHT = (
+    3.9,
+    2.3,
+)  # inches of 72 units: the size of a plot on the page, in CSS pixels, is about the same
 # What matplotlib draws in these colours, the page draws in its own, which differ by theme.
 QUIET, RULE, FIRST, LATER = "#020202", "#030303", "#040404", "#050505"
-_PAGE_COLOURS = {QUIET: "var(--quiet)", RULE: "var(--rule)", FIRST: "var(--first)", LATER: "var(--accent)"}
+_PAGE_COLOURS = {
+    QUIET: "var(--quiet)",
+    RULE: "var(--rule)",
+    FIRST: "var(--first)",
+    LATER: "var(--accent)",
+}
 _STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "svg.hashsalt": "saescope",
@@ -65,7 +73,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def norms_plot(name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[float, float], label: str) -> Markup:
+def norms_plot(
+    name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[float, float], label: str
+) -> Markup:
     """Means (lines) and medians (dots) of position 0's norm and of later ones, on a logarithmic scale."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -74,23 +84,38 @@ def norms_plot(name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[floa
     for colour, mean, median in ((FIRST, "pos0_norm_mean", "pos0_norm_median"),
                                  (LATER, "later_norm_mean", "later_norm_median")):  # fmt: skip
         axes.plot(layers, _values(by_layer, mean), color=colour, solid_capstyle="round")
-        axes.plot(layers, _values(by_layer, median), color=colour, linestyle="none", marker="o", markersize=3.2)
+        axes.plot(
+            layers,
+            _values(by_layer, median),
+            color=colour,
+            linestyle="none",
+            marker="o",
+            markersize=3.2,
+        )
     axes.set_yscale("log")
     axes.set_ylim(*limits)
     # Over two powers of ten, their multiples would crowd.
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,)))
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,))
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,g}")
     return as_element(figure, name, label)
 
 
-def score_plot(name: str, by_layer: Mapping[int, FeatureContrast], low: float, label: str) -> Markup:
+def score_plot(
+    name: str, by_layer: Mapping[int, FeatureContrast], low: float, label: str
+) -> Markup:
     """Held-out score and interval of each layer's best feature; hollow where it is not confirmed."""
     figure, axes = _axes()
     layers = list(by_layer)
     ends = [feature.holdout_score_ci for feature in by_layer.values()]
-    axes.vlines(layers, [e[0] for e in ends], [e[1] for e in ends], color=LATER, linewidth=3.5, alpha=0.3)
-    axes.plot(layers, [f.holdout_score for f in by_layer.values()], color=LATER, linewidth=1.1, alpha=0.7)
+    axes.vlines(
+        layers, [e[0] for e in ends], [e[1] for e in ends], color=LATER, linewidth=3.5, alpha=0.3
+    )
+    axes.plot(
+        layers, [f.holdout_score for f in by_layer.values()], color=LATER, linewidth=1.1, alpha=0.7
+    )
     for layer, feature in by_layer.items():
         fill = LATER if feature.confirmed else "none"
         axes.plot([layer], [feature.holdout_score], "o", color=LATER, markerfacecolor=fill)
@@ -128,9 +153,13 @@ def as_element(figure: "Figure", name: str, label: str) -> Markup:
     # The style rule is for every element there is, and would be for the page's too.
     drawn = svg[svg.index("</style>") :].partition("</defs>")[2].strip()
     used = set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', drawn))
-    drawn = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", drawn)
+    drawn = re.sub(
+        r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", drawn
+    )
     drawn = drawn.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    drawn = re.sub(r"<!--.*?-->\s*|(?<=\n) +| transform=\"rotate\(-0 [^\"]+\"", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(
+        r"<!--.*?-->\s*|(?<=\n) +| transform=\"rotate\(-0 [^\"]+\"", "", drawn, flags=re.DOTALL
+    )
     drawn = drawn.replace("font-family: 'DejaVu Sans'; ", "")
     for colour, on_page in _PAGE_COLOURS.items():
         drawn = drawn.replace(colour, on_page)
