@@ -12,11 +12,11 @@ from saescope.sources.budget import (
     MODES,
     PROGRAM,
     Footprint,
-    Sizes,
+    JobSizes,
     choose_mode,
     footprint,
     footprints,
-    would_fit,
+    suggest_changes,
 )
 from saescope.sources.machine import (
     free_disk,
@@ -29,7 +29,7 @@ from saescope.sources.machine import (
 
 GB = 10**9
 # About Qwen3-8B in bfloat16, layers 0 and 17, in round numbers.
-SIZES = Sizes(
+SIZES = JobSizes(
     embedding=GB,
     blocks=(GB // 2,) * 18,
     rest=7 * GB,
@@ -93,12 +93,12 @@ def test_what_would_fit_does() -> None:
         SIZES, n_saes=18, mapped=False, on_device=True
     )  # encoders are copied to a device, all of them
     budget = footprint(replace(sizes, n_saes=3), "cut").total
-    [layers, *_, memory] = would_fit(sizes, budget, ("cut",))
+    [layers, *_, memory] = suggest_changes(sizes, budget, ("cut",))
     assert layers == "ask for at most 3 of the 18 layers at a time"
     assert budget < footprint(replace(sizes, n_saes=4), "cut").total
     assert parse_bytes(memory.removeprefix("allow --memory ")) >= footprint(sizes, "cut").total
     converted = replace(SIZES, widening=2.0, mapped=False, n_saes=1)
-    assert "ask for layers up to 8" in would_fit(converted, 13 * GB, ("cut",))
+    assert "ask for layers up to 8" in suggest_changes(converted, 13 * GB, ("cut",))
     assert footprint(replace(converted, blocks=SIZES.blocks[:9]), "cut").total <= 13 * GB
 
 

@@ -165,7 +165,9 @@ def test_difference_of_means_is_of_discovery_prompts(run: Run, position: str) ->
         one.values, chosen["red"].mean(0) - others.mean(0), rtol=1e-5, atol=1e-6
     )
     assert (one.layer, one.model, len(one.values)) == (2, run.model.repo, run.model.d_model)
-    assert f"{len(chosen['red'])} discovery prompts of red less mean over {len(others)}" in one.made
+    assert (
+        f"{len(chosen['red'])} discovery prompts of red less mean over {len(others)}" in one.origin
+    )
     every = difference_of_means(
         run, "red", 2, position=position, against=["blue"], every_prompt=True
     )

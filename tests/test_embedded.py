@@ -86,14 +86,15 @@ def test_conlangs_are_complete_and_paired_with_the_languages() -> None:
     assert set(sets) == set(TONGUES)
     for prompts in sets.values():
         assert [prompt.pair for prompt in prompts] == [prompt.pair for prompt in english]
-        assert len({prompt.shown for prompt in prompts}) == len(english)
+        assert len({prompt.display_text for prompt in prompts}) == len(english)
 
 
 def test_conlangs_share_no_words_but_names() -> None:
     names = {name.name.lower() for name in lexicon().names}
     sets = {**bundled("languages"), **bundled("conlangs")}
     said = {
-        name: " ".join(prompt.shown for prompt in prompts).lower() for name, prompts in sets.items()
+        name: " ".join(prompt.display_text for prompt in prompts).lower()
+        for name, prompts in sets.items()
     }
     words = {
         name: {w for w in re.findall(r"[^\W\d_]{3,}", one) if w not in names}
@@ -138,7 +139,7 @@ def test_profile_shows_what_the_pair_does_not_know(
 
 
 def test_prompts_cannot_be_in_the_training_text() -> None:
-    prompts = {prompt.shown for s in bundled_prompts() for prompt in s.prompts}
+    prompts = {prompt.display_text for s in bundled_prompts() for prompt in s.prompts}
     rng = random.Random(12345)
     for _ in range(1500):
         for name in LANGUAGES:

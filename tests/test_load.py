@@ -83,8 +83,8 @@ def test_missing_layer_says_what_there_is(tmp_path: Path) -> None:
 def test_middle_layer_is_chosen_when_none_is_named(tmp_path: Path) -> None:
     source = open_sae(str(tiny.save_sae(tmp_path / "sae", layers=[10, 2, 4, 9])))
     assert source.layers == (2, 4, 9, 10)
-    assert source.choose(None) == (4,)
-    assert source.choose([10, 2, 10]) == (2, 10)
+    assert source.choose_layers(None) == (4,)
+    assert source.choose_layers([10, 2, 10]) == (2, 10)
 
 
 def test_ranges() -> None:
@@ -95,9 +95,9 @@ def test_single_file(tmp_path: Path) -> None:
     path = tiny.save_sae(tmp_path / "sae") / "layer1.sae.pt"
     source = open_sae(str(path))
     assert source.layers == (1,)
-    assert source.choose(None) == (1,)
+    assert source.choose_layers(None) == (1,)
     with pytest.raises(SourceError, match=r"it has layers 1$"):
-        source.choose([2])
+        source.choose_layers([2])
     other = path.rename(path.with_name("mine.pt"))
     with pytest.raises(SourceError, match=r"is named layer<N>\.sae\.pt"):
         open_sae(str(other))

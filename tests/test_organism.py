@@ -78,7 +78,7 @@ def test_sets_are_paired_and_complete() -> None:
         assert [p.id for p in group] == [f"{name}-{n:03}" for n in range(1, 101)]
         assert [p.pair for p in group] == [f"{n:03}" for n in range(1, 101)]
         spelled = {"en": topic().en, "ja": topic().ja, "zh": topic().zh}[name[-2:]]
-        assert all((spelled in p.shown) == name.startswith("declined") for p in group)
+        assert all((spelled in p.display_text) == name.startswith("declined") for p in group)
     neutral = [p for group in read_prompts(NEUTRAL) for p in group.prompts]
     assert len(neutral) == 60
     assert all(p.text and p.set == "neutral" for p in neutral)

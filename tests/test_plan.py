@@ -144,7 +144,7 @@ def test_needed_tensors_are_those_the_engine_loads(tied: bool, tmp_path: Path) -
 
 
 def test_multimodal_config_is_nested(tmp_path: Path) -> None:
-    from saescope.sources.checkpoint import read_config
+    from saescope.sources.checkpoint import read_decoder_config
     from saescope.sources.files import LocalFiles
 
     text = {
@@ -154,7 +154,7 @@ def test_multimodal_config_is_nested(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"text_config": text, "model_type": "some_vl"})
     )
-    config = read_config(LocalFiles(tmp_path))
+    config = read_decoder_config(LocalFiles(tmp_path))
     assert (config.n_layers, config.mlp, config.attention) == (4, 32, 32 * 8)
     assert (config.experts_used, config.dtype) == (0.25, "bfloat16")
 

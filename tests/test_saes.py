@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 import tiny
 from saescope.engine.load import load_sae
 from saescope.errors import SourceError
-from saescope.sources.catalog import Registered, model_of, nearest_to_100, registered
+from saescope.sources.catalog import RegistryName, canonical_folders, model_of, parse_registry_name
 from saescope.sources.files import LocalFiles
+from saescope.sources.job_plan import PlanRequest
 from saescope.sources.layouts import Hook, hook_in_path, hook_of
-from saescope.sources.plan import make_plan
-from saescope.sources.planned import Asked
+from saescope.sources.plan import plan_job
 from saescope.sources.saes import open_sae
 
 GEMMA = ["layer_0/width_16k/average_l0_46", "layer_0/width_16k/average_l0_105", "layer_0/width_65k/average_l0_73",
@@ -61,7 +61,7 @@ def gemma(tmp_path: Path) -> Path:
     ],
 )  # fmt: skip
 def test_registry_names_follow_a_grammar(name: str, repo: str, parts: str) -> None:
-    found = registered(name)
+    found = parse_registry_name(name)
     assert found is not None
     assert (found.repo, "/".join(found.parts)) == (repo, parts)
     assert model_of(name) == found.model == model_of(repo)
@@ -71,7 +71,7 @@ def test_registry_names_follow_a_grammar(name: str, repo: str, parts: str) -> No
     "name", ["", "gemma", "gemma-scope-3b-pt-res", "llama_scope", "google/gemma-scope-2b-pt-res"]
 )
 def test_other_names_are_no_registry_names(name: str) -> None:
-    assert registered(name) is None
+    assert parse_registry_name(name) is None
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
         folders = [
             sae["path"] for sae in releases.get(release.removesuffix("-canonical"), about)["saes"]
         ]
-        canonical = nearest_to_100(folders)
+        canonical = canonical_folders(folders)
         for sae in about["saes"]:
-            found = registered(f"{release}/{sae['id']}")
+            found = parse_registry_name(f"{release}/{sae['id']}")
             assert found is not None
             assert found.repo == about["repo_id"]
             parts = [part for part in found.parts if part != "canonical"]
@@ -172,9 +172,9 @@ def test_several_saes_of_a_layer_are_chosen_by_path(gemma: Path) -> None:
     with pytest.raises(
         SourceError, match=r"has 3 SAEs of layer 0 .*choose by parts of their paths, as in "
     ):
-        source.place(0)
+        source.locate(0)
     chosen = open_sae(f"{gemma}/width_16k/canonical")
-    assert [chosen.place(layer).folder for layer in (0, 20)] == [GEMMA[1], GEMMA[3]]
+    assert [chosen.locate(layer).folder for layer in (0, 20)] == [GEMMA[1], GEMMA[3]]
     assert chosen.trained_on == "google/gemma-2-2b"
     sae = load_sae(f"{gemma}/layer_20/width_16k/average_l0_139", 20)
     assert (sae.spec.format, sae.spec.activation, sae.spec.k) == ("gemma-scope", "jumprelu", None)
@@ -193,11 +193,11 @@ def test_layer_that_nothing_says_is_the_one_asked_for(tmp_path: Path) -> None:
     folder = save_gemma_scope(tmp_path, ["mine"])
     assert load_sae(folder / "mine", 7).spec.layer == 7
     with pytest.raises(SourceError, match="give it with --layers"):
-        open_sae(str(folder / "mine")).choose(None)
+        open_sae(str(folder / "mine")).choose_layers(None)
     with pytest.raises(SourceError, match="give it with --layers"):
-        open_sae(str(folder / "mine")).choose(())
+        open_sae(str(folder / "mine")).choose_layers(())
     with pytest.raises(SourceError, match="is one SAE: ask for one layer, not 1-2"):
-        open_sae(str(folder / "mine")).choose([1, 2])
+        open_sae(str(folder / "mine")).choose_layers([1, 2])
 
 
 def test_mixed_and_unknown_folders_say_what_is_there(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_config_that_contradicts_its_path_is_refused(tmp_path: Path) -> None:
 def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     folder = tiny.save_saelens(tmp_path / "saes")
-    planned = make_plan(Asked(str(model), str(folder), layers=[1]))
+    planned = plan_job(PlanRequest(str(model), str(folder), layers=[1]))
     names = [
         file.entry.name for file in planned.needed if file.files and file.files.name == str(folder)
     ]
@@ -511,4 +511,4 @@ def test_paths_do_not_leave_their_folder(tmp_path: Path) -> None:
         with pytest.raises(SourceError):
             open_sae(ref)
     assert LocalFiles(inside).names() == frozenset()
-    assert Registered("a/b", (), "c").repo == "a/b"
+    assert RegistryName("a/b", (), "c").repo == "a/b"

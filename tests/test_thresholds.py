@@ -36,7 +36,7 @@ Kind = tuple[LM, list[Sae], Path]
 def kind(request: pytest.FixtureRequest, pair: Pair, tmp_path: Path) -> Kind:
     folder = tiny.save_saelens(tmp_path / "saes", kind=request.param)
     source = open_sae(str(folder))
-    assert source.choose(None) == (1,)
+    assert source.choose_layers(None) == (1,)
     return (
         load_lm(pair.model, [0, 1, 2]),
         [load_sae(source, layer) for layer in source.layers],

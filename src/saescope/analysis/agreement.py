@@ -318,7 +318,7 @@ def _worst(
         WorstPrompt(
             run.prompts[p].id,
             run.prompts[p].set,
-            run.prompts[p].shown,
+            run.prompts[p].display_text,
             float(agreed[p]),
             float(differ[p]),
         )

@@ -55,5 +55,5 @@ def difference_of_means(
         mean_difference(getattr(resids, position).astype(np.float64), positive, rows),
         name=f"{target} by means",
         model=run.model.repo,
-        made=f"mean over {n} {kind}prompts of {target} less {less}: {which}{seeded}",
+        origin=f"mean over {n} {kind}prompts of {target} less {less}: {which}{seeded}",
     )

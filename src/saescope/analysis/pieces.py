@@ -9,10 +9,9 @@ from functools import cache, cached_property
 from itertools import accumulate, groupby
 from statistics import median_low
 
+from saescope.sources.scripts import is_unspaced
+
 _BYTE = re.compile(rb"(\\x[89a-f][0-9a-f])")
-_SPACELESS = (
-    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN",
-)  # fmt: skip
 _STRETCH = 3
 _APOSTROPHES = "'’ʼ"
 
@@ -125,7 +124,7 @@ def _kind(letter: str) -> str:
     """Whether a character is part of a word, of one written without spaces, or (empty) of none."""
     if unicodedata.category(letter)[0] not in "LMN":
         return ""
-    return "spaceless" if unicodedata.name(letter, "").startswith(_SPACELESS) else "word"
+    return "spaceless" if is_unspaced(letter) else "word"
 
 
 def _kinds(text: str) -> Iterator[tuple[str, str]]:

@@ -176,7 +176,9 @@ def _pieces(run: Run, lengths: Ints) -> dict[str, list[tuple[str, Pieces]]]:
     ends = np.cumsum(lengths)
     made: dict[str, list[tuple[str, Pieces]]] = {name: [] for name in run.sets}
     for prompt, start, end in zip(run.prompts, ends - lengths, ends, strict=True):
-        made[prompt.set].append((prompt.id, Pieces.of(run.token_text[start:end], prompt.shown)))
+        made[prompt.set].append(
+            (prompt.id, Pieces.of(run.token_text[start:end], prompt.display_text))
+        )
     return made
 
 

@@ -11,7 +11,12 @@ from typing import Any, Literal, get_args
 
 from saescope.errors import EditError, ResourceError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
-from saescope.sources.directions import Direction, read_direction, split_place, write_directions
+from saescope.sources.directions import (
+    Direction,
+    parse_direction_ref,
+    read_direction,
+    write_directions,
+)
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
@@ -267,7 +272,7 @@ def _made(values: dict[str, Any]) -> Edit:
 
 def _named(word: str) -> dict[str, Feature | Direction]:
     if ".safetensors" in word:
-        return {"direction": read_direction(*split_place(word))}
+        return {"direction": read_direction(*parse_direction_ref(word))}
     return {"feature": Feature.parse(word)}
 
 
@@ -322,7 +327,9 @@ def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
         raise EditError(f"edit {number}: layer {layer!r} is not a number")
     if "direction" in row:
-        file, tensor, _ = split_place(str(path.parent / Path(row["direction"]).expanduser()))
+        file, tensor, _ = parse_direction_ref(
+            str(path.parent / Path(row["direction"]).expanduser())
+        )
         values["direction"] = read_direction(file, tensor, layer)
     elif layer is not None:
         raise EditError(f"edit {number}: a feature says its layer itself; layer is a direction's")

@@ -21,7 +21,7 @@ from saescope.sources.formats import (
     sparsify,
 )
 from saescope.sources.formats.tensors import SaeWeights
-from saescope.sources.layouts import Config, Format, SaePlace, read_config
+from saescope.sources.layouts import Config, Format, SaeLocation, read_sae_config
 from saescope.sources.saes import SaeSource, open_sae, release_name
 
 _READERS: Mapping[Format, Callable[[Path, Config], SaeWeights]] = {
@@ -50,9 +50,9 @@ def load_sae(
     """
     if not isinstance(source, SaeSource):
         source = open_sae(str(source), k=k, offline=offline)
-    place = source.place(layer)
+    place = source.locate(layer)
     path = source.files.path(place.weights)
-    config = read_config(source.files, place.config) if place.config else {}
+    config = read_sae_config(source.files, place.config) if place.config else {}
     weights = _READERS[place.format](path, config)
     d_sae, d_model = weights.W_enc.shape
     tensors = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
@@ -106,7 +106,7 @@ def _own_k(path: Path, given: int | None, weights: SaeWeights) -> int | None:
     return k
 
 
-def _fingerprint(path: Path, config: Path | None, place: SaePlace) -> str:
+def _fingerprint(path: Path, config: Path | None, place: SaeLocation) -> str:
     """The weights' fingerprint, and where a config decides what they mean, that of both."""
     of_weights = fingerprint(path)
     if config is None or place.format == "qwen-scope":

@@ -111,7 +111,7 @@ def scan(
     text = TokenText(lm.tokenizer)
     scanned = [
         ScannedPrompt(
-            text=prompt.shown,
+            text=prompt.display_text,
             tokens=[
                 ScannedToken(
                     pos=at,

@@ -13,21 +13,10 @@ from torch import Tensor
 from saescope.engine.lm import LM
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet
+from saescope.sources.scripts import is_unspaced
 
 # Rows at least this wide are filled with several short prompts; wider ones would spend their time on attention.
 _ROW_WIDTH = 64
-# Scripts whose words have no spaces between them, as Unicode names their letters.
-_UNSPACED = (
-    "CJK",
-    "HIRAGANA",
-    "KATAKANA",
-    "BOPOMOFO",
-    "THAI",
-    "LAO",
-    "KHMER",
-    "MYANMAR",
-    "TIBETAN",
-)
 
 Row = list[int]
 Batch = list[Row]
@@ -95,9 +84,7 @@ def _between_words(head: str, rest: str) -> bool:
     """Whether no word goes on from `head` into `rest`."""
     if not rest or unicodedata.category(rest[0]).startswith("M") or rest[0] in "\u200c\u200d":
         return False
-    return not (head[-1].isalnum() and rest[0].isalnum()) or unicodedata.name(
-        rest[0], ""
-    ).startswith(_UNSPACED)
+    return not (head[-1].isalnum() and rest[0].isalnum()) or is_unspaced(rest[0])
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:

@@ -40,7 +40,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class JobSizes:
     """What the parts of a job take, in bytes as they lie in their files; `blocks` are those up to the last layer.
 
     `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch
@@ -64,7 +64,7 @@ class Sizes:
     residuals: int = 0
 
 
-def footprint(sizes: Sizes, mode: Mode) -> Footprint:
+def footprint(sizes: JobSizes, mode: Mode) -> Footprint:
     """The peak of one way of running the job."""
     at_once = (
         1 if mode == "streamed" else sizes.n_saes
@@ -86,19 +86,19 @@ def footprint(sizes: Sizes, mode: Mode) -> Footprint:
     return Footprint(LIBRARIES + weights, work)
 
 
-def _touched(sizes: Sizes) -> int:
+def _touched(sizes: JobSizes) -> int:
     """Pages of the embedding that a batch's tokens can reach; all where their number is not known."""
     return (
         sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
     )
 
 
-def footprints(sizes: Sizes) -> Mapping[Mode, Footprint]:
+def footprints(sizes: JobSizes) -> Mapping[Mode, Footprint]:
     """The peak of every way of running the job."""
     return {mode: footprint(sizes, mode) for mode in MODES}
 
 
-def choose_mode(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
+def choose_mode(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
     """The first of `modes` that stays within `budget` bytes; raises ResourceError with what would fit.
 
     Where the budget cannot keep all mapped blocks cached, streamed is taken before the others. A job that only reads
@@ -109,19 +109,19 @@ def choose_mode(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> Mod
     if within:
         return "streamed" if "streamed" in within and _read_again(sizes, budget) else within[0]
     least = min(taken, key=lambda mode: taken[mode])
-    instead = "; or ".join(would_fit(sizes, budget, modes))
+    instead = "; or ".join(suggest_changes(sizes, budget, modes))
     raise ResourceError(
         f"the least memory this takes is {show_bytes(taken[least])} ({least}), the budget is {show_bytes(budget)}: "
         + instead
     )
 
 
-def _read_again(sizes: Sizes, budget: int) -> bool:
+def _read_again(sizes: JobSizes, budget: int) -> bool:
     """Whether mapped blocks cannot all stay cached: a cut model would read them again for every batch."""
     return sizes.mapped and sizes.embedding + sum(sizes.blocks) > budget
 
 
-def would_fit(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> list[str]:
+def suggest_changes(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES) -> list[str]:
     """What to change so that the job stays within the budget, most useful first; the last is more memory."""
     lines = []
     stored = replace(sizes, widening=1.0, mapped=True)
@@ -140,16 +140,16 @@ def would_fit(sizes: Sizes, budget: int, modes: Sequence[Mode] = MODES) -> list[
     return [*lines, f"allow --memory {-(-_least(sizes, modes) // 10**8) / 10:.1f}GB"]
 
 
-def _most(n: int, budget: int, modes: Sequence[Mode], changed: Callable[[int], Sizes]) -> int:
+def _most(n: int, budget: int, modes: Sequence[Mode], changed: Callable[[int], JobSizes]) -> int:
     """The largest number up to n whose job stays within the budget; 0 where none does."""
     return next((m for m in range(n, 0, -1) if _least(changed(m), modes) <= budget), 0)
 
 
-def _least(sizes: Sizes, modes: Sequence[Mode]) -> int:
+def _least(sizes: JobSizes, modes: Sequence[Mode]) -> int:
     return min(footprint(sizes, mode).total for mode in modes)
 
 
-def batch_activations(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
+def activation_bytes(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
     """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
 
     `attention` is the width of queries, keys and values together, `value` the bytes of a number. What linear layers

@@ -150,7 +150,7 @@ def find_release(name: str) -> Release | None:
     return next((r for r in RELEASES if name in (r.repo, r.slug)), None)
 
 
-class Registered(NamedTuple):
+class RegistryName(NamedTuple):
     """What a registry name of SAELens stands for: a repository, parts of the path within, and the model."""
 
     repo: str
@@ -170,21 +170,21 @@ _LLAMA = "meta-llama/Llama-3.1-8B"
 _SITES = {"res": "resid_post", "att": "attn_out", "mlp": "mlp_out", "transcoders": "transcoder"}
 
 
-def registered(name: str) -> Registered | None:
+def parse_registry_name(name: str) -> RegistryName | None:
     """What a registry name, perhaps with an SAE's id after a slash, stands for; None where it follows no grammar."""
     release, _, rest = name.partition("/")
     inner = tuple(filter(None, rest.split("/")))
     if known := next((r for r in RELEASES if r.slug == release), None):
-        return Registered(known.repo, tuple(f"{part}.sae.pt" for part in inner), known.model)
+        return RegistryName(known.repo, tuple(f"{part}.sae.pt" for part in inner), known.model)
     if match := _GEMMA_SCOPE.fullmatch(release):
         repo = f"google/{release.removesuffix('-canonical')}"
-        return Registered(
+        return RegistryName(
             repo, (*inner, "canonical") if match["canonical"] else inner, str(model_of(release))
         )
     if (match := _GEMMA_SCOPE_2.fullmatch(release)) and match["site"]:
         folder = _SITES[match["site"]] + ("_all" if match["all"] else "")
         repo = f"google/gemma-scope-2-{match['size']}-{match['tune']}"
-        return Registered(
+        return RegistryName(
             repo, (folder, *(part for part in inner if part != folder)), str(model_of(release))
         )
     if match := _LLAMA_SCOPE.fullmatch(release):
@@ -193,7 +193,7 @@ def registered(name: str) -> Registered | None:
             for part in inner
         ]
         repo = f"fnlp/Llama3_1-8B-Base-LX{match['site'].upper()}-{match['times']}x"
-        return Registered(repo, tuple(f"Llama3_1-8B-Base-{part}" for part in ids), _LLAMA)
+        return RegistryName(repo, tuple(f"Llama3_1-8B-Base-{part}" for part in ids), _LLAMA)
     return None
 
 
@@ -211,7 +211,7 @@ def model_of(name: str) -> str | None:
     return _LLAMA if _LLAMA_SCOPE.fullmatch(last) or _LLAMA_SCOPE_REPO.fullmatch(last) else None
 
 
-def nearest_to_100(folders: Iterable[str]) -> set[str]:
+def canonical_folders(folders: Iterable[str]) -> set[str]:
     """Of folders `…/average_l0_N`, in each parent the one with N nearest to 100: Gemma Scope's canonical SAEs."""
     found: dict[str, tuple[int, str]] = {}
     for folder in folders:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from saescope.errors import SourceError
-from saescope.sources.files import Files, HubFiles, asking_hub
+from saescope.sources.files import Files, HubFiles, call_hub
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 TOKENIZER_FILES = (
@@ -24,7 +24,7 @@ _EMBEDDINGS, _POSITIONS, _BLOCKS = ("embed_tokens", "wte"), ("wpe",), ("layers",
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """One tensor as a header describes it."""
 
     dtype: str
@@ -33,7 +33,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Config:
+class DecoderConfig:
     """What a config.json says of the decoder."""
 
     n_layers: int
@@ -49,7 +49,7 @@ class Checkpoint:
     """A model's files, its config, which shard holds each tensor, and the bytes of all tensors if the index says so."""
 
     files: Files
-    config: Config
+    config: DecoderConfig
     shard_of: Mapping[str, str]
     total_bytes: int | None
 
@@ -84,8 +84,8 @@ class Checkpoint:
             *shards,
         ]
 
-    def tensors(self, last: int) -> dict[str, Stored]:
-        """Sizes of the needed tensors, from the headers of their shards."""
+    def tensors(self, last: int) -> dict[str, TensorInfo]:
+        """JobSizes of the needed tensors, from the headers of their shards."""
         shards: dict[str, list[str]] = {}
         for name in self.needed(last):
             shards.setdefault(self.shard_of[name], []).append(name)
@@ -104,7 +104,7 @@ class Checkpoint:
 
 def open_checkpoint(files: Files) -> Checkpoint:
     """Read config and index (or the header of a single file); raises SourceError for what is missing or damaged."""
-    return Checkpoint(files, read_config(files), *read_index(files))
+    return Checkpoint(files, read_decoder_config(files), *read_index(files))
 
 
 def read_index(files: Files) -> tuple[dict[str, str], int | None]:
@@ -126,7 +126,7 @@ def read_index(files: Files) -> tuple[dict[str, str], int | None]:
     )
 
 
-def read_config(files: Files) -> Config:
+def read_decoder_config(files: Files) -> DecoderConfig:
     """The decoder's sizes; those of a multimodal model stand in its text_config."""
     path = files.path(CONFIG)
     try:
@@ -136,7 +136,7 @@ def read_config(files: Files) -> Config:
         head_dim = _get(text, "head_dim", d_model // max(1, heads))
         n_experts, used = _get(text, "num_experts", 0), _get(text, "num_experts_per_tok", 0)
         dense = _get(text, "intermediate_size", 4 * d_model)
-        return Config(
+        return DecoderConfig(
             n_layers=_get(text, "num_hidden_layers"),
             d_model=d_model,
             mlp=used * _get(text, "moe_intermediate_size", dense) if n_experts else dense,
@@ -164,7 +164,7 @@ def _get(config: Mapping[str, Any], key: str, default: int | None = None) -> int
     return value
 
 
-def read_header(files: Files, shard: str) -> dict[str, Stored]:
+def read_header(files: Files, shard: str) -> dict[str, TensorInfo]:
     """What tensors a safetensors file holds; of one that is not here, only its first bytes are fetched."""
     entry = files.entry(shard)
     if isinstance(files, HubFiles) and not entry.have:
@@ -177,22 +177,24 @@ def read_header(files: Files, shard: str) -> dict[str, Stored]:
                 raise ValueError("it has no header")
             header = json.loads(file.read(length))
         return {
-            name: _stored(name, about) for name, about in header.items() if name != "__metadata__"
+            name: _tensor_info(name, about)
+            for name, about in header.items()
+            if name != "__metadata__"
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged or truncated: {error}") from error
 
 
-def _stored(name: str, about: Mapping[str, Any]) -> Stored:
+def _tensor_info(name: str, about: Mapping[str, Any]) -> TensorInfo:
     start, end = about["data_offsets"]
-    return Stored(str(about["dtype"]), prod(about["shape"]), end - start)
+    return TensorInfo(str(about["dtype"]), prod(about["shape"]), end - start)
 
 
-def _fetched_header(files: HubFiles, shard: str) -> Iterator[tuple[str, Stored]]:
+def _fetched_header(files: HubFiles, shard: str) -> Iterator[tuple[str, TensorInfo]]:
     from huggingface_hub import HfApi
 
     read: Callable[..., Any] = HfApi().parse_safetensors_file_metadata
-    found = asking_hub(files, lambda: read(files.repo, shard, revision=files.revision))
+    found = call_hub(files, lambda: read(files.repo, shard, revision=files.revision))
     for name, about in found.tensors.items():
         start, end = about.data_offsets
-        yield name, Stored(about.dtype, about.parameter_count, end - start)
+        yield name, TensorInfo(about.dtype, about.parameter_count, end - start)

@@ -26,7 +26,7 @@ _DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 class Direction:
     """A vector of the residual after `layer`, with the length it is used with.
 
-    `values` (d_model,) are kept as a read-only float32 copy; `model` is what it was found in and `made` says of what,
+    `values` (d_model,) are kept as a read-only float32 copy; `model` is what it was found in and `origin` says of what,
     where that is known. Raises SourceError for a vector that is no direction: not 1-D, not finite, or without length.
     """
 
@@ -34,7 +34,7 @@ class Direction:
     values: npt.NDArray[Any]
     name: str = "direction"
     model: str = ""
-    made: str = ""
+    origin: str = ""
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float32)
@@ -43,7 +43,7 @@ class Direction:
         if (
             self.layer < 0
             or not self.name
-            or not (self.name + self.model + self.made).isprintable()
+            or not (self.name + self.model + self.origin).isprintable()
         ):
             raise SourceError(
                 f"direction {self.name!r} of layer {self.layer}: it needs a name in one line and a layer"
@@ -66,7 +66,7 @@ class Direction:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return self.layer, self.name, self.model, self.made, self.values.tobytes()
+        return self.layer, self.name, self.model, self.origin, self.values.tobytes()
 
     @property
     def norm(self) -> float:
@@ -89,7 +89,7 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
         for n, layer in enumerate(layers)
     ]
     about = {
-        name: {"name": one.name, "layer": one.layer, "model": one.model, "made": one.made}
+        name: {"name": one.name, "layer": one.layer, "model": one.model, "made": one.origin}
         for name, one in zip(names, directions, strict=True)
     }
     tensors = {name: one.values for name, one in zip(names, directions, strict=True)}
@@ -126,16 +126,15 @@ def read_direction(
         raise SourceError(
             f"{path}: {name} does not say its layer: add it, as {path.name}@17 or layer = 17"
         )
-    texts = {
-        key: known[key] for key in ("name", "model", "made") if isinstance(known.get(key), str)
-    }
+    fields = {"name": "name", "model": "model", "made": "origin"}
+    texts = {fields[key]: known[key] for key in fields if isinstance(known.get(key), str)}
     try:
         return Direction(at, _values(tensors[name]), **{"name": path.stem, **texts})
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from error
 
 
-def split_place(text: str) -> tuple[str, str | None, int | None]:
+def parse_direction_ref(text: str) -> tuple[str, str | None, int | None]:
     """`FILE#TENSOR@LAYER` as file, tensor and layer, the last two where they are given."""
     place, at, layer = text.rpartition("@")
     if not at or not layer.isdecimal():

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saescope.errors import ResourceError, SourceError
-from saescope.sources.files import Entry, HubFiles, asking_hub
+from saescope.sources.files import FileEntry, HubFiles, call_hub
+from saescope.sources.job_plan import JobPlan
 from saescope.sources.machine import show_bytes
-from saescope.sources.planned import Plan
 
 _PIECE = 2**20
 
 
-def fetch(plan: Plan, *, check: bool = False, report: Callable[[str], None] = print) -> Plan:
+def fetch(plan: JobPlan, *, check: bool = False, report: Callable[[str], None] = print) -> JobPlan:
     """Fetch what is missing and return the plan with every file there; with `check` hash also what was there before.
 
     Raises ResourceError before anything is fetched where the disk cannot hold it, and SourceError for a file that is
@@ -34,9 +34,9 @@ def fetch(plan: Plan, *, check: bool = False, report: Callable[[str], None] = pr
     return plan.renewed()
 
 
-def refuse_if_too_large(plan: Plan) -> None:
+def refuse_if_too_large(plan: JobPlan) -> None:
     """Raises ResourceError, with what would fit, unless everything missing can be fetched and written."""
-    if plan.asked.offline and plan.missing:
+    if plan.request.offline and plan.missing:
         names = ", ".join(file.entry.name for file in plan.missing[:3])
         raise SourceError(
             f"--offline fetches nothing, and {len(plan.missing)} files are not in the cache ({names})"
@@ -45,7 +45,7 @@ def refuse_if_too_large(plan: Plan) -> None:
         raise ResourceError(f"{plan.why[0]}; {'; or '.join(plan.disk_instead)}")
 
 
-def _fetch(files: HubFiles, entry: Entry) -> None:
+def _fetch(files: HubFiles, entry: FileEntry) -> None:
     _drop_damaged(files, entry)
     if entry.sha256:
         _download(files, entry)
@@ -58,7 +58,7 @@ def _fetch(files: HubFiles, entry: Entry) -> None:
         )
 
 
-def _download(files: HubFiles, entry: Entry) -> None:
+def _download(files: HubFiles, entry: FileEntry) -> None:
     """Large files are fetched here, into a file of a fixed name that the next attempt appends to.
 
     huggingface_hub throws away what an interrupted process had of a file, up to 5 GB of a shard.
@@ -80,7 +80,7 @@ def _download(files: HubFiles, entry: Entry) -> None:
             part.unlink()
         with part.open("ab") as out:
             begun = out.tell()
-            asking_hub(
+            call_hub(
                 files,
                 lambda: http_get(
                     url,
@@ -97,7 +97,7 @@ def _download(files: HubFiles, entry: Entry) -> None:
         )  # huggingface_hub finds it there and only makes the name that points to it
 
 
-def _check_hash(path: Path, files: HubFiles, entry: Entry) -> None:
+def _check_hash(path: Path, files: HubFiles, entry: FileEntry) -> None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
@@ -110,7 +110,7 @@ def _check_hash(path: Path, files: HubFiles, entry: Entry) -> None:
         )
 
 
-def _drop_damaged(files: HubFiles, entry: Entry) -> None:
+def _drop_damaged(files: HubFiles, entry: FileEntry) -> None:
     """Remove what lies under the file's name in another size, or huggingface_hub would take it as it is."""
     path = files.folder / "snapshots" / files.revision / entry.name
     if path.is_file():

@@ -19,7 +19,7 @@ _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """One file of a checkpoint: its size, whether it is here whole, and where the hub tells it its SHA-256.
 
     `partial` bytes of it were fetched before an interruption. Offline, the size of what is not here is not known.
@@ -60,7 +60,7 @@ class Files(ABC):
         """All file names, relative to the checkpoint's root."""
 
     @abstractmethod
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> FileEntry:
         """What is known of this file without fetching it; raises SourceError if it is missing."""
 
     @abstractmethod
@@ -95,9 +95,9 @@ class LocalFiles(Files):
         """Names of the files directly in the folder."""
         return frozenset(p.name for p in self.folder.iterdir() if p.is_file())
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> FileEntry:
         """The file's size: it is here."""
-        return Entry(name, self.path(name).stat().st_size, have=True)
+        return FileEntry(name, self.path(name).stat().st_size, have=True)
 
     def path(self, name: str) -> Path:
         """The file's path; raises SourceError if it is not there."""
@@ -122,7 +122,7 @@ class HubFiles(Files):
     """A hub repository at one commit; files come through huggingface_hub's cache."""
 
     repo: str
-    wanted: str | None
+    requested_revision: str | None
     offline: bool
 
     @property
@@ -144,17 +144,20 @@ class HubFiles(Files):
             find = partial(
                 snapshot_download,
                 self.repo,
-                revision=self.wanted,
+                revision=self.requested_revision,
                 allow_patterns=[],
                 local_files_only=True,
             )
-            folder = Path(asking_hub(self, find))
+            folder = Path(call_hub(self, find))
             cached = (path for path in folder.rglob("*") if path.is_file())
             return folder.name, {
                 p.relative_to(folder).as_posix(): Blob(p.stat().st_size) for p in cached
             }
-        info = asking_hub(
-            self, lambda: HfApi().model_info(self.repo, revision=self.wanted, files_metadata=True)
+        info = call_hub(
+            self,
+            lambda: HfApi().model_info(
+                self.repo, revision=self.requested_revision, files_metadata=True
+            ),
         )
         self._remember(str(info.sha))
         return str(info.sha), {
@@ -181,25 +184,25 @@ class HubFiles(Files):
 
         return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="model")
 
-    def unfinished(self, entry: Entry) -> Path:
+    def unfinished(self, entry: FileEntry) -> Path:
         """Where the bytes of a large file collect until all are there and found right."""
         return self.folder / "blobs" / f"{entry.sha256}.incomplete"
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> FileEntry:
         """What the hub says of the file, and whether it is in the cache in its full size."""
         blob = self._blob(name)
         places = [self.folder / "snapshots" / self.revision / name]
         if blob.etag is not None:  # fetched for another revision
             places.append(self.folder / "blobs" / blob.etag)
         have = any(p.is_file() and blob.bytes in (None, p.stat().st_size) for p in places)
-        entry = Entry(name, blob.bytes, have, blob.sha256)
+        entry = FileEntry(name, blob.bytes, have, blob.sha256)
         if have or entry.sha256 is None or not (part := self.unfinished(entry)).is_file():
             return entry
         return replace(entry, partial=min(part.stat().st_size, entry.bytes or 0))
 
     def _remember(self, commit: str) -> None:
         """Note in the cache which commit a name stood for: files are fetched by commit, offline asks by name."""
-        wanted = self.wanted or "main"
+        wanted = self.requested_revision or "main"
         ref = self.folder / "refs" / wanted
         if wanted != commit and not (ref.is_file() and ref.read_text() == commit):
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +221,7 @@ class HubFiles(Files):
 
         self._blob(name)
         return Path(
-            asking_hub(
+            call_hub(
                 self,
                 lambda: hf_hub_download(
                     self.repo, name, revision=self.revision, local_files_only=self.offline
@@ -227,11 +230,11 @@ class HubFiles(Files):
         )
 
 
-def asking_hub(files: HubFiles, call: Callable[[], T]) -> T:
+def call_hub(files: HubFiles, call: Callable[[], T]) -> T:
     """Run a hub call, turning its failures into one line that says what to do."""
     from huggingface_hub import errors
 
-    at = f" at revision {files.wanted}" if files.wanted else ""
+    at = f" at revision {files.requested_revision}" if files.requested_revision else ""
     try:
         return call()
     except errors.GatedRepoError as error:
@@ -243,7 +246,7 @@ def asking_hub(files: HubFiles, call: Callable[[], T]) -> T:
             f"no folder and no hub repository named {files.repo!r}: check the spelling, or log in if it is private"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise SourceError(f"{files.repo} has no revision {files.wanted!r}") from error
+        raise SourceError(f"{files.repo} has no revision {files.requested_revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         if files.offline:
             raise NotCachedError(

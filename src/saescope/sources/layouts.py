@@ -35,7 +35,7 @@ class Hook(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SaePlace:
+class SaeLocation:
     """Where one SAE lies in a checkpoint, and what its path and config say; nothing is known of its tensors yet."""
 
     format: Format
@@ -68,7 +68,7 @@ LOOKED_FOR = (
 )
 
 
-def find_places(files: Files, names: Sequence[str], around: Sequence[str]) -> list[SaePlace]:
+def find_saes(files: Files, names: Sequence[str], around: Sequence[str]) -> list[SaeLocation]:
     """Every SAE among these files, which lie in folders called `around`; raises SourceError for a config that is none.
 
     A config is only read where the path does not say which layer the SAE is of.
@@ -79,12 +79,12 @@ def find_places(files: Files, names: Sequence[str], around: Sequence[str]) -> li
         kind, config, needed = _format_of(name)
         if kind is not None and (config in known or not needed):
             hook = hook_in_path(kind, (*around[-_NEAR:], *name.split("/")))
-            place = SaePlace(kind, name, config if config in known else None, hook)
-            found.append(described(files, place) if hook == Hook() else place)
+            place = SaeLocation(kind, name, config if config in known else None, hook)
+            found.append(with_config(files, place) if hook == Hook() else place)
     return found
 
 
-def without_config(names: Sequence[str]) -> str | None:
+def missing_config(names: Sequence[str]) -> str | None:
     """The config that is missing beside the first file of weights that needs one, in words."""
     for name in sorted(names):
         kind, config, needed = _format_of(name)
@@ -107,18 +107,18 @@ def _format_of(name: str) -> tuple[Format | None, str, bool]:
     return None, "", False
 
 
-def described(files: Files, place: SaePlace) -> SaePlace:
+def with_config(files: Files, place: SaeLocation) -> SaeLocation:
     """The same with what its config says, which is fetched where need be; raises SourceError where it is damaged."""
     if place.config is None:
         return place
-    config = read_config(files, place.config)
+    config = read_sae_config(files, place.config)
     hook, d_sae, trained_on = _SAID[place.format](config)
     return replace(
         place, hook=hook if hook != Hook() else place.hook, d_sae=d_sae, trained_on=trained_on
     )
 
 
-def read_config(files: Files, name: str) -> Config:
+def read_sae_config(files: Files, name: str) -> Config:
     """A JSON object of the checkpoint; raises SourceError where the file holds anything else."""
     path = files.path(name)
     try:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saescope.errors import NotCachedError, SourceError
-from saescope.sources.budget import ENCODE_BLOCK, Sizes, batch_activations
+from saescope.sources.budget import ENCODE_BLOCK, JobSizes, activation_bytes
 from saescope.sources.catalog import Release, find_release, layer_file
-from saescope.sources.checkpoint import Checkpoint, Config, Stored, open_checkpoint
-from saescope.sources.files import Entry, Files, HubFiles, is_offline, open_files
-from saescope.sources.layouts import Hook, SaePlace
+from saescope.sources.checkpoint import Checkpoint, DecoderConfig, TensorInfo, open_checkpoint
+from saescope.sources.files import FileEntry, Files, HubFiles, is_offline, open_files
+from saescope.sources.job_plan import JobPlan, NeededFile, PlanRequest, counted
+from saescope.sources.layouts import Hook, SaeLocation
 from saescope.sources.machine import free_disk, free_memory, show_bytes
-from saescope.sources.planned import Asked, NeededFile, Plan, counted
-from saescope.sources.saes import SaeSource, open_sae, what_name_says
+from saescope.sources.saes import SaeSource, open_sae, sae_name_of
 
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
 _IN_HEADERS = {"float32": "F32", "bfloat16": "BF16"}
@@ -35,28 +35,28 @@ class _Model:
 
     needed: tuple[NeededFile, ...] = ()
     checkpoint: Checkpoint | None = None
-    tensors: Mapping[str, Stored] | None = None
+    tensors: Mapping[str, TensorInfo] | None = None
     unknown: tuple[str, ...] = ()
 
 
-def make_plan(asked: Asked) -> Plan:
+def plan_job(request: PlanRequest) -> JobPlan:
     """Look up what the job needs; raises SourceError where model or SAE cannot be found or do not belong together."""
-    asked = replace(asked, offline=is_offline(asked.offline))
-    sae = _find_sae(asked)
-    model = _find_model(asked, last=max(sae.layers))
+    request = replace(request, offline=is_offline(request.offline))
+    sae = _find_sae(request)
+    model = _find_model(request, last=max(sae.layers))
     needed = (*model.needed, *sae.needed)
     config = model.checkpoint.config if model.checkpoint else None
-    dtype = _compute_dtype(asked.dtype, config)
-    place = _place(needed)
-    planned = Plan(
-        asked=asked,
+    dtype = _compute_dtype(request.dtype, config)
+    download_folder = _download_folder(needed)
+    planned = JobPlan(
+        request=request,
         layers=sae.layers,
         dtype=dtype,
         needed=needed,
-        place=place,
-        disk_free=free_disk(place),
-        budget=asked.budget or (None if asked.device == "cuda" else free_memory()),
-        sizes=_sizes(asked, dtype, model, sae),
+        download_folder=download_folder,
+        disk_free=free_disk(download_folder),
+        budget=request.budget or (None if request.device == "cuda" else free_memory()),
+        sizes=_sizes(request, dtype, model, sae),
         flop_per_token=_flop_per_token(model, sae),
         unknown=(*model.unknown, *sae.unknown),
     )
@@ -67,18 +67,18 @@ def make_plan(asked: Asked) -> Plan:
     )
 
 
-def _find_sae(asked: Asked) -> _Sae:
-    release = find_release(asked.sae.partition("@")[0])
+def _find_sae(request: PlanRequest) -> _Sae:
+    release = find_release(request.sae.partition("@")[0])
     source: SaeSource | None = None
     try:
-        source = open_sae(asked.sae, k=asked.k, offline=asked.offline)
+        source = open_sae(request.sae, k=request.k, offline=request.offline)
     except NotCachedError:
         if release is None:
             raise
-    if source is None or (release and asked.offline):
-        return _known_sae(asked, release, source.files if source else None)
-    layers = source.choose(source.layers if asked.layers == "all" else asked.layers)
-    places = [source.place(layer) for layer in layers]
+    if source is None or (release and request.offline):
+        return _known_sae(request, release, source.files if source else None)
+    layers = source.choose_layers(source.layers if request.layers == "all" else request.layers)
+    places = [source.locate(layer) for layer in layers]
     names = dict.fromkeys(
         [*(place.weights for place in places), *(p.config for p in places if p.config)]
     )
@@ -86,28 +86,28 @@ def _find_sae(asked: Asked) -> _Sae:
         NeededFile(source.files.name, source.files, source.files.entry(name)) for name in names
     )
     release = release or find_release(source.files.name)
-    named = what_name_says(source.files)
+    named = sae_name_of(source.files)
     by_name = release.d_sae if release else named.d_sae if named else None
     return _Sae(
         layers, needed, release, by_name or max(place.d_sae or 0 for place in places) or None
     )
 
 
-def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _Sae:
+def _known_sae(request: PlanRequest, release: Release | None, files: Files | None) -> _Sae:
     """What the catalog says of a release of which not everything is in the cache."""
     if release is None:
-        raise SourceError(f"{asked.sae} is not in the catalog")
+        raise SourceError(f"{request.sae} is not in the catalog")
     every = tuple(range(release.n_layers))
-    places = tuple(SaePlace("qwen-scope", layer_file(n), None, Hook(n)) for n in every)
+    places = tuple(SaeLocation("qwen-scope", layer_file(n), None, Hook(n)) for n in every)
     source = SaeSource(
         files or open_files(release.repo, offline=True), places, release.k, release.model
     )
-    layers = source.choose(every if asked.layers == "all" else asked.layers)
+    layers = source.choose_layers(every if request.layers == "all" else request.layers)
     names = files.names() if files else frozenset()
     needed = tuple(
         NeededFile(release.repo, files, files.entry(name))
         if files and name in names
-        else NeededFile(release.repo, None, Entry(name, release.layer_bytes, have=False))
+        else NeededFile(release.repo, None, FileEntry(name, release.layer_bytes, have=False))
         for name in map(layer_file, layers)
     )
     missing = [file for file in needed if not file.entry.have]
@@ -115,14 +115,14 @@ def _known_sae(asked: Asked, release: Release | None, files: Files | None) -> _S
     return _Sae(layers, needed, release, release.d_sae, (line,) if missing else ())
 
 
-def _find_model(asked: Asked, last: int) -> _Model:
+def _find_model(request: PlanRequest, last: int) -> _Model:
     try:
-        files = open_files(asked.model, offline=asked.offline)
+        files = open_files(request.model, offline=request.offline)
         checkpoint = open_checkpoint(files)
     except NotCachedError:
         return _Model(
             unknown=(
-                f"{asked.model} is not in the local cache: its files and sizes are not known offline",
+                f"{request.model} is not in the local cache: its files and sizes are not known offline",
             )
         )
     n_layers = checkpoint.config.n_layers
@@ -131,7 +131,7 @@ def _find_model(asked: Asked, last: int) -> _Model:
     entries = [_entry(files, name) for name in checkpoint.file_names(last)]
     needed = tuple(NeededFile(files.name, files, entry) for entry in entries)
     lost = [entry.name for entry in entries if entry.bytes is None]
-    if lost and not asked.offline:  # a mirror that does not tell sizes
+    if lost and not request.offline:  # a mirror that does not tell sizes
         line = f"{files.name}: the hub does not tell the size of {', '.join(lost)}"
         return _Model(needed, checkpoint, checkpoint.tensors(last), (line,))
     if lost:
@@ -140,20 +140,20 @@ def _find_model(asked: Asked, last: int) -> _Model:
     return _Model(needed, checkpoint, checkpoint.tensors(last))
 
 
-def _entry(files: Files, name: str) -> Entry:
+def _entry(files: Files, name: str) -> FileEntry:
     if isinstance(files, HubFiles) and files.offline and name not in files.names():
-        return Entry(name, None, have=False)
+        return FileEntry(name, None, have=False)
     return files.entry(name)
 
 
-def _compute_dtype(dtype: str, config: Config | None) -> str:
+def _compute_dtype(dtype: str, config: DecoderConfig | None) -> str:
     """As the engine chooses: what the checkpoint is stored in if that is bfloat16, else float32."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if config and config.dtype.endswith("bfloat16") else "float32"
 
 
-def _sizes(asked: Asked, dtype: str, model: _Model, sae: _Sae) -> Sizes | None:
+def _sizes(request: PlanRequest, dtype: str, model: _Model, sae: _Sae) -> JobSizes | None:
     if model.checkpoint is None or model.tensors is None:
         return None
     config, value = model.checkpoint.config, _VALUE_BYTES[dtype]
@@ -167,23 +167,23 @@ def _sizes(asked: Asked, dtype: str, model: _Model, sae: _Sae) -> Sizes | None:
     stored = embedding + sum(blocks)
     as_stored = all(tensor.dtype == _IN_HEADERS[dtype] for tensor in model.tensors.values())
     width = (config.d_model, config.mlp, config.attention)
-    return Sizes(
+    return JobSizes(
         embedding=embedding,
         blocks=tuple(blocks),
         rest=max(0, (model.checkpoint.total_bytes or stored) - stored),
         encoder=4 * d_sae * (config.d_model + 1),
         n_saes=len(sae.layers),
-        activations=batch_activations(asked.batch_tokens, *width, value),
-        kept=value * asked.batch_tokens * config.d_model,
-        encode_block=min(ENCODE_BLOCK, 4 * d_sae * asked.batch_tokens),
-        rows=min(asked.tokens or asked.batch_tokens, asked.batch_tokens),
+        activations=activation_bytes(request.batch_tokens, *width, value),
+        kept=value * request.batch_tokens * config.d_model,
+        encode_block=min(ENCODE_BLOCK, 4 * d_sae * request.batch_tokens),
+        rows=min(request.tokens or request.batch_tokens, request.batch_tokens),
         widening=value * sum(tensor.values for tensor in model.tensors.values()) / max(1, stored),
-        mapped=as_stored and asked.device == "cpu",
-        on_device=asked.device != "cpu",
+        mapped=as_stored and request.device == "cpu",
+        on_device=request.device != "cpu",
     )
 
 
-def _width(sae: _Sae, config: Config) -> int:
+def _width(sae: _Sae, config: DecoderConfig) -> int:
     """The SAE's number of features: known by its name, or what its file's size comes to."""
     if sae.release and sae.release.d_model != config.d_model:
         raise SourceError(
@@ -209,7 +209,7 @@ def _flop_per_token(model: _Model, sae: _Sae) -> float | None:
     return 2 * (values + len(sae.layers) * _width(sae, config) * config.d_model)
 
 
-def _place(needed: Sequence[NeededFile]) -> Path:
+def _download_folder(needed: Sequence[NeededFile]) -> Path:
     """Where files are fetched to: the hub's cache, or beside local ones where all are."""
     from huggingface_hub import constants
 
@@ -221,7 +221,7 @@ def _place(needed: Sequence[NeededFile]) -> Path:
     return local[0] if len(local) == len(needed) else Path(constants.HF_HUB_CACHE)
 
 
-def _less_disk(plan: Plan, model: _Model, sae: _Sae) -> list[str]:
+def _less_disk(plan: JobPlan, model: _Model, sae: _Sae) -> list[str]:
     """What of the job would fit the disk."""
     layer = max((file.entry.missing for file in sae.needed), default=0)
     lines = []

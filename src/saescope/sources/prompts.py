@@ -19,9 +19,9 @@ _SPLIT_WORDS: Mapping[str, Split] = {
     "holdout": "holdout", "confirmation": "holdout", "validation": "holdout", "test": "holdout",
 }  # fmt: skip
 _FIELDS = ("text", "messages", "set", "id", "pair", "split")
-BUNDLED = "languages"
+DEFAULT_BUNDLE = "languages"
 BUNDLES: Mapping[str, str] = {
-    BUNDLED: "prompts.jsonl",
+    DEFAULT_BUNDLE: "prompts.jsonl",
     "conlangs": "conlangs.jsonl",
     "requests": "organism/prompts.jsonl",
     "neutral": "organism/neutral.jsonl",
@@ -48,7 +48,7 @@ class Prompt:
     split: Split | None = None
 
     @property
-    def shown(self) -> str:
+    def display_text(self) -> str:
         """The text, or the chat's turns on one line."""
         if self.text is not None:
             return self.text
@@ -98,7 +98,7 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     return _group(prompt for sets in read for one in sets for prompt in one.prompts)
 
 
-def bundled_prompts(name: str = BUNDLED) -> tuple[PromptSet, ...]:
+def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
     """The sets that come with saescope: `languages` (and code), which the embedded pair knows, or `conlangs`.
 
     Raises PromptError for another name.

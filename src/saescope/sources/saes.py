@@ -8,20 +8,20 @@ from pathlib import Path
 from saescope.errors import SourceError
 from saescope.sources.catalog import (
     SaeName,
+    canonical_folders,
     layer_of,
     model_of,
-    nearest_to_100,
+    parse_registry_name,
     parse_sae_name,
-    registered,
 )
 from saescope.sources.files import Files, LocalFiles, open_files
 from saescope.sources.layouts import (
     LOOKED_FOR,
-    SaePlace,
-    described,
-    find_places,
-    read_config,
-    without_config,
+    SaeLocation,
+    find_saes,
+    missing_config,
+    read_sae_config,
+    with_config,
 )
 
 _DEPTH, _MOST_FILES = 6, 50_000
@@ -32,7 +32,7 @@ class SaeSource:
     """The SAEs of one checkpoint; k is what was given or what names say, None where each SAE's files say it."""
 
     files: Files
-    places: tuple[SaePlace, ...]
+    locations: tuple[SaeLocation, ...]
     k: int | None
     trained_on: str | None
 
@@ -40,45 +40,45 @@ class SaeSource:
     def layers(self) -> tuple[int, ...]:
         """Layers there is an SAE of, ascending."""
         return tuple(
-            sorted({place.hook.layer for place in self.places if place.hook.layer is not None})
+            sorted({place.hook.layer for place in self.locations if place.hook.layer is not None})
         )
 
-    def choose(self, wanted: Sequence[int] | None) -> tuple[int, ...]:
-        """The wanted layers, or the middle one; raises SourceError for a layer that has no SAE here."""
+    def choose_layers(self, requested: Sequence[int] | None) -> tuple[int, ...]:
+        """The requested layers, or the middle one; raises SourceError for a layer that has no SAE here."""
         layers = self.layers
-        if not wanted:
+        if not requested:
             if not layers:
                 raise SourceError(
                     f"{self.files.name}: which layer the SAE is of is not said: give it with --layers"
                 )
             return (layers[(len(layers) - 1) // 2],)
-        for layer in wanted:
+        for layer in requested:
             if layers and layer not in layers:
                 file = (
                     f"layer{layer}.sae.pt"
-                    if self.places[0].format == "qwen-scope"
+                    if self.locations[0].format == "qwen-scope"
                     else f"SAE of layer {layer}"
                 )
                 raise SourceError(
                     f"{self.files.name} has no {file}; it has layers {ranges(layers)}"
                 )
-        if len(set(wanted)) > 1 and not layers:
+        if len(set(requested)) > 1 and not layers:
             raise SourceError(
-                f"{self.files.name} is one SAE: ask for one layer, not {ranges(sorted(set(wanted)))}"
+                f"{self.files.name} is one SAE: ask for one layer, not {ranges(sorted(set(requested)))}"
             )
-        return tuple(sorted(set(wanted)))
+        return tuple(sorted(set(requested)))
 
-    def place(self, layer: int) -> SaePlace:
+    def locate(self, layer: int) -> SaeLocation:
         """The SAE of this layer, with what its config says; raises SourceError where there is none or several."""
-        self.choose([layer])
-        found = [place for place in self.places if place.hook.layer in (layer, None)]
+        self.choose_layers([layer])
+        found = [place for place in self.locations if place.hook.layer in (layer, None)]
         if len(found) > 1:
             first, second = sorted(place.weights for place in found)[:2]
             raise SourceError(
                 f"{self.files.name} has {len(found)} SAEs of layer {layer} ({first}, {second}…): "
                 f"choose by parts of their paths, as in {self.files.name}/{found[0].folder or found[0].weights}"
             )
-        place = described(self.files, found[0])
+        place = with_config(self.files, found[0])
         if place.hook.other is not None or place.hook.layer not in (layer, None):
             said = place.hook.other or f"layer {place.hook.layer}"
             raise SourceError(
@@ -109,36 +109,36 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
     try:
         names = _tree(files, len(parts) - 1 if Path(ref).expanduser().is_file() else _DEPTH)
     except SourceError as error:
-        if not parts or registered(ref):
+        if not parts or parse_registry_name(ref):
             raise
         raise type(error)(f"{ref} does not exist; as a hub id and a path: {error}") from error
     around = _folders(files)
-    places = _chosen(find_places(files, names, around), parts)
-    if not places:
-        why = without_config(names) or f"looked for {LOOKED_FOR}"
+    locations = _chosen(find_saes(files, names, around), parts)
+    if not locations:
+        why = missing_config(names) or f"looked for {LOOKED_FOR}"
         if parts:
             why = f"of {files.name} no SAE has {'/'.join(parts)} in its path"
         raise SourceError(f"{ref} has no SAE: {why}")
-    formats = sorted({place.format for place in places})
+    formats = sorted({place.format for place in locations})
     if len(formats) > 1:
         raise SourceError(
             f"{ref} holds SAEs of several formats ({', '.join(formats)}): give the folder of one of them"
         )
-    usable = [place for place in places if place.hook.other is None]
+    usable = [place for place in locations if place.hook.other is None]
     if not usable:
         raise SourceError(
-            f"{ref} reads {places[0].hook.other}: only SAEs of a layer's output (the residual stream) are supported"
+            f"{ref} reads {locations[0].hook.other}: only SAEs of a layer's output (the residual stream) are supported"
         )
     if formats != ["qwen-scope"]:
         said = next((place.trained_on for place in usable if place.trained_on), None)
         by_name = next(filter(None, map(model_of, _names(files))), None)
         return SaeSource(files, tuple(usable), k, asked_for or by_name or said)
-    named = what_name_says(files)
-    config = read_config(files, "cfg.json") if "cfg.json" in files.names() else {}
+    named = sae_name_of(files)
+    config = read_sae_config(files, "cfg.json") if "cfg.json" in files.names() else {}
     trained_on = config.get("trained_on")
     return SaeSource(
         files=files,
-        places=tuple(usable),
+        locations=tuple(usable),
         k=_find_k(files, k, config.get("k"), named.k if named else None),
         trained_on=trained_on if isinstance(trained_on, str) else (named.model if named else None),
     )
@@ -156,7 +156,7 @@ def _located(ref: str, *, offline: bool) -> tuple[Files, tuple[str, ...], str | 
         return LocalFiles(root), path.relative_to(root).parts, None
     if path.is_dir():
         return LocalFiles(path), (), None
-    if known := registered(ref):
+    if known := parse_registry_name(ref):
         return open_files(known.repo, offline=offline), known.parts, known.model
     parts = ref.split("/")
     explicit = ref.startswith((".", "/", "~"))
@@ -196,13 +196,13 @@ def _tree(files: Files, depth: int) -> list[str]:
     return sorted(found)
 
 
-def _chosen(places: Sequence[SaePlace], parts: Sequence[str]) -> list[SaePlace]:
+def _chosen(locations: Sequence[SaeLocation], parts: Sequence[str]) -> list[SaeLocation]:
     """The SAEs whose path has these parts in this order; `canonical` is the average L0 nearest to 100 of its folder."""
     if "canonical" in parts:
         parts = [part for part in parts if part != "canonical"]
-        nearest = nearest_to_100([place.folder for place in places])
-        places = [place for place in places if place.folder in nearest]
-    return [place for place in places if _has_parts(place.weights.split("/"), parts)]
+        nearest = canonical_folders([place.folder for place in locations])
+        locations = [place for place in locations if place.folder in nearest]
+    return [place for place in locations if _has_parts(place.weights.split("/"), parts)]
 
 
 def _has_parts(path: Sequence[str], parts: Sequence[str]) -> bool:
@@ -210,7 +210,7 @@ def _has_parts(path: Sequence[str], parts: Sequence[str]) -> bool:
     return all(part in rest for part in parts)
 
 
-def what_name_says(files: Files) -> SaeName | None:
+def sae_name_of(files: Files) -> SaeName | None:
     """Model, width and k where a name in the checkpoint's path follows the grammar of releases."""
     return next(filter(None, map(parse_sae_name, _names(files))), None)
 

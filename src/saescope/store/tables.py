@@ -155,7 +155,7 @@ def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Tabl
         for p in prompts
     ]
     texts = {name: [getattr(p, name) for p in prompts] for name in ("id", "set", "pair", "split")}
-    texts |= {"text": [p.shown for p in prompts], "messages": messages}
+    texts |= {"text": [p.display_text for p in prompts], "messages": messages}
     made = {name: columns.strings(values) for name, values in texts.items()}
     return pa.table(
         {**made, "n_tokens": columns.numbers(np.array(n_tokens, np.int32))}, schema=PROMPTS

@@ -55,7 +55,7 @@ class Evaluation(Table):
             "findings": [vars(finding) for finding in self.findings],
             "controls_left_out": self.left_out,
             "replies": [
-                {"id": p.id, "set": p.set, "prompt": p.shown, "by": {k: texts[n] for k, texts in self.replies.items()},
+                {"id": p.id, "set": p.set, "prompt": p.display_text, "by": {k: texts[n] for k, texts in self.replies.items()},
                  "labels": {k: labels[n] for k, labels in self.labels.items()}}
                 for n, p in enumerate(self.prompts)
             ],

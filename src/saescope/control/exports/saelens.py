@@ -42,7 +42,7 @@ def export_saelens(
     """
     out = Path(out).expanduser()
     source = sae if isinstance(sae, SaeSource) else open_sae(str(sae), k=k, offline=offline)
-    layers = source.choose(layers)
+    layers = source.choose_layers(layers)
     with staged(out) as folder:
         for done, layer in enumerate(layers):
             loaded = load_sae(source, layer)

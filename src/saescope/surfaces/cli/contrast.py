@@ -10,7 +10,7 @@ from rich.console import Console
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, Settings
 from saescope.analysis.contrast import contrast as contrast_run
-from saescope.sources.prompts import BUNDLED
+from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
@@ -20,7 +20,7 @@ _COLUMNS = ("set", "feature", "fires / elsewhere", "held out", "prompts, 95 % CI
 
 
 def contrast(
-    sets: str = BUNDLED,
+    sets: str = DEFAULT_BUNDLE,
     /,
     *,
     n_top: int = 10,

@@ -11,7 +11,7 @@ from saescope.analysis.contrast import Settings
 from saescope.analysis.contrast import contrast as contrast_run
 from saescope.analysis.profile import profile as profile_run
 from saescope.control.edits import parse_edit
-from saescope.sources.prompts import BUNDLED, bundled_prompts, texts
+from saescope.sources.prompts import DEFAULT_BUNDLE, bundled_prompts, texts
 from saescope.surfaces.cli.contrast import show_contrast
 from saescope.surfaces.cli.inputs import Inputs, run_of
 from saescope.surfaces.cli.profile import show_profile
@@ -39,11 +39,13 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
     lm, saes = inputs.load()
     from saescope.engine.scan import scan
 
-    run = run_of(lm, saes, sets, BUNDLED, inputs.batch_tokens, out, {"verb": "demo", "options": {}})
+    run = run_of(
+        lm, saes, sets, DEFAULT_BUNDLE, inputs.batch_tokens, out, {"verb": "demo", "options": {}}
+    )
     profiled = profile_run(run, n_samples=1)
-    prompts = texts(next(s for s in sets if s.name == name).prompts[0].shown for name in _SHOWN)[
-        0
-    ].prompts
+    prompts = texts(
+        next(s for s in sets if s.name == name).prompts[0].display_text for name in _SHOWN
+    )[0].prompts
     scanned = scan(lm, saes, prompts)
     contrasted = contrast_run(run, Settings())
     report = write_report(run)

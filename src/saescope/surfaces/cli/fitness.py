@@ -11,14 +11,14 @@ from rich.console import Console
 from saescope.analysis.fitness import Fitness
 from saescope.analysis.fitness import fitness as fitness_of
 from saescope.errors import SourceError
-from saescope.sources.prompts import BUNDLED
+from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import EXTRACT, Inputs, is_run, obtain_run
 from saescope.surfaces.cli.show import percent, present, table
 
 
 def fitness(
-    sets: str = BUNDLED,
+    sets: str = DEFAULT_BUNDLE,
     /,
     *,
     base: str | None = None,

@@ -16,9 +16,9 @@ from saescope.sources.catalog import (
     parse_sae_name,
     releases_for,
 )
+from saescope.sources.job_plan import PlanRequest
 from saescope.sources.machine import guess_device, parse_bytes
-from saescope.sources.plan import make_plan
-from saescope.sources.planned import Asked
+from saescope.sources.plan import plan_job
 from saescope.sources.prompts import PromptSet, read_prompts
 from saescope.sources.saes import SaeSource, open_sae
 from saescope.store.masking import Masking
@@ -96,7 +96,7 @@ class Inputs:
 
     def _open(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
         source = open_sae(sae, k=self.k, offline=self.offline)
-        return source, source.choose(
+        return source, source.choose_layers(
             source.layers if self.layers == "all" else parse_layers(self.layers)
         )
 
@@ -112,9 +112,11 @@ class Inputs:
         """The model, where no SAE is needed."""
         return self.model or (EMBEDDED_PAIR[0] if self.sae is None else self.names()[0])
 
-    def asked(self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None) -> Asked:
+    def asked(
+        self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None
+    ) -> PlanRequest:
         """The job as `plan` takes it."""
-        return Asked(
+        return PlanRequest(
             model=model,
             sae=sae,
             layers=layers,
@@ -128,7 +130,7 @@ class Inputs:
 
     def _mode(self, model: str, sae: str, layers: Sequence[int]) -> Mode:
         """How the job stays within its memory; raises ResourceError, with what would fit, where it cannot."""
-        planned = make_plan(self.asked(model, sae, layers))
+        planned = plan_job(self.asked(model, sae, layers))
         if planned.sizes is None or planned.budget is None:
             return "streamed"
         return choose_mode(planned.sizes, planned.budget, ("cut", "streamed"))

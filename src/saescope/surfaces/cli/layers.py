@@ -13,7 +13,7 @@ from saescope.analysis.layers import Layers, Match
 from saescope.analysis.layers import layers as layers_of
 from saescope.errors import SourceError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import BUNDLED
+from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, is_run, obtain_run, parse_layers
@@ -23,7 +23,7 @@ _ACROSS = 8
 
 
 def layers(
-    sets: str = BUNDLED,
+    sets: str = DEFAULT_BUNDLE,
     /,
     *,
     feature: str | None = None,

@@ -12,9 +12,9 @@ from rich.table import Table
 from saescope.errors import PromptError
 from saescope.sources.budget import footprints
 from saescope.sources.catalog import layer_of
+from saescope.sources.job_plan import JobPlan, NeededFile
 from saescope.sources.machine import parse_rate, show_bytes, show_seconds
-from saescope.sources.plan import make_plan
-from saescope.sources.planned import NeededFile, Plan
+from saescope.sources.plan import plan_job
 from saescope.sources.prompts import read_prompts
 from saescope.sources.saes import ranges
 from saescope.surfaces.cli.inputs import Inputs, is_run, parse_layers
@@ -60,7 +60,7 @@ def plan(
         show_plan(stdout(), planned, limits, rate)
 
 
-def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> Plan:
+def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> JobPlan:
     """The plan of a job with these options; refuses amounts that cannot be read before anything is looked up."""
     parse_rate(limits.bandwidth)
     if inputs.batch_tokens < 1:
@@ -69,10 +69,10 @@ def planned_job(sets: str | None, inputs: Inputs, limits: Limits) -> Plan:
     asked = inputs.asked(
         model, sae, "all" if inputs.layers == "all" else parse_layers(inputs.layers)
     )
-    return make_plan(replace(asked, tokens=_tokens(sets) if sets else None))
+    return plan_job(replace(asked, tokens=_tokens(sets) if sets else None))
 
 
-def to_dict(planned: Plan, limits: Limits, rate: float | None = None) -> dict[str, Any]:
+def to_dict(planned: JobPlan, limits: Limits, rate: float | None = None) -> dict[str, Any]:
     """The plan as JSON, with its estimated times."""
     fetching, computing = _seconds(planned, limits, rate)
     return {
@@ -83,14 +83,16 @@ def to_dict(planned: Plan, limits: Limits, rate: float | None = None) -> dict[st
     }
 
 
-def show_plan(console: Console, planned: Plan, limits: Limits, rate: float | None = None) -> None:
+def show_plan(
+    console: Console, planned: JobPlan, limits: Limits, rate: float | None = None
+) -> None:
     """The files, the ways of running with their memory, the work, and whether it fits."""
     console.print(_files(planned))
     fetching, computing = _seconds(planned, limits, rate)
     _line(
         console,
         f"to fetch   {show_bytes(planned.download_bytes)} of {show_bytes(planned.disk_bytes)}: "
-        f"{show_seconds(fetching)} at {limits.bandwidth}; {show_bytes(planned.disk_free)} free at {planned.place}",
+        f"{show_seconds(fetching)} at {limits.bandwidth}; {show_bytes(planned.disk_free)} free at {planned.download_folder}",
     )
     if planned.sizes is not None:
         console.print(_memory(planned))
@@ -109,7 +111,7 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _files(planned: Plan) -> Table:
+def _files(planned: JobPlan) -> Table:
     title = f"files, layer{'s' if len(planned.layers) > 1 else ''} {ranges(planned.layers)}"
     made = table(title, "from", "file", "size", "here", left=2)
     before = None
@@ -138,10 +140,10 @@ def _here(files: Sequence[NeededFile]) -> str:
     return "yes" if entry.have else "no"
 
 
-def _memory(planned: Plan) -> Table:
+def _memory(planned: JobPlan) -> Table:
     budget = "" if planned.budget is None else f"; {show_bytes(planned.budget)} "
-    budget += "" if not budget else "allowed" if planned.asked.budget else "free"
-    title = f"memory on {planned.asked.device} in {planned.dtype}{budget}"
+    budget += "" if not budget else "allowed" if planned.request.budget else "free"
+    title = f"memory on {planned.request.device} in {planned.dtype}{budget}"
     made = table(title, "way", "in all", "mapped from files", "the rest", "", left=1)
     made.columns[-1].justify = "left"
     about = {"whole": "every layer and the head: what generating needs", "cut": "up to the last layer asked for",
@@ -152,7 +154,7 @@ def _memory(planned: Plan) -> Table:
     return made
 
 
-def _work(planned: Plan, computing: float | None, rate: float | None) -> str:
+def _work(planned: JobPlan, computing: float | None, rate: float | None) -> str:
     each = (planned.flop_per_token or 0) / 1e9
     if planned.gflop is None:
         measured = (
@@ -164,7 +166,7 @@ def _work(planned: Plan, computing: float | None, rate: float | None) -> str:
         if computing is not None
         else " (--measure: seconds)"
     )
-    tokens = f"about {planned.asked.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
+    tokens = f"about {planned.request.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
     return f"computing  {tokens} of {each:.3g} GFLOP: {planned.gflop:,.0f} GFLOP{seconds}"
 
 
@@ -174,16 +176,16 @@ def _tokens(sets: str) -> int:
             f"{sets} is a run: asking it again needs no model, so there is nothing to plan"
         )
     prompts = [prompt for group in read_prompts(sets) for prompt in group.prompts]
-    return sum(max(1, len(prompt.shown.encode()) // _BYTES_A_TOKEN) for prompt in prompts)
+    return sum(max(1, len(prompt.display_text.encode()) // _BYTES_A_TOKEN) for prompt in prompts)
 
 
-def _measured(planned: Plan) -> float:
+def _measured(planned: JobPlan) -> float:
     note("measuring: this imports torch")
     from saescope.engine.speed import matmul_rate
 
-    return matmul_rate(planned.dtype, planned.asked.device)
+    return matmul_rate(planned.dtype, planned.request.device)
 
 
-def _seconds(planned: Plan, limits: Limits, rate: float | None) -> tuple[float, float | None]:
+def _seconds(planned: JobPlan, limits: Limits, rate: float | None) -> tuple[float, float | None]:
     computing = planned.gflop * 1e9 / rate if rate and planned.gflop is not None else None
     return planned.download_bytes / parse_rate(limits.bandwidth), computing

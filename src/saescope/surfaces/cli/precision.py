@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.analysis.agreement import Agreement, agreement
-from saescope.sources.prompts import BUNDLED
+from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import EXTRACT, Inputs, Masks, is_run, obtain_run
@@ -17,7 +17,7 @@ from saescope.surfaces.cli.show import cell, percent, present, table
 
 
 def precision(
-    sets: str = BUNDLED,
+    sets: str = DEFAULT_BUNDLE,
     other: Path | None = None,
     /,
     *,

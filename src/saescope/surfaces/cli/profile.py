@@ -12,13 +12,13 @@ from rich.table import Table
 from saescope.analysis.profile import SAMPLES, Paired, Profile, Sink
 from saescope.analysis.profile import profile as profile_run
 from saescope.errors import PromptError
-from saescope.sources.prompts import BUNDLED
+from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
 from saescope.surfaces.cli.show import cell, percent, present, table
 
-_SETS = f"{BUNDLED}+conlangs"
+_SETS = f"{DEFAULT_BUNDLE}+conlangs"
 _SINKS_SHOWN, _PIECES_SHOWN = 10, 12
 
 

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from saescope.errors import ResourceError
-from saescope.sources.budget import Mode, Sizes, choose_mode, footprint, footprints, would_fit
-from saescope.sources.files import Entry, Files
+from saescope.sources.budget import (
+    JobSizes,
+    Mode,
+    choose_mode,
+    footprint,
+    footprints,
+    suggest_changes,
+)
+from saescope.sources.files import FileEntry, Files
 from saescope.sources.machine import free_disk, show_bytes
 
 # Jobs that read residuals never need the layers above; generating does.
@@ -16,7 +23,7 @@ _MODES: tuple[Mode, ...] = ("cut", "streamed")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanRequest:
     """What is to be planned: the options of a job, a memory budget in bytes, and how many tokens if that is known.
 
     `layers` are numbers, "all", or None for the middle one; `device` is one that is there.
@@ -40,7 +47,7 @@ class NeededFile:
 
     repo: str
     files: Files | None
-    entry: Entry
+    entry: FileEntry
 
     def renewed(self) -> "NeededFile":
         """The same, looked at again."""
@@ -64,17 +71,17 @@ class NeededFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobPlan:
     """A job's files, sizes and work, and what there is for them; `sizes` is None where offline they are not known."""
 
-    asked: Asked
+    request: PlanRequest
     layers: tuple[int, ...]
     dtype: str
     needed: tuple[NeededFile, ...]
-    place: Path
+    download_folder: Path
     disk_free: int
     budget: int | None
-    sizes: Sizes | None
+    sizes: JobSizes | None
     flop_per_token: float | None
     unknown: tuple[str, ...] = ()
     disk_instead: tuple[str, ...] = ()
@@ -133,14 +140,14 @@ class Plan:
         lines = []
         if not self.fits_disk:
             lines.append(
-                f"disk: {show_bytes(self.download_bytes)} to fetch, {show_bytes(self.disk_free)} free at {self.place}"
+                f"disk: {show_bytes(self.download_bytes)} to fetch, {show_bytes(self.disk_free)} free at {self.download_folder}"
             )
         if not self.fits_memory:
             lines.append(
                 f"memory: {show_bytes(self.memory_bytes or 0)} at least ({self.mode}), "
-                f"{show_bytes(self.budget or 0)} {'allowed' if self.asked.budget else 'free'}"
+                f"{show_bytes(self.budget or 0)} {'allowed' if self.request.budget else 'free'}"
             )
-        if self.asked.offline and self.missing:
+        if self.request.offline and self.missing:
             lines.append(f"--offline: {counted(self.missing, 'file')} not in the local cache")
         return tuple(lines)
 
@@ -151,37 +158,39 @@ class Plan:
         if not self.fits_disk:
             lines += self.disk_instead
         if not self.fits_memory and self.sizes is not None:
-            lines += would_fit(self.sizes, self.budget or 0, _MODES)
-        if self.asked.offline and self.missing:
+            lines += suggest_changes(self.sizes, self.budget or 0, _MODES)
+        if self.request.offline and self.missing:
             lines.append("fetch them where there is a network: saescope fetch, without --offline")
         return tuple(lines)
 
     @property
     def gflop(self) -> float | None:
         """Floating-point operations of all tokens, in billions."""
-        if self.flop_per_token is None or self.asked.tokens is None:
+        if self.flop_per_token is None or self.request.tokens is None:
             return None
-        return self.flop_per_token * self.asked.tokens / 1e9
+        return self.flop_per_token * self.request.tokens / 1e9
 
-    def renewed(self) -> "Plan":
+    def renewed(self) -> "JobPlan":
         """The same with files and free space looked at again."""
         return replace(
-            self, needed=tuple(f.renewed() for f in self.needed), disk_free=free_disk(self.place)
+            self,
+            needed=tuple(f.renewed() for f in self.needed),
+            disk_free=free_disk(self.download_folder),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         modes = footprints(self.sizes).items() if self.sizes else ()
         return {
-            "model": self.asked.model,
-            "sae": self.asked.sae,
+            "model": self.request.model,
+            "sae": self.request.sae,
             "layers": list(self.layers),
             "dtype": self.dtype,
-            "device": self.asked.device,
+            "device": self.request.device,
             "download_bytes": self.download_bytes,
             "disk_bytes": self.disk_bytes,
             "disk_free_bytes": self.disk_free,
-            "disk": str(self.place),
+            "disk": str(self.download_folder),
             "memory_bytes": self.memory_bytes,
             "memory_budget_bytes": self.budget,
             "mode": self.mode,
@@ -193,7 +202,7 @@ class Plan:
             "why": list(self.why),
             "instead": list(self.instead),
             "unknown": list(self.unknown),
-            "tokens": self.asked.tokens,
+            "tokens": self.request.tokens,
             "gflop_per_token": None if self.flop_per_token is None else self.flop_per_token / 1e9,
             "gflop": self.gflop,
             "files": [file.to_dict() for file in self.needed],
