@@ -1,0 +1,303 @@
+"""The documents, executed: each page's commands and Python run in one folder, what they print is compared.
+
+A page is plain Markdown. In it
+
+- a ``bash`` or ``python`` block is run; Python blocks of a page share their names;
+- a ``text`` block that follows one is its standard output;
+- comments right above a block say what is special about it:
+
+      <!-- file: prompts/red.txt -->   the block is the content of this file, written before going on
+      <!-- not run: WHY -->            only checked: options against the real command line, Python by names
+      <!-- fails: 2 -->                the command exits with this code, and its output is what it says on stderr
+      <!-- output: lines 1-9, 14 -->   of the output only these lines are shown, ``…`` stands for the others
+      <!-- slow -->                    (anywhere) the page takes more than a few seconds
+
+Text must agree; numbers may differ as two machines do (`agree`). ``python -m tests.documents --update``
+runs all pages, or those named, and rewrites the outputs that are shown.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 80  # of the terminal that commands believe to write to
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)\s*$")
+_MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: (.*?))? -->$")
+_FEATURE, _NUMBER = r"\b\d+/\d+\b", r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?"
+_HASH = re.compile(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,64}\b")
+_MEASURED = re.compile(rf"{_NUMBER} (?=(?:s|ms|min|kB|MB|GB|GFLOP/s|tokens/s)\b)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; `start` and `end` are the indices of its two fences."""
+
+    language: str
+    lines: tuple[str, ...]
+    start: int
+    end: int
+    marks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A Markdown file and its blocks in order."""
+
+    path: Path
+    lines: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.relative_to(ROOT).as_posix()
+
+    @property
+    def slow(self) -> bool:
+        return "<!-- slow -->" in self.lines
+
+    def output_of(self, block: Block) -> Block | None:
+        """The ``text`` block that follows, with nothing but marks in between."""
+        following = next((other for other in self.blocks if other.start > block.end), None)
+        if following is None or following.language != "text":
+            return None
+        between = self.lines[block.end + 1 : following.start]
+        only_marks = all(not line or _MARK.match(line) for line in between)
+        return following if only_marks else None
+
+    def prose(self) -> Iterator[tuple[int, str]]:
+        """Lines outside of blocks, with their numbers."""
+        inside = {n for block in self.blocks for n in range(block.start, block.end + 1)}
+        return ((n + 1, line) for n, line in enumerate(self.lines) if n not in inside)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows as a block's output, and what the block really printed."""
+
+    block: Block
+    output: Block | None
+    printed: tuple[str, ...]
+
+    def reads_differently(self) -> bool:
+        """Whether anything but a hash, a time or a size is another one, spaces included."""
+        if self.output is None:
+            return False
+        return [*map(_unmeasured, self.output.lines)] != [*map(_unmeasured, self.printed)]
+
+    def differs(self) -> str | None:
+        """What does not agree, or None."""
+        if self.output is None or agree(self.output.lines, self.printed):
+            return None
+        printed = "\n".join(self.printed)
+        return f"line {self.output.start + 1} shows\n{self.output.text}\nprinted was\n{printed}"
+
+
+def read_page(path: Path) -> Page:
+    """Parse a page."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    blocks: list[Block] = []
+    marks: dict[str, str] = {}
+    start = None
+    for n, line in enumerate(lines):
+        fence = _FENCE.match(line)
+        if start is not None:
+            if line == "```":
+                language = lines[start].removeprefix("```").strip()
+                blocks.append(Block(language, tuple(lines[start + 1 : n]), start, n, marks))
+                start, marks = None, {}
+        elif fence:
+            start = n
+        elif mark := _MARK.match(line):
+            marks[mark[1]] = mark[2] or ""
+        elif line:
+            marks = {}
+    return Page(path, tuple(lines), tuple(blocks))
+
+
+def commands(block: Block) -> list[str]:
+    """The command lines of a ``bash`` block, continued lines joined, comments left out."""
+    joined = block.text.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if shlex.split(line, comments=True)]
+
+
+def run_page(page: Page, folder: Path) -> list[Shown]:
+    """Run a page's blocks in order, in `folder`."""
+    shown = []
+    names: dict[str, Any] = {"__name__": "page"}
+    with _inside(folder):
+        for block in page.blocks:
+            if "not run" in block.marks:
+                continue
+            if name := block.marks.get("file"):
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).write_text(block.text + "\n", encoding="utf-8")
+            elif block.language in ("bash", "python"):
+                where = f"{page.name}, line {block.start + 1}"
+                printed = (
+                    _run_commands(block, where)
+                    if block.language == "bash"
+                    else _run_python(block, where, names)
+                )
+                output = page.output_of(block)
+                lines = _selected(printed.replace(f"{folder}/", ""), output)
+                shown.append(Shown(block, output, lines))
+    return shown
+
+
+def update(page: Page, folder: Path) -> bool:
+    """Run a page and rewrite the outputs it shows; whether the file changed."""
+    lines = list(page.lines)
+    for shown in reversed(run_page(page, folder)):
+        if shown.output is not None and shown.reads_differently():
+            lines[shown.output.start + 1 : shown.output.end] = shown.printed
+    changed = tuple(lines) != page.lines
+    if changed:
+        page.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return changed
+
+
+def check_command(line: str) -> None:
+    """Parse one `saescope` command line by the real options without running it; raises what is wrong."""
+    from saescope.surfaces.cli import app
+
+    app.parse_args(shlex.split(line, comments=True)[1:], print_error=False, exit_on_error=False)
+
+
+def agree(shown: Sequence[str], printed: Sequence[str]) -> bool:
+    """Whether two outputs are the same but for what differs between machines."""
+    return len(shown) == len(printed) and all(map(_lines_agree, shown, printed))
+
+
+def _lines_agree(a: str, b: str) -> bool:
+    """Equal in words, features and layout; numbers near each other, hashes, times and sizes any."""
+    left, right = (re.split(f"({_FEATURE}|{_NUMBER})", _plain(line)) for line in (a, b))
+    return len(left) == len(right) and all(map(_pieces_agree, left, right))
+
+
+def _plain(line: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"─+", "─", _unmeasured(line))).strip()
+
+
+def _unmeasured(line: str) -> str:
+    return _MEASURED.sub("N ", _HASH.sub("HASH", line))
+
+
+def _pieces_agree(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    if not (re.fullmatch(_NUMBER, a) and re.fullmatch(_NUMBER, b)):
+        return False
+    first, second = (float(text.replace(",", "")) for text in (a, b))
+    if "e" in a + b:
+        return max(first, second) <= 10 * min(first, second)
+    last_place = 10.0 ** -max(len(text.partition(".")[2]) for text in (a, b))
+    return abs(first - second) <= max(0.05 * max(first, second), 1.5 * last_place)
+
+
+def _selected(printed: str, output: Block | None) -> tuple[str, ...]:
+    """The lines of an output that its page shows."""
+    lines = [line.rstrip() for line in printed.splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    if output is None or "output" not in output.marks:
+        return tuple(lines)
+    chosen: list[str] = []
+    after = 0  # index of the first line that is not looked at yet
+    for part in output.marks["output"].removeprefix("lines ").split(","):
+        first, _, last = part.strip().partition("-")
+        start, stop = int(first) - 1, int(last or first)
+        if start > after:
+            chosen.append("…")
+        chosen += lines[start:stop]
+        after = stop
+    return (*chosen, "…") if after < len(lines) else tuple(chosen)
+
+
+def _run_commands(block: Block, where: str) -> str:
+    expected = int(block.marks.get("fails", "0"))
+    printed = ""
+    for line in commands(block):
+        code, out, err = _run_command(line)
+        if code != expected:
+            raise AssertionError(f"{where}: {line}\nexits with {code}, not {expected}\n{err}")
+        printed += err if expected else out
+    return printed
+
+
+def _run_command(line: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; `saescope` runs in this process, which spares imports."""
+    words = shlex.split(line, comments=True)
+    if words[0] != "saescope" or set(words) & {"|", ">"}:
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+    from saescope.surfaces.cli import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(words[1:])
+    return code, out.getvalue(), err.getvalue()
+
+
+def _run_python(block: Block, where: str, names: dict[str, Any]) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(block.text, where, "exec"), names)
+    return out.getvalue()
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in `folder`, as in a terminal of `WIDTH` columns and without a network."""
+    wanted = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        with contextlib.chdir(folder):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def main() -> None:
+    """Run pages; with --update, rewrite what they show."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pages", nargs="*", type=Path, help="Default: README.md and docs/*.md.")
+    parser.add_argument("--update", action="store_true", help="Rewrite outputs that differ.")
+    arguments = parser.parse_args()
+    failed = False
+    for path in arguments.pages or PAGES:
+        page = read_page(path.resolve())
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.update:
+                print(f"{page.name}: {'rewritten' if update(page, Path(folder)) else 'as it was'}")
+                continue
+            differences = [text for s in run_page(page, Path(folder)) if (text := s.differs())]
+        print(f"{page.name}: {len(differences)} outputs differ", *differences, sep="\n")
+        failed = failed or bool(differences)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
