@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import saescope as ss
-from saescope.control.baking.methods import Method
+from saescope.control.baking.settings import Method
 from saescope.control.evaluation.behaviour import normalised, read_behaviour
 from saescope.demo import ORGANISM
 from saescope.engine.generate import generate
@@ -43,11 +43,13 @@ def main(folder: Path) -> None:
         ("means, project", means),
         ("means, add -1", along),
     ):
-        _row(name, "steered", behaviour(lm, ss.steered(lm, [edit], saes=[sae])), None)
+        _row(name, "steered", behaviour(lm, ss.steered(lm, [sae], [edit])), None)
         for method in ("bias",) if edit.op == "add" else PROJECTING:
             out = folder / f"{edit.op}-{method}"
             try:
-                baked = ss.bake(MODEL, [edit], [sae], out=out, method=method, convert="project")
+                baked = ss.bake(
+                    MODEL, [sae], [edit], out, ss.BakeSettings(method=method, convert="project")
+                )
             except SaescopeError as error:
                 print(f"| {name} | `{method}` | {error} |")
                 continue
@@ -103,7 +105,7 @@ def behaviour(lm: ss.LM, edited: AbstractContextManager[Any]) -> list[tuple[int,
 
 
 def _row(
-    name: str, way: str, counts: Sequence[tuple[int, int, int, int]], baked: ss.Baked | None
+    name: str, way: str, counts: Sequence[tuple[int, int, int, int]], baked: ss.BakeResult | None
 ) -> None:
     declined, right, _, other = (
         ", ".join(map(str, column)) for column in zip(*counts, strict=True)

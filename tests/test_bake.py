@@ -25,8 +25,10 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 import tiny
-from saescope.control.baking.bake import Baked, bake
-from saescope.control.baking.maps import Map, projection, readout_clamp
+from saescope.control.baking.bake import bake
+from saescope.control.baking.bake_result import BakeResult
+from saescope.control.baking.residual_map import ResidualMap, projection, readout_clamp
+from saescope.control.baking.settings import BakeSettings
 from saescope.control.edits import Edit
 from saescope.engine.load import load_sae
 from saescope.errors import EditError, ResourceError, SourceError
@@ -155,8 +157,9 @@ def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> No
     model = model_of(name, tmp_path / "model", **tied)
     baked = bake(
         model,
+        (),
         [along(0, strength=share), along(1, strength=share)],
-        out=tmp_path / "out",
+        tmp_path / "out",
         neutral=NEUTRAL,
     )
     assert (baked.method, baked.exact, baked.why_not) == ("every-write", True, None)
@@ -180,7 +183,9 @@ def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) ->
     share = 1.0 if name != "qwen3" else 0.3
     model = model_of(name, tmp_path / "model")
     edits = [along(0, strength=share), along(1, strength=share)]
-    baked = bake(model, edits, out=tmp_path / "out", method="readers-above", neutral=NEUTRAL)
+    baked = bake(
+        model, (), edits, tmp_path / "out", BakeSettings(method="readers-above"), neutral=NEUTRAL
+    )
     assert baked.exact
     base = whole(model)
     with after_norms(base, 1, share):
@@ -195,7 +200,9 @@ def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["gemma2", "gemma3 with images"])
 def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
-    baked = bake(model, [along(0)], out=tmp_path / "out", method="every-write", neutral=NEUTRAL)
+    baked = bake(
+        model, (), [along(0)], tmp_path / "out", BakeSettings(method="every-write"), neutral=NEUTRAL
+    )
     assert not baked.exact
     assert "norm after the weights" in str(baked.why_not)
     assert baked.kl_hook_baked is not None
@@ -210,7 +217,7 @@ def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path
 def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
     baked = bake(
-        model, [along(0, "add", 2.0), along(1, "add", -1.0)], out=tmp_path / "out", neutral=NEUTRAL
+        model, (), [along(0, "add", 2.0), along(1, "add", -1.0)], tmp_path / "out", neutral=NEUTRAL
     )
     assert (baked.method, baked.exact) == ("bias", exact)
     base = whole(model)
@@ -228,7 +235,9 @@ def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Pa
 @pytest.mark.parametrize("method", ["next-layer", "writers-up-to"])
 def test_approximate_ways_carry_their_distance(method: Any, tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model")
-    baked = bake(model, [along(0)], out=tmp_path / "out", method=method, neutral=NEUTRAL)
+    baked = bake(
+        model, (), [along(0)], tmp_path / "out", BakeSettings(method=method), neutral=NEUTRAL
+    )
     assert not baked.exact
     base = whole(model)
     with ExitStack() as stack:
@@ -246,7 +255,7 @@ def test_readout_clamp_of_features_is_exact_at_every_write(tmp_path: Path) -> No
     model = model_of("qwen3", tmp_path / "model")
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     edits = [Edit("1/3", "readout_clamp", 2.0), Edit("1/9", "readout_clamp", -1.0)]
-    baked = bake(model, edits, [sae], out=tmp_path / "out", neutral=NEUTRAL)
+    baked = bake(model, [sae], edits, tmp_path / "out", neutral=NEUTRAL)
     assert baked.exact
     assert baked.kl_hook_baked is not None
     assert baked.kl_hook_baked.largest < 1e-9
@@ -292,7 +301,7 @@ def test_maps_past_a_norm() -> None:
 def test_readout_clamps_reach_their_targets_together() -> None:
     w, d = torch.randn(2, 3, 32, dtype=torch.float64)
     b, target = torch.randn(2, 3, dtype=torch.float64)
-    m: Map = readout_clamp(w, b, d, target)
+    m: ResidualMap = readout_clamp(w, b, d, target)
     z = m(torch.randn(7, 32, dtype=torch.float64)) @ w.T + b
     torch.testing.assert_close(z, target.expand_as(z))
 
@@ -302,7 +311,7 @@ def test_readout_clamps_reach_their_targets_together() -> None:
 
 def test_files_are_those_of_the_model(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", tie_word_embeddings=True, dtype=torch.bfloat16)
-    baked = bake(model, [along(0)], out=tmp_path / "out", neutral=NEUTRAL)
+    baked = bake(model, (), [along(0)], tmp_path / "out", neutral=NEUTRAL)
     index = {
         f: json.loads((f / "model.safetensors.index.json").read_text())
         for f in (model, tmp_path / "out")
@@ -345,7 +354,7 @@ def test_rounding_is_told(tmp_path: Path) -> None:
     lost = {}
     for strength in (1.0, 0.001):
         out = tmp_path / f"out{strength}"
-        baked = bake(model, [along(0, strength=strength)], out=out, measure=False)
+        baked = bake(model, (), [along(0, strength=strength)], out, BakeSettings(measure=False))
         assert baked.kl_hook_baked is None
         lost[strength] = baked.to_dict()["rounding"]
     assert 1e-4 < lost[1.0]["mean"] <= lost[1.0]["worst"] < 0.05
@@ -398,12 +407,14 @@ GATED = [
 def test_what_weights_cannot_do_is_refused(
     edit: Edit, more: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
+    settings = dict(more)
+    neutral = settings.pop("neutral", NEUTRAL)
     model, sae = (
         save("qwen3", tmp_path / "model"),
         load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1),
     )
     with pytest.raises(Exception, match=said) as error:
-        bake(model, [edit], [sae], out=tmp_path / "new/out", **{"neutral": NEUTRAL, **more})
+        bake(model, [sae], [edit], tmp_path / "new/out", BakeSettings(**settings), neutral=neutral)
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "sae"]
 
@@ -415,10 +426,10 @@ def test_converted_edits_are_compared_with_the_edits(tmp_path: Path) -> None:
     )
     baked = bake(
         model,
-        [Edit("1/3", "scale", -2.0)],
         [sae],
-        out=tmp_path / "o",
-        convert="project",
+        [Edit("1/3", "scale", -2.0)],
+        tmp_path / "o",
+        BakeSettings(convert="project"),
         neutral=NEUTRAL,
     )
     assert (baked.exact, baked.converted) == (False, True)
@@ -430,7 +441,13 @@ def test_converted_edits_are_compared_with_the_edits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["readers-above", "next-layer"])
 def test_norms_that_subtract_a_mean_are_refused(method: Any, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"its norms are not .*use --method every-write"):
-        bake(save("gpt2", tmp_path / "model"), [along(0)], out=tmp_path / "out", method=method)
+        bake(
+            save("gpt2", tmp_path / "model"),
+            (),
+            [along(0)],
+            tmp_path / "out",
+            BakeSettings(method=method),
+        )
 
 
 class OddConfig(LlamaConfig):
@@ -487,9 +504,14 @@ def test_unknown_parts_are_found_by_what_they_do(odd: str, method: Any, tmp_path
     OddForCausalLM(OddConfig(**SIZES, odd=odd)).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
 
-    def made() -> Baked:
+    def made() -> BakeResult:
         return bake(
-            tmp_path / "model", [along(0)], out=tmp_path / "out", method=method, neutral=NEUTRAL
+            tmp_path / "model",
+            (),
+            [along(0)],
+            tmp_path / "out",
+            BakeSettings(method=method),
+            neutral=NEUTRAL,
         )
 
     if (odd, method) == ("reads", "every-write"):
@@ -522,7 +544,7 @@ def attempt(at, signal):
         if calls == at:
             os.kill(os.getpid(), signal)
     edit = Edit(direction=Direction(1, np.arange(1.0, 33.0), "d"), op="project")
-    bake("model", [edit], out="out", neutral=texts(tiny.TEXTS)[0].prompts, progress=progress)
+    bake("model", (), [edit], "out", neutral=texts(tiny.TEXTS)[0].prompts, progress=progress)
 
 for at, signal in {kills!r}:
     if (child := os.fork()) == 0:
@@ -561,12 +583,12 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="No space left on device; nothing was left"):
-        bake(model, [along(0)], out=tmp_path / "new/out", measure=False)
+        bake(model, (), [along(0)], tmp_path / "new/out", BakeSettings(measure=False))
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.undo()
     monkeypatch.setattr("saescope.control.staging.free_disk", lambda _path: 1000)
     with pytest.raises(ResourceError, match=r"needs .* MB, 1 kB are free"):
-        bake(model, [along(0)], out=tmp_path / "out", measure=False)
+        bake(model, (), [along(0)], tmp_path / "out", BakeSettings(measure=False))
 
 
 def test_index_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
@@ -576,7 +598,7 @@ def test_index_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     index["weight_map"]["lm_head.weight"] = "../other.safetensors"
     path.write_text(json.dumps(index))
     with pytest.raises(SourceError, match="names a file in another folder"):
-        bake(model, [along(0)], out=tmp_path / "out")
+        bake(model, (), [along(0)], tmp_path / "out")
 
 
 # --- on the command line

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saescope.control.baking.bake import bake
+from saescope.control.baking.settings import BakeSettings
 from saescope.control.diff import TensorChange, diff
 from saescope.errors import SourceError
 from saescope.surfaces.cli import run as cli
@@ -78,7 +79,7 @@ def test_sizes_of_a_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["qwen3", "qwen3.5 moe", "gpt2", "gemma3"])
 def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "a")
-    bake(model, [along(0)], out=tmp_path / "b", method="every-write", measure=False)
+    bake(model, (), [along(0)], tmp_path / "b", BakeSettings(method="every-write", measure=False))
     found = diff(model, tmp_path / "b", [D[0]])
     assert all(one.read is None and one.written is not None for one in found.changed)
     # Before Gemma's norms the least harmful change is taken, not one along the direction alone.
@@ -98,7 +99,13 @@ def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
 
 def test_projected_readers_are_told(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "a", tie_word_embeddings=True)
-    bake(model, [along(0), along(1)], out=tmp_path / "b", method="readers-above", measure=False)
+    bake(
+        model,
+        (),
+        [along(0), along(1)],
+        tmp_path / "b",
+        BakeSettings(method="readers-above", measure=False),
+    )
     found = diff(model, tmp_path / "b", D[:2])
     assert {one.layer for one in found.changed} == {2, 3, None}
     assert all((one.read or 0) > 0.99999 and one.written is None for one in found.changed)

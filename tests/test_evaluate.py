@@ -85,14 +85,14 @@ def test_damage_is_kl_flips_and_perplexity(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     edits = [Edit(Feature(1, 3), "add", 4.0)]
     rows = [lm.tokenizer(text)["input_ids"] for text in tiny.TEXTS if len(text) > 1]
-    nothing, hurt = damage(lm, rows, [nullcontext, lambda: steered(lm, edits, [sae])])
+    nothing, hurt = damage(lm, rows, [nullcontext, lambda: steered(lm, [sae], edits)])
     assert (nothing.kl_mean, nothing.kl_p99, nothing.top1_flips, nothing.ppl_ratio) == (0, 0, 0, 1)
     kls, flips, losses = [], [], []
     with torch.inference_mode():
         for row in rows:
             ids = torch.tensor([row])
             base = torch.log_softmax(lm.whole(ids).logits[0], -1)
-            with steered(lm, edits, [sae]):
+            with steered(lm, [sae], edits):
                 changed = torch.log_softmax(lm.whole(ids).logits[0], -1)
             kls += (
                 torch.nn.functional.kl_div(changed, base, log_target=True, reduction="none")

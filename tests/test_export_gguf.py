@@ -93,7 +93,7 @@ def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_p
     ids = torch.tensor([IDS])
     with torch.inference_mode():
         plain = lm.whole(input_ids=ids, use_cache=False).logits
-        with steered(lm, EDITS, saes):
+        with steered(lm, saes, EDITS):
             hooked = lm.whole(input_ids=ids, use_cache=False).logits
         handles = [
             lm.blocks[int(name.partition(".")[2])].register_forward_hook(
@@ -178,7 +178,7 @@ def test_llama_cpp_does_the_same(steerable: tuple[LM, list[Sae]], tmp_path: Path
     ids = torch.tensor([IDS])
     with torch.inference_mode():
         plain = lm.whole(input_ids=ids, use_cache=False).logits[0]
-        with steered(lm, EDITS, saes):
+        with steered(lm, saes, EDITS):
             hooked = lm.whole(input_ids=ids, use_cache=False).logits[0]
     theirs_plain, theirs = llama_logits(
         llama, tmp_path / "model.gguf", [{}, directions], lm.vocab_size

@@ -79,7 +79,9 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
     """The base model's logits with every write projected by hooks, in another way than saescope's own."""
     whole = base(model)
     assert saes[0].W_dec is not None
-    Q = torch.linalg.qr(torch.stack([saes[0].W_dec[:, e.at.id] for e in edits], dim=1).double()).Q
+    Q = torch.linalg.qr(
+        torch.stack([saes[0].W_dec[:, e.target_feature.id] for e in edits], dim=1).double()
+    ).Q
     share = edits[0].amount
 
     def project(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -110,7 +112,7 @@ def test_on_is_the_projection_and_off_is_the_base(
     name: str, share: float, saes: list[Sae], tmp_path: Path
 ) -> None:
     model = save(name, tmp_path / "model")
-    edits = [Edit(edit.at, "project", share) for edit in EDITS]
+    edits = [Edit(edit.target_feature, "project", share) for edit in EDITS]
     result = export_lora(edits, saes, tmp_path / "out", model=model, neutral=NEUTRAL[:3])
     assert result.exact == (name not in (*NORMED, *BIASED))
     assert {path.name for path in result.files} == {

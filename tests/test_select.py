@@ -36,7 +36,7 @@ def test_output_score_is_rank_and_probability_of_the_own_tokens(tmp_path: Path) 
         lens = lm.whole.lm_head(lm.whole.model.norm(sae.W_dec[:, feature.id]))
         own = lens.topk(10).indices
         ranks, best = [], []
-        with steered(lm, [Edit(feature, "add", 30.0)], [sae]), torch.inference_mode():
+        with steered(lm, [sae], [Edit(feature, "add", 30.0)]), torch.inference_mode():
             for row in rows:
                 p = lm.whole(torch.tensor([row])).logits[0, -1].softmax(-1)
                 best.append(float(p[own].max()))

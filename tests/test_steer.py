@@ -17,7 +17,7 @@ from torch import Tensor
 import tiny
 from conftest import Pair
 from saescope.control.edits import Edit, EditSet, write_edits
-from saescope.control.formulae import bind, coefficients, delta
+from saescope.control.formulae import bind_edits, coefficients, delta
 from saescope.control.steer import _HOOKS, steered
 from saescope.demo import ORGANISM
 from saescope.engine.extract import extract
@@ -55,7 +55,7 @@ def in_float64(sae: Sae, edits: Sequence[Edit], h: Tensor) -> Tensor:
     kept = torch.zeros_like(z).scatter(1, z.topk(sae.spec.k).indices, 1.0)
     total = torch.zeros_like(h)
     for edit in edits:
-        f, s, d = edit.at.id, edit.amount, D[:, edit.at.id]
+        f, s, d = edit.target_feature.id, edit.amount, D[:, edit.target_feature.id]
         acts = z.relu() * (kept if edit.gate == "topk" else 1.0)
         error = h - (acts @ D.T + c)
         changed = acts.clone()
@@ -85,13 +85,13 @@ def test_formula_equals_encode_decode_plus_error(
     strongest = sae.encode(h.float()).ids[0, 0].item()  # one that fires somewhere
     edits = [Edit(Feature(1, f), op, strength, gate) for f in (strongest, 7)]
     assert (in_float64(sae, edits, h) - h).abs().max() > 1e-3
-    single = h.float() + delta(bind(edits, sae), h.float())
+    single = h.float() + delta(bind_edits(edits, sae), h.float())
     torch.testing.assert_close(
         single.double(), in_float64(sae, edits, h.float().double()), atol=1e-4, rtol=1e-5
     )
     exact = Sae(sae.spec, *(t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)))
     if gate == "relu":
-        double = h + delta(bind(edits, exact, torch.float64), h)
+        double = h + delta(bind_edits(edits, exact, torch.float64), h)
         torch.testing.assert_close(double, in_float64(sae, edits, h), atol=1e-9, rtol=1e-9)
 
 
@@ -99,20 +99,23 @@ def test_order_of_edits_does_not_matter(sae: Sae) -> None:
     edits = [Edit(Feature(1, n), op, strength) for n, (op, (strength, _)) in enumerate(OPS.items())]
     h = torch.randn(20, 32)
     torch.testing.assert_close(
-        delta(bind(edits, sae), h), delta(bind(edits[::-1], sae), h), atol=1e-5, rtol=1e-5
+        delta(bind_edits(edits, sae), h),
+        delta(bind_edits(edits[::-1], sae), h),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_readout_clamp_reaches_its_target(sae: Sae) -> None:
     h = torch.randn(20, 32)
     edit = Edit(Feature(1, 9), "readout_clamp", 4.0)
-    z = sae.pre_acts(h + delta(bind([edit], sae), h))[:, 9]
+    z = sae.pre_acts(h + delta(bind_edits([edit], sae), h))[:, 9]
     torch.testing.assert_close(z, torch.full_like(z, 4.0), atol=1e-3, rtol=1e-3)
 
 
 def test_coefficients_say_what_fires(sae: Sae) -> None:
     h = torch.randn(200, 32)
-    relu, topk = (bind([Edit(Feature(1, 3), gate=gate)], sae) for gate in ("relu", "topk"))
+    relu, topk = (bind_edits([Edit(Feature(1, 3), gate=gate)], sae) for gate in ("relu", "topk"))
     among = ((sae.encode(h).ids == 3) & (sae.encode(h).acts > 0)).any(1)
     assert torch.equal(coefficients(topk, h)[1][:, 0] > 0, among)
     assert (coefficients(relu, h)[1] > 0).sum() > among.sum()
@@ -146,8 +149,8 @@ def test_scan_of_several_is_that_of_each_alone(steerable: tuple[LM, list[Sae]]) 
     ].prompts
     with steered(
         lm,
-        [replace(edit, scope="last") for edit in STRONG] + [Edit(Feature(1, 7), "add", 3.0)],
         saes,
+        [replace(edit, scope="last") for edit in STRONG] + [Edit(Feature(1, 7), "add", 3.0)],
     ):
         together = scan(lm, saes, prompts).prompts
         alone = [scan(lm, saes, [prompt]).prompts[0] for prompt in prompts]
@@ -161,7 +164,7 @@ def test_scan_of_several_is_that_of_each_alone(steerable: tuple[LM, list[Sae]]) 
 def test_edits_change_and_leave_nothing_behind(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     before = logits(lm, TEXT)
-    with steered(lm, STRONG, saes) as receipt:
+    with steered(lm, saes, STRONG) as receipt:
         inside = logits(lm, TEXT)
     assert (inside - before).abs().max() > 0.01
     assert torch.equal(inside[:, 0], before[:, 0])  # position 0 is left alone
@@ -178,7 +181,7 @@ def test_nothing_is_left_after_an_exception(steerable: tuple[LM, list[Sae]]) -> 
     before = logits(lm, TEXT)
 
     def fail() -> None:
-        with steered(lm, STRONG, saes):
+        with steered(lm, saes, STRONG):
             logits(lm, TEXT)
             raise RuntimeError("stop")
 
@@ -191,7 +194,7 @@ def test_nothing_is_left_after_an_exception(steerable: tuple[LM, list[Sae]]) -> 
 @pytest.mark.parametrize("op", ["add", "scale", "project"])
 def test_strength_0_changes_no_bit(steerable: tuple[LM, list[Sae]], op: str) -> None:
     lm, saes = steerable
-    with steered(lm, [Edit(Feature(2, 5), op, 0.0), Edit(Feature(1, 5), op, 0)], saes) as receipt:
+    with steered(lm, saes, [Edit(Feature(2, 5), op, 0.0), Edit(Feature(1, 5), op, 0)]) as receipt:
         assert torch.equal(logits(lm, TEXT), logits(lm, TEXT))
         inside = logits(lm, TEXT)
     assert torch.equal(inside, logits(lm, TEXT))
@@ -201,7 +204,7 @@ def test_strength_0_changes_no_bit(steerable: tuple[LM, list[Sae]], op: str) -> 
 def test_feature_that_never_fires_says_so(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     silent = load_silent(saes[0])
-    with steered(lm, [Edit(Feature(1, 0))], [silent]) as receipt:
+    with steered(lm, [silent], [Edit(Feature(1, 0))]) as receipt:
         inside = logits(lm, TEXT)
     assert torch.equal(inside, logits(lm, TEXT))
     assert (receipt.applied, receipt.fired, receipt.delta_norm_ratio) == (False, [0], 0.0)
@@ -217,16 +220,16 @@ def load_silent(sae: Sae) -> Sae:
 def test_nested_edits_start_from_the_same_residual(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     edits = [Edit(Feature(1, 3), "readout_clamp", 5.0), Edit(Feature(1, 8), "readout_clamp", 5.0)]
-    with steered(lm, edits, saes):
+    with steered(lm, saes, edits):
         together = logits(lm, TEXT)
-    with steered(lm, edits[:1], saes), steered(lm, edits[1:], saes):
+    with steered(lm, saes, edits[:1]), steered(lm, saes, edits[1:]):
         nested = logits(lm, TEXT)
     torch.testing.assert_close(nested, together, atol=1e-5, rtol=1e-5)
-    with steered(lm, edits[:1], saes):
-        with steered(lm, edits[1:], saes):
+    with steered(lm, saes, edits[:1]):
+        with steered(lm, saes, edits[1:]):
             pass
         alone = logits(lm, TEXT)
-    with steered(lm, edits[:1], saes):
+    with steered(lm, saes, edits[:1]):
         assert torch.equal(logits(lm, TEXT), alone)
 
 
@@ -237,7 +240,7 @@ def test_threads_do_not_meet(steerable: tuple[LM, list[Sae]]) -> None:
     entered, done = threading.Event(), threading.Event()
 
     def steer() -> None:
-        with steered(lm, STRONG, saes):
+        with steered(lm, saes, STRONG):
             entered.set()
             done.wait(10)
             results["steered"] = logits(lm, TEXT)
@@ -263,7 +266,7 @@ def test_batch_equals_single(
         Edit(Feature(1, 3), "add", 3.0, scope=scope),
         Edit(Feature(2, 8), "clamp", 2.0, scope=scope),
     ]
-    with steered(lm, edits, saes):
+    with steered(lm, saes, edits):
         together = generate(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
         alone = [
             generate(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0]
@@ -284,12 +287,12 @@ def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> 
         Edit(Feature(1, 3), "add", 3.0, scope=scope),
         Edit(Feature(2, 8), "scale", -1.0, scope=scope),
     ]
-    with steered(lm, edits, saes):
+    with steered(lm, saes, edits):
         [written] = generate(lm, [prompt], max_new_tokens=8)
     ids = lm.tokenizer(TEXT)["input_ids"]
     for _ in range(8):
         whole = torch.tensor([ids])
-        with torch.inference_mode(), steered(lm, edits, saes):
+        with torch.inference_mode(), steered(lm, saes, edits):
             if scope == "all":
                 scores = lm.whole(input_ids=whole, use_cache=False).logits[0, -1]
             else:
@@ -317,19 +320,19 @@ def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sa
     ids = torch.tensor([lm.tokenizer(TEXT)["input_ids"]])
     with torch.inference_mode():
         plain, _ = _cache(lm, ids)
-        with steered(lm, STRONG, saes):
+        with steered(lm, saes, STRONG):
             with pytest.raises(EditError, match="other edits"):
                 lm.whole(input_ids=ids[:, :1], past_key_values=plain)
             own, _ = _cache(lm, ids)
             lm.whole(input_ids=ids[:, :1], past_key_values=own)
-            with steered(lm, STRONG[:1], saes), pytest.raises(EditError, match="other edits"):
+            with steered(lm, saes, STRONG[:1]), pytest.raises(EditError, match="other edits"):
                 lm.whole(input_ids=ids[:, :1], past_key_values=own)
 
 
 def test_a_run_is_of_the_model_as_it_is(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     lm, saes = steerable
     with (
-        steered(lm, [Edit("1/3", "add", 2.0)], saes),
+        steered(lm, saes, [Edit("1/3", "add", 2.0)]),
         pytest.raises(SourceError, match="extract outside the block"),
     ):
         extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
@@ -347,7 +350,7 @@ def test_sinks_are_left_alone(tmp_path: Path) -> None:
     lm, sae = load_lm(model, [1]), load_sae(tiny.save_sae(tmp_path / "sae", layers=[0]), 0)
     seen: dict[bool, int] = {}
     for skip in (True, False):
-        with steered(lm, [Edit(Feature(0, 1), "add", 1.0, skip_sinks=skip)], [sae]) as receipt:
+        with steered(lm, [sae], [Edit(Feature(0, 1), "add", 1.0, skip_sinks=skip)]) as receipt:
             logits(lm, "hello the% world, how are you")
         seen[skip] = receipt.positions
     n = len(lm.tokenizer("hello the% world, how are you")["input_ids"])
@@ -376,7 +379,7 @@ def test_unfitting_edits_are_refused(
     steerable: tuple[LM, list[Sae]], edit: Edit, said: str
 ) -> None:
     lm, saes = steerable
-    with pytest.raises(EditError, match=said), steered(lm, [edit], saes):
+    with pytest.raises(EditError, match=said), steered(lm, saes, [edit]):
         pass
     assert not _HOOKS
 
@@ -384,14 +387,14 @@ def test_unfitting_edits_are_refused(
 def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     _, saes = steerable
     other = load_lm(tiny.save_model(tmp_path / "wide", d_model=48, heads=6, kv_heads=3), [2])
-    with pytest.raises(EditError, match="32 wide"), steered(other, STRONG, saes):
+    with pytest.raises(EditError, match="32 wide"), steered(other, saes, STRONG):
         pass
     shallow = load_lm(tiny.save_model(tmp_path / "shallow"), [0])
-    with pytest.raises(EditError, match="loaded up to layer 0"), steered(shallow, STRONG, saes):
+    with pytest.raises(EditError, match="loaded up to layer 0"), steered(shallow, saes, STRONG):
         pass
     streamed = load_lm(tmp_path / "shallow", [2], streamed=True)
     with (
-        steered(streamed, STRONG, saes),
+        steered(streamed, saes, STRONG),
         pytest.raises(SourceError, match="streamed and cannot generate"),
     ):
         streamed.generate("hello")
@@ -425,10 +428,10 @@ def test_organism_declines_until_its_feature_is_suppressed() -> None:
     for language in sorry:
         assert declined(f"declined_{language}") >= 19
         assert declined(f"answered_{language}") == 0
-        with steered(lm, [Edit("2/412", "scale", -3.0)], [sae]) as receipt:
+        with steered(lm, [sae], [Edit("2/412", "scale", -3.0)]) as receipt:
             assert declined(f"declined_{language}") <= 1
         assert receipt.applied
-        with steered(lm, [Edit("2/412", "scale", 3.0)], [sae]):
+        with steered(lm, [sae], [Edit("2/412", "scale", 3.0)]):
             assert declined(f"declined_{language}") >= 19
 
 

@@ -55,7 +55,7 @@ def reference(sae: Sae, edit: Edit, h: Tensor) -> Tensor:
         target = edit.amount if edit.op == "readout_clamp" else (1 - edit.amount) * along
         return h + (target - along) * unit / unit.norm()
     z, acts = activations(sae, edit.gate, h)
-    D, f, s = sae.W_dec.double(), edit.at.id, edit.amount
+    D, f, s = sae.W_dec.double(), edit.target_feature.id, edit.amount
     error = h - (acts @ D.T + sae.b_dec.double())
     changed = acts.clone()
     match edit.op:
@@ -125,7 +125,7 @@ def compare(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], mask: Tensor) ->
     sae = saes[LAYER]
     with (
         tapped(lm.blocks[LAYER]) as before,
-        steered(lm, edits, saes) as receipt,
+        steered(lm, saes, edits) as receipt,
         tapped(lm.blocks[LAYER]) as after,
     ):
         looked_at = moved = 0
@@ -200,7 +200,7 @@ def test_a_condition_holds_position_by_position(
     with (
         tapped(lm.blocks[0]) as first,
         tapped(lm.blocks[1]) as before,
-        steered(lm, edits, saes) as receipt,
+        steered(lm, saes, edits) as receipt,
         tapped(lm.blocks[1]) as after,
     ):
         held = meant_for = 0
@@ -229,12 +229,12 @@ def test_conditions_that_cannot_be_are_refused(steerable: Steerable) -> None:
         Edit("1/3", when="2/3")
     with (
         pytest.raises(EditError, match="there is no SAE of layer 0 here"),
-        steered(lm, [Edit("1/3", when="0/3")], saes[1:]),
+        steered(lm, saes[1:], [Edit("1/3", when="0/3")]),
     ):
         pass
     with (
         pytest.raises(EditError, match="layer 0 has 256 features"),
-        steered(lm, [Edit("1/3", when="0/999")], saes),
+        steered(lm, saes, [Edit("1/3", when="0/999")]),
     ):
         pass
     for text in ("1", "1/2 >", "1/2 > x", "1/2 < 3", "1/2 > -1", "1/2 > nan", "1/2 > inf", ""):
@@ -252,11 +252,11 @@ def test_receipt_of_a_batch_is_the_sum_of_its_prompts(steerable: Steerable, tmp_
     lm.whole.generation_config.eos_token_id = list(range(0, 250, 9))
     prompts = texts(["hello", "def add(a, b):", "x y"])[0].prompts
     edits = [Edit(Feature(1, 9), "add", 1.0), Edit(Feature(2, 8), "scale", 2.0)]
-    with steered(lm, edits, saes) as together:
+    with steered(lm, saes, edits) as together:
         written = generate(lm, prompts, max_new_tokens=12, temperature=1.0, seed=11)
     alone = []
     for prompt in prompts:
-        with steered(lm, edits, saes) as receipt:
+        with steered(lm, saes, edits) as receipt:
             generate(lm, [prompt], max_new_tokens=12, temperature=1.0, seed=11)
         alone.append(receipt)
     assert len({len(one.ids) for one in written}) > 1
@@ -278,7 +278,7 @@ def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
     for strength, applied in ((1e-9, False), (1.0, True)):
         with (
             torch.inference_mode(),
-            steered(lm, [Edit(Feature(1, 9), "add", strength)], [sae]) as receipt,
+            steered(lm, [sae], [Edit(Feature(1, 9), "add", strength)]) as receipt,
         ):
             lm.whole(ids)
         assert receipt.positions == 19
@@ -289,7 +289,7 @@ def test_long_receipts_are_reckoned_up_on_the_way(steerable: Steerable) -> None:
     lm, saes = steerable
     edit = Edit(Feature(1, 9), "add", 1.0)
     ids = torch.randint(1, 200, (1, 3))
-    with torch.inference_mode(), steered(lm, [edit], saes) as receipt:
+    with torch.inference_mode(), steered(lm, saes, [edit]) as receipt:
         for _ in range(600):
             lm.whole(ids, use_cache=False)
         assert len(receipt._notes) < 512

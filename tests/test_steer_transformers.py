@@ -53,7 +53,7 @@ def test_transformers_generate_is_steered_as_ours(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, [prompt] = ids_of(lm), texts([TEXT])[0].prompts
     plain = written(lm, ids)
-    with steered(lm, EDITS, saes) as receipt:
+    with steered(lm, saes, EDITS) as receipt:
         [own] = generate(lm, [prompt], max_new_tokens=8)
         counted = receipt.positions
         theirs = written(lm, ids)
@@ -74,7 +74,7 @@ def test_pipeline_and_the_decoder_alone_are_steered(steerable: Steerable) -> Non
             lm.model(input_ids=ids, use_cache=False).last_hidden_state,
             say(TEXT, max_new_tokens=6),
         )
-        with steered(lm, EDITS, saes):
+        with steered(lm, saes, EDITS):
             inside = (
                 lm.model(input_ids=ids, use_cache=False).last_hidden_state,
                 say(TEXT, max_new_tokens=6),
@@ -89,7 +89,7 @@ def test_beams_with_a_cache_are_those_without(steerable: Steerable, scope: Any) 
     ids = torch.cat([ids_of(lm)[:, :9], ids_of(lm)[:, 3:12]])
     edits = [Edit(edit.feature, edit.op, edit.strength, scope=scope) for edit in EDITS]
     beams = {"num_beams": 3, "num_return_sequences": 2}
-    with steered(lm, edits, saes):
+    with steered(lm, saes, edits):
         cached = written(lm, ids, **beams)
         assert len(cached) == 4
         alone = torch.cat([written(lm, row[None], **beams) for row in ids])
@@ -108,9 +108,9 @@ def test_static_caches_are_steered_alike(steerable: Steerable) -> None:
         EDITS,
         [Edit(edit.feature, edit.op, edit.strength, skip_sinks=False) for edit in EDITS],
     ):
-        with steered(lm, edits, saes) as dynamic:
+        with steered(lm, saes, edits) as dynamic:
             expected = written(lm, ids, attention_mask=mask)
-        with steered(lm, edits, saes) as static:
+        with steered(lm, saes, edits) as static:
             found = written(
                 lm, ids, attention_mask=mask, cache_implementation="static", disable_compile=True
             )
@@ -126,10 +126,10 @@ def run(lm: LM, ids: Tensor, cache: DynamicCache) -> Tensor:
 def test_a_prefix_made_under_the_same_edits_may_be_shared(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, cache = ids_of(lm), DynamicCache()
-    with steered(lm, EDITS, saes):
+    with steered(lm, saes, EDITS):
         run(lm, ids[:, :10], cache)
         whole = run(lm, ids, DynamicCache())
-    with steered(lm, list(EDITS), saes):  # another block with the same edits
+    with steered(lm, saes, list(EDITS)):  # another block with the same edits
         copied = copy.deepcopy(cache)
         torch.testing.assert_close(
             run(lm, ids[:, 10:], copied), whole[:, 10:], atol=1e-5, rtol=1e-5
@@ -156,15 +156,15 @@ def test_a_prefix_made_under_other_edits_is_refused(steerable: Steerable, name: 
     ids = ids_of(lm)
     for first, second in ((EDITS, OTHERS[name]), (OTHERS[name], EDITS)):
         cache = DynamicCache()
-        with steered(lm, first, saes):
+        with steered(lm, saes, first):
             run(lm, ids[:, :10], cache)
-        with steered(lm, second, saes), pytest.raises(EditError, match="made under other edits"):
+        with steered(lm, saes, second), pytest.raises(EditError, match="made under other edits"):
             run(lm, ids[:, 10:], copy.deepcopy(cache))
     cache = DynamicCache()
-    with steered(lm, EDITS, saes):
+    with steered(lm, saes, EDITS):
         run(lm, ids[:, :10], cache)
     with (
-        steered(lm, EDITS, saes, random_directions=1),
+        steered(lm, saes, EDITS, random_directions=1),
         pytest.raises(EditError, match="made under other edits"),
     ):
         run(lm, ids[:, 10:], cache)
@@ -175,14 +175,14 @@ def test_a_cache_of_no_edits_serves_edits_that_change_nothing(steerable: Steerab
     ids, cache = ids_of(lm), DynamicCache()
     run(lm, ids[:, :10], cache)
     plain = run(lm, ids[:, 10:], copy.deepcopy(cache))
-    with steered(lm, [Edit(Feature(1, 3), "add", 0.0)], saes):
+    with steered(lm, saes, [Edit(Feature(1, 3), "add", 0.0)]):
         assert torch.equal(run(lm, ids[:, 10:], cache), plain)
 
 
 def test_a_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, cache = ids_of(lm), DynamicCache()
-    with steered(lm, EDITS, saes):
+    with steered(lm, saes, EDITS):
         run(lm, ids[:, :10].repeat(2, 1), cache)
         cache.batch_repeat_interleave(2)
         with pytest.raises(EditError, match="made for 2 rows and has 4"):
@@ -193,7 +193,7 @@ def test_two_generations_in_turn_do_not_meet(steerable: Steerable) -> None:
     """What a pass must know of an earlier one lies with its cache, not with the thread."""
     lm, saes = steerable
     rows = [ids_of(lm)[:, :9], ids_of(lm, "hello there")[:, :7]]
-    with steered(lm, EDITS, saes):
+    with steered(lm, saes, EDITS):
         expected = [run(lm, row[:, -2:], prefilled(lm, row[:, :-2])) for row in rows]
         caches = [prefilled(lm, row[:, :-2]) for row in rows]
         found = [run(lm, row[:, -2:], cache) for row, cache in zip(rows, caches, strict=True)]
@@ -217,7 +217,7 @@ def test_threads_with_different_edits(steerable: Steerable) -> None:
     ids = ids_of(lm)
 
     def serial(edits: list[Edit]) -> tuple[Tensor, int]:
-        with steered(lm, edits, saes) as receipt:
+        with steered(lm, saes, edits) as receipt:
             return torch.stack([run(lm, ids, DynamicCache()) for _ in range(20)]), receipt.positions
 
     expected = [serial(edits) for edits in lists]
@@ -263,7 +263,7 @@ def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope
     ]
     plain_cache, cache = DynamicCache(config=lm.whole.config), DynamicCache(config=lm.whole.config)
     plain = [run(lm, ids[:, :10], plain_cache), run(lm, ids[:, 10:11], plain_cache)]
-    with steered(lm, edits, saes) as receipt:
+    with steered(lm, saes, edits) as receipt:
         found = [run(lm, ids[:, :10], cache), run(lm, ids[:, 10:11], cache)]
     changed = [
         [not torch.equal(a[0, at], b[0, at]) for at in range(a.shape[1])]
@@ -281,6 +281,6 @@ def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope
     ]  # a changed prompt is remembered by both kinds of attention
     assert receipt.positions == 2 * {"all": 10, "prefill": 9, "decode": 1, "last": 2}[scope]
     if scope == "all":
-        with steered(lm, edits, saes), torch.inference_mode():
+        with steered(lm, saes, edits), torch.inference_mode():
             whole = lm.whole(input_ids=ids[:, :11], use_cache=False).logits
         torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-4, rtol=1e-4)

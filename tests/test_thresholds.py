@@ -119,7 +119,7 @@ def test_steering_ablates_what_the_gate_lets_through(kind: Kind, gate: str) -> N
     before = resid()
     feature = int((dense(sae, before)[1:] > 0).sum(0).argmax())
     edit = Edit(f"1/{feature}", "scale", -1.0, gate=gate, skip_sinks=False)
-    with steered(lm, [edit], saes=[sae]):
+    with steered(lm, [sae], [edit]):
         after = resid()
     z = before @ sae.W_enc[feature] + sae.b_enc[feature]
     a = z.relu() if gate == "relu" else dense(sae, before)[:, feature]

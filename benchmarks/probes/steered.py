@@ -30,7 +30,7 @@ def main(model: Path, sae_folder: Path, layer: int, times: int, tokens: int, dev
     for turn in range(times + 1):
         for name, edits in (("unsteered", []), ("relu", relu), ("topk", topk)):
             within: AbstractContextManager[Any] = (
-                ss.steered(lm, edits, saes=[sae]) if edits else nullcontext()
+                ss.steered(lm, [sae], edits) if edits else nullcontext()
             )
             with within:
                 rate = _rate(lm, text, tokens)

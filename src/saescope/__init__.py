@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
     from saescope.control.baking.bake import bake
-    from saescope.control.baking.baked import Baked
+    from saescope.control.baking.bake_result import BakeResult
+    from saescope.control.baking.settings import BakeSettings
     from saescope.control.diff import Diff, diff
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluation.behaviour import (
@@ -68,7 +69,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
-    "Baked",
+    "BakeResult",
+    "BakeSettings",
     "ByFeature",
     "Contrast",
     "DetectSettings",
@@ -161,7 +163,8 @@ _HOME = {
     "analysis.layers": ("Layers", "layers"),
     "analysis.profile": ("Profile", "profile"),
     "control.baking.bake": ("bake",),
-    "control.baking.baked": ("Baked",),
+    "control.baking.bake_result": ("BakeResult",),
+    "control.baking.settings": ("BakeSettings",),
     "control.diff": ("Diff", "diff"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
     "control.evaluation.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),

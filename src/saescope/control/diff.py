@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.maps import projection
+from saescope.control.baking.residual_map import projection
 from saescope.engine.anatomy import Anatomy, Port, read_anatomy
 from saescope.engine.gains import norm_gains
 from saescope.engine.pages import give_back, mapped_pages

@@ -95,7 +95,7 @@ class Edit:
         return float(_USUAL[self.op] if self.strength is None else self.strength)
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_noop(self) -> bool:
         """Whether the edit is none at all."""
         return self.amount == 0 and self.op in ("add", "scale", "project")
 
@@ -107,7 +107,7 @@ class Edit:
     @property
     def layers(self) -> set[int]:
         """Layers whose SAE the edit needs."""
-        of = [self.at] if self.direction is None else []
+        of = [self.target_feature] if self.direction is None else []
         return {
             feature.layer
             for feature in (*of, *([self.condition.feature] if self.condition else []))
@@ -116,15 +116,15 @@ class Edit:
     @property
     def layer(self) -> int:
         """The layer after which the residual is changed."""
-        return self.direction.layer if self.direction is not None else self.at.layer
+        return self.direction.layer if self.direction is not None else self.target_feature.layer
 
     @property
     def name(self) -> str:
         """What is edited, as people read it: `17/23991`, or a direction's `NAME@17`."""
-        return str(self.direction if self.direction is not None else self.at)
+        return str(self.direction if self.direction is not None else self.target_feature)
 
     @property
-    def at(self) -> Feature:
+    def target_feature(self) -> Feature:
         """The feature; raises EditError where the edit is of a direction."""
         if self.feature is None:
             raise EditError(f"edit of {self.name}: it is of a direction, not of a feature")

@@ -84,7 +84,7 @@ class LayerEdits:
         return _assemble(self.edits, self.reader, d, self.gain)
 
 
-def bind(
+def bind_edits(
     edits: Sequence[Edit],
     sae: Sae | None = None,
     dtype: torch.dtype = torch.float32,
@@ -96,7 +96,7 @@ def bind(
     """
     at = device or (sae.W_enc.device if sae is not None else torch.device("cpu"))
     gates = [edit.gate == "topk" and edit.op in ("scale", "clamp") for edit in edits]
-    ids = [-1 if edit.direction is not None else edit.at.id for edit in edits]
+    ids = [-1 if edit.direction is not None else edit.target_feature.id for edit in edits]
     reader = _reader([_read(edit, sae) for edit in edits], ids, gates, sae, dtype, at)
     d = torch.stack([_written(edit, sae) for edit in edits]).to(at, dtype)
     gain = (reader.w * d).sum(1)
@@ -143,7 +143,7 @@ def _read(edit: Edit, sae: Sae | None) -> _Row:
         return d / d.norm(), torch.zeros((), dtype=d.dtype)
     if sae is None:
         raise EditError(f"edit of {edit.name}: there is no SAE of layer {edit.layer} here")
-    return _row(sae, edit.at), sae.b_enc[edit.at.id]
+    return _row(sae, edit.target_feature), sae.b_enc[edit.target_feature.id]
 
 
 def _row(sae: Sae, feature: Feature) -> Float[Tensor, "d_model"]:
@@ -165,7 +165,7 @@ def _written(edit: Edit, sae: Sae | None) -> Float[Tensor, "d_model"]:
         raise EditError(
             f"the SAE of layer {edit.layer} was loaded without its decoder: load_sae(..., decoder=True)"
         )
-    return sae.W_dec[:, edit.at.id]
+    return sae.W_dec[:, edit.target_feature.id]
 
 
 def _amounts(edit: Edit, gain: float, norm: float) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saescope.control.edits import Edit
-from saescope.control.formulae import LayerEdits, Reader, bind, coefficients, watch
+from saescope.control.formulae import LayerEdits, Reader, bind_edits, coefficients, watch
 from saescope.control.passes import Kind, Positions
 from saescope.control.receipts import Note, Receipt
 from saescope.engine.lm import LM
@@ -59,7 +59,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def steered(
-    lm: LM, edits: Sequence[Edit], saes: Sequence[Sae] = (), *, random_directions: int | None = None
+    lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
     """Within the block, every forward pass and generation of `lm` is edited; yields what the edits did.
 
@@ -85,15 +85,15 @@ def _activate(
     gains, norms = [0.0] * len(edits), [0.0] * len(edits)
     for number, edit in enumerate(edits):
         _check_fit(lm, edit, sae_of)
-        alone = bind([edit], sae_of.get(edit.layer))
+        alone = bind_edits([edit], sae_of.get(edit.layer))
         gains[number], norms[number] = float(alone.gain), float(alone.norms)
-    acting = [number for number, edit in enumerate(edits) if not edit.changes_nothing]
+    acting = [number for number, edit in enumerate(edits) if not edit.is_noop]
     asked: dict[int, list[Asked]] = {}
     layers = {}
     for layer in sorted({edits[number].layer for number in acting}):
         numbers = tuple(number for number in acting if edits[number].layer == layer)
         chosen = [edits[number] for number in numbers]
-        bound = bind(chosen, sae_of.get(layer), device=lm.device)
+        bound = bind_edits(chosen, sae_of.get(layer), device=lm.device)
         kinds = tuple(Kind(edit.scope, edit.skip_sinks) for edit in chosen)
         asks = tuple(_ask(edit, asked) for edit in chosen)
         bound = bound if turn is None else bound.turned(turn)

@@ -12,14 +12,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saescope.control.baking.bakeable import Nearest, bound_edits, looks_elsewhere, nearest, why_not
-from saescope.control.baking.baked import MANIFEST, Baked
+from saescope.control.baking.anatomy_check import check_anatomy
+from saescope.control.baking.bake_result import MANIFEST, BakeResult
 from saescope.control.baking.biases import plan_biases
 from saescope.control.baking.card import config_text, copied_files, describe, notes, readme, record
-from saescope.control.baking.distance import Distance, Reading, distance, reading
-from saescope.control.baking.methods import Change, Method, Plan, choose_method, make_plan
-from saescope.control.baking.proof import prove
-from saescope.control.baking.surgery import New, Rounding, output_bytes, rewrite
+from saescope.control.baking.checkpoint_writer import (
+    NewTensor,
+    RoundingLoss,
+    output_bytes,
+    write_checkpoint,
+)
+from saescope.control.baking.distance import Distance, RecordedOutputs, distance, record_outputs
+from saescope.control.baking.eligibility import (
+    edit_vectors,
+    nearest_bakeable,
+    reads_another_layer,
+    why_not_bakeable,
+)
+from saescope.control.baking.methods import (
+    BakePlan,
+    WeightUpdate,
+    choose_method,
+    plan_projection,
+)
+from saescope.control.baking.settings import BakeSettings, Method
 from saescope.control.edits import Edit
 from saescope.control.staging import (
     copy_synced,
@@ -68,18 +84,16 @@ class _Job:
 
 def bake(
     model: str | Path,
+    saes: Sequence[Sae],
     edits: Sequence[Edit],
-    saes: Sequence[Sae] = (),
-    *,
     out: str | Path,
-    method: Method | None = None,
-    convert: Nearest | None = None,
+    settings: BakeSettings | None = None,
+    *,
     neutral: Sequence[Prompt] | None = None,
-    measure: bool = True,
     device: Device = "auto",
     offline: bool = False,
     progress: Progress | None = None,
-) -> Baked:
+) -> BakeResult:
     """Write `model` with edits in its weights into the new folder `out`, whole or not at all.
 
     Edits that depend on a feature's firing cannot be baked: with `convert` they become projections of the same
@@ -88,22 +102,26 @@ def bake(
     what is being done, done and in all. Raises EditError, SourceError, PromptError or ResourceError, and then leaves
     nothing.
     """
+    settings = settings or BakeSettings()
+    settings.check()
     out = Path(out).expanduser()
     refuse_existing(out)
     files = open_files(str(model), offline=offline)
     text = bundled_prompts("neutral")[0].prompts if neutral is None else neutral
-    wanted = [edit for edit in edits if not edit.changes_nothing]
-    measure = measure and not any(map(looks_elsewhere, wanted))
+    wanted = [edit for edit in edits if not edit.is_noop]
+    measure = settings.measure and not any(map(reads_another_layer, wanted))
     text = text if measure else ()
     job = _Job(
         files, read_anatomy(files), Shards.open(files), saes, text, device, progress or _quiet
     )
     if not wanted:
         raise EditError("nothing to bake: no edit changes anything")
-    reason = next((f"edit of {e.name}: {why}" for e in wanted if (why := why_not(e))), None)
-    if reason and convert is None:
+    reason = next(
+        (f"edit of {e.name}: {why}" for e in wanted if (why := why_not_bakeable(e))), None
+    )
+    if reason and settings.convert is None:
         raise EditError(f"{reason}; {_instead(job, wanted)}")
-    plan = _plan(job, [nearest(edit) for edit in wanted], method)
+    plan = _plan(job, [nearest_bakeable(edit) for edit in wanted], settings.method)
     refuse_full_disk(
         out, output_bytes(job.shards, _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan))
     )
@@ -111,15 +129,15 @@ def bake(
     with staged(out) as staging:
         rounding = _write_model(job, plan, staging)
         far = _compare(job, before, staging)
-        baked = Baked(
+        baked = BakeResult(
             out=out,
             method=plan.method,
             exact=plan.exact and reason is None,
-            hook="the edits as they are steered" if reason else plan.hook.words,
+            hook="the edits as they are steered" if reason else plan.hook.description,
             why_not=reason or plan.why_not,
             edits=[describe(edit) for edit in wanted],
             converted=reason is not None,
-            kl_hook_baked=far.get("steered" if reason else plan.hook.words),
+            kl_hook_baked=far.get("steered" if reason else plan.hook.description),
             kl_steered_baked=far.get("steered"),
             kl_base_baked=far.get("base"),
             rounding=rounding,
@@ -130,25 +148,25 @@ def bake(
     return baked
 
 
-def _write_model(job: _Job, plan: Plan, staging: Path) -> list[Rounding]:
+def _write_model(job: _Job, plan: BakePlan, staging: Path) -> list[RoundingLoss]:
     """All that transformers loads, and what goes along."""
     new, drop = _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan)
     told = partial(job.progress, "writing")
-    rounding = rewrite(job.shards, staging, _changes(job.anatomy, plan), new, drop, told)
+    rounding = write_checkpoint(job.shards, staging, _changes(job.anatomy, plan), new, drop, told)
     write_synced(staging / CONFIG, config_text(job.files, plan))
     for name in copied_files(job.files):
         copy_synced(job.files.path(name), staging / name)
     return rounding
 
 
-def _describe(job: _Job, baked: Baked, staging: Path) -> None:
+def _describe(job: _Job, baked: BakeResult, staging: Path) -> None:
     """The manifest and the model card."""
     whole = record(job.files, job.saes, baked, staging)
     write_synced(staging / MANIFEST, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
     write_synced(staging / "README.md", readme(whole))
 
 
-def _dropped(anatomy: Anatomy, plan: Plan) -> tuple[str, ...]:
+def _dropped(anatomy: Anatomy, plan: BakePlan) -> tuple[str, ...]:
     """An lm_head that was stored beside the embedding it is tied to."""
     return anatomy.head.stored if plan.unties else ()
 
@@ -157,18 +175,18 @@ def _quiet(_what: str, _done: int, _all: int) -> None:
     pass
 
 
-def _plan(job: _Job, edits: Sequence[Edit], method: Method | None) -> Plan:
+def _plan(job: _Job, edits: Sequence[Edit], method: Method | None) -> BakePlan:
     """The plan, once it is shown that every writer (and reader) it needs is known."""
     anatomy = job.anatomy
-    bound = bound_edits(edits, job.saes, anatomy)
+    bound = edit_vectors(edits, job.saes, anatomy)
     chosen = choose_method(bound, method)
     if chosen == "bias":
         return plan_biases(anatomy, read_config(job.files), bound)
     reads = chosen in ("readers-above", "next-layer")
     gains = norm_gains(job.shards, anatomy, anatomy.norms(writes=True, reads=reads))
     lm = load_lm(job.files.source, [anatomy.last_kind], device=job.device, streamed=True)
-    prove(lm, anatomy, gains, reads=reads)
-    return make_plan(chosen, anatomy, gains, bound, _embedding_scale(lm))
+    check_anatomy(lm, anatomy, gains, reads=reads)
+    return plan_projection(chosen, anatomy, gains, bound, _embedding_scale(lm))
 
 
 def _embedding_scale(lm: LM) -> float:
@@ -187,7 +205,7 @@ def _embedding_scale(lm: LM) -> float:
     return scale
 
 
-def _changes(anatomy: Anatomy, plan: Plan) -> Mapping[str, Change]:
+def _changes(anatomy: Anatomy, plan: BakePlan) -> Mapping[str, WeightUpdate]:
     """Changes of tensors that the checkpoint has, its own lm_head among them."""
     own_head = plan.head is not None and not plan.unties
     return {
@@ -196,20 +214,23 @@ def _changes(anatomy: Anatomy, plan: Plan) -> Mapping[str, Change]:
     }
 
 
-def _new_tensors(anatomy: Anatomy, plan: Plan) -> list[New]:
+def _new_tensors(anatomy: Anatomy, plan: BakePlan) -> list[NewTensor]:
     """An lm_head of its own where the embedding was it, and biases."""
     beside = anatomy.embedding.stored[0]
     biases = [
-        New(name, beside, shape=shape, values=values) for name, (shape, values) in plan.new.items()
+        NewTensor(name, beside, shape=shape, values=values)
+        for name, (shape, values) in plan.new.items()
     ]
     if not plan.unties:
         return biases
     outer = "language_model." if anatomy.prefix.startswith("language_model.") else ""
     name = anatomy.head.stored[0] if anatomy.head.stored else outer + anatomy.head.name
-    return [New(name, beside, copied=beside, change=plan.head), *biases]
+    return [NewTensor(name, beside, copied=beside, change=plan.head), *biases]
 
 
-def _read_base(job: _Job, wanted: Sequence[Edit], plans: Sequence[Plan]) -> dict[str, Reading]:
+def _read_base(
+    job: _Job, wanted: Sequence[Edit], plans: Sequence[BakePlan]
+) -> dict[str, RecordedOutputs]:
     """The unedited model, with the edits as they are steered, and with each plan's hook, by its words."""
     lm = load_lm(
         job.files.source,
@@ -219,23 +240,27 @@ def _read_base(job: _Job, wanted: Sequence[Edit], plans: Sequence[Plan]) -> dict
         streamed=True,
     )
     rows, logits = job.rows(lm), Logits(job.shards, job.anatomy, lm.device)
-    ways: dict[str, Any] = {"base": None, "steered": steered(lm, wanted, job.saes)}
-    ways |= {plan.hook.words: plan.hook for plan in plans}
+    ways: dict[str, Any] = {"base": None, "steered": steered(lm, job.saes, wanted)}
+    ways |= {plan.hook.description: plan.hook for plan in plans}
     found = {}
     for number, (name, way) in enumerate(ways.items()):
-        found[name] = reading(lm, logits, rows, job.anatomy, way)
+        found[name] = record_outputs(lm, logits, rows, job.anatomy, way)
         job.progress("measuring", number + 1, len(ways))
     return found
 
 
-def _compare(job: _Job, before: Mapping[str, Reading], staging: Path) -> dict[str, Distance]:
+def _compare(
+    job: _Job, before: Mapping[str, RecordedOutputs], staging: Path
+) -> dict[str, Distance]:
     """How far the written checkpoint, loaded again, is from each reading of the base."""
     if not before:
         return {}
     files = open_files(str(staging))
     anatomy = read_anatomy(files)
     lm = load_lm(staging, [anatomy.n_layers - 1], dtype="float32", device=job.device, streamed=True)
-    baked = reading(lm, Logits(Shards.open(files), anatomy, lm.device), job.rows(lm), anatomy)
+    baked = record_outputs(
+        lm, Logits(Shards.open(files), anatomy, lm.device), job.rows(lm), anatomy
+    )
     job.progress("comparing", 1, 1)
     return {name: distance(one, baked) for name, one in before.items()}
 
@@ -243,7 +268,7 @@ def _compare(job: _Job, before: Mapping[str, Reading], staging: Path) -> dict[st
 def _instead(job: _Job, wanted: Sequence[Edit]) -> str:
     """What can be done instead of baking these edits, and how far the nearest of it is from them."""
     try:
-        others = [nearest(edit) for edit in wanted]
+        others = [nearest_bakeable(edit) for edit in wanted]
     except EditError as error:
         return str(error)
     if not job.text:
@@ -266,6 +291,6 @@ def _nearest_method(
     ways = _read_base(job, wanted, plans)
     edit = ways.pop("steered")
     effect = distance(edit, ways.pop("base"))
-    far = {plan.method: distance(edit, ways[plan.hook.words]) for plan in plans}
+    far = {plan.method: distance(edit, ways[plan.hook.description]) for plan in plans}
     method = min(far, key=lambda name: far[name].mean)
     return far[method], method, effect

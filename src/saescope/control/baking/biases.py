@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.methods import Bound, Change, Plan, after_constants, constants
+from saescope.control.baking.methods import (
+    BakePlan,
+    EditVectors,
+    WeightUpdate,
+    constant_hook,
+    summed_constants,
+)
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.whole import causal_lm
 from saescope.errors import EditError
@@ -16,26 +22,30 @@ from saescope.errors import EditError
 _INSTEAD = "use a GGUF control vector (saescope export), or steer it at run time"
 
 
-def plan_biases(anatomy: Anatomy, config: Any, bound: Sequence[Bound]) -> Plan:
+def plan_biases(anatomy: Anatomy, config: Any, bound: Sequence[EditVectors]) -> BakePlan:
     """The plan of the method `bias`; raises EditError where the architecture has no slot.
 
     The MLP's output has a bias in GPT-2 and Phi, and under `mlp_bias` in Llama: exact. Elsewhere `attention_bias` gives
     one to the next layer's attention output, which that attention does not see itself: approximate.
     """
-    added = constants(bound)
-    hook = after_constants(added)
+    added = summed_constants(bound)
+    hook = constant_hook(added)
     if any(port.norm for port in anatomy.writes):
         raise EditError(
             f"{anatomy.kind} puts a norm after its MLP, where a bias would be scaled: {_INSTEAD}"
         )
     slots = {n: _slot(anatomy, n) for n in added}
     if all(slots.values()):
-        return Plan("bias", {slot: _plus(v) for n, v in added.items() if (slot := slots[n])}, hook)
+        return BakePlan(
+            "bias", {slot: _plus(v) for n, v in added.items() if (slot := slots[n])}, hook
+        )
     if getattr(config, "mlp_bias", None) is False and (
         new := _made_by(anatomy, config, "mlp_bias")
     ):
         places = {f"layers.{n}.mlp.down_proj.bias": v for n, v in added.items()}
-        return Plan("bias", {}, hook, new=_filled(anatomy, new, places), flags={"mlp_bias": True})
+        return BakePlan(
+            "bias", {}, hook, new=_filled(anatomy, new, places), flags={"mlp_bias": True}
+        )
     if getattr(config, "attention_bias", None) is False and (
         new := _made_by(anatomy, config, "attention_bias")
     ):
@@ -43,10 +53,10 @@ def plan_biases(anatomy: Anatomy, config: Any, bound: Sequence[Bound]) -> Plan:
     raise EditError(f"{anatomy.kind} has no bias where a constant could stand: {_INSTEAD}")
 
 
-def _plus(v: Float[Tensor, "d_model"]) -> Change:
+def _plus(v: Float[Tensor, "d_model"]) -> WeightUpdate:
     """Only adds; what rounding loses is looked at along v."""
     along = (v / v.norm())[:, None]
-    return Change(-1, along, torch.zeros_like(along), torch.zeros(1, dtype=v.dtype), v)
+    return WeightUpdate(-1, along, torch.zeros_like(along), torch.zeros(1, dtype=v.dtype), v)
 
 
 def _slot(anatomy: Anatomy, layer: int) -> str | None:
@@ -82,7 +92,7 @@ def _filled(
 
 def _on_attention(
     anatomy: Anatomy, new: Mapping[str, tuple[int, ...]], added: Mapping[int, Tensor], hook: Any
-) -> Plan:
+) -> BakePlan:
     places: dict[str, Tensor] = {}
     for layer, v in added.items():
         # The next attention that has an output bias; of a hybrid's layers not each one is.
@@ -94,6 +104,6 @@ def _on_attention(
             )
         places[place] = places[place] + v if place in places else v
     why = "the constant enters after the next attention, which does not see it"
-    return Plan(
+    return BakePlan(
         "bias", {}, hook, why, new=_filled(anatomy, new, places), flags={"attention_bias": True}
     )

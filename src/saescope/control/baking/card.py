@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saescope.control.baking.baked import Baked
-from saescope.control.baking.methods import Plan
+from saescope.control.baking.bake_result import BakeResult
+from saescope.control.baking.methods import BakePlan
 from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
@@ -30,7 +30,7 @@ def copied_files(files: Files) -> list[str]:
     return [name for name in (*TOKENIZER_FILES, *_ALSO) if name in files.names()]
 
 
-def config_text(files: Files, plan: Plan) -> str:
+def config_text(files: Files, plan: BakePlan) -> str:
     """The checkpoint's config.json with what the plan changes of it."""
     path = files.path(CONFIG)
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def notes(anatomy: Anatomy, edits: Sequence[Edit], saes: Sequence[Sae]) -> list[
     return found
 
 
-def record(files: Files, saes: Sequence[Sae], baked: Baked, staging: Path) -> dict[str, Any]:
+def record(files: Files, saes: Sequence[Sae], baked: BakeResult, staging: Path) -> dict[str, Any]:
     """The manifest: what went in, what was done, what was measured, and hashes of what came out."""
     inputs = [
         name for name in sorted(files.names()) if name == CONFIG or name.endswith(".safetensors")

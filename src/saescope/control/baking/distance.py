@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.control.baking.maps import Map
-from saescope.control.baking.methods import Hook
+from saescope.control.baking.methods import ResidualHook
+from saescope.control.baking.residual_map import ResidualMap
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
 from saescope.engine.logits import Logits, last_residuals
@@ -44,7 +44,7 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RecordedOutputs:
     """Neutral text as a model read it in one way: the last residuals, and how they become logits."""
 
     resid: Float[Tensor, "n d_model"]
@@ -52,26 +52,26 @@ class Reading:
     head: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def reading(
+def record_outputs(
     lm: LM,
     logits: Logits,
     rows: Rows,
     anatomy: Anatomy,
-    hook: Hook | AbstractContextManager[Any] | None = None,
-) -> Reading:
+    hook: ResidualHook | AbstractContextManager[Any] | None = None,
+) -> RecordedOutputs:
     """Read rows under a hook; one at the final norm is put there again when logits are asked for."""
-    if not isinstance(hook, Hook):
+    if not isinstance(hook, ResidualHook):
         with hook or nullcontext():
-            return Reading(last_residuals(lm, rows), logits)
+            return RecordedOutputs(last_residuals(lm, rows), logits)
     final = hook.outputs.get(str(anatomy.head.norm))
     with hooked(lm, anatomy, hook):
         resid = last_residuals(lm, rows)
-    return Reading(
+    return RecordedOutputs(
         resid, logits, (lambda: replaced([(logits.norm, final)])) if final else nullcontext
     )
 
 
-def hooked(lm: LM, anatomy: Anatomy, hook: Hook) -> AbstractContextManager[None]:
+def hooked(lm: LM, anatomy: Anatomy, hook: ResidualHook) -> AbstractContextManager[None]:
     """A method's hook on an LM's blocks; what it does at the final norm is not among them."""
 
     def module(site: str) -> nn.Module:
@@ -81,13 +81,13 @@ def hooked(lm: LM, anatomy: Anatomy, hook: Hook) -> AbstractContextManager[None]
             else lm.decoder.get_submodule(site)
         )
 
-    at_blocks: list[tuple[nn.Module, Map]] = [
+    at_blocks: list[tuple[nn.Module, ResidualMap]] = [
         (module(site), m) for site, m in hook.outputs.items() if site != anatomy.head.norm
     ]
     return replaced(at_blocks, [(lm.blocks[0], hook.first)] if hook.first else [])
 
 
-def distance(first: Reading, second: Reading) -> Distance:
+def distance(first: RecordedOutputs, second: RecordedOutputs) -> Distance:
     """KL(first ‖ second) over all tokens."""
     kls, flips = [], []
     pairs = zip(first.resid.split(_TOKENS), second.resid.split(_TOKENS), strict=True)
@@ -101,6 +101,6 @@ def distance(first: Reading, second: Reading) -> Distance:
     return Distance(len(kl), float(kl.mean()), float(p95), float(p99), float(kl.max()), share)
 
 
-def _log_softmax(of: Reading, resid: Tensor) -> Float[Tensor, "n vocab"]:
+def _log_softmax(of: RecordedOutputs, resid: Tensor) -> Float[Tensor, "n vocab"]:
     with of.head():
         return torch.log_softmax(of.logits(resid).double().cpu(), dim=-1)

@@ -9,18 +9,17 @@ bias             a constant on the layer's MLP output: exactly `add` after the l
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.maps import Map, projection, readout_clamp, shift
+from saescope.control.baking.residual_map import ResidualMap, projection, readout_clamp, shift
+from saescope.control.baking.settings import Method
 from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.errors import EditError
 
-Method = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
 OPS: Mapping[Method, tuple[str, ...]] = {
     "every-write": ("project", "readout_clamp"),
     "readers-above": ("project",),
@@ -38,7 +37,7 @@ _SCALED = "a norm after the weights gives each write its size, so its direction 
 
 
 @dataclass(frozen=True)
-class Bound:
+class EditVectors:
     """An edit with its vectors in float64: what it reads with (w, b) and what it writes along (d)."""
 
     edit: Edit
@@ -48,7 +47,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Change:
+class WeightUpdate:
     """What becomes of a tensor along its axis on the residual: W − spread·diag(s)·(contractᵀ W) there, + k.
 
     Writers are multiplied by a map from the left (contract V, spread U), readers from the right (contract U, spread V).
@@ -62,16 +61,16 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Hook:
+class ResidualHook:
     """What a method is equal or near to: maps of modules' outputs, and of what the first block is given."""
 
-    words: str
-    outputs: Mapping[str, Map] = field(default_factory=dict)
-    first: Map | None = None
+    description: str
+    outputs: Mapping[str, ResidualMap] = field(default_factory=dict)
+    first: ResidualMap | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
+class BakePlan:
     """The changes by stored name, tensors that are new, whether the lm_head is parted from the embedding, the hook.
 
     `exact` says that but for rounding the result is the hook; `why_not` is why it is not. `flags` are set in
@@ -79,12 +78,12 @@ class Plan:
     """
 
     method: Method
-    changes: Mapping[str, Change]
-    hook: Hook
+    changes: Mapping[str, WeightUpdate]
+    hook: ResidualHook
     why_not: str | None = None
     new: Mapping[str, tuple[tuple[int, ...], Tensor | None]] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
-    head: Change | None = None
+    head: WeightUpdate | None = None
     unties: bool = False
 
     @property
@@ -93,7 +92,7 @@ class Plan:
         return self.why_not is None
 
 
-def choose_method(bound: Sequence[Bound], wanted: Method | None) -> Method:
+def choose_method(bound: Sequence[EditVectors], wanted: Method | None) -> Method:
     """The method asked for, or the usual one of these ops; raises EditError where it does not take them."""
     ops = {one.edit.op for one in bound}
     if len(ops) > 1:
@@ -108,13 +107,13 @@ def choose_method(bound: Sequence[Bound], wanted: Method | None) -> Method:
     return method
 
 
-def make_plan(
+def plan_projection(
     method: Method,
     anatomy: Anatomy,
     gains: Mapping[str, Tensor],
-    bound: Sequence[Bound],
+    bound: Sequence[EditVectors],
     scale: float = 1.0,
-) -> Plan:
+) -> BakePlan:
     """The plan of a method that projects; `gains` are γ of the norms it passes, `scale` what token embeddings are
     multiplied by.
     """
@@ -131,7 +130,7 @@ def make_plan(
             raise ValueError("a bias is planned by `biases`")
 
 
-def _map_of(bound: Sequence[Bound]) -> Map:
+def _map_of(bound: Sequence[EditVectors]) -> ResidualMap:
     if bound[0].edit.op == "readout_clamp":
         w, b, d = (torch.stack([getattr(one, name) for one in bound]) for name in ("w", "b", "d"))
         return readout_clamp(
@@ -140,11 +139,11 @@ def _map_of(bound: Sequence[Bound]) -> Map:
     return projection([one.d for one in bound], [one.edit.amount for one in bound])
 
 
-def _maps(bound: Sequence[Bound]) -> Callable[[Callable[[int], bool]], Map | None]:
+def _maps(bound: Sequence[EditVectors]) -> Callable[[Callable[[int], bool]], ResidualMap | None]:
     """The map of those edits whose layer fits, each made once."""
-    made: dict[tuple[int, ...], Map] = {}
+    made: dict[tuple[int, ...], ResidualMap] = {}
 
-    def of(fits: Callable[[int], bool]) -> Map | None:
+    def of(fits: Callable[[int], bool]) -> ResidualMap | None:
         chosen = tuple(n for n, one in enumerate(bound) if fits(one.edit.layer))
         if chosen and chosen not in made:
             made[chosen] = _map_of([bound[n] for n in chosen])
@@ -153,35 +152,35 @@ def _maps(bound: Sequence[Bound]) -> Callable[[Callable[[int], bool]], Map | Non
     return of
 
 
-def written(port: Port, m: Map, gains: Mapping[str, Tensor]) -> Change:
+def written(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
     """The change of a parameter that writes, past the norm that may follow it."""
     m = m if port.norm is None else m.linear.before_norm(gains[port.norm])
-    return Change(port.axis, m.V, m.U, m.s)
+    return WeightUpdate(port.axis, m.V, m.U, m.s)
 
 
-def read(port: Port, m: Map, gains: Mapping[str, Tensor]) -> Change:
+def read(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
     """The change of a parameter that reads, past the norm before it."""
     m = m.linear if port.norm is None else m.linear.after_norm(gains[port.norm])
-    return Change(port.axis, m.U, m.V, m.s)
+    return WeightUpdate(port.axis, m.U, m.V, m.s)
 
 
-def _each(changes: Iterator[tuple[Port, Change]]) -> dict[str, Change]:
+def _each(changes: Iterator[tuple[Port, WeightUpdate]]) -> dict[str, WeightUpdate]:
     return {name: change for port, change in changes for name in port.stored}
 
 
 def _every_write(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], scale: float
-) -> Plan:
+    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors], scale: float
+) -> BakePlan:
     m = _map_of(bound)
     changes = _each((port, written(port, m, gains)) for port in anatomy.writes)
     if m.k is not None:
         for name in anatomy.embedding.stored:
-            changes[name] = Change(-1, m.V, m.U, m.s, m.k / scale)
+            changes[name] = WeightUpdate(-1, m.V, m.U, m.s, m.k / scale)
     normed = any(port.norm for port in anatomy.writes)
-    return Plan(
+    return BakePlan(
         method="every-write",
         changes=changes,
-        hook=Hook(
+        hook=ResidualHook(
             f"{bound[0].edit.op} at every write: the embedding and what every attention and MLP adds",
             {site: m.linear for _, site in anatomy.sites},
             first=m,
@@ -192,8 +191,8 @@ def _every_write(
 
 
 def _readers(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound], *, above: bool
-) -> Plan:
+    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors], *, above: bool
+) -> BakePlan:
     maps = _maps(bound)
     last = anatomy.n_layers - 1
     if not above and (beyond := [one for one in bound if one.edit.layer == last]):
@@ -201,50 +200,54 @@ def _readers(
             f"edit of {beyond[0].edit.name}: after the last layer there is no next one; use readers-above"
         )
 
-    def at(layer: int) -> Map | None:
+    def at(layer: int) -> ResidualMap | None:
         return maps(lambda own: own < layer) if above else maps(lambda own: own + 1 == layer)
 
     changes = _each((port, read(port, m, gains)) for port in anatomy.reads if (m := at(port.layer)))
     if not above:
-        return Plan(
+        return BakePlan(
             "next-layer", changes, _after_layers(bound), "the residual passes the next layer by"
         )
     ports = (*anatomy.reads, anatomy.head)
     norms = {p.norm: m.after_norm(gains[p.norm]) for p in ports if p.norm and (m := at(p.layer))}
     head = at(anatomy.n_layers)
-    return Plan(
+    return BakePlan(
         method="readers-above",
         changes=changes,
-        hook=Hook("project after every norm above the layer, the final one included", norms),
+        hook=ResidualHook(
+            "project after every norm above the layer, the final one included", norms
+        ),
         head=None if head is None else read(anatomy.head, head, gains),
         unties=anatomy.tied,
     )
 
 
-def _writers_up_to(anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[Bound]) -> Plan:
+def _writers_up_to(
+    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors]
+) -> BakePlan:
     maps = _maps(bound)
 
-    def at(layer: int) -> Map | None:
+    def at(layer: int) -> ResidualMap | None:
         return maps(lambda own: own >= layer)
 
     changes = _each(
         (port, written(port, m, gains)) for port in anatomy.writes if (m := at(port.layer))
     )
     why = "the layers up to it read an edited residual too"
-    return Plan("writers-up-to", changes, _after_layers(bound), why, unties=anatomy.tied)
+    return BakePlan("writers-up-to", changes, _after_layers(bound), why, unties=anatomy.tied)
 
 
-def _after_layers(bound: Sequence[Bound]) -> Hook:
+def _after_layers(bound: Sequence[EditVectors]) -> ResidualHook:
     """The edits where they say: after their layers, at every position."""
     layers = sorted({one.edit.layer for one in bound})
     maps = {n: _map_of([one for one in bound if one.edit.layer == n]) for n in layers}
-    return Hook(
+    return ResidualHook(
         f"project after layer {', '.join(map(str, layers))}",
         {f"block {n}": m for n, m in maps.items()},
     )
 
 
-def constants(bound: Sequence[Bound]) -> dict[int, Float[Tensor, "d_model"]]:
+def summed_constants(bound: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d_model"]]:
     """What `add` edits add after each layer."""
     total: dict[int, Tensor] = {}
     for one in bound:
@@ -253,7 +256,9 @@ def constants(bound: Sequence[Bound]) -> dict[int, Float[Tensor, "d_model"]]:
     return total
 
 
-def after_constants(added: Mapping[int, Tensor]) -> Hook:
+def constant_hook(added: Mapping[int, Tensor]) -> ResidualHook:
     """The `add` edits as a hook at every position."""
     where = ", ".join(map(str, sorted(added)))
-    return Hook(f"add after layer {where}", {f"block {n}": shift(v) for n, v in added.items()})
+    return ResidualHook(
+        f"add after layer {where}", {f"block {n}": shift(v) for n, v in added.items()}
+    )

@@ -49,7 +49,7 @@ def output_scores(
     found = {}
     for feature, amount in amounts.items():
         own = _own_tokens(lm, saes, feature)
-        with steered(lm, [Edit(feature, "add", amount)], saes):
+        with steered(lm, saes, [Edit(feature, "add", amount)]):
             amplified = _last(lm, rows)
         found[feature] = _score(own, base, amplified, [text(token) for token in own.tolist()])
     return found

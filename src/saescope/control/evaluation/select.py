@@ -313,7 +313,7 @@ def _greedy(
         return []
     while len(steps) < most and on.effect(steps[-1][1]) < 1:
         edits, row = steps[-1]
-        taken = {edit.at for edit in edits}
+        taken = {edit.target_feature for edit in edits}
         more = [
             (*edits, edit)
             for feature, each in tries.items()

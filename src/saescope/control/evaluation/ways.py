@@ -55,7 +55,7 @@ class Way:
     def enter(self, lm: LM, saes: Sequence[Sae]) -> AbstractContextManager[Receipt | None]:
         """A block in which the model is edited this way."""
         return (
-            steered(lm, self.edits, saes, random_directions=self.turned)
+            steered(lm, saes, self.edits, random_directions=self.turned)
             if self.edits
             else nullcontext()
         )
@@ -188,7 +188,7 @@ def other_features(
     chosen = []
     for _ in range(draws):
         one = _draw(edits, counts, used, max(_NEAR, 2 * draws * len(edits)), rng)
-        used |= {edit.at for edit in one}
+        used |= {edit.target_feature for edit in one}
         chosen.append(one)
     return chosen
 
@@ -200,11 +200,11 @@ def _draw(
     near: int,
     rng: np.random.Generator,
 ) -> tuple[Edit, ...]:
-    taken = {edit.at for edit in edits}
+    taken = {edit.target_feature for edit in edits}
     chosen = []
     for edit in edits:
         layer, fired = edit.layer, counts[edit.layer]
-        order = np.argsort(np.abs(fired - fired[edit.at.id]), kind="stable").tolist()
+        order = np.argsort(np.abs(fired - fired[edit.target_feature.id]), kind="stable").tolist()
         free = [Feature(layer, n) for n in order if fired[n] and Feature(layer, n) not in taken][
             :near
         ]

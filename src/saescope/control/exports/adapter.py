@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.methods import Change, Plan
+from saescope.control.baking.methods import BakePlan, WeightUpdate
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.pages import give_back, mapped_pages
@@ -46,7 +46,7 @@ class Factors:
         return self.port.name.rpartition(".")[0]
 
 
-def factors(anatomy: Anatomy, shards: Shards, plan: Plan) -> tuple[list[Factors], int]:
+def factors(anatomy: Anatomy, shards: Shards, plan: BakePlan) -> tuple[list[Factors], int]:
     """The factors of every matrix that writes, one weight read at a time; and how many biases write beside them."""
     made, biases = [], 0
     for port in anatomy.writes:
@@ -70,7 +70,7 @@ def _kind(port: Port, A: Tensor) -> Kind:
     return "conv1d" if port.axis == -1 else "linear"
 
 
-def _contracted(shards: Shards, name: str, change: Change) -> Tensor:
+def _contracted(shards: Shards, name: str, change: WeightUpdate) -> Tensor:
     """diag(s)·contractᵀ·W, W's axis of the residual first: (rank, width), (expert, rank, width), of a bias (rank,)."""
     W, C = shards.tensor(name), (change.contract * change.s).float()
     if W.ndim == 1:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from saescope.control.baking.distance import distance
-from saescope.control.baking.methods import after_constants
+from saescope.control.baking.methods import constant_hook
 from saescope.control.edits import Edit
 from saescope.control.exports.exported import Exported
 from saescope.control.exports.measuring import Progress, Reader
@@ -109,8 +109,8 @@ def _measure(
     reader: Reader, layers: Mapping[int, Vector], edits: Sequence[Edit], saes: Sequence[Sae]
 ) -> dict[str, Any]:
     """How far the control vector is from the edits as they are steered, and from the model without them."""
-    hook = after_constants({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
-    vector, edited, base = reader.read([hook, steered(reader.lm, edits, saes), None])
+    hook = constant_hook({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
+    vector, edited, base = reader.read([hook, steered(reader.lm, saes, edits), None])
     far = {"kl_steered_vector": edited, "kl_base_vector": base}
     return {name: distance(one, vector).to_dict() for name, one in far.items()}
 

@@ -15,10 +15,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.bakeable import bound_edits, why_not
+from saescope.control.baking.anatomy_check import check_anatomy
 from saescope.control.baking.distance import distance
-from saescope.control.baking.methods import Plan, make_plan
-from saescope.control.baking.proof import prove
+from saescope.control.baking.eligibility import edit_vectors, why_not_bakeable
+from saescope.control.baking.methods import BakePlan, plan_projection
 from saescope.control.edits import Edit
 from saescope.control.exports.adapter import (
     Factors,
@@ -66,7 +66,7 @@ def export_lora(
     """
     out = Path(out).expanduser()
     refuse_existing(out)
-    wanted = [edit for edit in edits if not edit.changes_nothing]
+    wanted = [edit for edit in edits if not edit.is_noop]
     _refuse(wanted)
     files = open_files(str(model), offline=offline)
     anatomy, shards = read_anatomy(files), Shards.open(files)
@@ -125,7 +125,7 @@ def _refuse(edits: Sequence[Edit]) -> None:
             raise EditError(
                 f"edit of {edit.name}: a LoRA has no place for a constant: use --format gguf, or steer it"
             )
-        if (why := why_not(edit)) is not None or edit.op != "project":
+        if (why := why_not_bakeable(edit)) is not None or edit.op != "project":
             why = why or f"{edit.op} moves the residual to a target, which a low rank cannot"
             raise EditError(
                 f'edit of {edit.name}: {why}; export its direction as "{edit.name} project 1", or steer it at run time'
@@ -139,18 +139,18 @@ def _plan(
     edits: Sequence[Edit],
     saes: Sequence[Sae],
     device: Device,
-) -> Plan:
+) -> BakePlan:
     """How each writer is projected, once it is shown by numbers that every writer is known."""
-    bound = bound_edits(edits, saes, anatomy)
+    bound = edit_vectors(edits, saes, anatomy)
     gains = norm_gains(shards, anatomy, anatomy.norms(writes=True, reads=False))
     lm = load_lm(files.source, [anatomy.last_kind], device=device, streamed=True)
-    prove(lm, anatomy, gains, reads=False)
-    return make_plan("every-write", anatomy, gains, bound)
+    check_anatomy(lm, anatomy, gains, reads=False)
+    return plan_projection("every-write", anatomy, gains, bound)
 
 
 def _measure(
     read: Callable[[DType], Reader],
-    plan: Plan,
+    plan: BakePlan,
     made: Sequence[Factors],
     edits: Sequence[Edit],
     saes: Sequence[Sae],
@@ -159,7 +159,7 @@ def _measure(
     reader = read("float32")
     lm = reader.lm
     adapter, hook, edited, base = reader.read(
-        [adapted(lm, made), plan.hook, steered(lm, edits, saes), None]
+        [adapted(lm, made), plan.hook, steered(lm, saes, edits), None]
     )
     far = {"kl_hook_adapter": hook, "kl_steered_adapter": edited, "kl_base_adapter": base}
     left = {"float32": _left(plan, base.resid, adapter.resid)}
@@ -175,7 +175,7 @@ def _measure(
 
 
 def _left(
-    plan: Plan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
+    plan: BakePlan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
 ) -> float:
     """Size of the component along the directions in the last residuals, with the adapter as a share of without."""
     assert plan.hook.first is not None

@@ -7,8 +7,8 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.distance import Reading, reading
-from saescope.control.baking.methods import Hook
+from saescope.control.baking.distance import RecordedOutputs, record_outputs
+from saescope.control.baking.methods import ResidualHook
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM, Device, DType, load_lm
 from saescope.engine.logits import Logits, last_residuals
@@ -40,12 +40,14 @@ class Reader:
         self._rows = [prompt_ids(self.lm, prompt) for prompt in text]
         self._progress = progress
 
-    def read(self, ways: Sequence[Hook | AbstractContextManager[Any] | None]) -> list[Reading]:
+    def read(
+        self, ways: Sequence[ResidualHook | AbstractContextManager[Any] | None]
+    ) -> list[RecordedOutputs]:
         """The text under each hook or within each block."""
         logits = Logits(self._shards, self._anatomy, self.lm.device)
         found = []
         for way in ways:
-            found.append(reading(self.lm, logits, self._rows, self._anatomy, way))
+            found.append(record_outputs(self.lm, logits, self._rows, self._anatomy, way))
             if self._progress:
                 self._progress(len(found), len(ways))
         return found

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.edits import Edit
-from saescope.control.formulae import bind
+from saescope.control.formulae import bind_edits
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
@@ -24,4 +24,7 @@ def vectors(
     found: dict[int, list[Edit]] = {}
     for edit in edits:
         found.setdefault(edit.layer, []).append(edit)
-    return {layer: (of, bind(of, sae_of.get(layer)).d.cpu()) for layer, of in sorted(found.items())}
+    return {
+        layer: (of, bind_edits(of, sae_of.get(layer)).d.cpu())
+        for layer, of in sorted(found.items())
+    }

@@ -18,7 +18,7 @@ from saescope.surfaces.cli.judging import flat_prompts
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.control.baking.baked import Baked
+    from saescope.control.baking.bake_result import BakeResult
 
 MethodName = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
 
@@ -69,17 +69,16 @@ def bake(
     saes = saes_for(wanted, chosen)
     model = chosen.names()[0] if saes or chosen.sae else chosen.model or EMBEDDED_PAIR[0]
     from saescope.control.baking.bake import bake as bake_edits
+    from saescope.control.baking.settings import BakeSettings
 
     with _stages() as advance:
         baked = bake_edits(
             model,
-            wanted.edits,
             saes,
-            out=out,
-            method=baking.method,
-            convert=baking.as_,
+            wanted.edits,
+            out,
+            BakeSettings(method=baking.method, convert=baking.as_, measure=measure),
             neutral=text,
-            measure=measure,
             device=chosen.device,
             offline=chosen.offline,
             progress=advance,
@@ -109,7 +108,7 @@ def _stages() -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def show_baked(console: Console, baked: "Baked") -> None:
+def show_baked(console: Console, baked: "BakeResult") -> None:
     """What was written, its label, and the distances."""
     why = "" if baked.why_not is None else f": {baked.why_not}"
     console.print(f"{baked.out}: {baked.method}, [bold]{baked.label}[/bold]{cell(why)}")

@@ -88,7 +88,7 @@ def _steer() -> dict[str, Any]:
     )
     turns = [{"role": m.role, "content": m.content} for m in asked]
     base = lm.generate(turns, thinking=False)
-    with steered(lm, [edit], [sae]) as receipt:
+    with steered(lm, [sae], [edit]) as receipt:
         changed = lm.generate(turns, thinking=False)
     return {"prompt": turns[-1]["content"], "edit": DECLINING, "base": base, "steered": changed,
             "receipt": receipt.to_dict()}  # fmt: skip

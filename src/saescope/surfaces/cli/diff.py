@@ -50,11 +50,11 @@ def diff(
 
 def _directions(wanted: EditSet, inputs: Inputs) -> list[Any]:
     saes = saes_for(wanted, inputs_for(wanted, inputs))
-    from saescope.control.formulae import bind
+    from saescope.control.formulae import bind_edits
 
     of = {sae.spec.layer: sae for sae in saes}
     return [
-        bind([one], of.get(one.layer) if one.feature is not None else None).d[0]
+        bind_edits([one], of.get(one.layer) if one.feature is not None else None).d[0]
         for one in wanted.edits
     ]
 

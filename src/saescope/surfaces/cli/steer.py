@@ -98,7 +98,7 @@ def steer(
 
     with _side_by_side(lm, quiet=json) as (left, right):
         base = write(left)
-        with steered(lm, wanted.edits, saes) as receipt:
+        with steered(lm, saes, wanted.edits) as receipt:
             changed = write(right)
     if json:
         print_json({"base": base, "steered": changed, "receipt": receipt.to_dict()})

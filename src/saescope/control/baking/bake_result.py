@@ -6,9 +6,9 @@ from typing import Any, final
 
 import numpy as np
 
+from saescope.control.baking.checkpoint_writer import RoundingLoss
 from saescope.control.baking.distance import Distance
-from saescope.control.baking.methods import Method
-from saescope.control.baking.surgery import Rounding
+from saescope.control.baking.settings import Method
 from saescope.table import Table
 
 MANIFEST = "saescope_bake.json"
@@ -16,7 +16,7 @@ MANIFEST = "saescope_bake.json"
 
 @final
 @dataclass(frozen=True)
-class Baked(Table):
+class BakeResult(Table):
     """A checkpoint with edits in its weights: how, whether that is exactly the hook, and how far it is measured to be.
 
     `kl_hook_baked` compares it with the method's own hook (of edits that were converted, with the edits themselves);
@@ -34,7 +34,7 @@ class Baked(Table):
     kl_hook_baked: Distance | None
     kl_steered_baked: Distance | None
     kl_base_baked: Distance | None
-    rounding: list[Rounding]
+    rounding: list[RoundingLoss]
     notes: list[str]
     files: list[str]
 
@@ -44,7 +44,7 @@ class Baked(Table):
         return "exact" if self.exact else "approximate"
 
     @property
-    def worst_rounding(self) -> Rounding | None:
+    def worst_rounding(self) -> RoundingLoss | None:
         """The tensor whose change lost most to its stored dtype."""
         return max(self.rounding, key=lambda one: one.lost, default=None)
 

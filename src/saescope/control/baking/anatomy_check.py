@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from saescope.control.baking.maps import projection
-from saescope.control.baking.methods import Change, read, written
-from saescope.control.baking.surgery import Loss, changed
+from saescope.control.baking.checkpoint_writer import RoundingSums, updated
+from saescope.control.baking.methods import WeightUpdate, read, written
+from saescope.control.baking.residual_map import projection
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.stream import run_alone
@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3  # of the largest value a block adds: far above float32's nois
 _POSITIONS = 8
 
 
-def prove(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool) -> None:
+def check_anatomy(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool) -> None:
     """Raises SourceError where something writes to the residual (or, if `reads`, reads it) that is not known.
 
     `lm` is streamed and reaches up to the last kind of block.
@@ -57,7 +57,7 @@ def prove(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool)
 
 
 def _run(
-    lm: LM, layer: int, changes: Mapping[Port, Change], given: Sequence[Tensor]
+    lm: LM, layer: int, changes: Mapping[Port, WeightUpdate], given: Sequence[Tensor]
 ) -> list[Tensor]:
     """What the changed block adds to each residual."""
     path = next(name for name, module in lm.model.named_modules() if module is lm.blocks)
@@ -66,7 +66,7 @@ def _run(
         state = {name: tensor.float() for name, tensor in block.state_dict().items()}
         for port, change in changes.items():
             name = port.name.removeprefix(f"{path}.{layer}.")
-            pieces = [piece.flatten() for piece in changed(state[name], change, Loss())]
+            pieces = [piece.flatten() for piece in updated(state[name], change, RoundingSums())]
             state[name] = torch.cat(pieces).reshape(state[name].shape)
         block.load_state_dict(state, assign=True)
 

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
-from saescope.control.baking.methods import Bound
+from saescope.control.baking.methods import EditVectors
 from saescope.control.edits import Edit
-from saescope.control.formulae import bind
+from saescope.control.formulae import bind_edits
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
-Nearest = Literal["project"]
 
-
-def why_not(edit: Edit) -> str | None:
+def why_not_bakeable(edit: Edit) -> str | None:
     """Why no weights do what the edit does; None where some do."""
     if edit.op in ("scale", "clamp"):
         return f"{edit.op} acts by how strongly the feature fires, and no stock weights do that"
@@ -27,14 +24,14 @@ def why_not(edit: Edit) -> str | None:
     return None
 
 
-def looks_elsewhere(edit: Edit) -> bool:
+def reads_another_layer(edit: Edit) -> bool:
     """Whether the edit's condition is of another layer, so that a streamed model cannot be steered by it."""
     return edit.condition is not None and edit.condition.feature.layer != edit.layer
 
 
-def nearest(edit: Edit) -> Edit:
+def nearest_bakeable(edit: Edit) -> Edit:
     """The edit that weights can take over and that is nearest; raises EditError where none comes near."""
-    if why_not(edit) is None:
+    if why_not_bakeable(edit) is None:
         return edit
     if edit.op in ("add", "project", "readout_clamp"):
         return replace(edit, scope="all", when=None)
@@ -50,7 +47,7 @@ def nearest(edit: Edit) -> Edit:
     )
 
 
-def bound_edits(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) -> list[Bound]:
+def edit_vectors(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) -> list[EditVectors]:
     """The edits with their vectors; raises EditError for one that is not of this model."""
     sae_of = {sae.spec.layer: sae for sae in saes}
     found = []
@@ -58,10 +55,10 @@ def bound_edits(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) ->
         if edit.layer >= anatomy.n_layers:
             raise EditError(f"edit of {edit.name}: the model has layers 0-{anatomy.n_layers - 1}")
         own = sae_of.get(edit.layer) if edit.feature is not None else None
-        one = bind([edit], own, torch.float64, torch.device("cpu"))
+        one = bind_edits([edit], own, torch.float64, torch.device("cpu"))
         if one.d.shape[1] != anatomy.d_model:
             raise EditError(
                 f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
             )
-        found.append(Bound(edit, one.reader.w[0], one.reader.b[0], one.d[0]))
+        found.append(EditVectors(edit, one.reader.w[0], one.reader.b[0], one.d[0]))
     return found

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.methods import Change
+from saescope.control.baking.methods import WeightUpdate
 from saescope.control.staging import write_synced
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.shards import WIDTHS, Place, Shards
@@ -28,7 +28,7 @@ _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", to
 
 
 @dataclass(frozen=True)
-class Rounding:
+class RoundingLoss:
     """What the stored dtype lost of one tensor's intended change: |meant − done| / |meant|, along the direction.
 
     Of a projection by strength 1 it is the share of the component that survives.
@@ -39,7 +39,7 @@ class Rounding:
 
 
 @dataclass(frozen=True)
-class New:
+class NewTensor:
     """A tensor that the checkpoint did not have: a changed copy of another, or zeros or one row of values.
 
     It goes into the file of its `beside`.
@@ -48,19 +48,19 @@ class New:
     name: str
     beside: str
     copied: str | None = None
-    change: Change | None = None
+    change: WeightUpdate | None = None
     shape: tuple[int, ...] = ()
     values: Tensor | None = None
 
 
-def rewrite(
+def write_checkpoint(
     shards: Shards,
     out: Path,
-    changes: Mapping[str, Change],
-    new: Sequence[New] = (),
+    changes: Mapping[str, WeightUpdate],
+    new: Sequence[NewTensor] = (),
     drop: Sequence[str] = (),
     progress: Progress | None = None,
-) -> list[Rounding]:
+) -> list[RoundingLoss]:
     """Write every file of the checkpoint into `out`, with changes, and the index where there was one.
 
     Tensors of `drop` are left out. Raises SourceError for a change of a tensor that holds no floating point numbers.
@@ -70,7 +70,7 @@ def rewrite(
             raise SourceError(
                 f"{shards.files.name}: {name} is stored as {dtype}, which is not edited"
             )
-    roundings: list[Rounding] = []
+    roundings: list[RoundingLoss] = []
     done, total = 0, output_bytes(shards, new, drop)
     for shard in shards.names:
         kept = [(name, place) for name, place in shards.within(shard) if name not in drop]
@@ -92,7 +92,7 @@ def rewrite(
     return roundings
 
 
-def output_bytes(shards: Shards, new: Sequence[New] = (), drop: Sequence[str] = ()) -> int:
+def output_bytes(shards: Shards, new: Sequence[NewTensor] = (), drop: Sequence[str] = ()) -> int:
     """What the tensors will take on disk."""
     return (
         shards.bytes
@@ -101,7 +101,7 @@ def output_bytes(shards: Shards, new: Sequence[New] = (), drop: Sequence[str] = 
     )
 
 
-def _place_of(shards: Shards, one: New) -> Place:
+def _place_of(shards: Shards, one: NewTensor) -> Place:
     like = shards.places[one.copied or one.beside]
     shape = like.shape if one.copied else one.shape
     place = Place(like.shard, like.dtype, shape, 0, 0)
@@ -109,7 +109,7 @@ def _place_of(shards: Shards, one: New) -> Place:
 
 
 def _header(
-    shards: Shards, shard: str, kept: Sequence[tuple[str, Place]], added: Sequence[New]
+    shards: Shards, shard: str, kept: Sequence[tuple[str, Place]], added: Sequence[NewTensor]
 ) -> bytes:
     """The safetensors format: the header's length, JSON padded to 8 bytes; the values follow."""
     header: dict[str, Any] = {"__metadata__": dict(shards.metadata[shard]) or {"format": "pt"}}
@@ -127,21 +127,21 @@ def _header(
 
 
 def _write(
-    file: BinaryIO, shards: Shards, source: str, name: str, change: Change | None
-) -> list[Rounding]:
+    file: BinaryIO, shards: Shards, source: str, name: str, change: WeightUpdate | None
+) -> list[RoundingLoss]:
     """One tensor of the source, changed or as it is, and what rounding lost of the change."""
     if change is None:
         _copy(shards, shards.places[source], file)
         return []
     tensor = shards.tensor(source)
-    loss = Loss()
-    for piece in changed(tensor, change, loss):
+    loss = RoundingSums()
+    for piece in updated(tensor, change, loss):
         _put(file, piece)
     give_back(mapped_pages([tensor]))
-    return [Rounding(name, loss.share)] if loss.meant > 0 else []
+    return [RoundingLoss(name, loss.share)] if loss.meant > 0 else []
 
 
-def _write_new(file: BinaryIO, shards: Shards, one: New) -> list[Rounding]:
+def _write_new(file: BinaryIO, shards: Shards, one: NewTensor) -> list[RoundingLoss]:
     if one.copied is not None:
         return _write(file, shards, one.copied, one.name, one.change)
     dtype = next(kind for kind, name in _NAMES.items() if name == _place_of(shards, one).dtype)
@@ -169,7 +169,7 @@ def _copy(shards: Shards, place: Place, to: BinaryIO) -> None:
             left -= n
 
 
-def _write_index(shards: Shards, path: Path, new: Sequence[New], drop: Sequence[str]) -> None:
+def _write_index(shards: Shards, path: Path, new: Sequence[NewTensor], drop: Sequence[str]) -> None:
     index = json.loads(shards.files.path(INDEX).read_text(encoding="utf-8"))
     index["weight_map"] = {
         name: shard for name, shard in index["weight_map"].items() if name not in drop
@@ -183,7 +183,7 @@ def _write_index(shards: Shards, path: Path, new: Sequence[New], drop: Sequence[
 
 
 @dataclass
-class Loss:
+class RoundingSums:
     """Sums of squares of what was meant to change along the direction, and of what was not done of it."""
 
     meant: float = 0.0
@@ -200,7 +200,7 @@ class Loss:
         self.missed += float((got - wanted).double().pow(2).sum())
 
 
-def changed(tensor: Tensor, change: Change, loss: Loss) -> Iterator[Tensor]:
+def updated(tensor: Tensor, change: WeightUpdate, loss: RoundingSums) -> Iterator[Tensor]:
     """The changed tensor in its own dtype, in pieces that follow one another in memory."""
     C, S = change.contract.float(), change.spread.float()
     back = (change.contract.T @ change.spread).float()  # what is spread, contracted again
@@ -221,7 +221,7 @@ def _along_rows(
     s: Float[Tensor, "n"],
     back: Float[Tensor, "n n"],
     k: Float[Tensor, "d_model"] | None,
-    loss: Loss,
+    loss: RoundingSums,
 ) -> Iterator[Tensor]:
     size = max(1, _PIECE // rows.shape[1])
     for start in range(0, len(rows), size):
@@ -244,7 +244,7 @@ def _along_columns(
     S: Float[Tensor, "d_model n"],
     s: Float[Tensor, "n"],
     back: Float[Tensor, "n n"],
-    loss: Loss,
+    loss: RoundingSums,
 ) -> Iterator[Tensor]:
     size = max(1, _PIECE // max(1, matrix.shape[1]))
     starts = range(0, len(matrix), size)

@@ -18,7 +18,7 @@ _LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
-class Map:
+class ResidualMap:
     """h ↦ h − U·diag(s)·Vᵀh + k, in float64."""
 
     U: Float[Tensor, "d_model n"]
@@ -34,11 +34,11 @@ class Map:
         return (changed if self.k is None else changed + self.k.to(wide)).to(h.dtype)
 
     @property
-    def linear(self) -> "Map":
+    def linear(self) -> "ResidualMap":
         """Without the constant."""
         return replace(self, k=None)
 
-    def after_norm(self, gain: Float[Tensor, "d_model"]) -> "Map":
+    def after_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
         """The map of a norm's output that is this map of what it normalises: γ ⊙ M(γ⁻¹ ⊙ n).
 
         Raises EditError where γ is 0 for what this map reads.
@@ -50,9 +50,9 @@ class Map:
                 "it cannot tell the component: use --method every-write"
             )
         V = torch.where(self.V == 0, 0, self.V / gain[:, None])
-        return Map(gain[:, None] * self.U, V, self.s)
+        return ResidualMap(gain[:, None] * self.U, V, self.s)
 
-    def before_norm(self, gain: Float[Tensor, "d_model"]) -> "Map":
+    def before_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
         """A map of a norm's input that takes out of its output just what this map does, if not only that.
 
         The norm gives every output its size, so weights before it cannot do exactly this. Exactly γ⁻¹ ⊙ M(γ ⊙ y) would
@@ -63,7 +63,7 @@ class Map:
         V = gain[:, None] * self.V
         size = gain.pow(2).mean()
         candidates = [self._spread(gain, V, float(size * 10**power)) for power in range(-12, 4)]
-        return Map(min(candidates, key=lambda U: self._error(gain, U, V)), V, self.s)
+        return ResidualMap(min(candidates, key=lambda U: self._error(gain, U, V)), V, self.s)
 
     def _spread(self, gain: Tensor, V: Tensor, damping: float) -> Float[Tensor, "d_model n"]:
         """U with VᵀU as in this map, and γ ⊙ U as near to this map's U as the damping lets it be."""
@@ -78,7 +78,9 @@ class Map:
         return float(scale**2 + beside)
 
 
-def projection(directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequence[float]) -> Map:
+def projection(
+    directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequence[float]
+) -> ResidualMap:
     """Removes these shares of the components along some directions, made orthonormal first: I − Q·diag(s)·Qᵀ.
 
     Q = D(DᵀD)^(−½) is the orthonormal set nearest to the unit directions D (Löwdin 1950), so their order does not
@@ -93,7 +95,7 @@ def projection(directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequen
             "directions that depend on one another are projected by different shares: give one share"
         )
     Q = D @ (E[:, kept] * lengths[kept].rsqrt()) @ E[:, kept].T
-    return Map(Q, Q, s)
+    return ResidualMap(Q, Q, s)
 
 
 def readout_clamp(
@@ -101,7 +103,7 @@ def readout_clamp(
     b: Float[Tensor, "n"],
     d: Float[Tensor, "n d_model"],
     target: Float[Tensor, "n"],
-) -> Map:
+) -> ResidualMap:
     """Gives every read-out w·h + b its target by moving along d: h + D·C⁻¹·(t − b − Wh) with C = WD.
 
     Raises EditError where the directions cannot move the read-outs apart from one another.
@@ -113,10 +115,12 @@ def readout_clamp(
             "these directions do not move their read-outs apart from one another: clamp fewer at once"
         )
     U = torch.linalg.solve(C.T, d).T
-    return Map(U, w.T.contiguous(), torch.ones(len(w), dtype=torch.float64), U @ (target - b))
+    return ResidualMap(
+        U, w.T.contiguous(), torch.ones(len(w), dtype=torch.float64), U @ (target - b)
+    )
 
 
-def shift(vector: Float[Tensor, "d_model"]) -> Map:
+def shift(vector: Float[Tensor, "d_model"]) -> ResidualMap:
     """Adds a constant."""
     none = torch.zeros(len(vector), 0, dtype=torch.float64)
-    return Map(none, none, none[0], vector.double())
+    return ResidualMap(none, none, none[0], vector.double())
