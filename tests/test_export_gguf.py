@@ -14,6 +14,7 @@ from torch import Tensor
 import tiny
 from saescope.control.edits import Edit
 from saescope.control.exports.gguf import ARCHITECTURES, architecture, control_vector, export_gguf
+from saescope.control.exports.settings import ExportSettings
 from saescope.control.steer import steered
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
@@ -42,12 +43,12 @@ def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[Sae]]:
 def exported(
     steerable: tuple[LM, list[Sae]], edits: Sequence[Edit], out: Path
 ) -> dict[str, np.ndarray]:
-    export_gguf(edits, steerable[1], out, model=steerable[0].source)
+    export_gguf(steerable[0].source, steerable[1], edits, out)
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(out).tensors}
 
 
 def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
-    result = export_gguf(EDITS, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
+    result = export_gguf(steerable[0].source, steerable[1], EDITS, tmp_path / "a.gguf")
     assert (result.exact, result.files, result.limits) == (True, (tmp_path / "a.gguf",), ())
     assert list(tmp_path.iterdir()) == [tmp_path / "a.gguf"]
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
@@ -134,7 +135,7 @@ def test_what_it_cannot_say_is_refused(
 ) -> None:
     edits = [edit] if edit.direction else [EDITS[0], edit]
     with pytest.raises(EditError, match=why):
-        export_gguf(edits, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
+        export_gguf(steerable[0].source, steerable[1], edits, tmp_path / "a.gguf")
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +144,9 @@ def test_differences_are_labelled_and_nothing_is_overwritten(
 ) -> None:
     edits = [Edit("1/3", "add", 1.0), everywhere("2/3", 1.0, scope="decode")]
     out, neutral = tmp_path / "a.gguf", texts(tiny.TEXTS)[0].prompts
-    result = export_gguf(edits, steerable[1], out, model=steerable[0].source, neutral=neutral)
+    result = export_gguf(
+        steerable[0].source, steerable[1], edits, out, ExportSettings(neutral=neutral)
+    )
     assert not result.exact
     assert (
         result.measured["kl_base_vector"]["mean"]
@@ -156,7 +159,7 @@ def test_differences_are_labelled_and_nothing_is_overwritten(
     ]
     before = (tmp_path / "a.gguf").read_bytes()
     with pytest.raises(ResourceError, match="exists"):
-        export_gguf(EDITS, steerable[1], tmp_path / "a.gguf", model=steerable[0].source)
+        export_gguf(steerable[0].source, steerable[1], EDITS, tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == before
 
 

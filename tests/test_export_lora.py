@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from saescope.control.edits import Edit
 from saescope.control.exports.lora import export_lora
+from saescope.control.exports.settings import ExportSettings
 from saescope.engine.anatomy import read_anatomy
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -32,6 +33,7 @@ with warnings.catch_warnings(action="ignore"):
 NORMED = ("gemma2", "gemma3", "gemma3 with images")
 BIASED = ("gpt2", "phi")
 NEUTRAL = texts(tiny.TEXTS)[0].prompts
+MEASURED, UNMEASURED = ExportSettings(neutral=NEUTRAL), ExportSettings(measure=False)
 EDITS = [Edit("1/3", "project", 1.0), Edit("1/9", "project", 1.0)]
 IDS = torch.tensor([[5, 17, 80, 3, 200, 41, 7, 7, 130, 99, 250, 12]])
 
@@ -113,7 +115,7 @@ def test_on_is_the_projection_and_off_is_the_base(
 ) -> None:
     model = save(name, tmp_path / "model")
     edits = [Edit(edit.target_feature, "project", share) for edit in EDITS]
-    result = export_lora(edits, saes, tmp_path / "out", model=model, neutral=NEUTRAL[:3])
+    result = export_lora(model, saes, edits, tmp_path / "out", ExportSettings(neutral=NEUTRAL[:3]))
     assert result.exact == (name not in (*NORMED, *BIASED))
     assert {path.name for path in result.files} == {
         "adapter_config.json",
@@ -139,7 +141,7 @@ def test_on_is_the_projection_and_off_is_the_base(
 
 def test_bfloat16_says_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> None:
     model = save("llama", tmp_path / "model", dtype=torch.bfloat16)
-    result = export_lora(EDITS, saes, tmp_path / "out", model=model, neutral=NEUTRAL)
+    result = export_lora(model, saes, EDITS, tmp_path / "out", MEASURED)
     left = result.measured["component_left"]
     assert left["float32"] < 1e-5 < left["bfloat16"] < 0.1
     peft = in_peft(model, tmp_path / "out", torch.bfloat16)
@@ -150,7 +152,7 @@ def test_bfloat16_says_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> 
 
 def test_tied_lm_head_is_left_alone(saes: list[Sae], tmp_path: Path) -> None:
     model = save("qwen3", tmp_path / "model", tie_word_embeddings=True)
-    export_lora(EDITS, saes, tmp_path / "out", model=model, measure=False)
+    export_lora(model, saes, EDITS, tmp_path / "out", UNMEASURED)
     peft = in_peft(model, tmp_path / "out")
     torch.testing.assert_close(peft.logits(), projected(model, EDITS, saes), atol=2e-5, rtol=1e-4)
 
@@ -163,7 +165,7 @@ def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path)
             save("qwen3 moe", folder / "model", shard_size="1GB"),
             lambda s, way=way: way(_together(s)),
         )
-        export_lora(EDITS, saes, folder / "out", model=model, measure=False)
+        export_lora(model, saes, EDITS, folder / "out", UNMEASURED)
         adapters.append(load_file(folder / "out" / "adapter_model.safetensors"))
     assert adapters[0].keys() == adapters[1].keys()
     assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
@@ -178,7 +180,7 @@ def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> Non
         Direction(0, d[1].numpy()),
     ]
     edits = [Edit(op="project", direction=one) for one in near]
-    result = export_lora(edits, [], tmp_path / "out", model=model, neutral=NEUTRAL)
+    result = export_lora(model, [], edits, tmp_path / "out", MEASURED)
     assert result.measured["rank"] == 3
     B = load_file(tmp_path / "out" / "adapter_model.safetensors")[
         "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
@@ -211,7 +213,7 @@ def test_what_a_lora_cannot_be_is_refused(
     model = save("qwen3", tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EditError, match=why):
-        export_lora([edit], saes, tmp_path / "out", model=model)
+        export_lora(model, saes, [edit], tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -230,11 +232,11 @@ def test_nothing_is_left_where_it_fails(
     with monkeypatch.context() as patch:
         patch.setattr("saescope.control.exports.tensors.Stored.pieces", full)
         with pytest.raises(ResourceError, match="No space left on device; nothing was left"):
-            export_lora(EDITS, saes, tmp_path / "out", model=model)
+            export_lora(model, saes, EDITS, tmp_path / "out")
     monkeypatch.setattr("saescope.control.exports.lora._measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_lora(EDITS, saes, tmp_path / "out", model=model)
+        export_lora(model, saes, EDITS, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "out").mkdir()
     with pytest.raises(ResourceError, match="exists"):
-        export_lora(EDITS, saes, tmp_path / "out", model=model)
+        export_lora(model, saes, EDITS, tmp_path / "out")

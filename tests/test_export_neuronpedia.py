@@ -13,6 +13,7 @@ import torch
 import tiny
 from saescope.control.exports.lens import LogitLens
 from saescope.control.exports.neuronpedia import Effect, Names, export_neuronpedia
+from saescope.control.exports.settings import NeuronpediaSettings
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
@@ -86,8 +87,8 @@ def dense(run: Run, layer: int) -> np.ndarray:
 
 
 def test_layout_and_names(run: Run, tmp_path: Path) -> None:
-    names = Names("tiny", "res-600", "Somebody")
-    result = export_neuronpedia(run, tmp_path / "out", layers=[4, 2], names=names)
+    settings = NeuronpediaSettings("tiny", "res-600", "Somebody")
+    result = export_neuronpedia(run, tmp_path / "out", layers=[4, 2], settings=settings)
     assert [path.name for path in sorted((tmp_path / "out" / "tiny").iterdir())] == [
         "2-res-600",
         "4-res-600",
@@ -111,7 +112,8 @@ def test_layout_and_names(run: Run, tmp_path: Path) -> None:
 
 
 def test_rows_are_the_tables_and_the_runs(run: Run, tmp_path: Path) -> None:
-    export_neuronpedia(run, tmp_path / "out", names=Names("tiny", "res"), n_examples=3, context=10)
+    settings = NeuronpediaSettings("tiny", "res", n_examples=3, context=10)
+    export_neuronpedia(run, tmp_path / "out", settings=settings)
     for layer in (2, 4):
         source = tmp_path / "out" / "tiny" / f"{layer}-res"
         features, activations = rows(source, "features"), rows(source, "activations")
@@ -163,7 +165,7 @@ def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
         return [Effect([("up", i / 7)], [("down", -i / 7)], [1, 2], [0.5, 1.5]) for i in ids]
 
     result = export_neuronpedia(
-        run, tmp_path / "out", layers=[4], names=Names("tiny", "res"), lens=lens
+        run, tmp_path / "out", layers=[4], lens=lens, settings=NeuronpediaSettings("tiny", "res")
     )
     assert result.limits == ()
     for row in rows(tmp_path / "out" / "tiny" / "4-res", "features"):
@@ -172,8 +174,10 @@ def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
 
 
 def test_ids_are_made_of_the_runs_names(run: Run) -> None:
-    assert Names.of(run) == Names("planned", "planned")
-    assert Names.of(run, source_set="Somebody/My SAEs (16k)").source_set == "my-saes-16k"
+    names = Names.of(run, NeuronpediaSettings())
+    assert (names.model, names.source_set) == ("planned", "planned")
+    named = NeuronpediaSettings(source_set="Somebody/My SAEs (16k)")
+    assert Names.of(run, named).source_set == "my-saes-16k"
 
 
 def test_nothing_is_left_where_it_fails(run: Run, tmp_path: Path) -> None:
@@ -184,8 +188,8 @@ def test_nothing_is_left_where_it_fails(run: Run, tmp_path: Path) -> None:
         export_neuronpedia(run, tmp_path / "new" / "out", lens=full)
     with pytest.raises(RunError, match="holds layers 2, 4, not 3"):
         export_neuronpedia(run, tmp_path / "out", layers=[3])
-    with pytest.raises(RunError, match="ask for at least 1"):
-        export_neuronpedia(run, tmp_path / "out", n_examples=0)
+    with pytest.raises(RunError, match="n_examples must be at least 1, got 0"):
+        export_neuronpedia(run, tmp_path / "out", settings=NeuronpediaSettings(n_examples=0))
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
     with pytest.raises(ResourceError, match="exists"):

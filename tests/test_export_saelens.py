@@ -35,7 +35,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     command = [sys.executable, str(Path(__file__).with_name("sae_lens_judge.py"))]
     for layer, k, d_model, d_sae in SHAPES.values():
         source = tiny.save_sae(folder / f"sae {layer}", [layer], k, d_model=d_model, d_sae=d_sae)
-        export_saelens(source, [layer], folder / f"out {layer}", model="a/model")
+        export_saelens(source, folder / f"out {layer}", layers=[layer], model_name="a/model")
         torch.save(
             torch.randn(40, d_model, generator=torch.Generator().manual_seed(0)) * 3,
             folder / f"h {layer}",
@@ -46,7 +46,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
             "saescope.control.exports.saelens.load_sae", lambda _s, _n, a=activation: other(a)
         )
         export_saelens(
-            tiny.save_sae(folder / f"sae {layer}", [layer]), [layer], folder / f"out {layer}"
+            tiny.save_sae(folder / f"sae {layer}", [layer]), folder / f"out {layer}", layers=[layer]
         )
         command += [str(folder / "h 0"), str(folder / f"out {layer}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -126,7 +126,7 @@ def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) 
 
 def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> None:
     source = tiny.save_sae(tmp_path / "sae")
-    result = export_saelens(source, [2, 0], tmp_path / "out")
+    result = export_saelens(source, tmp_path / "out", layers=[2, 0])
     assert [path.relative_to(tmp_path / "out").as_posix() for path in result.files] == [
         "blocks.0.hook_resid_post/cfg.json",
         "blocks.0.hook_resid_post/sae_weights.safetensors",
@@ -163,7 +163,7 @@ def test_nothing_is_left_where_it_fails(
 
     monkeypatch.setattr("saescope.control.exports.saelens.load_sae", load)
     with pytest.raises((ResourceError, KeyboardInterrupt)) as raised:
-        export_saelens(source, [0, 2], tmp_path / "new" / "out")
+        export_saelens(source, tmp_path / "new" / "out", layers=[0, 2])
     if isinstance(error, OSError):
         assert "out: No space left on device; nothing was left" in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -173,10 +173,10 @@ def test_what_a_killed_process_left_is_cleared_and_nothing_is_overwritten(tmp_pa
     source = tiny.save_sae(tmp_path / "sae")
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "old").touch()
-    result = export_saelens(source, [0], tmp_path / "out")
+    result = export_saelens(source, tmp_path / "out", layers=[0])
     assert [path.name for path in result.files] == ["cfg.json", "sae_weights.safetensors"]
     assert not (tmp_path / ".out.partial").exists()
     with pytest.raises(ResourceError, match="exists"):
-        export_saelens(source, [0], tmp_path / "out")
+        export_saelens(source, tmp_path / "out", layers=[0])
     with pytest.raises(SourceError, match="has layers 0-2"):
-        export_saelens(source, [7], tmp_path / "other")
+        export_saelens(source, tmp_path / "other", layers=[7])

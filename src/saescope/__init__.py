@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from saescope.control.evaluation.languages import language
     from saescope.control.evaluation.output_score import OutputScore, output_scores
     from saescope.control.evaluation.select import Selection, SelectSettings, select
-    from saescope.control.exports.exported import Exported
+    from saescope.control.exports.export_result import ExportResult
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lens import LogitLens
     from saescope.control.exports.lora import export_lora
     from saescope.control.exports.neuronpedia import export_neuronpedia
     from saescope.control.exports.saelens import export_saelens
+    from saescope.control.exports.settings import ExportSettings, NeuronpediaSettings
     from saescope.control.receipts import Receipt
     from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
@@ -82,7 +83,8 @@ __all__ = [
     "EditSet",
     "Evaluation",
     "Examples",
-    "Exported",
+    "ExportResult",
+    "ExportSettings",
     "Feature",
     "FeatureRule",
     "Fitness",
@@ -94,6 +96,7 @@ __all__ = [
     "Layers",
     "LogitLens",
     "Masking",
+    "NeuronpediaSettings",
     "OutputScore",
     "Phrases",
     "Profile",
@@ -174,12 +177,13 @@ _HOME = {
     "control.evaluation.languages": ("language",),
     "control.evaluation.output_score": ("OutputScore", "output_scores"),
     "control.evaluation.select": ("SelectSettings", "Selection", "select"),
-    "control.exports.exported": ("Exported",),
+    "control.exports.export_result": ("ExportResult",),
     "control.exports.gguf": ("export_gguf",),
     "control.exports.lens": ("LogitLens",),
     "control.exports.lora": ("export_lora",),
     "control.exports.neuronpedia": ("export_neuronpedia",),
     "control.exports.saelens": ("export_saelens",),
+    "control.exports.settings": ("ExportSettings", "NeuronpediaSettings"),
     "control.receipts": ("Receipt",),
     "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),

@@ -18,18 +18,18 @@ import torch
 from saescope.control.baking.distance import distance
 from saescope.control.baking.methods import constant_hook
 from saescope.control.edits import Edit
-from saescope.control.exports.exported import Exported
+from saescope.control.exports.export_result import ExportResult
 from saescope.control.exports.measuring import Progress, Reader
+from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.vectors import vectors
 from saescope.control.staging import refuse_existing, staged
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy
-from saescope.engine.lm import Device, read_config
+from saescope.engine.lm import read_config
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError
 from saescope.sources.files import open_files
-from saescope.sources.prompts import Prompt
 
 Vector = npt.NDArray[np.float32]
 # llama.cpp's names of architectures, by transformers' model_type; others are mostly the same without punctuation.
@@ -49,40 +49,35 @@ EQUALS = "h + s·d after each edited layer, at every position: the add edits wit
 
 
 def export_gguf(
-    edits: Sequence[Edit],
-    saes: Sequence[Sae],
-    out: str | Path,
-    *,
     model: str | Path,
-    neutral: Sequence[Prompt] | None = None,
-    measure: bool = True,
-    device: Device = "auto",
-    offline: bool = False,
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    out: str | Path,
+    settings: ExportSettings | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write `add` edits as a control vector; strengths are in it, so llama.cpp takes it with scale 1.
 
     Of the `model`, a folder or hub id, the config alone is read, unless the edits are not quite what llama.cpp will do
-    and that shall be measured on `neutral` text (the bundled sentences when left out). Raises EditError for other ops,
+    and that shall be measured on neutral text (`settings.neutral`). Raises EditError for other ops,
     for layer 0, and for edits that do not fit the model.
     """
+    settings = settings or ExportSettings()
     out = Path(out).expanduser()
     refuse_existing(out)
-    files = open_files(str(model), offline=offline)
+    files = open_files(str(model), offline=settings.offline)
     config = read_config(files)
     for edit in edits:
         _refuse(edit, int(config.num_hidden_layers))
     layers = _summed(edits, saes, int(config.hidden_size), str(model))
     limits = tuple(dict.fromkeys(filter(None, map(_limit, edits))))
     measured: dict[str, Any] = {"layers": sorted(layers)}
-    if limits and measure:
+    if limits and settings.measure:
         shards, anatomy = Shards.open(files), read_anatomy(files)
-        measured |= _measure(
-            Reader(shards, anatomy, neutral, device, progress), layers, edits, saes
-        )
+        measured |= _measure(Reader(shards, anatomy, settings, progress), layers, edits, saes)
     with staged(out, folder=False) as path:
         path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
-    return Exported("gguf", out, (out,), not limits, EQUALS, limits, measured)
+    return ExportResult("gguf", out, (out,), not limits, EQUALS, limits, measured)
 
 
 def _summed(

@@ -28,8 +28,9 @@ from saescope.control.exports.adapter import (
     names_of,
     peft_tensors,
 )
-from saescope.control.exports.exported import Exported, files_in
+from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.measuring import Progress, Reader
+from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.control.staging import refuse_existing, staged, write_synced
 from saescope.control.steer import steered
@@ -40,37 +41,32 @@ from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError
 from saescope.sources.files import Files, open_files
-from saescope.sources.prompts import Prompt
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EQUALS = "the projection at every write of every layer, whichever layer the edit names, at every position"
 
 
 def export_lora(
-    edits: Sequence[Edit],
-    saes: Sequence[Sae],
-    out: str | Path,
-    *,
     model: str | Path,
-    neutral: Sequence[Prompt] | None = None,
-    measure: bool = True,
-    device: Device = "auto",
-    offline: bool = False,
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    out: str | Path,
+    settings: ExportSettings | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write `project` edits as a LoRA of `model` that peft loads; strengths are in it.
 
-    With `measure` the result says how far the adapter is from the projection by hooks, from the edits as they are
-    steered and from the model without them: KL of every next token's distribution on `neutral` text, the bundled
-    sentences when left out. Raises EditError for edits that a LoRA cannot take over.
+    With `settings.measure` the result says how far the adapter is from the projection by hooks, from the edits as they are
+    steered and from the model without them: KL of every next token's distribution on neutral text. Raises EditError for edits that a LoRA cannot take over.
     """
+    settings = settings or ExportSettings()
     out = Path(out).expanduser()
     refuse_existing(out)
     wanted = [edit for edit in edits if not edit.is_noop]
     _refuse(wanted)
-    files = open_files(str(model), offline=offline)
+    files = open_files(str(model), offline=settings.offline)
     anatomy, shards = read_anatomy(files), Shards.open(files)
-    plan = _plan(files, anatomy, shards, wanted, saes, device)
+    plan = _plan(files, anatomy, shards, wanted, saes, settings.device)
     made, missed = factors(anatomy, shards, plan)
     names = names_of(files, made)
     with staged(out) as folder:
@@ -83,8 +79,8 @@ def export_lora(
             "rank": made[0].rank,
             "writers": len(made),
         }
-        if measure:
-            read = partial(Reader, shards, anatomy, neutral, device, progress)
+        if settings.measure:
+            read = partial(Reader, shards, anatomy, settings, progress)
             measured |= _measure(read, plan, made, wanted, saes)
     limits = [plan.why_not] if plan.why_not else []
     limits += (
@@ -92,7 +88,7 @@ def export_lora(
         if missed
         else []
     )
-    return Exported("lora", out, files_in(out), not limits, EQUALS, tuple(limits), measured)
+    return ExportResult("lora", out, files_in(out), not limits, EQUALS, tuple(limits), measured)
 
 
 def adapter_config(files: Files, made: Sequence[Factors], names: Names) -> dict[str, Any]:

@@ -9,30 +9,37 @@ from torch import Tensor
 
 from saescope.control.baking.distance import RecordedOutputs, record_outputs
 from saescope.control.baking.methods import ResidualHook
+from saescope.control.exports.settings import ExportSettings
 from saescope.engine.anatomy import Anatomy
-from saescope.engine.lm import LM, Device, DType, load_lm
+from saescope.engine.lm import LM, DType, load_lm
 from saescope.engine.logits import Logits, last_residuals
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
-from saescope.sources.prompts import Prompt, bundled_prompts
+from saescope.sources.prompts import bundled_prompts
 
 Progress = Callable[[int, int], None]
 
 
 @final
 class Reader:
-    """A checkpoint, streamed, and the text it reads: `prompts`, or the bundled sentences where there are none given."""
+    """A checkpoint, streamed, and the text it reads: the settings' neutral text or the bundled sentences."""
 
     def __init__(
-        self, shards: Shards, anatomy: Anatomy, prompts: Sequence[Prompt] | None, device: Device,
+        self, shards: Shards, anatomy: Anatomy, settings: ExportSettings,
         progress: Progress | None, dtype: DType = "float32",
     ) -> None:  # fmt: skip
         self.lm: LM = load_lm(
-            shards.files.source, [anatomy.n_layers - 1], dtype=dtype, device=device, streamed=True
+            shards.files.source,
+            [anatomy.n_layers - 1],
+            dtype=dtype,
+            device=settings.device,
+            streamed=True,
         )
         self._shards, self._anatomy = shards, anatomy
-        text = bundled_prompts("neutral")[0].prompts if prompts is None else prompts
+        text = (
+            bundled_prompts("neutral")[0].prompts if settings.neutral is None else settings.neutral
+        )
         if not text:
             raise PromptError(
                 "there is no neutral text to measure on: give some, or measure nothing"

@@ -20,16 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from saescope.control.exports.exported import Exported, files_in
+from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.firings import Firings, Shown, histogram
+from saescope.control.exports.settings import NeuronpediaSettings
 from saescope.control.staging import staged
-from saescope.errors import RunError
 from saescope.sources.catalog import SaeSpec
-from saescope.store.masking import Masking
 from saescope.store.runs import Run
 
-# Whose rows an import makes them where it is not told otherwise: Neuronpedia's own converter has this default.
-CREATOR_ID = "clkht01d40000jv08hvalcvly"
 EQUALS = "what the run holds: every feature's activations on its strongest prompts, rounded to 3 decimals"
 _BATCH = 256
 _VISIBLE = "PUBLIC"
@@ -61,14 +58,15 @@ class Names:
 
     model: str
     source_set: str
-    creator: str = "saescope"
-    creator_id: str = CREATOR_ID
+    creator: str
+    creator_id: str
 
     @classmethod
-    def of(cls, run: Run, *, source_set: str | None = None, creator: str = "saescope") -> "Names":
+    def of(cls, run: Run, settings: NeuronpediaSettings) -> "Names":
         """Ids made of the model's and the SAE release's names: lower case, without owner."""
         release = run.saes[run.layers[0]].release
-        return cls(_id(run.model.repo), _id(source_set or release), creator)
+        model, source_set = settings.model_id or run.model.repo, settings.source_set or release
+        return cls(_id(model), _id(source_set), settings.creator, settings.creator_id)
 
     def source(self, layer: int) -> str:
         """The id of one layer's source."""
@@ -80,20 +78,18 @@ def export_neuronpedia(
     out: str | Path,
     *,
     layers: Sequence[int] | None = None,
-    names: Names | None = None,
-    masking: Masking | None = None,
     lens: Lens | None = None,
-    n_examples: int = 20,
-    context: int = 128,
+    settings: NeuronpediaSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Exported:
-    """Write a run's features with their strongest prompts, at most `context` tokens of each around the strongest one.
+) -> ExportResult:
+    """Write a run's features with their strongest prompts, at most `settings.context` tokens of each around the strongest one.
 
     Without a `lens` logits are left empty. Raises RunError for a layer that the run does not hold.
     """
-    if n_examples < 1 or context < 1:
-        raise RunError(f"{n_examples} examples of {context} tokens: ask for at least 1 of 1")
-    names, masking, out = names or Names.of(run), masking or Masking(), Path(out).expanduser()
+    settings = settings or NeuronpediaSettings()
+    settings.check()
+    names, out = Names.of(run, settings), Path(out).expanduser()
+    n_examples, context = settings.n_examples, settings.context
     for layer in layers or ():
         run.check_layer(layer)
     chosen = sorted(set(layers)) if layers is not None else list(run.layers)
@@ -103,7 +99,7 @@ def export_neuronpedia(
             place = folder / names.model / names.source(layer)
             (place / "features").mkdir(parents=True)
             (place / "activations").mkdir()
-            firings = Firings.of(run, layer, masking)
+            firings = Firings.of(run, layer, settings.masking)
             fired = firings.fired
             writer = _Layer(run, layer, names, n_examples, context)
             for name, row in writer.about(firings.masked).items():
@@ -126,7 +122,9 @@ def export_neuronpedia(
         if lens
         else ("the tokens that features raise and lower are left empty: no model was given",)
     )
-    return Exported("neuronpedia", out, files_in(out), True, EQUALS, limits, {"features": totals})
+    return ExportResult(
+        "neuronpedia", out, files_in(out), True, EQUALS, limits, {"features": totals}
+    )
 
 
 def _id(name: str) -> str:

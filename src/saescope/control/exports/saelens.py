@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saescope.control.exports.exported import Exported, files_in
+from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.control.staging import refuse_full_disk, staged, write_synced
 from saescope.engine.load import load_sae
@@ -26,22 +26,20 @@ EQUALS = "the same features: SAELens' encode gives these activations where they 
 
 def export_saelens(
     sae: SaeSource | str | Path,
-    layers: Sequence[int] | None,
     out: str | Path,
     *,
-    model: str | None = None,
-    k: int | None = None,
-    offline: bool = False,
+    layers: Sequence[int] | None = None,
+    model_name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Exported:
+) -> ExportResult:
     """Write the SAEs of these layers (the middle one where none is named), one at a time.
 
-    One layer lies in `out` itself, several in folders named by their hook points. `model` is the name of the model that
+    One layer lies in `out` itself, several in folders named by their hook points. `model_name` is that of the model that
     SAELens would load, the one the SAE was trained on where it is left out. Raises SourceError for an SAE whose
     activation SAELens has not.
     """
     out = Path(out).expanduser()
-    source = sae if isinstance(sae, SaeSource) else open_sae(str(sae), k=k, offline=offline)
+    source = sae if isinstance(sae, SaeSource) else open_sae(str(sae))
     layers = source.choose_layers(layers)
     with staged(out) as folder:
         for done, layer in enumerate(layers):
@@ -49,10 +47,10 @@ def export_saelens(
             refuse_full_disk(out, 4 * (2 * loaded.spec.d_model + 3) * loaded.spec.d_sae)
             place = folder if len(layers) == 1 else folder / hook_point(layer)
             place.mkdir(exist_ok=True)
-            _write(loaded, place, model)
+            _write(loaded, place, model_name)
             if progress:
                 progress(done + 1, len(layers))
-    return Exported("saelens", out, files_in(out), True, EQUALS, (), {"layers": list(layers)})
+    return ExportResult("saelens", out, files_in(out), True, EQUALS, (), {"layers": list(layers)})
 
 
 def hook_point(layer: int) -> str:

@@ -17,7 +17,7 @@ from saescope.surfaces.cli.judging import flat_prompts
 from saescope.surfaces.cli.show import print_json, progress, stdout
 
 if TYPE_CHECKING:
-    from saescope.control.exports.exported import Exported
+    from saescope.control.exports.export_result import ExportResult
 
 FAR = {
     "kl_hook_adapter": "from the projection by hooks to the adapter",
@@ -97,42 +97,41 @@ def export(
 
 def _edits(
     format: Literal["gguf", "lora"], out: Path, wanted: EditSet, inputs: Inputs, neutral: str | None
-) -> "Exported":
+) -> "ExportResult":
     chosen = inputs_for(wanted, inputs)
     text = flat_prompts(neutral) if neutral else None
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lora import export_lora
+    from saescope.control.exports.settings import ExportSettings
 
     saes = saes_for(wanted, chosen)
     write = export_gguf if format == "gguf" else export_lora
     with progress("measuring", "ways") as advance:
         return write(
-            wanted.edits,
+            chosen.model_name(),
             saes,
+            wanted.edits,
             out,
-            model=chosen.model_name(),
-            neutral=text,
-            measure=text is not None,
-            device=inputs.device,
-            offline=inputs.offline,
+            ExportSettings(text is not None, text, inputs.device, inputs.offline),
             progress=advance,
         )
 
 
-def _saelens(out: Path, inputs: Inputs) -> "Exported":
+def _saelens(out: Path, inputs: Inputs) -> "ExportResult":
     from saescope.control.exports.saelens import export_saelens
 
     source = open_sae(inputs.sae or inputs.names()[1], k=inputs.k, offline=inputs.offline)
     show_licence(source)
     layers = source.layers if inputs.layers == "all" else parse_layers(inputs.layers)
     with progress("SAEs", "layers") as advance:
-        return export_saelens(source, layers, out, model=inputs.model, progress=advance)
+        return export_saelens(source, out, layers=layers, model_name=inputs.model, progress=advance)
 
 
-def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) -> "Exported":
+def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) -> "ExportResult":
     if path is None:
         raise RunError("nothing to export: give a run made before with --run RUN")
     from saescope.control.exports import lens, neuronpedia
+    from saescope.control.exports.settings import NeuronpediaSettings
 
     run = Run.open(path.expanduser())
     layers = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
@@ -141,13 +140,13 @@ def _neuronpedia(out: Path, path: Path | None, called: Names, inputs: Inputs) ->
             run,
             out,
             layers=layers,
-            names=neuronpedia.Names.of(run, source_set=called.name, creator=called.creator),
             lens=lens.LogitLens(run, offline=inputs.offline) if called.logits else None,
+            settings=NeuronpediaSettings(source_set=called.name, creator=called.creator),
             progress=advance,
         )
 
 
-def show_export(result: "Exported") -> None:
+def show_export(result: "ExportResult") -> None:
     """The files, what they do, and in what that differs from what was asked for."""
     console = stdout()
     for path in result.files:

@@ -10,7 +10,7 @@ from saescope.table import Table
 
 @final
 @dataclass(frozen=True)
-class Exported(Table):
+class ExportResult(Table):
     """The files of an export, whether they do exactly what they are meant for, and what that is.
 
     `limits` are the ways in which they differ from it, or from the edits they were made of; `measured` what was.
