@@ -99,7 +99,7 @@ def _edits(
     format: Literal["gguf", "lora"], out: Path, wanted: EditSet, inputs: Inputs, neutral: str | None
 ) -> "ExportResult":
     chosen = inputs_for(wanted, inputs)
-    text = flat_prompts(neutral) if neutral else None
+    text = tuple(flat_prompts(neutral)) if neutral else None
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lora import export_lora
     from saescope.control.exports.settings import ExportSettings
