@@ -14,6 +14,7 @@ from saescope.table import Table
 
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
+    ExportSettings NeuronpediaSettings
     ByFeature DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge InLanguage Kept
     LogitLens Masking Phrases Prompt PromptSet Run Sae SelectSettings Settings agreement bake
     bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
