@@ -586,7 +586,7 @@ def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         bake(model, (), [along(0)], tmp_path / "new/out", BakeSettings(measure=False))
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.undo()
-    monkeypatch.setattr("saescope.control.staging.free_disk", lambda _path: 1000)
+    monkeypatch.setattr("saescope.store.atomic.free_disk", lambda _path: 1000)
     with pytest.raises(ResourceError, match=r"needs .* MB, 1 kB are free"):
         bake(model, (), [along(0)], tmp_path / "out", BakeSettings(measure=False))
 
@@ -625,7 +625,7 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {"mean", "p95", "p99"} <= made["kl_hook_baked"].keys()
     assert "model.safetensors" in made["files"]
     assert cli(command) == 2
-    assert "exists: choose another --out" in capsys.readouterr().err
+    assert "exists: choose another place" in capsys.readouterr().err
     assert (
         cli(
             [

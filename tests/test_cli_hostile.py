@@ -191,11 +191,11 @@ OPTIONS = [
     (["--k", "many"], "many"),
     (["--k", "999"], "k is 999"),
     (["--batch-tokens", "0"], "--batch-tokens is 0"),
-    (["--n-top", "0"], "--n-top is 0"),
+    (["--n-top", "0"], "n_top must be at least 1, got 0"),
     (["--dtype", "int8"], "int8"),
     (["--device", "tpu"], "tpu"),
-    (["--sink-ratio", "0"], "--sink-ratio is 0"),
-    (["--sink-ratio", "nan"], "--sink-ratio is nan"),
+    (["--sink-ratio", "0"], "sink_ratio must be above 1, the median, got 0"),
+    (["--sink-ratio", "nan"], "sink_ratio must be above 1, the median, got nan"),
     (["--model"], "--model"),
     (["--modle", "x"], "--modle"),
     (["--model", "no/such/place"], "no/such/place does not exist"),
@@ -227,9 +227,9 @@ def test_bad_option(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--alpha", "1.5"], "--alpha is 1.5"),
-        (["--alpha", "nan"], "--alpha is nan"),
-        (["--shuffles", "-1"], "--shuffles is -1"),
+        (["--alpha", "1.5"], "alpha must lie between 0 and 1, got 1.5"),
+        (["--alpha", "nan"], "alpha must lie between 0 and 1, got nan"),
+        (["--shuffles", "-1"], "shuffles must be 0 or more, got -1"),
         (["--seed", "x"], "x"),
     ],
 )

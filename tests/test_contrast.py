@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from saescope.analysis.contrast import Settings, contrast
+from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.errors import PromptError
 from stored import write_run
 
@@ -28,7 +28,7 @@ def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
     fires[[13, 17], 0] = True
     fires[[0, 4, 8, 12], 1] = True  # position 0 only: never counted
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3}, {5: fires})
-    result = contrast(run, Settings(shuffles=0))
+    result = contrast(run, ContrastSettings(shuffles=0))
     found = result.layers[5].sets["a"]
     [feature] = found.features
     assert (found.tokens, found.prompts) == (9, 3)
@@ -51,7 +51,7 @@ def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:
     for n, count in enumerate((9, 3, 6)):
         fires[[12 * n + at for at in (1, 2, 3, 5, 6, 7, 9, 10, 11)][:count], 0] = True
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3, "c": [4] * 3}, {0: fires})
-    found = contrast(run, Settings(shuffles=0)).layers[0].sets
+    found = contrast(run, ContrastSettings(shuffles=0)).layers[0].sets
     assert (found["a"].features[0].other_set, found["a"].features[0].other_rate) == (
         "c",
         pytest.approx(6 / 9),
@@ -70,7 +70,7 @@ def test_planted_features_are_confirmed_within_the_stated_rate(tmp_path: Path) -
             rng.random((len(fires), planted)) < np.where(first_set, 0.6, 0.08)[:, None]
         )
         run = write_run(tmp_path / str(seed), {name: [LENGTH] * 24 for name in "abc"}, {0: fires})
-        found = contrast(run, Settings(n_top=400, shuffles=0)).layers[0].sets
+        found = contrast(run, ContrastSettings(n_top=400, shuffles=0)).layers[0].sets
         confirmed = [
             (name, f.feature.id) for name, c in found.items() for f in c.features if f.confirmed
         ]
@@ -89,7 +89,7 @@ def test_a_set_split_at_random_confirms_nothing(tmp_path: Path) -> None:
             tmp_path / str(seed), {"left": [LENGTH] * 30, "right": [LENGTH] * 30}, {0: fires}
         )
         confirmed += sum(
-            c.confirmed for c in contrast(run, Settings(shuffles=0)).layers[0].sets.values()
+            c.confirmed for c in contrast(run, ContrastSettings(shuffles=0)).layers[0].sets.values()
         )
     assert confirmed == 0
 
@@ -104,7 +104,7 @@ def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", {name: [LENGTH] * 15 for name in "abcd"}, {17: fires}, paired=True
     )
-    result = contrast(run, Settings(shuffles=5))
+    result = contrast(run, ContrastSettings(shuffles=5))
     for n, found in enumerate(result.layers[17].sets.values()):
         best = found.features[0]
         assert (best.feature.id, best.confirmed) == (n, True)
@@ -118,7 +118,7 @@ def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
 def test_too_few_prompts_are_said_to_be_too_few(tmp_path: Path) -> None:
     fires = np.ones((40, 1), bool)
     run = write_run(tmp_path / "run", {"a": [4] * 5, "b": [4] * 5}, {0: fires})
-    assert "no feature can be confirmed" in contrast(run, Settings(shuffles=0)).warnings[0]
+    assert "no feature can be confirmed" in contrast(run, ContrastSettings(shuffles=0)).warnings[0]
 
 
 def test_one_set_alone_is_refused(tmp_path: Path) -> None:
@@ -138,4 +138,7 @@ def test_set_of_one_token_prompts_is_refused(tmp_path: Path) -> None:
 def test_same_settings_give_the_same_answer(tmp_path: Path) -> None:
     fires = random_fires(np.random.default_rng(3), sets=2, prompts=12, d_sae=50)
     run = write_run(tmp_path / "run", {"a": [LENGTH] * 12, "b": [LENGTH] * 12}, {0: fires})
-    assert contrast(run, Settings(seed=7)).to_dict() == contrast(run, Settings(seed=7)).to_dict()
+    assert (
+        contrast(run, ContrastSettings(seed=7)).to_dict()
+        == contrast(run, ContrastSettings(seed=7)).to_dict()
+    )

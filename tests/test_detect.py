@@ -196,9 +196,12 @@ def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
         ({"target": "yes", "transfer": {"yes": ["nope"]}}, "no set 'nope'"),
         (
             {"target": "yes", "settings": DetectSettings(min_rate=0.2)},
-            "--max-other 0.2 is not below",
+            "max_other must be below min_rate, got 0.2 and",
         ),
-        ({"target": "yes", "settings": DetectSettings(min_rate=1.2)}, "--min-rate is 1.2"),
+        (
+            {"target": "yes", "settings": DetectSettings(min_rate=1.2)},
+            "min_rate must lie between 0 and 1, got 1.2",
+        ),
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], said: str) -> None:

@@ -16,8 +16,9 @@ from saescope.analysis.directions import difference_of_means
 from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
 from saescope.engine.extract import extract
 from saescope.errors import EditError, PromptError, RunError, SourceError
-from saescope.sources.directions import Direction, read_direction, write_directions
+from saescope.sources.directions import Direction, read_direction
 from saescope.sources.prompts import read_prompts, split_prompts
+from saescope.store.directions import write_directions
 from saescope.store.runs import Run
 from saescope.surfaces.cli import run as cli
 

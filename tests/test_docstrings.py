@@ -15,8 +15,8 @@ from saescope.table import Table
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
     ExportSettings NeuronpediaSettings
-    ByFeature DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge InLanguage Kept
-    LogitLens Masking Phrases Prompt PromptSet Run Sae SelectSettings Settings agreement bake
+    ByFeature DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge InLanguage
+    LogitLens Masking Phrases Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
     bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
     export_gguf export_lora export_neuronpedia export_saelens extract fitness language layers
     load_function load_lm load_sae open_sae output_scores parse_edit profile read_behaviour

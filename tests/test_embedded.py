@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saescope.analysis.contrast import Contrast, Settings, contrast
+from saescope.analysis.contrast import Contrast, ContrastSettings, contrast
 from saescope.demo import MODEL, SAE
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
@@ -37,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Contrast:
     made = extract(
         lm, [load_sae(SAE, MIDDLE)], bundled_prompts(), tmp_path_factory.mktemp("runs") / "run"
     )
-    return contrast(made, Settings())
+    return contrast(made, ContrastSettings())
 
 
 def test_one_feature_is_japanese_on_held_out_prompts(found: Contrast) -> None:

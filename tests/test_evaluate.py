@@ -25,7 +25,7 @@ from saescope.engine.load import load_sae
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Message, Prompt, texts
-from saescope.store.kept import Kept
+from saescope.store.resume_cache import ResumeCache
 from saescope.surfaces.cli import run as cli
 
 REPLIES = {
@@ -169,7 +169,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
         asked.append(reply)
         return "unscored" if len(reply) % 3 == 0 else len(reply) % 2 == 0
 
-    def measure(kept: Kept) -> Any:
+    def measure(kept: ResumeCache) -> Any:
         edits = [Edit("1/2", "add", 9.0), Edit("1/5", "scale", 2.0)]
         return evaluate(
             lm, [sae], edits, prompts, judge, target=["odd"], neutral=prompts, sweep=(0.5, 1), draws=2,
@@ -177,7 +177,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
         )  # fmt: skip
 
     path = tmp_path / "kept.jsonl"
-    result = measure(Kept(path))
+    result = measure(ResumeCache(path))
     names = [c.name for c in result.conditions]
     assert names[:3] == ["none", "edits", "edits"]
     assert {*names[3:]} >= {"zero", "minus", "random feature", "random direction", "difference of means, add",
@@ -199,7 +199,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
     assert set(rows["zero"].damage.kl_sets) == {"even"}  # the target's texts are not neutral
     assert result.left_out == []
     made = path.read_text(encoding="utf-8")
-    again = measure(Kept(path))
+    again = measure(ResumeCache(path))
     assert path.read_text(encoding="utf-8") == made
     assert again.to_dict() == result.to_dict()
     assert again.to_polars().height == len(names)

@@ -169,5 +169,5 @@ def test_nothing_is_overwritten(pair: Pair, capfd: pytest.CaptureFixture[str]) -
         assert_refused(
             ["export", "--format", format, "--out", "out"],
             capfd,
-            "out exists: choose another --out",
+            "out exists: choose another place",
         )

@@ -232,7 +232,7 @@ def test_sink_mid_sequence_is_reported(tmp_path: Path) -> None:
 
 
 def test_sink_reaches_no_statistic(tmp_path: Path) -> None:
-    from saescope.analysis.contrast import Settings, contrast
+    from saescope.analysis.contrast import ContrastSettings, contrast
     from saescope.analysis.profile import profile
 
     lm = load_lm(sink_model(tmp_path / "model", "%"), [1])
@@ -248,7 +248,10 @@ def test_sink_reaches_no_statistic(tmp_path: Path) -> None:
         return extract(lm, [sae], [left, right], tmp_path / out)
 
     with_sink, without = run("%", "with"), run("", "without")
-    found = (json.dumps(contrast(r, Settings(shuffles=0)).to_dict()) for r in (with_sink, without))
+    found = (
+        json.dumps(contrast(r, ContrastSettings(shuffles=0)).to_dict())
+        for r in (with_sink, without)
+    )
     kept, plain = (
         json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in found
     )

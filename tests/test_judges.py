@@ -30,7 +30,7 @@ from saescope.engine.scan import scan
 from saescope.errors import JudgeError, PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, bundled_prompts, texts
-from saescope.store.kept import Kept
+from saescope.store.resume_cache import ResumeCache
 
 BUNDLED = {"japanese": "ja", "english": "en", "chinese": "zh", "hindi": "hi", "basque": "eu", "esperanto": "eo",
            "code": CODE}  # fmt: skip
@@ -185,7 +185,7 @@ def test_server_is_asked_once_about_each_reply(
     url, asked = serve(judged)
     path = tmp_path / "judged.jsonl"
     for _ in range(2):
-        judge = HttpJudge(url, kept=Kept(path))
+        judge = HttpJudge(url, kept=ResumeCache(path))
         assert label_replies(judge, REPLIES) == [None, "agrees", EMPTY, None, UNSCORED]
     assert [a[0] for a in asked] == [
         {"prompt": p, "reply": r} for p, r in (("a", "no"), ("b", "yes"), ("d", "who knows"))
@@ -229,12 +229,12 @@ def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
     with pytest.raises(
         JudgeError, match=r"in 3 tries: HTTP 503 .*; 1 of these 3 replies are judged and kept in"
     ):
-        label_replies(HttpJudge(url, tries=3, kept=Kept(path), wait=waited.append), REPLIES)
+        label_replies(HttpJudge(url, tries=3, kept=ResumeCache(path), wait=waited.append), REPLIES)
     assert waited == [7, 7, 7]
     ill = False
     path.write_bytes(path.read_bytes() + b'["half')  # as an interruption may leave it
     before = len(asked)
-    assert label_replies(HttpJudge(url, kept=Kept(path)), REPLIES) == [
+    assert label_replies(HttpJudge(url, kept=ResumeCache(path)), REPLIES) == [
         None,
         "agrees",
         EMPTY,
@@ -242,7 +242,7 @@ def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
         UNSCORED,
     ]
     assert [a[0]["reply"] for a in asked[before:]] == ["yes", "who knows"]
-    assert len(Kept(path)) == 3
+    assert len(ResumeCache(path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from conftest import Pair
-from saescope.analysis.contrast import Settings
+from saescope.analysis.contrast import ContrastSettings
 from saescope.analysis.layers import layers
 from saescope.engine.decoders import decoder_cosines
 from saescope.engine.extract import extract
@@ -53,7 +53,7 @@ def test_concept_is_followed_under_changing_ids(tmp_path: Path) -> None:
 
 
 def test_best_layer_is_the_one_that_separates(tmp_path: Path) -> None:
-    result = layers(planted(tmp_path, {0: 0.2, 1: 0.9, 2: 0.5}), Settings(seed=1))
+    result = layers(planted(tmp_path, {0: 0.2, 1: 0.9, 2: 0.5}), ContrastSettings(seed=1))
     assert result.best == 1
     assert result.layers[1].separation > result.layers[2].separation > result.layers[0].separation
     assert [result.layers[n].as_good for n in (0, 1, 2)] == [False, True, False]
@@ -79,7 +79,7 @@ def test_interval_covers_at_its_rate(tmp_path: Path) -> None:
         fires[:150, 0] = rng.random(150) < own
         fires[150:, 1] = rng.random(150) < np.repeat(rng.beta(3, 3, size=30), 5)
         run = write_run(tmp_path / str(seed), {"a": [5] * 30, "b": [5] * 30}, {0: fires})
-        low, high = layers(run, Settings(seed=seed)).layers[0].ci
+        low, high = layers(run, ContrastSettings(seed=seed)).layers[0].ci
         covered.append(low <= 0.5 <= high)
     assert (
         np.mean(covered) >= 0.85

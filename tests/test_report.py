@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saescope.analysis.contrast import Settings, contrast
+from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.analysis.profile import profile
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
@@ -131,7 +131,7 @@ def test_page_has_its_parts_in_order(text: str) -> None:
 
 
 def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
-    found, profiled = contrast(embedded, Settings()), profile(embedded)
+    found, profiled = contrast(embedded, ContrastSettings()), profile(embedded)
     words = re.sub(r"<[^>]+>", "", text)
     for layer in LAYERS:
         for name, one in found.layers[layer].sets.items():
@@ -309,19 +309,19 @@ def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
     settings = {"alpha": 0.01, "n_top": 3, "shuffles": 0, "seed": 5, "masking": masking}
     manifest["command"] = {"verb": "contrast", "options": {"settings": settings, "layers": None}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == Settings(0.01, 3, 0, 5, Masking(True, True, 7.0))
+    assert asked(Run.open(run.path)) == ContrastSettings(0.01, 3, 0, 5, Masking(True, True, 7.0))
     text = render(Run.open(run.path))
     assert "Position 0 counts" in text
     assert "asked for no shuffles" in text
     manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
+    assert asked(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
     manifest["command"] = {
         "verb": "detect",
         "options": {"settings": {"min_rate": 0.5, "masking": masking}},
     }
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == Settings(masking=Masking(True, True, 7.0))
+    assert asked(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
     for damaged in (
         "x",
         {},

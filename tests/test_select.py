@@ -21,7 +21,7 @@ from saescope.engine.load import load_sae
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import texts
-from saescope.store.kept import Kept
+from saescope.store.resume_cache import ResumeCache
 from saescope.surfaces.cli import run as cli
 
 
@@ -71,7 +71,7 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     )
     path = tmp_path / "kept.jsonl"
     result = select(
-        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path)
+        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=ResumeCache(path)
     )
     assert result.prompts == (5, 5)
     assert result.base[0].behaviour_rate == result.base[1].behaviour_rate == 1
@@ -85,7 +85,7 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     assert rates == sorted(rates, reverse=True)
     kept = path.read_text(encoding="utf-8")
     again = select(
-        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=Kept(path)
+        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=ResumeCache(path)
     )
     assert path.read_text(encoding="utf-8") == kept
     assert again.to_dict() == result.to_dict()
@@ -167,7 +167,7 @@ def test_the_organism_has_two_detectors_that_control_it(
         (["--strengths", "0"], "other than 0"),
         (["--max-features", "0"], "--max-features is 0"),
         (["--behaviour", "nothing"], "no behaviour 'nothing'"),
-        (["--min-rate", "0.1"], "is not below"),
+        (["--min-rate", "0.1"], "max_other must be below min_rate"),
     ],
 )
 def test_bad_questions_are_refused(

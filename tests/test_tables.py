@@ -7,7 +7,7 @@ import pytest
 
 import tiny
 from conftest import Pair
-from saescope.analysis.contrast import Contrast, Settings, contrast
+from saescope.analysis.contrast import Contrast, ContrastSettings, contrast
 from saescope.engine.scan import scan
 from saescope.errors import SaescopeError
 from saescope.sources.prompts import texts
@@ -18,7 +18,7 @@ from stored import write_run
 def result(tmp_path: Path) -> Contrast:
     fires = np.random.default_rng(0).random((96, 20)) < 0.3
     run = write_run(tmp_path / "run", {"<b>a</b>": [4] * 12, "b": [4] * 12}, {3: fires})
-    return contrast(run, Settings(shuffles=0))
+    return contrast(run, ContrastSettings(shuffles=0))
 
 
 def test_rows_are_all_features(result: Contrast) -> None:

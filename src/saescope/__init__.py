@@ -10,7 +10,7 @@ from saescope.version import __version__
 
 if TYPE_CHECKING:
     from saescope.analysis.agreement import Agreement, agreement
-    from saescope.analysis.contrast import Contrast, Settings, contrast
+    from saescope.analysis.contrast import Contrast, ContrastSettings, contrast
     from saescope.analysis.detect import detect
     from saescope.analysis.detection import Detection, DetectSettings
     from saescope.analysis.directions import difference_of_means
@@ -60,11 +60,12 @@ if TYPE_CHECKING:
         SourceError,
     )
     from saescope.sources.catalog import Feature
-    from saescope.sources.directions import Direction, read_direction, write_directions
+    from saescope.sources.directions import Direction, read_direction
     from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
     from saescope.sources.saes import open_sae
-    from saescope.store.kept import Kept
+    from saescope.store.directions import write_directions
     from saescope.store.masking import Masking
+    from saescope.store.resume_cache import ResumeCache
     from saescope.store.runs import Run, verify
     from saescope.surfaces.report import write_report
 
@@ -74,6 +75,7 @@ __all__ = [
     "BakeSettings",
     "ByFeature",
     "Contrast",
+    "ContrastSettings",
     "DetectSettings",
     "Detection",
     "Diff",
@@ -91,7 +93,6 @@ __all__ = [
     "HttpJudge",
     "InLanguage",
     "JudgeError",
-    "Kept",
     "LM",
     "Layers",
     "LogitLens",
@@ -105,6 +106,7 @@ __all__ = [
     "PromptSet",
     "Receipt",
     "ResourceError",
+    "ResumeCache",
     "Run",
     "RunError",
     "Sae",
@@ -112,7 +114,6 @@ __all__ = [
     "Scan",
     "SelectSettings",
     "Selection",
-    "Settings",
     "SourceError",
     "SparseActs",
     "__version__",
@@ -157,7 +158,7 @@ __all__ = [
 
 _HOME = {
     "analysis.agreement": ("Agreement", "agreement"),
-    "analysis.contrast": ("Contrast", "Settings", "contrast"),
+    "analysis.contrast": ("Contrast", "ContrastSettings", "contrast"),
     "analysis.detect": ("detect",),
     "analysis.detection": ("DetectSettings", "Detection"),
     "analysis.directions": ("difference_of_means",),
@@ -197,16 +198,18 @@ _HOME = {
         "JudgeError",
         "PromptError",
         "ResourceError",
+        "ResumeCache",
         "RunError",
         "SaescopeError",
         "SourceError",
     ),
     "sources.catalog": ("Feature",),
-    "sources.directions": ("Direction", "read_direction", "write_directions"),
+    "sources.directions": ("Direction", "read_direction"),
     "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
     "sources.saes": ("open_sae",),
-    "store.kept": ("Kept",),
+    "store.directions": ("write_directions",),
     "store.masking": ("Masking",),
+    "store.resume_cache": ("ResumeCache",),
     "store.runs": ("Run", "verify"),
     "surfaces.report": ("write_report",),
 }

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from saescope.analysis.contrast import Settings, contrast
+from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.analysis.counts import count_fires
 from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import RunError
@@ -144,7 +144,7 @@ def agreement(
     if not layers:
         raise RunError(f"{a.path} and {b.path} have no layer in common")
     rule = masking or Masking()
-    settings = Settings(shuffles=0, seed=seed, masking=rule, n_top=1000)
+    settings = ContrastSettings(shuffles=0, seed=seed, masking=rule, n_top=1000)
     found = [_confirmed(run, layers, settings) for run in (a, b)]
     return Agreement(
         a=str(a.path),
@@ -182,11 +182,11 @@ def _what(run: Run, other: Run) -> str:
 
 
 def _confirmed(
-    run: Run, layers: Sequence[int], settings: Settings
+    run: Run, layers: Sequence[int], settings: ContrastSettings
 ) -> dict[int, set[tuple[str, int]]]:
     if len(run.sets) < 2:
         return {layer: set() for layer in layers}
-    found = contrast(run, settings, layers).layers
+    found = contrast(run, settings, layers=layers).layers
     return {
         layer: {
             (name, f.feature.id)

@@ -14,7 +14,7 @@ import numpy as np
 
 from saescope.analysis import stats
 from saescope.analysis.counts import Counts, count_fires, mean_acts, refuse_unscored
-from saescope.analysis.search import Found, find, hardest_p, shuffled_confirmed
+from saescope.analysis.search import Found, check_alpha, find, hardest_p, shuffled_confirmed
 from saescope.analysis.stats import Bools, Floats
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
@@ -78,7 +78,7 @@ class Contrast(Table):
 
     run: str
     layers: dict[int, LayerContrast]
-    settings: "Settings"
+    settings: "ContrastSettings"
     discovery: dict[str, int]
     holdout: dict[str, int]
     warnings: list[str]
@@ -112,35 +112,45 @@ class Contrast(Table):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to contrast: false discovery rate, rows shown a set, label shuffles, seed, and which positions count."""
+class ContrastSettings:
+    """How to contrast prompt sets, and how much of the result to show."""
 
     alpha: float = 0.05
+    "False discovery rate, of finding candidates and again of confirming them."
+
     n_top: int = 10
+    "Features to show per set."
+
     shuffles: int = 20
+    "How often the null control repeats the search with shuffled labels."
+
     seed: int = 0
+    "Seed of the discovery/held-out split and of the shuffles."
+
     masking: Masking = field(default_factory=Masking)
+    "Which positions count."
 
     def check(self) -> None:
-        """Raises PromptError for a value no search can use."""
-        if not 0 < self.alpha < 1:
-            raise PromptError(
-                f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1"
-            )
+        """Raises PromptError for a value that no search can use."""
+        check_alpha(self.alpha)
         if self.n_top < 1:
-            raise PromptError(f"--n-top is {self.n_top}: it must be at least 1")
+            raise PromptError(f"n_top must be at least 1, got {self.n_top}")
         if self.shuffles < 0:
-            raise PromptError(f"--shuffles is {self.shuffles}: it must be 0 or more")
+            raise PromptError(f"shuffles must be 0 or more, got {self.shuffles}")
+        self.masking.check()
 
 
 def contrast(
-    run: Run, settings: Settings | None = None, layers: Sequence[int] | None = None
+    run: Run,
+    settings: ContrastSettings | None = None,
+    *,
+    layers: Sequence[int] | None = None,
 ) -> Contrast:
     """Features that set each prompt set of the run apart from every other one.
 
     Raises PromptError for fewer than two sets or a set without a scored position.
     """
-    settings = settings or Settings()
+    settings = settings or ContrastSettings()
     settings.check()
     if len(run.sets) < 2:
         raise PromptError(
@@ -163,7 +173,7 @@ def contrast(
     )
 
 
-def _layer(run: Run, layer: int, parts: Bools, settings: Settings) -> LayerContrast:
+def _layer(run: Run, layer: int, parts: Bools, settings: ContrastSettings) -> LayerContrast:
     features = run.features(layer)
     positions = settings.masking.apply(run.token_pos, features.norms)
     counts = count_fires(run, features, positions.scored)
@@ -196,7 +206,9 @@ class _Evidence:
     means: Floats
 
 
-def _describe(run: Run, layer: int, i: int, evidence: _Evidence, settings: Settings) -> SetContrast:
+def _describe(
+    run: Run, layer: int, i: int, evidence: _Evidence, settings: ContrastSettings
+) -> SetContrast:
     """One set's rows, ordered by the discovery part alone so that the held-out figures of the first are unbiased."""
     everywhere, found = evidence.everywhere, evidence.found
     rows = everywhere.labels == i

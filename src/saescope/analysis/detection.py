@@ -5,6 +5,7 @@ from typing import Any, final
 
 from saescope.analysis.classify import Scores
 from saescope.analysis.measures import SetMeasures
+from saescope.analysis.search import check_alpha
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import Masking
@@ -13,31 +14,45 @@ from saescope.table import Table
 
 @dataclass(frozen=True)
 class DetectSettings:
-    """Thresholds on shares of prompts, the most features a classifier may have, shuffles, seed, and what counts."""
+    """Thresholds on shares of prompts, and how to search with them."""
 
     min_rate: float = 0.8
+    "Smallest share of target prompts on which a feature fires."
+
     max_other: float = 0.2
+    "Largest share of prompts of any other set on which a feature fires."
+
     max_k: int = 10
+    "Maximum number of features in the classifier's OR-rule."
+
     alpha: float = 0.05
+    "False discovery rate, of finding candidates and again of confirming them."
+
     shuffles: int = 100
+    "How often the null control applies the thresholds with shuffled labels."
+
     seed: int = 0
+    "Seed of the discovery/held-out split, the shuffles and the bootstrap."
+
     masking: Masking = field(default_factory=Masking)
+    "Which positions count."
 
     def check(self) -> None:
-        """Raises PromptError for a value no search can use."""
-        for name, value in (("--min-rate", self.min_rate), ("--max-other", self.max_other)):
-            if not 0 <= value <= 1:
-                raise PromptError(f"{name} is {value}: a share of prompts lies between 0 and 1")
+        """Raises PromptError for a value that no search can use."""
+        for name in ("min_rate", "max_other"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise PromptError(f"{name} must lie between 0 and 1, got {share:g}")
         if self.max_other >= self.min_rate:
             raise PromptError(
-                f"--max-other {self.max_other} is not below --min-rate {self.min_rate}: nothing is told apart"
+                f"max_other must be below min_rate, got {self.max_other:g} and {self.min_rate:g}"
             )
-        if not 0 < self.alpha < 1:
-            raise PromptError(
-                f"--alpha is {self.alpha}: a false discovery rate lies between 0 and 1"
-            )
-        if self.max_k < 1 or self.shuffles < 0:
-            raise PromptError("--max-k must be at least 1 and --shuffles 0 or more")
+        check_alpha(self.alpha)
+        if self.max_k < 1:
+            raise PromptError(f"max_k must be at least 1, got {self.max_k}")
+        if self.shuffles < 0:
+            raise PromptError(f"shuffles must be 0 or more, got {self.shuffles}")
+        self.masking.check()
 
 
 @dataclass(frozen=True)

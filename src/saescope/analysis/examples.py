@@ -62,7 +62,7 @@ class Examples(Table):
         ]
 
 
-def examples(run: Run, feature: Feature, n: int = 5, masking: Masking | None = None) -> Examples:
+def examples(run: Run, feature: Feature, masking: Masking | None = None, *, n: int = 5) -> Examples:
     """The n prompts, of any set, with the feature's largest activations on scored positions.
 
     Raises RunError for a feature that the run does not hold.

@@ -12,7 +12,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from saescope.analysis.contrast import Contrast, FeatureContrast, Settings, contrast, feature_dict
+from saescope.analysis.contrast import (
+    Contrast,
+    ContrastSettings,
+    FeatureContrast,
+    contrast,
+    feature_dict,
+)
 from saescope.analysis.counts import fires_by_prompt
 from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import RunError
@@ -121,20 +127,20 @@ class Layers(Table):
 
 def layers(
     run: Run,
-    settings: Settings | None = None,
+    settings: ContrastSettings | None = None,
     *,
     feature: Feature | None = None,
     cosines: Cosines | None = None,
-    wanted: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Layers:
     """Separation and best features at every layer of a run, and features followed from layer to layer.
 
     Followed is `feature`, or else each set's best one at the best layer. Raises PromptError for fewer than two sets,
     RunError for a layer or feature that the run does not hold.
     """
-    settings = replace(settings or Settings(), n_top=1, shuffles=0)
-    chosen = tuple(wanted or run.layers)
-    found = contrast(run, settings, chosen)
+    settings = replace(settings or ContrastSettings(), n_top=1, shuffles=0)
+    chosen = tuple(layers or run.layers)
+    found = contrast(run, settings, layers=chosen)
     stored = _Stored(run, settings.masking)
     separations, best = _separations(run, found, stored, settings)
     if feature is not None:
@@ -180,7 +186,7 @@ class _Stored:
 
 
 def _separations(
-    run: Run, found: Contrast, stored: _Stored, settings: Settings
+    run: Run, found: Contrast, stored: _Stored, settings: ContrastSettings
 ) -> tuple[dict[int, LayerSeparation], int]:
     keys = [split_key(prompt) for prompt in run.prompts]
     holdout = np.array(

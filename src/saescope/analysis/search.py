@@ -15,6 +15,7 @@ import numpy as np
 from saescope.analysis import stats
 from saescope.analysis.counts import Counts
 from saescope.analysis.stats import Bools, Floats, Ints
+from saescope.errors import PromptError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Found:
     tested: Bools
     candidates: Bools
     confirmed: Bools
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises PromptError if `alpha` is no false discovery rate."""
+    if not 0 < alpha < 1:
+        raise PromptError(f"alpha must lie between 0 and 1, got {alpha:g}")
 
 
 def find(discovery: Counts, holdout: Counts, alpha: float) -> Found:

@@ -1,7 +1,6 @@
 """Edits: which features or directions are changed, how, and by how much; read from and written to TOML. No torch."""
 
 import json
-import os
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,14 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saescope.errors import EditError, ResourceError, SourceError
+from saescope.errors import EditError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
-from saescope.sources.directions import (
-    Direction,
-    parse_direction_ref,
-    read_direction,
-    write_directions,
-)
+from saescope.sources.directions import Direction, parse_direction_ref, read_direction
+from saescope.store.atomic import replace_file
+from saescope.store.directions import write_directions
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
@@ -218,14 +214,7 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
             "[[edit]]",
             *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items()),
         ]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write the edits {path}: {error.strerror or error}") from error
+    replace_file(path, "\n".join(lines) + "\n")
 
 
 def _row(edit: Edit, place: Mapping[Direction, str]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def scan(
 ) -> Scan:
     """The `n_top` strongest features of every token that fire, by layer; sinks are judged over these prompts."""
     if n_top < 1:
-        raise PromptError(f"--n-top is {n_top}: it must be at least 1")
+        raise PromptError(f"n_top must be at least 1, got {n_top}")
     work = plan(lm, prompts, batch_tokens)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))

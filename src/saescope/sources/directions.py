@@ -5,7 +5,6 @@ somebody else's, with one vector or with vectors named `direction.{layer}`, is r
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from saescope.errors import ResourceError, SourceError
+from saescope.errors import SourceError
 
 _MOST_BYTES = 2**30
-_METADATA = "saescope_directions"
+METADATA_KEY = "saescope_directions"
 _DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
@@ -72,38 +71,6 @@ class Direction:
     def norm(self) -> float:
         """Its length."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
-
-
-def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
-    """Write a safetensors file whole or not at all, and return the tensors' names in order.
-
-    Raises ResourceError where it cannot be written.
-    """
-    from safetensors.numpy import save
-
-    layers = [one.layer for one in directions]
-    names = [
-        f"direction.{layer}"
-        if layers.count(layer) == 1
-        else f"direction.{layer}.{layers[:n].count(layer)}"
-        for n, layer in enumerate(layers)
-    ]
-    about = {
-        name: {"name": one.name, "layer": one.layer, "model": one.model, "made": one.origin}
-        for name, one in zip(names, directions, strict=True)
-    }
-    tensors = {name: one.values for name, one in zip(names, directions, strict=True)}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(tensors, {_METADATA: json.dumps(about, ensure_ascii=False)}))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write the direction {path}: {error.strerror or error}"
-        ) from error
-    return names
 
 
 def read_direction(
@@ -162,7 +129,7 @@ def _read(path: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
     try:
-        about = json.loads(metadata.get(_METADATA, "{}"))
+        about = json.loads(metadata.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict) or not all(

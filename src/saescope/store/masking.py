@@ -9,18 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from saescope.errors import PromptError
+
 
 @dataclass(frozen=True)
 class Masking:
-    """The rules: whether position 0 and sinks count, how many medians make a sink, and which part of a prompt counts.
-
-    With `last`, only so many positions at the end of each prompt do: of a chat, what stands after the request.
-    """
+    """Which positions of a prompt count in statistics."""
 
     keep_pos0: bool = False
+    "Count position 0 too."
+
     keep_sinks: bool = False
+    "Count sinks too."
+
     sink_ratio: float = 10.0
+    "A position is a sink if its norm exceeds this many medians of its layer."
+
     last: int | None = None
+    "Count only this many positions at the end of each prompt. Default: all."
+
+    def check(self) -> None:
+        """Raises PromptError for a value that leaves no position to count, or no median below a sink."""
+        if not self.sink_ratio > 1:
+            raise PromptError(f"sink_ratio must be above 1, the median, got {self.sink_ratio:g}")
+        if self.last is not None and self.last < 1:
+            raise PromptError(f"last must be at least 1, got {self.last}")
 
     def candidates(self, pos: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Positions that count before sinks are looked for."""

@@ -5,6 +5,7 @@ the written checkpoint read again, and only then the folder gets its name.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,13 +38,6 @@ from saescope.control.baking.methods import (
 )
 from saescope.control.baking.settings import BakeSettings, Method
 from saescope.control.edits import Edit
-from saescope.control.staging import (
-    copy_synced,
-    refuse_existing,
-    refuse_full_disk,
-    staged,
-    write_synced,
-)
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
@@ -56,6 +50,7 @@ from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.checkpoint import CONFIG
 from saescope.sources.files import Files, open_files
 from saescope.sources.prompts import Prompt, bundled_prompts
+from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
 
 _ADVICE = "steer it at run time, or bake its direction with --as project"
 Progress = Callable[[str, int, int], None]
@@ -126,7 +121,7 @@ def bake(
         out, output_bytes(job.shards, _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan))
     )
     before = _read_base(job, wanted, [] if reason else [plan]) if measure else {}
-    with staged(out) as staging:
+    with atomic_folder(out) as staging:
         rounding = _write_model(job, plan, staging)
         far = _compare(job, before, staging)
         baked = BakeResult(
@@ -153,17 +148,18 @@ def _write_model(job: _Job, plan: BakePlan, staging: Path) -> list[RoundingLoss]
     new, drop = _new_tensors(job.anatomy, plan), _dropped(job.anatomy, plan)
     told = partial(job.progress, "writing")
     rounding = write_checkpoint(job.shards, staging, _changes(job.anatomy, plan), new, drop, told)
-    write_synced(staging / CONFIG, config_text(job.files, plan))
+    (staging / CONFIG).write_text(config_text(job.files, plan), encoding="utf-8")
     for name in copied_files(job.files):
-        copy_synced(job.files.path(name), staging / name)
+        shutil.copyfile(job.files.path(name), staging / name)
     return rounding
 
 
 def _describe(job: _Job, baked: BakeResult, staging: Path) -> None:
     """The manifest and the model card."""
     whole = record(job.files, job.saes, baked, staging)
-    write_synced(staging / MANIFEST, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
-    write_synced(staging / "README.md", readme(whole))
+    manifest = json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+    (staging / MANIFEST).write_text(manifest, encoding="utf-8")
+    (staging / "README.md").write_text(readme(whole), encoding="utf-8")
 
 
 def _dropped(anatomy: Anatomy, plan: BakePlan) -> tuple[str, ...]:

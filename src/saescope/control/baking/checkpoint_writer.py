@@ -4,7 +4,6 @@ Arithmetic is in float32, a few rows at a time; what is not changed is copied by
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.methods import WeightUpdate
-from saescope.control.staging import write_synced
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.shards import WIDTHS, Place, Shards
 from saescope.errors import SourceError
@@ -85,8 +83,6 @@ def write_checkpoint(
             for one in added:
                 roundings += _write_new(file, shards, one)
                 done += _place_of(shards, one).bytes
-            file.flush()
-            os.fsync(file.fileno())
     if INDEX in shards.files.names():
         _write_index(shards, out / INDEX, new, drop)
     return roundings
@@ -179,7 +175,7 @@ def _write_index(shards: Shards, path: Path, new: Sequence[NewTensor], drop: Seq
         **(index.get("metadata") or {}),
         "total_size": output_bytes(shards, new, drop),
     }
-    write_synced(path, json.dumps(index, indent=2) + "\n")
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass

@@ -17,7 +17,7 @@ from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
-from saescope.store.kept import Kept, key_of
+from saescope.store.resume_cache import ResumeCache, key_of
 
 _BATCH = 32
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ class Bench:
     neutral: Sequence[tuple[str, list[int]]]
     max_new_tokens: int
     thinking: bool | None
-    kept: Kept
+    kept: ResumeCache
     advance: Callable[[], None]
 
     def measure(self, ways: Sequence[Way]) -> list[Measured]:

@@ -18,7 +18,7 @@ from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
-from saescope.store.kept import Kept
+from saescope.store.resume_cache import ResumeCache
 from saescope.table import Table
 
 
@@ -91,7 +91,7 @@ def evaluate(
     seed: int = 0,
     max_new_tokens: int = 48,
     thinking: bool | None = None,
-    kept: Kept | None = None,
+    kept: ResumeCache | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Greedy replies to every prompt without edits, with them at every multiple of `sweep`, and under the controls.
@@ -119,7 +119,7 @@ def evaluate(
     ]
     total = len(first) + len(controls.ways(1.0, removes=True))
     plain = neutral_rows(lm, neutral, wanted)
-    kept = Kept() if kept is None else kept
+    kept = ResumeCache() if kept is None else kept
     bench = Bench(
         lm, saes, prompts, plain, max_new_tokens, thinking, kept, counting(progress, total)
     )

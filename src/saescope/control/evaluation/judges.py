@@ -25,7 +25,7 @@ from saescope.control.evaluation.behaviour import (
 )
 from saescope.errors import JudgeError, first_line
 from saescope.sources.prompts import Prompt
-from saescope.store.kept import Kept, key_of
+from saescope.store.resume_cache import ResumeCache, key_of
 
 KEY = "SAESCOPE_JUDGE_KEY"
 _LONGEST_WAIT = 60.0
@@ -88,7 +88,7 @@ class HttpJudge:
     batch: int = 1
     timeout: float = 60.0
     tries: int = 4
-    kept: Kept = field(default_factory=Kept)
+    kept: ResumeCache = field(default_factory=ResumeCache)
     wait: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:

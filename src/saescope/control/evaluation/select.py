@@ -25,7 +25,7 @@ from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, split_prompts
-from saescope.store.kept import Kept
+from saescope.store.resume_cache import ResumeCache
 from saescope.store.runs import Run
 from saescope.table import Table
 
@@ -194,7 +194,7 @@ def select(
     answers: Mapping[str, str] | None = None,
     asked: Callable[[Prompt], Prompt] | None = None,
     thinking: bool | None = None,
-    kept: Kept | None = None,
+    kept: ResumeCache | None = None,
     progress: Progress | None = None,
 ) -> Selection:
     """Of the features that `detect` found in a run, those whose edits do what is wanted, as few as will do.
@@ -212,7 +212,7 @@ def select(
     )
     total = len(settings.strengths) * len(found) * 2 + 2 + settings.max_features
     advance = counting(progress, total)
-    kept = Kept() if kept is None else kept
+    kept = ResumeCache() if kept is None else kept
     plain = neutral_rows(lm, neutral, [detection.target])[: settings.prompts]
 
     def search(prompts: Sequence[Prompt]) -> _Search:

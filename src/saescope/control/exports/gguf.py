@@ -22,7 +22,6 @@ from saescope.control.exports.export_result import ExportResult
 from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.vectors import vectors
-from saescope.control.staging import refuse_existing, staged
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy
 from saescope.engine.lm import read_config
@@ -30,6 +29,7 @@ from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError
 from saescope.sources.files import open_files
+from saescope.store.atomic import atomic_file, refuse_existing
 
 Vector = npt.NDArray[np.float32]
 # llama.cpp's names of architectures, by transformers' model_type; others are mostly the same without punctuation.
@@ -75,7 +75,7 @@ def export_gguf(
     if limits and settings.measure:
         shards, anatomy = Shards.open(files), read_anatomy(files)
         measured |= _measure(Reader(shards, anatomy, settings, progress), layers, edits, saes)
-    with staged(out, folder=False) as path:
+    with atomic_file(out) as path:
         path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
     return ExportResult("gguf", out, (out,), not limits, EQUALS, limits, measured)
 

@@ -32,7 +32,6 @@ from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.measuring import Progress, Reader
 from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import Stored, write_safetensors
-from saescope.control.staging import refuse_existing, staged, write_synced
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
@@ -41,6 +40,7 @@ from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError
 from saescope.sources.files import Files, open_files
+from saescope.store.atomic import atomic_folder, refuse_existing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EQUALS = "the projection at every write of every layer, whichever layer the edit names, at every position"
@@ -69,11 +69,11 @@ def export_lora(
     plan = _plan(files, anatomy, shards, wanted, saes, settings.device)
     made, missed = factors(anatomy, shards, plan)
     names = names_of(files, made)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         tensors = {name: Stored(tensor) for name, tensor in peft_tensors(made, names).items()}
         write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
         text = json.dumps(adapter_config(files, made, names), indent=2, ensure_ascii=False)
-        write_synced(folder / CONFIG, text + "\n")
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         measured: dict[str, Any] = {
             "method": plan.method,
             "rank": made[0].rank,

@@ -11,7 +11,6 @@ Only features that fire on a scored position are written; on others, values are 
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ import numpy as np
 from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.firings import Firings, Shown, histogram
 from saescope.control.exports.settings import NeuronpediaSettings
-from saescope.control.staging import staged
 from saescope.sources.catalog import SaeSpec
+from saescope.store.atomic import atomic_folder
 from saescope.store.runs import Run
 
 EQUALS = "what the run holds: every feature's activations on its strongest prompts, rounded to 3 decimals"
@@ -94,7 +93,7 @@ def export_neuronpedia(
         run.check_layer(layer)
     chosen = sorted(set(layers)) if layers is not None else list(run.layers)
     totals: dict[int, int] = {}
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         for layer in chosen:
             place = folder / names.model / names.source(layer)
             (place / "features").mkdir(parents=True)
@@ -146,8 +145,6 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
                 file.writelines(lines)
         else:
             raw.writelines(lines)
-        raw.flush()
-        os.fsync(raw.fileno())
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.tensors import Stored, write_safetensors
-from saescope.control.staging import refuse_full_disk, staged, write_synced
 from saescope.engine.load import load_sae
 from saescope.engine.pages import give_back, mapped_pages
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.saes import SaeSource, open_sae
+from saescope.store.atomic import atomic_folder, refuse_full_disk
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # The version of SAELens whose config this is; without one it would be read as an old config and filled with defaults.
@@ -41,7 +41,7 @@ def export_saelens(
     out = Path(out).expanduser()
     source = sae if isinstance(sae, SaeSource) else open_sae(str(sae))
     layers = source.choose_layers(layers)
-    with staged(out) as folder:
+    with atomic_folder(out) as folder:
         for done, layer in enumerate(layers):
             loaded = load_sae(source, layer)
             refuse_full_disk(out, 4 * (2 * loaded.spec.d_model + 3) * loaded.spec.d_sae)
@@ -99,7 +99,7 @@ def _write(sae: Sae, folder: Path, model: str | None) -> None:
     if sae.W_dec is None or sae.b_dec is None:
         raise SourceError(f"the SAE of layer {sae.spec.layer} was loaded without its decoder")
     text = json.dumps(config(sae, model), indent=1, ensure_ascii=False)
-    write_synced(folder / CONFIG, text + "\n")
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     tensors = {
         "W_enc": Stored(sae.W_enc, transposed=True),
         "b_enc": Stored(sae.b_enc),

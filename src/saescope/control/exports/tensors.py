@@ -4,7 +4,6 @@ Format: github.com/huggingface/safetensors: length of the header, the header as 
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,5 +51,3 @@ def write_safetensors(
         for stored in tensors.values():
             for piece in stored.pieces():
                 file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())

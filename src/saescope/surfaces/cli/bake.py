@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.control.staging import refuse_existing
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
+from saescope.store.atomic import refuse_existing
 from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import EMBEDDED_PAIR, Inputs
 from saescope.surfaces.cli.judging import flat_prompts

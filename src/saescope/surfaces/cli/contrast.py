@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.contrast import Contrast, FeatureContrast, Settings
+from saescope.analysis.contrast import Contrast, ContrastSettings, FeatureContrast
 from saescope.analysis.contrast import contrast as contrast_run
 from saescope.sources.prompts import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
@@ -52,7 +52,7 @@ def contrast(
     json
         Print one JSON document instead of tables.
     """
-    settings = Settings(
+    settings = ContrastSettings(
         alpha=alpha, n_top=n_top, shuffles=shuffles, seed=seed, masking=masks.masking()
     )
     settings.check()
@@ -68,7 +68,9 @@ def answer(run: Run, options: Mapping[str, Any]) -> Contrast:
     """What the command asks of a run."""
     settings = dict(options["settings"])
     return contrast_run(
-        run, Settings(**{**settings, "masking": Masking(**settings["masking"])}), options["layers"]
+        run,
+        ContrastSettings(**{**settings, "masking": Masking(**settings["masking"])}),
+        layers=options["layers"],
     )
 
 

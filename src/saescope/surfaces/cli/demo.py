@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.contrast import Settings
+from saescope.analysis.contrast import ContrastSettings
 from saescope.analysis.contrast import contrast as contrast_run
 from saescope.analysis.profile import profile as profile_run
 from saescope.control.edits import parse_edit
@@ -47,7 +47,7 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
         next(s for s in sets if s.name == name).prompts[0].display_text for name in _SHOWN
     )[0].prompts
     scanned = scan(lm, saes, prompts)
-    contrasted = contrast_run(run, Settings())
+    contrasted = contrast_run(run, ContrastSettings())
     report = write_report(run)
     steer = _steer()
     if json:

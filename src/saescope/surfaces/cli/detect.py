@@ -16,7 +16,7 @@ from saescope.analysis.detection import Detection, DetectSettings
 from saescope.analysis.directions import Position, difference_of_means
 from saescope.control.edits import Edit, EditSet, write_edits
 from saescope.errors import PromptError
-from saescope.sources.directions import write_directions
+from saescope.store.directions import write_directions
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers

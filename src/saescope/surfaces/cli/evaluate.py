@@ -11,9 +11,10 @@ from rich.console import Console
 
 from saescope.control.edits import EditSet
 from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
-from saescope.errors import PromptError, ResourceError
+from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt, split_prompts
-from saescope.store.kept import Kept, key_of
+from saescope.store.atomic import replace_file
+from saescope.store.resume_cache import ResumeCache, key_of
 from saescope.surfaces.cli.editing import Edits, load_for
 from saescope.surfaces.cli.inputs import Inputs
 from saescope.surfaces.cli.judging import Asking, Judging, Material, flat_prompts
@@ -110,7 +111,7 @@ def _measured(
     measuring: Measuring,
     asked: Material,
     inputs: Inputs,
-) -> "tuple[Evaluation, dict[str, Any], Kept]":
+) -> "tuple[Evaluation, dict[str, Any], ResumeCache]":
     """The evaluation, the document of it, and what was kept until that is published."""
     strengths = _strengths(measuring.sweep)
     every = flat_prompts(measuring.prompts)
@@ -185,13 +186,13 @@ def _parts(
 
 def _kept(
     lm: "LM", saes: "Sequence[Sae]", wanted: EditSet, prompts: Sequence[Prompt], seed: int
-) -> Kept:
+) -> ResumeCache:
     """Where finished conditions are kept until all of it is published, by what is asked."""
     asked = [asdict(prompt) for prompt in prompts]
     name = key_of(
         lm.spec.fingerprint, [sae.spec.fingerprint for sae in saes], repr(wanted.edits), asked, seed
     )
-    return Kept(Path("runs") / f".evaluate-{name[:12]}.jsonl")
+    return ResumeCache(Path("runs") / f".evaluate-{name[:12]}.jsonl")
 
 
 def _of(lm: "LM", saes: "Sequence[Sae]", wanted: EditSet) -> dict[str, Any]:
@@ -249,19 +250,8 @@ def _publish(document: dict[str, Any], out: Path | None, plot: Path | None) -> l
         )
         files[plot.expanduser()] = drawn
     for path, data in files.items():
-        _write(path, data)
+        replace_file(path, data)
     return list(files)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def show_evaluation(console: Console, result: "Evaluation") -> None:

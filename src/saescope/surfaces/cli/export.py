@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from saescope.control.edits import EditSet
-from saescope.control.staging import refuse_existing
 from saescope.errors import EditError, RunError
 from saescope.sources.saes import open_sae
+from saescope.store.atomic import refuse_existing
 from saescope.store.runs import Run
 from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
 from saescope.surfaces.cli.inputs import Inputs, parse_layers, show_licence

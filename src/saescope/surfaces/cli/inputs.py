@@ -173,13 +173,9 @@ class Masks:
 
     def masking(self) -> Masking:
         """The rules as the store applies them; raises PromptError for a ratio that makes every position a sink."""
-        if not self.sink_ratio > 1:
-            raise PromptError(
-                f"--sink-ratio is {self.sink_ratio}: it must be over 1, the median itself"
-            )
-        if self.last is not None and self.last < 1:
-            raise PromptError(f"--last is {self.last}: it must be at least 1")
-        return Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
+        masking = Masking(self.keep_pos0, self.keep_sinks, self.sink_ratio, self.last)
+        masking.check()
+        return masking
 
 
 def _load_saes(source: SaeSource, layers: Sequence[int], decoder: bool, device: Any) -> "list[Sae]":

@@ -10,7 +10,7 @@ from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
 from saescope.control.evaluation.judges import HttpJudge, load_function
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt, read_prompts
-from saescope.store.kept import Kept, key_of
+from saescope.store.resume_cache import ResumeCache, key_of
 
 
 @Parameter(name="*")
@@ -45,7 +45,7 @@ class Judging:
         asked = HttpJudge(
             self.judge, self.judge_batch, self.judge_timeout
         )  # refused here, before anything is read
-        kept = Kept(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl")
+        kept = ResumeCache(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl")
         return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, kept=kept)
 
 

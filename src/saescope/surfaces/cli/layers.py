@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.contrast import Settings
+from saescope.analysis.contrast import ContrastSettings
 from saescope.analysis.layers import Layers, Match
 from saescope.analysis.layers import layers as layers_of
 from saescope.errors import SourceError
@@ -66,14 +66,14 @@ def answer(run: Run, options: Mapping[str, Any]) -> Layers:
     """What the command asks of a run; without cosines where its SAEs cannot be opened any more."""
     from saescope.engine.decoders import decoder_cosines
 
-    settings = Settings(seed=options["seed"], masking=Masking(**options["masking"]))
+    settings = ContrastSettings(seed=options["seed"], masking=Masking(**options["masking"]))
     feature = Feature.parse(options["feature"]) if options["feature"] else None
     cosines = decoder_cosines(run, offline=options["offline"])
     try:
-        return layers_of(run, settings, feature=feature, cosines=cosines, wanted=options["layers"])
+        return layers_of(run, settings, feature=feature, cosines=cosines, layers=options["layers"])
     except SourceError as error:
         note(f"matched by co-firing alone: {error}")
-        return layers_of(run, settings, feature=feature, wanted=options["layers"])
+        return layers_of(run, settings, feature=feature, layers=options["layers"])
 
 
 def show_layers(console: Console, result: Layers) -> None:

@@ -14,7 +14,7 @@ from saescope.analysis.detection import Detection, DetectSettings
 from saescope.control.edits import EditSet, Op, write_edits
 from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
 from saescope.errors import PromptError
-from saescope.store.kept import Kept, key_of
+from saescope.store.resume_cache import ResumeCache, key_of
 from saescope.store.runs import Run
 from saescope.surfaces.cli.detect import Target
 from saescope.surfaces.cli.inputs import Inputs, Masks, obtain_run, parse_layers
@@ -171,7 +171,7 @@ def _select(
     judge = ByFeature(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides
     begun = None if cut is None else (lambda prompt: beginning(lm, prompt, cut))
     name = key_of(str(run.path.resolve()), str(settings), repr(decides), cut, thinking)
-    kept = Kept(Path("runs") / f".select-{name[:12]}.jsonl")
+    kept = ResumeCache(Path("runs") / f".select-{name[:12]}.jsonl")
     with progress("edits", "tried") as advance:
         result = select_among(
             lm, saes, run, detection, judge, settings,

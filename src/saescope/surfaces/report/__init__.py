@@ -4,10 +4,10 @@
 same bytes, wherever it lies.
 """
 
-import os
 from pathlib import Path
 
-from saescope.errors import ResourceError, RunError
+from saescope.errors import RunError
+from saescope.store.atomic import replace_file
 from saescope.store.runs import Run
 
 
@@ -22,24 +22,5 @@ def write_report(run: Run, out: Path | None = None) -> Path:
     out = home.parent / f"{home.name}.html" if out is None else out
     if out.resolve().is_relative_to(run.path.resolve()):
         raise RunError(f"{out} lies in the run, which is never written again: choose another --out")
-    _publish(out, render(run))
+    replace_file(out, render(run))
     return out
-
-
-def _publish(out: Path, text: str) -> None:
-    """Write the whole page under another name, then give it its own."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write {out}: {error.strerror or error}; choose another --out"
-        ) from error

@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from saescope.analysis.contrast import (
     Contrast,
+    ContrastSettings,
     FeatureContrast,
     LayerContrast,
     SetContrast,
-    Settings,
     contrast,
 )
 from saescope.analysis.examples import Example, Examples, TokenAct, examples
@@ -75,7 +75,7 @@ class Page:
     """All that the template shows. Without two sets that can be compared, `contrast` is None and `refusal` says why."""
 
     run: Run
-    settings: Settings
+    settings: ContrastSettings
     profile: Profile
     contrast: Contrast | None
     refusal: str
@@ -172,7 +172,7 @@ def gather(run: Run) -> Page:
     )
 
 
-def asked(run: Run) -> Settings:
+def asked(run: Run) -> ContrastSettings:
     """The settings of the contrast that made the run, so that its page says what that said; else the usual ones.
 
     Whatever the command was, its rules of which positions count are kept.
@@ -183,9 +183,9 @@ def asked(run: Run) -> Settings:
         given = dict(options.get("settings") or {})
         masking = Masking(**(given.pop("masking", None) or options.get("masking") or {}))
         return (
-            Settings(**given, masking=masking)
+            ContrastSettings(**given, masking=masking)
             if command["verb"] == "contrast"
-            else Settings(masking=masking)
+            else ContrastSettings(masking=masking)
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
@@ -209,7 +209,7 @@ def _discovery_score(one: SetContrast) -> float:
     return one.features[0].discovery_score if one.features else 0.0
 
 
-def _contrast(run: Run, settings: Settings) -> tuple[Contrast | None, str]:
+def _contrast(run: Run, settings: ContrastSettings) -> tuple[Contrast | None, str]:
     try:
         return contrast(run, settings), ""
     except PromptError as error:
@@ -229,7 +229,7 @@ def _heats(run: Run, sets: dict[str, SetContrast], masking: Masking) -> tuple[He
         if feature is not None
     }
     found = {
-        name: examples(run, feature.feature, prompts, masking) for name, feature in shown.items()
+        name: examples(run, feature.feature, masking, n=prompts) for name, feature in shown.items()
     }
     return tuple(
         Heat(

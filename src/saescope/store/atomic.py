@@ -1,0 +1,150 @@
+"""Publish files and folders whole or not at all: write under a temporary name, flush, rename.
+
+A folder is written as `.NAME.partial` beside its place, so what a killed process leaves behind is
+easy to recognise and the next attempt clears it.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+from saescope.errors import ResourceError
+from saescope.sources.machine import free_disk, show_bytes
+
+_ADVICE = "nothing was left behind: free space or choose another place"
+_RESERVED_BYTES = 32 * 2**20  # config, tokenizer, card and the file system's own needs
+
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into; it becomes `out` when the block ends.
+
+    If the block fails, the folder is removed, and so are the parents that were created for it.
+    Raises ResourceError if `out` exists or if the disk fails.
+    """
+    refuse_existing(out)
+    staging = partial_path(out)
+    with _removed_on_failure(staging, out):
+        _remove(staging)
+        staging.mkdir()
+        yield staging
+        publish(staging, out)
+
+
+@contextmanager
+def atomic_file(out: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; it becomes `out` when the block ends.
+
+    Raises ResourceError if `out` exists or if the disk fails, and then leaves nothing.
+    """
+    refuse_existing(out)
+    staging = partial_path(out)
+    with _removed_on_failure(staging, out):
+        yield staging
+        publish(staging, out)
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a whole file, over the old one if there is one: a reader sees either, never a part.
+
+    With `durable=False` the file is not flushed to the disk, for parts of work that can be
+    computed again. Raises ResourceError if the disk fails; the old file then stays.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    staging = path.with_name(f".{path.name}.{token_hex(4)}.partial")
+    with _removed_on_failure(staging, path):
+        staging.write_bytes(data)
+        if durable:
+            _flush(staging)
+        staging.replace(path)
+
+
+def publish(staging: Path, out: Path) -> None:
+    """Flush a finished file or folder to the disk and give it its name.
+
+    Raises ResourceError if `out` exists by now.
+    """
+    _flush(staging)
+    refuse_existing(out)
+    staging.rename(out)
+    _fsync(out.parent)
+
+
+def partial_path(out: Path) -> Path:
+    """Where `out` is written before it is published."""
+    return out.parent / f".{out.name}.partial"
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises ResourceError if something has this name already: nothing is overwritten."""
+    if out.exists() or out.is_symlink():
+        raise ResourceError(f"{out} exists: choose another place, or remove it")
+
+
+def refuse_full_disk(out: Path, needed: int) -> None:
+    """Raises ResourceError if the disk has no room for `needed` bytes and some to spare."""
+    needed += _RESERVED_BYTES
+    free = free_disk(out)
+    if free < needed:
+        raise ResourceError(
+            f"{out} needs {show_bytes(needed)}, {show_bytes(free)} are free: choose another place"
+        )
+
+
+@contextmanager
+def disk_errors(target: Path | str, advice: str = _ADVICE) -> Iterator[None]:
+    """Turn an OSError of the block into one clear ResourceError about `target`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResourceError(f"cannot write {target}: {reason}; {advice}") from error
+
+
+@contextmanager
+def _removed_on_failure(staging: Path, out: Path) -> Iterator[None]:
+    """Create the parents of `out`; if the block fails, remove them again, and `staging`."""
+    created = [parent for parent in out.parents if not parent.exists()]
+    try:
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        _remove(staging)
+        for parent in created:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.is_symlink() or path.is_file():
+        path.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or a folder with everything in it, to the disk."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _flush(child)
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir():
+        if hasattr(os, "O_DIRECTORY"):  # other systems cannot open folders
+            _fsync_handle(os.open(path, os.O_RDONLY))
+    else:
+        _fsync_handle(os.open(path, os.O_RDWR))
+
+
+def _fsync_handle(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,83 @@
+"""Append-only JSONL cache for resuming work that is published only as a whole."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, final
+
+from saescope.errors import ResourceError
+from saescope.store.atomic import disk_errors
+
+
+@final
+class ResumeCache:
+    """Results of finished steps by key, one JSON line each; without a path, in memory only.
+
+    Values are plain (what JSON can hold); make keys of everything that decides a value with
+    `key_of`. A line that an interruption cut short is ignored.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "cache.jsonl"
+    ...     ss.ResumeCache(path).put("a", {"score": 0.5})
+    ...     ss.ResumeCache(path)["a"]
+    {'score': 0.5}
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._values: dict[str, Any] = {}
+        if path is None or not path.is_file():
+            return
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+        for line in lines:
+            try:
+                key, value = json.loads(line)
+            except (ValueError, TypeError):  # a line that an interruption cut short
+                continue
+            self._values[str(key)] = value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a plain value and append it to the file; raises ResourceError if that fails."""
+        self._values[key] = value
+        if self.path is None:
+            return
+        line = json.dumps([key, value], ensure_ascii=False) + "\n"
+        with disk_errors(self.path, "free space: the same command resumes what was stored"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if _ends_within_a_line(self.path):
+                line = "\n" + line
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+
+    def forget(self) -> None:
+        """Remove the file, once the whole is published."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def key_of(*parts: Any) -> str:
+    """SHA-256 over plain values: the key of what they decide."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
