@@ -1,8 +1,9 @@
-"""Every way of putting an edit into weights, on the organism: `python -m benchmarks.baking`.
+"""Compare every way of baking an edit, on the organism: `python -m benchmarks.baking`.
 
-What the organism declines and answers right on held-out requests (three languages), and how far each baked checkpoint
-is from its hook, from the edits as steered and from the model, on the bundled neutral text. Prints the table of
-docs/baking.md. The direction is the difference of means of the English discovery requests' last residuals.
+Counts what the organism declines and answers correctly on held-out requests in three languages.
+Measures how far each baked checkpoint is from its hook, from the steered model and from the
+original, on the bundled neutral text. Prints rows for docs/bake-and-export.md. The direction is the
+difference of means of the last residuals of the English discovery requests.
 """
 
 import argparse
@@ -10,117 +11,129 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import saescope as ss
-from saescope.control.baking.settings import Method
+from saescope.control.baking.methods import Method
 from saescope.control.evaluation.behaviour import normalised, read_behaviour
 from saescope.demo import ORGANISM
 from saescope.engine.generate import generate
 from saescope.errors import SaescopeError
-from saescope.sources.prompts import split_prompts
+from saescope.sources.prompts import Prompt, split_prompts
 
 MODEL, SAE, LAYER = "saescope-tiny-chat", "saescope-tiny-chat-sae", 2
 LANGUAGES = ("en", "ja", "zh")
-PROJECTING: Sequence[Method] = ("every-write", "readers-above", "next-layer", "writers-up-to")
+PROJECTION_METHODS: Sequence[Method] = (
+    "every-write",
+    "readers-above",
+    "next-layer",
+    "writers-up-to",
+)
 
 
 def main(folder: Path) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     lm, sae = ss.load_lm(MODEL, layers=[LAYER]), ss.load_sae(SAE, layer=LAYER)
-    direction = _direction(lm, sae, folder)
-    _row("the model", "-", behaviour(lm, nullcontext()), None)
-    feature = ss.Edit("2/412", "scale", -3.0)
-    means = ss.Edit(direction=direction, op="project")
-    along = replace(means, op="add", strength=-1.0)
-    for name, edit in (
-        ("2/412 scale -3", feature),
-        ("means, project", means),
-        ("means, add -1", along),
-    ):
-        _row(name, "steered", behaviour(lm, ss.steered(lm, [sae], [edit])), None)
-        for method in ("bias",) if edit.op == "add" else PROJECTING:
+    direction = _difference_of_means(lm, sae, folder)
+    edits = {
+        "2/412 scale -3": ss.Edit("2/412", "scale", -3.0),
+        "means, project": ss.Edit(direction=direction, op="project"),
+        "means, add -1": ss.Edit(direction=direction, op="add", strength=-1.0),
+    }
+    _print_row("the model", "-", count_replies(lm, nullcontext()))
+    for name, edit in edits.items():
+        steered = ss.steered(lm, [sae], [edit])
+        _print_row(name, "steered", count_replies(lm, steered))
+        methods: Sequence[Method] = ("bias",) if edit.op == "add" else PROJECTION_METHODS
+        for method in methods:
             out = folder / f"{edit.op}-{method}"
             try:
-                baked = ss.bake(
-                    MODEL, [sae], [edit], out, ss.BakeSettings(method=method, convert="project")
-                )
+                settings = ss.BakeSettings(method=method, convert="project")
+                baked = ss.bake(MODEL, [sae], [edit], out, settings)
             except SaescopeError as error:
                 print(f"| {name} | `{method}` | {error} |")
                 continue
-            _row(
-                name,
-                f"`{method}`",
-                behaviour(ss.load_lm(out, layers=[LAYER]), nullcontext()),
-                baked,
-            )
+            counts = count_replies(ss.load_lm(out, layers=[LAYER]), nullcontext())
+            _print_row(name, f"`{method}`", counts, baked)
 
 
-def _direction(lm: ss.LM, sae: ss.Sae, folder: Path) -> ss.Direction:
-    sets = [
-        group
-        for group in ss.bundled_prompts("requests")
-        if group.name in ("declined_en", "answered_en")
-    ]
+def _difference_of_means(lm: ss.LM, sae: ss.Sae, folder: Path) -> ss.Direction:
+    english = ("declined_en", "answered_en")
+    sets = [group for group in ss.bundled_prompts("requests") if group.name in english]
     run = ss.extract(lm, [sae], sets, folder / "run")
     return ss.difference_of_means(run, "declined_en", LAYER, position="last")
 
 
-def behaviour(lm: ss.LM, edited: AbstractContextManager[Any]) -> list[tuple[int, int, int, int]]:
-    """By language: declined and right of the held-out requests on the topic, how many they are, right of the others."""
-    judge = read_behaviour("declining")
-    assert isinstance(judge, ss.Phrases)
+@dataclass(frozen=True)
+class ReplyCounts:
+    """Replies to held-out requests in one language, on the topic and on other subjects."""
+
+    declined: int
+    correct_on_topic: int
+    correct_on_others: int
+
+
+def count_replies(lm: ss.LM, editing: AbstractContextManager[Any]) -> list[ReplyCounts]:
+    """Counts of declined and of correct replies for each language."""
+    prompts = _held_out_requests()
+    with editing:
+        replies = generate(lm, prompts, max_new_tokens=48, thinking=False)
+    declining = read_behaviour("declining")
+    assert isinstance(declining, ss.Phrases)
     answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
-    prompts = [prompt for group in ss.bundled_prompts("requests") for prompt in group.prompts]
-    held_out = [
-        p
-        for p, part in zip(prompts, split_prompts(prompts, seed=0), strict=True)
-        if part == "holdout"
-    ]
-    with edited:
-        replies = generate(lm, held_out, max_new_tokens=48, thinking=False)
-    found = []
+
+    declined: dict[str, int] = dict.fromkeys(_set_names(), 0)
+    correct: dict[str, int] = dict.fromkeys(_set_names(), 0)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        declined[prompt.set] += declining(reply.text) is not None
+        correct[prompt.set] += normalised(reply.text) == normalised(answers[prompt.id])
+    counts = []
     for language in LANGUAGES:
-        topic, other = (
-            [
-                (p, r.text)
-                for p, r in zip(held_out, replies, strict=True)
-                if p.set == f"{kind}_{language}"
-            ]
-            for kind in ("declined", "answered")
-        )
-        right = [
-            sum(normalised(text) == normalised(answers[p.id]) for p, text in part)
-            for part in (topic, other)
-        ]
-        found.append(
-            (sum(judge(text) is not None for _, text in topic), right[0], len(topic), right[1])
-        )
-    return found
+        topic, others = f"declined_{language}", f"answered_{language}"
+        counts.append(ReplyCounts(declined[topic], correct[topic], correct[others]))
+    return counts
 
 
-def _row(
-    name: str, way: str, counts: Sequence[tuple[int, int, int, int]], baked: ss.BakeResult | None
+def _set_names() -> list[str]:
+    return [f"{kind}_{language}" for kind in ("declined", "answered") for language in LANGUAGES]
+
+
+def _held_out_requests() -> list[Prompt]:
+    prompts = [prompt for group in ss.bundled_prompts("requests") for prompt in group.prompts]
+    parts = split_prompts(prompts, seed=0)
+    return [prompt for prompt, part in zip(prompts, parts, strict=True) if part == "holdout"]
+
+
+def _print_row(
+    name: str, method: str, counts: Sequence[ReplyCounts], baked: ss.BakeResult | None = None
 ) -> None:
-    declined, right, _, other = (
-        ", ".join(map(str, column)) for column in zip(*counts, strict=True)
-    )
-    far = ["-"] * 4
-    if baked is not None and baked.kl_hook_baked and baked.kl_steered_baked and baked.kl_base_baked:
-        three = (baked.kl_hook_baked, baked.kl_steered_baked, baked.kl_base_baked)
-        far = [baked.label, *(f"{one.mean:.2g} ({one.p99:.2g})" for one in three)]
-    print(
-        f"| {name} | {way} | {far[0]} | {declined} | {right} | {other} | {' | '.join(far[1:])} |",
-        flush=True,
-    )
+    columns = [
+        [count.declined for count in counts],
+        [count.correct_on_topic for count in counts],
+        [count.correct_on_others for count in counts],
+    ]
+    by_language = [", ".join(map(str, column)) for column in columns]
+    label, *distances = _label_and_distances(baked)
+    print("| " + " | ".join([name, method, label, *by_language, *distances]) + " |", flush=True)
+
+
+def _label_and_distances(baked: ss.BakeResult | None) -> list[str]:
+    if baked is None:
+        return ["-"] * 4
+    cells = [baked.label]
+    for divergence in (baked.kl_hook_baked, baked.kl_steered_baked, baked.kl_base_baked):
+        if divergence is None:
+            return ["-"] * 4
+        cells.append(f"{divergence.mean:.2g} ({divergence.p99:.2g})")
+    return cells
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(prog="python -m benchmarks.baking", description=__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as made:
-        main(Path(made))
+    with tempfile.TemporaryDirectory() as temporary:
+        main(Path(temporary))

@@ -1,4 +1,4 @@
-"""A hard limit on all the memory of a process, page cache included, by what this machine offers."""
+"""A hard limit on the memory of a process, page cache included, by the means of this machine."""
 
 import os
 import shutil
@@ -8,108 +8,113 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_GROUPS = Path("/sys/fs/cgroup")
-# The shell joins the group before it becomes the command, so that no page of it is counted elsewhere.
+_CGROUPS = Path("/sys/fs/cgroup")
+_V1_LIMIT = "memory.limit_in_bytes"
+_V2_LIMIT = "memory.max"
+# The shell joins the group before it becomes the command, so every page counts in the group.
 _JOIN = 'echo $$ > "$0" && exec "$@"'
 _ULIMIT = 'ulimit -d "$0" && exec "$@"'
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How commands are put under the limit, in words, and the file that tells the peak if there is one."""
+    """A limit's name, the command prefix that applies it, and the file that holds the peak."""
 
     name: str
     prefix: tuple[str, ...]
     peak_file: Path | None = None
 
     def peak(self) -> int | None:
-        """The most that was charged, in bytes, page cache included."""
-        return (
-            int(self.peak_file.read_text()) if self.peak_file and self.peak_file.is_file() else None
-        )
+        """The most bytes charged to the limit, page cache included; None if not recorded."""
+        if self.peak_file is None or not self.peak_file.is_file():
+            return None
+        return int(self.peak_file.read_text())
 
 
 @contextmanager
 def hard_limit(size: int) -> Iterator[Limit]:
-    """A limit of so many bytes for commands begun with its prefix: a control group, systemd's, or of data alone."""
+    """A limit of `size` bytes for commands that start with its prefix.
+
+    Uses a memory control group; else a systemd scope; else RLIMIT_DATA, which limits private
+    memory only.
+    """
     group = _make_group()
-    if group is not None:
-        try:
-            yield _limited_group(group, size)
-        finally:
-            group.rmdir()
-    elif (scope := _systemd(size)) is not None:
-        yield scope
-    else:
-        name = f"RLIMIT_DATA of {size / 1e9:.1f} GB (private memory alone, no control group could be made)"
-        yield Limit(name, ("sh", "-c", _ULIMIT, str(size // 1024)))
+    if group is None:
+        yield _systemd_scope(size) or _data_limit(size)
+        return
+    try:
+        yield _limit_group(group, size)
+    finally:
+        group.rmdir()
+
+
+def _data_limit(size: int) -> Limit:
+    reason = "private memory alone, no control group could be made"
+    name = f"RLIMIT_DATA of {size / 1e9:.1f} GB ({reason})"
+    return Limit(name, ("sh", "-c", _ULIMIT, str(size // 1024)))
 
 
 def _make_group() -> Path | None:
-    """A new memory control group beside our own, or below it; none where they may not be made."""
-    for parent in _parents():
+    """A new memory control group within our own or at the top; None without permission."""
+    for parent in _parent_groups():
         group = parent / f"saescope-bench-{os.getpid()}"
         try:
             group.mkdir()
         except OSError:
             continue
-        if _limit_file(group) is not None and not _fails(
-            ["sh", "-c", _JOIN, str(group / "cgroup.procs"), "true"]
-        ):
+        if _limit_file(group) is not None and _succeeds([*_join_prefix(group), "true"]):
             return group
         group.rmdir()
     return None
 
 
-def _parents() -> Iterator[Path]:
-    own = {
-        kind: path
-        for _, kind, path in (
-            line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().split()
-        )
-    }
-    if "memory" in own:
-        yield _GROUPS / "memory" / own["memory"].lstrip("/")
-        yield _GROUPS / "memory"
-    if "" in own:
-        yield _GROUPS / own[""].lstrip("/")
-        yield _GROUPS
+def _parent_groups() -> Iterator[Path]:
+    our_groups = {}
+    for line in Path("/proc/self/cgroup").read_text().split():
+        _number, controller, path = line.split(":", 2)
+        our_groups[controller] = path.lstrip("/")
+    if "memory" in our_groups:  # version 1
+        yield _CGROUPS / "memory" / our_groups["memory"]
+        yield _CGROUPS / "memory"
+    if "" in our_groups:  # version 2
+        yield _CGROUPS / our_groups[""]
+        yield _CGROUPS
 
 
 def _limit_file(group: Path) -> Path | None:
-    return next(
-        (p for p in (group / "memory.limit_in_bytes", group / "memory.max") if p.is_file()), None
-    )
+    for name in (_V1_LIMIT, _V2_LIMIT):
+        if (group / name).is_file():
+            return group / name
+    return None
 
 
-def _limited_group(group: Path, size: int) -> Limit:
-    file = _limit_file(group)
-    assert file is not None
-    file.write_text(str(size))
-    first = file.name == "memory.limit_in_bytes"
-    for swap in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
-        if (group / swap).is_file():
-            (group / swap).write_text(str(size) if first else "0")
-    peak = group / ("memory.max_usage_in_bytes" if first else "memory.peak")
-    name = f"memory control group (v{1 if first else 2}) of {size / 1e9:.1f} GB"
-    return Limit(name, ("sh", "-c", _JOIN, str(group / "cgroup.procs")), peak)
+def _limit_group(group: Path, size: int) -> Limit:
+    limit_file = _limit_file(group)
+    assert limit_file is not None
+    limit_file.write_text(str(size))
+    if limit_file.name == _V1_LIMIT:
+        version, peak_name = 1, "memory.max_usage_in_bytes"
+        swap_name, swap_limit = "memory.memsw.limit_in_bytes", str(size)  # memory and swap together
+    else:
+        version, peak_name = 2, "memory.peak"
+        swap_name, swap_limit = "memory.swap.max", "0"
+    if (group / swap_name).is_file():
+        (group / swap_name).write_text(swap_limit)
+    name = f"memory control group (v{version}) of {size / 1e9:.1f} GB"
+    return Limit(name, _join_prefix(group), group / peak_name)
 
 
-def _systemd(size: int) -> Limit | None:
-    command = (
-        "systemd-run",
-        "--scope",
-        "--quiet",
-        "-p",
-        f"MemoryMax={size}",
-        "-p",
-        "MemorySwapMax=0",
-        "--",
-    )
-    if shutil.which(command[0]) is None or _fails([*command, "true"]):
+def _join_prefix(group: Path) -> tuple[str, ...]:
+    return ("sh", "-c", _JOIN, str(group / "cgroup.procs"))
+
+
+def _systemd_scope(size: int) -> Limit | None:
+    options = ("-p", f"MemoryMax={size}", "-p", "MemorySwapMax=0")
+    prefix = ("systemd-run", "--scope", "--quiet", *options, "--")
+    if shutil.which("systemd-run") is None or not _succeeds([*prefix, "true"]):
         return None
-    return Limit(f"systemd scope of {size / 1e9:.1f} GB", command)
+    return Limit(f"systemd scope of {size / 1e9:.1f} GB", prefix)
 
 
-def _fails(command: Sequence[str]) -> bool:
-    return subprocess.run(command, capture_output=True).returncode != 0
+def _succeeds(command: Sequence[str]) -> bool:
+    return subprocess.run(command, capture_output=True).returncode == 0

@@ -1,7 +1,8 @@
-"""Random weights of a true architecture, and a Qwen-Scope-shaped SAE, on disk: `python -m benchmarks.make_model`.
+"""Write random weights and SAEs of a real architecture: `python -m benchmarks.make_model`.
 
-Tensors are drawn and written one after the other, in pieces, so that a model of any size is made in little memory.
-Decoders can be left as holes: extraction never reads them, and all layers of a large SAE then fit a disk.
+Tensors are drawn and written piece by piece, so a model of any size needs little memory. SAEs have
+the format of Qwen-Scope. Decoders can be left as holes in their files: extraction never reads them,
+and all layers of a large SAE then fit on a disk.
 """
 
 import argparse
@@ -15,20 +16,20 @@ from typing import BinaryIO, cast
 
 import torch
 
-from benchmarks.processes import Failed
-from benchmarks.shapes import SHAPES, Shape, Tensor
+from benchmarks.processes import ProcessFailed
+from benchmarks.shapes import MAIN, SHAPES, Shape, Tensor
 from benchmarks.sparse import sparse_file
 from benchmarks.words import save_tokenizer
 
 MAX_LENGTH = 32_768
-MADE = "made.json"
+RECIPE_FILE = "made.json"
 _SHARD_BYTES = 2 * 10**9
 _PIECE_VALUES = 2**24
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a bench computes with, on disk: a model's folder and an SAE's."""
+class ModelFiles:
+    """Folders of a model and of its SAEs."""
 
     model: Path
     sae: Path
@@ -36,42 +37,57 @@ class Made:
 
 def make(
     shape: Shape, folder: Path, layers: Sequence[int], *, decoders: bool = True, seed: int = 0
-) -> Made:
-    """Make what is missing of the model and of these layers' SAEs, `decoders` or holes of their size."""
-    made = where(shape, folder, decoders=decoders)
-    files = [made.sae / f"layer{layer}.sae.pt" for layer in layers]
-    missing = [file for file in files if not file.is_file()]
+) -> ModelFiles:
+    """Write the model and the SAEs of `layers`, unless they exist.
+
+    Without `decoders`, each decoder is a hole of its size. Raises ProcessFailed if the disk
+    is too small.
+    """
+    files = locate(shape, folder, decoders=decoders)
+    sae_files = [files.sae / f"layer{layer}.sae.pt" for layer in layers]
+    missing = [file for file in sae_files if not file.is_file()]
     recipe = {"shape": shape.name, "layers": shape.layers, "seed": seed}
-    have_model = (made.model / MADE).is_file() and json.loads(
-        (made.model / MADE).read_text()
-    ) == recipe
-    made.sae.mkdir(parents=True, exist_ok=True)
-    sae_bytes = shape.sae_bytes if decoders else shape.sae_bytes - 4 * shape.d_sae * shape.d_model
-    check_room(folder, (0 if have_model else shape.model_bytes) + len(missing) * sae_bytes)
-    if not have_model:
-        shutil.rmtree(made.model, ignore_errors=True)
-        made.model.mkdir()
-        _save_config(shape, made.model)
-        save_tokenizer(made.model, shape.vocab, MAX_LENGTH)
-        _save_weights(shape, made.model, seed)
-        (made.model / MADE).write_text(json.dumps(recipe))
+    has_model = _is_made_from(recipe, files.model)
+    files.sae.mkdir(parents=True, exist_ok=True)
+
+    needed = 0 if has_model else shape.model_bytes
+    needed += len(missing) * _sae_bytes_on_disk(shape, decoders=decoders)
+    check_free_space(folder, needed)
+    if not has_model:
+        shutil.rmtree(files.model, ignore_errors=True)
+        files.model.mkdir()
+        _save_config(shape, files.model)
+        save_tokenizer(files.model, shape.vocab, MAX_LENGTH)
+        _save_weights(shape, files.model, seed)
+        (files.model / RECIPE_FILE).write_text(json.dumps(recipe))
     for file in missing:
         _save_sae(shape, file, seed, decoder=decoders)
-    return made
+    return files
 
 
-def where(shape: Shape, folder: Path, *, decoders: bool = True) -> Made:
-    """Where model and SAE of a shape are, or will be."""
-    return Made(folder / "model", folder / ("" if decoders else "encoders") / shape.sae_folder)
+def locate(shape: Shape, folder: Path, *, decoders: bool = True) -> ModelFiles:
+    """Where the model and the SAEs of a shape are, or will be."""
+    sae_parent = folder if decoders else folder / "encoders"
+    return ModelFiles(folder / "model", sae_parent / shape.sae_folder)
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raises Failed unless the disk has room for this many bytes and a twentieth more."""
-    free = shutil.disk_usage(folder).free
-    if free < 1.05 * needed:
-        raise Failed(
-            f"{folder} has {free / 1e9:.1f} GB free, {1.05 * needed / 1e9:.1f} GB are needed"
-        )
+def _is_made_from(recipe: dict[str, object], model: Path) -> bool:
+    stored = model / RECIPE_FILE
+    return stored.is_file() and json.loads(stored.read_text()) == recipe
+
+
+def _sae_bytes_on_disk(shape: Shape, *, decoders: bool) -> int:
+    if decoders:
+        return shape.sae_bytes
+    return shape.sae_bytes - 4 * shape.d_sae * shape.d_model
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Raise ProcessFailed unless the disk has 5 % more than `needed` bytes free."""
+    free, required = shutil.disk_usage(folder).free, 1.05 * needed
+    if free < required:
+        sizes = f"{free / 1e9:.1f} GB free, but {required / 1e9:.1f} GB are needed"
+        raise ProcessFailed(f"{folder} has {sizes}")
 
 
 def _save_config(shape: Shape, folder: Path) -> None:
@@ -94,30 +110,34 @@ def _save_config(shape: Shape, folder: Path) -> None:
 
 
 def _save_weights(shape: Shape, folder: Path, seed: int) -> None:
-    """Shards as transformers writes them, with their index."""
+    """Write shards and their index, as transformers does."""
     shards = list(_shards(list(shape.tensors())))
     index: dict[str, str] = {}
     for number, tensors in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (folder / name).open("wb") as file:
             _write_shard(file, tensors, seed)
-        index |= dict.fromkeys((tensor.name for tensor in tensors), name)
-    total = {"metadata": {"total_size": shape.model_bytes}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(total, indent=1))
+        for tensor in tensors:
+            index[tensor.name] = name
+    contents = {"metadata": {"total_size": shape.model_bytes}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(contents, indent=1))
 
 
 def _shards(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     shard: list[Tensor] = []
+    shard_bytes = 0
     for tensor in tensors:
-        if shard and 2 * (tensor.n_values + sum(t.n_values for t in shard)) > _SHARD_BYTES:
+        tensor_bytes = 2 * tensor.n_values
+        if shard and shard_bytes + tensor_bytes > _SHARD_BYTES:
             yield shard
-            shard = []
+            shard, shard_bytes = [], 0
         shard.append(tensor)
+        shard_bytes += tensor_bytes
     yield shard
 
 
 def _write_shard(file: BinaryIO, tensors: Sequence[Tensor], seed: int) -> None:
-    """The safetensors format: the header's length, a JSON header padded to 8 bytes, then the values."""
+    """Write a safetensors file: header length, JSON header padded to 8 bytes, then the values."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -132,7 +152,7 @@ def _write_shard(file: BinaryIO, tensors: Sequence[Tensor], seed: int) -> None:
 
 
 def _values(tensor: Tensor, seed: int) -> Iterator[torch.Tensor]:
-    """The tensor's values in order, piece by piece, in bfloat16."""
+    """Values of a tensor in order, piece by piece, in bfloat16."""
     generator = _generator(tensor.name, seed)
     for start in range(0, tensor.n_values, _PIECE_VALUES):
         piece = torch.ones(min(_PIECE_VALUES, tensor.n_values - start))
@@ -142,12 +162,11 @@ def _values(tensor: Tensor, seed: int) -> Iterator[torch.Tensor]:
 
 
 def _save_sae(shape: Shape, file: Path, seed: int, *, decoder: bool) -> None:
-    """Four fp32 tensors in Qwen-Scope's names and orientation, drawn for this layer."""
+    """Write one layer's SAE: four float32 tensors in Qwen-Scope's names and orientation."""
     generator = _generator(file.name, seed)
+    encoder = torch.randn(shape.d_sae, shape.d_model, generator=generator)
     tensors = {
-        "W_enc": torch.randn(shape.d_sae, shape.d_model, generator=generator).mul_(
-            shape.d_model**-0.5
-        ),
+        "W_enc": encoder.mul_(shape.d_model**-0.5),
         "b_enc": torch.randn(shape.d_sae, generator=generator).mul_(0.1),
         "W_dec": torch.zeros(shape.d_model, shape.d_sae),
         "b_dec": torch.randn(shape.d_model, generator=generator).mul_(0.1),
@@ -166,42 +185,39 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.make_model", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="qwen3-1.7b")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model/ and SAE-Res-…/")
-    parser.add_argument(
-        "--layers", help="layers of the SAE, as 0,17 or all; the one below the middle when left out"
-    )
-    parser.add_argument(
-        "--no-decoders", action="store_true", help="leave W_dec a hole of zeros that takes no disk"
-    )
-    parser.add_argument(
-        "--only-layers", type=int, metavar="N", help="a model of only its first N layers"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = _parser().parse_args()
     shape = SHAPES[args.shape]
     if args.only_layers is not None:
         shape = shape.cut(args.only_layers)
+    layers = _parse_layers(args.layers, shape)
     try:
-        made = make(
-            shape,
-            args.out,
-            _layers(args.layers, shape),
-            decoders=not args.no_decoders,
-            seed=args.seed,
-        )
-    except Failed as error:
+        files = make(shape, args.out, layers, decoders=not args.no_decoders, seed=args.seed)
+    except ProcessFailed as error:
         raise SystemExit(str(error)) from error
-    print(made.model, made.sae, sep="\n")
+    print(files.model, files.sae, sep="\n")
 
 
-def _layers(text: str | None, shape: Shape) -> Sequence[int]:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.make_model", description=__doc__)
+    add = parser.add_argument
+    add("--shape", choices=SHAPES, default=MAIN)
+    add("--out", type=Path, required=True, help="folder for model/ and SAE-Res-…/")
+    add("--layers", help="SAE layers, for example 0,17 or all; default: the one below the middle")
+    add("--no-decoders", action="store_true", help="leave W_dec as a hole of zeros")
+    add("--only-layers", type=int, metavar="N", help="write only the model's first N layers")
+    add("--seed", type=int, default=0)
+    return parser
+
+
+def _parse_layers(text: str | None, shape: Shape) -> Sequence[int]:
+    if text is None:
+        return [shape.middle]
     if text == "all":
         return range(shape.layers)
-    layers = [shape.middle] if text is None else [int(part) for part in text.split(",")]
+    layers = [int(layer) for layer in text.split(",")]
     if not all(0 <= layer < shape.layers for layer in layers):
-        raise SystemExit(f"--layers {text}: the model has layers 0-{shape.layers - 1}")
+        last = shape.layers - 1
+        raise SystemExit(f"--layers must lie between 0 and {last}, got {text}")
     return layers
 
 

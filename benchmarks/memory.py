@@ -1,4 +1,4 @@
-"""Peaks of a process's memory, told apart by whether its pages lie in files."""
+"""Peak memory of a process: all of it, anonymous pages, and pages mapped from files."""
 
 import re
 import threading
@@ -11,11 +11,11 @@ _NAMES = {b"VmHWM": "peak_rss", b"RssAnon": "peak_anonymous", b"RssFile": "peak_
 
 
 class Memory:
-    """Peaks in bytes of this process or another one, looked at every 10 ms while the block runs."""
+    """Peaks in bytes while the block runs, of this process or of `pid`, sampled every 10 ms."""
 
     def __init__(self, pid: int | None = None) -> None:
         self.peak: dict[str, float] = dict.fromkeys(_NAMES.values(), 0)
-        self._status = Path(f"/proc/{'self' if pid is None else pid}/status")
+        self._status = Path("/proc/self/status" if pid is None else f"/proc/{pid}/status")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -38,10 +38,11 @@ class Memory:
                 ended = self._ended.wait(_POLL_SECONDS)
                 try:
                     status.seek(0)
-                    found = _LINE.findall(status.read())
-                except ProcessLookupError:  # it ended meanwhile
+                    lines = _LINE.findall(status.read())
+                except ProcessLookupError:  # the process ended
                     return
-                for name, kilobytes in found:
-                    self.peak[_NAMES[name]] = max(self.peak[_NAMES[name]], 1024 * int(kilobytes))
+                for field, kilobytes in lines:
+                    name = _NAMES[field]
+                    self.peak[name] = max(self.peak[name], 1024 * int(kilobytes))
                 if ended:
                     return

@@ -1,4 +1,4 @@
-"""Processes that are measured: started from files in a known state, watched, and their last line read."""
+"""Run measured processes: their files cached or evicted first, their time and memory watched."""
 
 import json
 import os
@@ -21,31 +21,31 @@ _QUIET = {
 }
 
 
-class Failed(Exception):
-    """A process that is measured did not do its work: what it said last."""
+class ProcessFailed(Exception):
+    """A measured process failed, or its files or environment could not be made."""
 
 
-def printed(command: Sequence[str]) -> Figures:
-    """The figures that a process of ours prints as its last line, and `wall_s`."""
-    figures, output = _watched(command, {})
+def run_reporting(command: Sequence[str]) -> Figures:
+    """Run a process that prints its figures as a last line of JSON; adds `wall_s`."""
+    outside, output = _run(command, {})
     try:
-        told: Figures = json.loads(output.splitlines()[-1])
+        inside: Figures = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError) as error:
-        raise Failed(f"{command[2]} printed no figures") from error
-    return {"wall_s": figures["wall_s"], **told}
+        raise ProcessFailed(f"{command[2]} printed no figures") from error
+    return {"wall_s": outside["wall_s"], **inside}
 
 
-def watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Figures:
-    """Seconds and peak memory of any process, seen from outside."""
-    return _watched(command, env or {})[0]
+def run_watched(command: Sequence[str], env: Mapping[str, str] | None = None) -> Figures:
+    """Run any process and return its seconds and peak memory, seen from outside."""
+    figures, _ = _run(command, env or {})
+    return figures
 
 
-def _watched(command: Sequence[str], env: Mapping[str, str]) -> tuple[Figures, str]:
+def _run(command: Sequence[str], env: Mapping[str, str]) -> tuple[Figures, str]:
+    environment = {**os.environ, **_QUIET, **env}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=out, stderr=err, env={**os.environ, **_QUIET, **env}
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, env=environment)
         try:
             with Memory(process.pid) as memory:
                 code = process.wait()
@@ -54,21 +54,22 @@ def _watched(command: Sequence[str], env: Mapping[str, str]) -> tuple[Figures, s
             process.kill()
         if code:
             err.seek(0)
-            raise Failed(_reason(err.read(), code))
+            raise ProcessFailed(_reason(err.read(), code))
         out.seek(0)
         return {"wall_s": wall, **memory.peak}, out.read()
 
 
-def _reason(text: str, code: int) -> str:
-    """The last thing a failed process said, in one line."""
+def _reason(stderr: str, code: int) -> str:
+    """Why a process failed, in one line."""
     if code == -9:
         return "killed: out of memory"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"exit {code}: {lines[-1] if lines else 'it said nothing'}"[:300]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last_line = lines[-1] if lines else "no message"
+    return f"exit {code}: {last_line}"[:300]
 
 
-def saescope() -> list[str]:
-    """The command as its user types it."""
+def saescope_executable() -> list[str]:
+    """The installed `saescope` command, or its equivalent in this interpreter."""
     script = Path(sys.executable).with_name("saescope")
     if script.is_file():
         return [str(script)]
@@ -76,19 +77,25 @@ def saescope() -> list[str]:
 
 
 def prepare(folders: Iterable[Path], *, cold: bool) -> None:
-    """Have every file of these folders in the page cache, or none."""
-    for file in (file for folder in folders for file in folder.iterdir() if file.is_file()):
-        evict(file) if cold else _warm(file)
+    """Read every file of these folders into the page cache, or evict all of them if `cold`."""
+    for folder in folders:
+        for file in folder.iterdir():
+            if not file.is_file():
+                continue
+            if cold:
+                evict(file)
+            else:
+                _read_through(file)
 
 
-def _warm(file: Path) -> None:
+def _read_through(file: Path) -> None:
     with file.open("rb") as opened:
         while opened.read(2**24):
             pass
 
 
 def evict(file: Path) -> None:
-    """Drop a file from the page cache."""
+    """Write a file to disk and drop it from the page cache."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

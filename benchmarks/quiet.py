@@ -1,4 +1,4 @@
-"""How much of the machine others use, so that a disturbed measurement can be told and taken again."""
+"""Measure only while the machine is otherwise idle: disturbed runs are repeated."""
 
 import os
 import resource
@@ -15,60 +15,72 @@ _SAMPLE_SECONDS = 3.0
 _TRIES = 12
 
 
-class Others:
-    """The share of all cores that went to processes other than our children, since this was made."""
-
-    def __init__(self) -> None:
-        self._busy, self._ours, self._time = _busy(), _children(), time.monotonic()
-
-    def share(self) -> float:
-        """0 for none of the machine, 1 for all of it."""
-        others = (_busy() - self._busy) - (_children() - self._ours)
-        return max(0.0, others / (time.monotonic() - self._time) / (os.cpu_count() or 1))
-
-
 def undisturbed(run: Callable[[], T], *, busy: bool = False) -> tuple[T, float]:
-    """What `run` returns once it ran with the machine to itself, and the share of the cores that others used.
+    """The result of `run` on an idle machine, and the share of the cores that others used.
 
-    With `busy` the first try counts. Exits after many vain ones.
+    With `busy`, the first run counts whatever else happens. Raises SystemExit after 12 disturbed
+    runs.
     """
-    for _ in range(1 if busy else _TRIES):
-        if not busy:
-            _wait()
-        others = Others()
-        result = run()
-        share = others.share()
-        if busy or share < _LIMIT:
+    if busy:
+        return _with_share_of_others(run)
+    for _ in range(_TRIES):
+        _wait_until_idle()
+        result, share = _with_share_of_others(run)
+        if share < _LIMIT:
             return result, share
-        print(
-            f"not counted: others used {share:.0%} of the cores meanwhile",
-            file=sys.stderr,
-            flush=True,
-        )
-    raise SystemExit("the machine is too busy to measure anything")
+        _report(f"repeated: other processes used {share:.0%} of the cores")
+    raise SystemExit(f"other processes disturbed {_TRIES} runs in a row: nothing was measured")
 
 
-def _wait() -> None:
-    """Return once others have left the machine alone for three seconds."""
-    told = False
+def _with_share_of_others(run: Callable[[], T]) -> tuple[T, float]:
+    others = Others()
+    result = run()
+    return result, others.share()
+
+
+def _wait_until_idle() -> None:
+    """Return once other processes have left the machine alone for three seconds."""
+    reported = False
     while True:
         others = Others()
         time.sleep(_SAMPLE_SECONDS)
-        if (share := others.share()) < _LIMIT:
+        share = others.share()
+        if share < _LIMIT:
             return
-        if not told:
-            print(f"waiting: others use {share:.0%} of the cores", file=sys.stderr, flush=True)
-            told = True
+        if not reported:
+            _report(f"waiting: other processes use {share:.0%} of the cores")
+            reported = True
 
 
-def _busy() -> float:
-    """Seconds that all cores have been at work since the machine started."""
-    user, nice, system, _idle, _wait, *interrupts = map(
-        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
-    )
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+def _report(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
-def _children() -> float:
+class Others:
+    """CPU use of all processes but our children, since this object was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._busy_before = _busy_seconds()
+        self._children_before = _children_seconds()
+
+    def share(self) -> float:
+        """Their share of all cores: 0 for an idle machine, 1 for a fully used one."""
+        busy = _busy_seconds() - self._busy_before
+        children = _children_seconds() - self._children_before
+        elapsed = time.monotonic() - self._start
+        cores = os.cpu_count() or 1
+        return max(0.0, (busy - children) / elapsed / cores)
+
+
+def _busy_seconds() -> float:
+    """CPU seconds of all cores since the machine started, without idle and I/O wait."""
+    first_line = Path("/proc/stat").read_text().splitlines()[0]
+    user, nice, system, _idle, _iowait, *interrupts = map(int, first_line.split()[1:9])
+    ticks = user + nice + system + sum(interrupts)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _children_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,14 +1,16 @@
-"""The sizes of models and SAEs that are measured, and what they take on disk."""
+"""Sizes of the measured models and SAEs, and the disk space they take."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 K = 50
+MAIN, LARGE = "qwen3-1.7b", "qwen3-8b"  # the shapes that the tables are measured on
 
 
 class Tensor(NamedTuple):
-    """One weight: its name, its sizes, and the standard deviation it is drawn with (None: all ones)."""
+    """One weight: its name, sizes and the standard deviation of its values (None: all ones)."""
 
     name: str
     sizes: tuple[int, ...]
@@ -17,8 +19,7 @@ class Tensor(NamedTuple):
     @property
     def n_values(self) -> int:
         """Number of values."""
-        rows, *rest = self.sizes
-        return rows * (rest[0] if rest else 1)
+        return prod(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -38,40 +39,45 @@ class Shape:
 
     @property
     def sae_folder(self) -> str:
-        """The release's name by Qwen-Scope's grammar."""
+        """Folder name of the SAEs, in the form of Qwen-Scope's releases."""
         return f"SAE-Res-{self.name}-Base-W{self.d_sae // 1024}K-L0_{K}"
 
     @property
     def middle(self) -> int:
-        """The layer measured when none is named: 13 of 28, 17 of 36."""
+        """The default layer, the one below the middle: 13 of 28, 17 of 36."""
         return self.layers // 2 - 1
 
     @property
     def model_bytes(self) -> int:
-        """All weights in bfloat16."""
+        """Size of all weights in bfloat16."""
         return 2 * sum(tensor.n_values for tensor in self.tensors())
 
     @property
     def sae_bytes(self) -> int:
-        """One layer's SAE in float32."""
+        """Size of one layer's SAE in float32."""
         return 4 * (2 * self.d_sae * self.d_model + self.d_sae + self.d_model)
 
     def cut(self, layers: int) -> "Shape":
-        """The same with only its first layers."""
+        """The same shape with only the first `layers` layers."""
         return replace(self, layers=layers)
 
-    def products(self) -> list[tuple[int, int]]:
-        """(out, in) of every matrix that a token is multiplied by in one block."""
-        sizes = (tensor.sizes for tensor in self._block(""))
-        return [(size[0], size[1]) for size in sizes if len(size) == 2]
+    def matmuls(self) -> list[tuple[int, int]]:
+        """(out, in) of every weight matrix in one block."""
+        matrices = []
+        for tensor in self._block(prefix=""):
+            if len(tensor.sizes) == 2:
+                rows, columns = tensor.sizes
+                matrices.append((rows, columns))
+        return matrices
 
     def token_operations(self, layer: int) -> int:
-        """Operations for one token: twice the weights of the blocks up to a layer, and of its encoder."""
-        block = sum(out * width for out, width in self.products())
-        return 2 * ((layer + 1) * block + self.d_sae * self.d_model)
+        """Operations per token: two per weight of the encoder and of the blocks up to `layer`."""
+        block = sum(out * width for out, width in self.matmuls())
+        encoder = self.d_sae * self.d_model
+        return 2 * ((layer + 1) * block + encoder)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every weight; scaled so that each block adds about as much to the residual as the embedding starts with."""
+        """Every weight, scaled so that each block writes about as much as the embedding."""
         yield Tensor("model.embed_tokens.weight", (self.vocab, self.d_model), 0.5)
         for layer in range(self.layers):
             yield from self._block(f"model.layers.{layer}.")
@@ -79,7 +85,7 @@ class Shape:
         if not self.tied:
             yield Tensor("lm_head.weight", (self.vocab, self.d_model), self.d_model**-0.5)
 
-    def _block(self, at: str) -> Iterator[Tensor]:
+    def _block(self, prefix: str) -> Iterator[Tensor]:
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         linear = {
             "self_attn.q_proj": (queries, self.d_model),
@@ -91,15 +97,15 @@ class Shape:
             "mlp.down_proj": (self.d_model, self.mlp),
         }
         for name, sizes in linear.items():
-            yield Tensor(f"{at}{name}.weight", sizes, sizes[1] ** -0.5)
+            yield Tensor(f"{prefix}{name}.weight", sizes, sizes[1] ** -0.5)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            yield Tensor(f"{at}{name}.weight", (self.d_model,), None)
+            yield Tensor(f"{prefix}{name}.weight", (self.d_model,), None)
         for name in ("self_attn.q_norm", "self_attn.k_norm"):
-            yield Tensor(f"{at}{name}.weight", (self.head_dim,), None)
+            yield Tensor(f"{prefix}{name}.weight", (self.head_dim,), None)
 
 
 SHAPES = {
     "tiny": Shape("Tiny", 4, 64, 128, 4, 2, 16, 8_192, True, 1_024),
-    "qwen3-1.7b": Shape("Qwen3-1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True, 32_768),
-    "qwen3-8b": Shape("Qwen3-8B", 36, 4096, 12_288, 32, 8, 128, 151_936, False, 65_536),
+    MAIN: Shape("Qwen3-1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True, 32_768),
+    LARGE: Shape("Qwen3-8B", 36, 4096, 12_288, 32, 8, 128, 151_936, False, 65_536),
 }

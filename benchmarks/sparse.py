@@ -1,4 +1,4 @@
-"""Files whose long runs of zeros take no disk."""
+"""Files in which long runs of zeros take no disk space."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +11,13 @@ _ZEROS = bytes(_PIECE)
 
 @final
 class SparseWriter:
-    """A file that is written from beginning to end; whole pieces of zeros become holes, which read as zeros."""
+    """An append-only file; each MiB of zeros becomes a hole, which reads as zeros."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, data: bytes) -> int:
-        """Append; returns the number of bytes."""
+        """Append and return the number of bytes."""
         view = memoryview(data)
         for start in range(0, len(view), _PIECE):
             piece = view[start : start + _PIECE]
@@ -28,13 +28,13 @@ class SparseWriter:
         return len(view)
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush to the operating system."""
         self._file.flush()
 
 
 @contextmanager
 def sparse_file(path: Path) -> Iterator[SparseWriter]:
-    """A new file to write, there under its name only once it is whole."""
+    """Open a new file for writing; it gets its name when it is complete."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         yield SparseWriter(file)

@@ -1,7 +1,7 @@
-"""Stored runs to ask questions of: of the embedded pair, and of real size with random features.
+"""Stored runs to query: one of the embedded pair, and one of real size with random features.
 
-`python -m benchmarks.stored_run FOLDER` writes one: 65,536 features, k 50, 36 layers, four sets of 15 short prompts,
-ids by Zipf's law. Then: `saescope contrast FOLDER`.
+`python -m benchmarks.stored_run FOLDER` writes the latter: 65,536 features, k 50, 36 layers, four
+sets of 15 short prompts, ids distributed by Zipf's law. Then: `saescope contrast FOLDER`.
 """
 
 import sys
@@ -9,78 +9,87 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.processes import saescope, watched
-from benchmarks.results import setting
+from benchmarks.processes import run_watched, saescope_executable
+from benchmarks.results import current_setting
 from saescope.sources.catalog import ModelSpec, SaeSpec
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.runs import Job
 from saescope.store.tables import LayerFeatures, PromptResids
 from saescope.store.writer import RunWriter
 
-D_SAE, K, LAYERS, D_MODEL, SETS, PROMPTS, TOKENS = 65_536, 50, 36, 4096, 4, 15, 8
+D_SAE, K, LAYERS, D_MODEL = 65_536, 50, 36, 4096
+SETS, PROMPTS, TOKENS = 4, 15, 8  # prompts per set, tokens per prompt
+N_PROMPTS = SETS * PROMPTS
+N_TOKENS = N_PROMPTS * TOKENS
+SET_FEATURES, SET_RATE = 10, 0.8  # features that distinguish a set, and how often they fire
 
 
-def kept(kind: str, folder: Path) -> Path:
-    """The run `pair`, `one` (layer) or `all` (layers) in a folder, made by the present saescope if it is not there."""
-    out = folder / f"run-{kind}-{setting()}"
-    if not out.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        if kind == "pair":
-            watched([*saescope(), "contrast", "--out", str(out)])
-        else:
-            write(out, 1 if kind == "one" else LAYERS)
+def get_or_make(kind: str, folder: Path) -> Path:
+    """The run `pair`, `one` (layer) or `all` (layers) of this saescope version in `folder`."""
+    out = folder / f"run-{kind}-{current_setting()}"
+    if out.is_dir():
+        return out
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "pair":
+        run_watched([*saescope_executable(), "contrast", "--out", str(out)])
+    else:
+        write(out, layers=1 if kind == "one" else LAYERS)
     return out
 
 
 def write(out: Path, layers: int = LAYERS, seed: int = 0) -> None:
-    """Write the run; every set has ten features of its own in every layer."""
+    """Write a run with random features; ten features in every layer distinguish each set."""
     rng = np.random.default_rng(seed)
-    names = [f"set{n}" for n in range(SETS)]
-    sets = [
-        PromptSet(s, tuple(Prompt(f"{s}:{i}", s, f"{s} {i}", pair=str(i)) for i in range(PROMPTS)))
-        for s in names
-    ]
-    total = SETS * PROMPTS * TOKENS
-    saes = [SaeSpec("random", None, n, D_MODEL, D_SAE, K, "topk", None, "") for n in range(layers)]
-    job = Job(
-        ModelSpec("random", None, LAYERS, D_MODEL, ""),
-        tuple(saes),
-        fingerprint(sets),
-        "bfloat16",
-        "cpu",
-        1,
-        False,
-        {},
-    )
-    writer = RunWriter(out, job)
+    sets = [_prompt_set(f"set{number}") for number in range(SETS)]
+    writer = RunWriter(out, _job(sets, layers))
     with writer.collecting():
         for layer in range(layers):
-            writer.put(0, layer, _features(rng, total), _resids(rng))
-        tokens = [[(i, f"t{i}") for i in range(TOKENS)]] * (SETS * PROMPTS)
-        record = {
+            writer.put(0, layer, _features(rng), _resids(rng))
+        tokens = [[(position, f"t{position}") for position in range(TOKENS)]] * N_PROMPTS
+        manifest = {
             "command": {"verb": "extract", "options": {}},
             "inputs": {"model": "random", "saes": {}},
         }
-        writer.publish(sets, tokens, [list(range(len(tokens)))], record)
+        writer.publish(sets, tokens, [list(range(N_PROMPTS))], manifest)
 
 
-def _features(rng: np.random.Generator, total: int) -> LayerFeatures:
+def _prompt_set(name: str) -> PromptSet:
+    prompts = [
+        Prompt(f"{name}:{number}", name, f"{name} {number}", pair=str(number))
+        for number in range(PROMPTS)
+    ]
+    return PromptSet(name, tuple(prompts))
+
+
+def _job(sets: list[PromptSet], layers: int) -> Job:
+    model = ModelSpec("random", None, LAYERS, D_MODEL, "")
+    saes = [
+        SaeSpec("random", None, layer, D_MODEL, D_SAE, K, "topk", None, "")
+        for layer in range(layers)
+    ]
+    return Job(model, tuple(saes), fingerprint(sets), "bfloat16", "cpu", 1, False, {})
+
+
+def _features(rng: np.random.Generator) -> LayerFeatures:
     weights = 1 / np.arange(1, D_SAE + 1) ** 0.8
-    keys = rng.exponential(size=(total, D_SAE)) / weights[rng.permutation(D_SAE)]
+    keys = rng.exponential(size=(N_TOKENS, D_SAE)) / weights[rng.permutation(D_SAE)]
     ids = np.argpartition(keys, K, axis=1)[:, :K].astype(np.uint16)
-    own = np.repeat(np.arange(SETS), PROMPTS * TOKENS)
-    ids[:, :10] = np.where(
-        rng.random((total, 10)) < 0.8, own[:, None] * 10 + np.arange(10), ids[:, :10]
-    )
-    acts = -np.sort(-rng.lognormal(1.0, 0.8, (total, K)).astype(np.float32), axis=1)
-    norms = rng.lognormal(4, 0.2, total).astype(np.float32)
-    norms[::TOKENS] *= 100
-    return LayerFeatures.of_rows(norms, acts, ids, acts[:, -1] * 0.99)
+
+    set_of_token = np.repeat(np.arange(SETS), PROMPTS * TOKENS)
+    set_ids = set_of_token[:, None] * SET_FEATURES + np.arange(SET_FEATURES)
+    fires = rng.random((N_TOKENS, SET_FEATURES)) < SET_RATE
+    ids[:, :SET_FEATURES] = np.where(fires, set_ids, ids[:, :SET_FEATURES])
+
+    descending = -np.sort(-rng.lognormal(1.0, 0.8, (N_TOKENS, K)).astype(np.float32), axis=1)
+    norms = rng.lognormal(4, 0.2, N_TOKENS).astype(np.float32)
+    norms[::TOKENS] *= 100  # position 0 has extreme norms
+    return LayerFeatures.of_rows(norms, descending, ids, descending[:, -1] * 0.99)
 
 
 def _resids(rng: np.random.Generator) -> PromptResids:
-    mean, last = rng.normal(size=(2, SETS * PROMPTS, D_MODEL)).astype(np.float32)
-    return PromptResids(np.full(SETS * PROMPTS, TOKENS - 1, np.int32), mean, last)
+    mean, last = rng.normal(size=(2, N_PROMPTS, D_MODEL)).astype(np.float32)
+    counts = np.full(N_PROMPTS, TOKENS - 1, np.int32)
+    return PromptResids(counts, mean, last)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be measured, each as one function from where the files are to figures: ways, probes, and commands."""
+"""Build the tasks: implementations on a workload, probes within one process, and commands."""
 
 import json
 import shutil
@@ -7,49 +7,34 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import environments
 from benchmarks.limits import hard_limit
-from benchmarks.make_model import Made
-from benchmarks.processes import Figures, evict, prepare, printed, saescope, watched
-from benchmarks.shapes import Shape
-from benchmarks.workloads import Workload
+from benchmarks.processes import (
+    Figures,
+    evict,
+    prepare,
+    run_reporting,
+    run_watched,
+    saescope_executable,
+)
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.subject import Setup, Task
+from benchmarks.workloads import WORKLOADS, Workload
 
 REFERENCE = "transformers"
 LIMIT_BYTES = 6 * 10**9
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a bench happens: a shape's files, a layer, a device, folders for environments and for what is compared."""
+class Implementation:
+    """A module of benchmarks/implementations, with its options and the environment it runs in.
 
-    shape: Shape
-    layer: int
-    device: str
-    made: Made
-    environments: Path
-    scratch: Path
-    times: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row of a table: what is measured once a turn, about how many seconds that takes on two cores, and where."""
-
-    name: str
-    title: str
-    seconds: float
-    run: Callable[[Place], Figures]
-    environment: str = ""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to compute features: its module, the environment it runs in (saescope's own when empty), its options."""
+    An empty environment is saescope's own.
+    """
 
     name: str
     title: str
@@ -58,198 +43,206 @@ class Way:
     options: tuple[str, ...] = ()
 
     def task(self, workload: Workload, seconds: float, *, cold: bool = False) -> Task:
-        """This way on these prompts, with the files in the page cache or not."""
-        return Task(
-            self.name, self.title, seconds, partial(_way, self, workload, cold), self.environment
-        )
+        """This implementation on a workload; `cold` evicts the files from the page cache first."""
+
+        def run(setup: Setup) -> Figures:
+            return _run_implementation(self, workload, setup, cold=cold)
+
+        return Task(self.name, self.title, seconds, run, self.environment)
 
 
 FLOAT32 = ("--dtype", "float32")
-ARTICLE = Way("article", "the article's loop", "article_loop")
-CUT = Way(REFERENCE, "transformers, one line", "transformers_cut")
-CUT_FLOAT32 = Way(REFERENCE, "transformers, one line", "transformers_cut", options=FLOAT32)
-SAE_LENS = Way("sae_lens", "transformers, then SAELens", "sae_lens_encode", "sae_lens")
-TRANSFORMER_LENS = Way(
+ARTICLE = Implementation("article", "the article's loop", "article_loop")
+CUT = Implementation(REFERENCE, "transformers, cut", "transformers_cut")
+CUT_FLOAT32 = Implementation(REFERENCE, "transformers, cut", "transformers_cut", options=FLOAT32)
+SAE_LENS = Implementation("sae_lens", "transformers, then SAELens", "sae_lens_encode", "sae_lens")
+TRANSFORMER_LENS = Implementation(
     "transformer_lens", "TransformerLens, `stop_at_layer`", "transformer_lens_stop", "lens"
 )
-NNSIGHT = Way("nnsight", "nnsight, `tracer.stop()`", "nnsight_stop", "lens")
-SAESCOPE = Way("saescope", "**saescope**", "saescope_run")
-STREAMED = Way("streamed", "**saescope, streamed**", "saescope_run", options=("--streamed",))
-SAESCOPE_FLOAT32 = Way("saescope", "**saescope**", "saescope_run", options=FLOAT32)
+NNSIGHT = Implementation("nnsight", "nnsight, `tracer.stop()`", "nnsight_stop", "lens")
+SAESCOPE = Implementation("saescope", "**saescope**", "saescope_run")
+STREAMED = Implementation(
+    "streamed", "**saescope, streamed**", "saescope_run", options=("--streamed",)
+)
+SAESCOPE_FLOAT32 = Implementation("saescope", "**saescope**", "saescope_run", options=FLOAT32)
 
 
-def _way(way: Way, workload: Workload, cold: bool, place: Place) -> Figures:
-    """One process of one way, and the share of every token's features that it has in common with the reference."""
-    interpreter = (
-        environments.python(way.environment, place.environments)
-        if way.environment
-        else sys.executable
-    )
-    place.scratch.mkdir(parents=True, exist_ok=True)
-    kind = "-".join((place.shape.name, place.device, workload.name, *way.options[1:]))
-    prompts, out = place.scratch / f"{kind}.json", place.scratch / f"{kind}-{way.name}.npy"
-    prompts.write_text(json.dumps(workload.texts(place.shape.vocab)))
-    prepare((place.made.model, place.made.sae), cold=cold)
-    command = [
-        interpreter,
-        "-m",
-        f"benchmarks.ways.{way.module}",
-        "--layer",
-        str(place.layer),
-        *way.options,
-    ]
-    command += [
-        "--model",
-        str(place.made.model),
-        "--sae",
-        str(place.made.sae),
-        "--device",
-        place.device,
-    ]
-    figures = printed([*command, "--prompts", str(prompts), "--out", str(out)])
+def _run_implementation(
+    implementation: Implementation, workload: Workload, setup: Setup, *, cold: bool
+) -> Figures:
+    """Run one process, and compare its features with the reference's."""
+    interpreter = sys.executable
+    if implementation.environment:
+        interpreter = environments.python(implementation.environment, setup.environments)
+
+    setup.scratch.mkdir(parents=True, exist_ok=True)
+    options = implementation.options
+    case = "-".join((setup.shape.name, setup.device, workload.name, *options[1:]))
+    prompts = setup.scratch / f"{case}.json"
+    prompts.write_text(json.dumps(workload.texts(setup.shape.vocab)))
+    ids = setup.scratch / f"{case}-{implementation.name}.npy"
+    reference = setup.scratch / f"{case}-{REFERENCE}.npy"
+
+    command = [interpreter, "-m", f"benchmarks.implementations.{implementation.module}", *options]
+    command += [*_model_options(setup), "--layer", str(setup.layer), "--device", setup.device]
+    command += ["--prompts", str(prompts), "--out", str(ids)]
+    _prepare_files(setup, cold=cold)
+    figures = run_reporting(command)
     figures["tokens_per_s"] = figures["tokens"] / figures["compute_s"]
-    return {**figures, **_shared(out, place.scratch / f"{kind}-{REFERENCE}.npy")}
+    if reference.is_file():
+        figures["shared"] = _share_of_same_features(np.load(ids), np.load(reference))
+    return figures
 
 
-def _shared(ids: Path, reference: Path) -> Figures:
-    if not reference.is_file():
-        return {}
-    ours, theirs = np.load(ids), np.load(reference)
-    if ours.shape != theirs.shape:
-        return {"shared": 0.0}
-    return {
-        "shared": float(np.mean([np.isin(a, b).mean() for a, b in zip(ours, theirs, strict=True)]))
-    }
+def _share_of_same_features(ids: np.ndarray, reference: np.ndarray) -> float:
+    """The mean share of each token's features that the reference has too; 0 if sizes differ."""
+    if ids.shape != reference.shape:
+        return 0.0
+    per_token = [np.isin(ours, theirs).mean() for ours, theirs in zip(ids, reference, strict=True)]
+    return float(np.mean(per_token))
 
 
-def probe(module: str, place: Place, *arguments: str) -> Figures:
-    """A process of benchmarks/probes, which repeats what it measures as often as asked."""
-    command = [sys.executable, "-m", f"benchmarks.probes.{module}", "--device", place.device]
-    return printed([*command, *arguments])
+def matmul_rates(rows: Sequence[int]) -> Task:
+    """The rate of matmuls with these numbers of rows."""
+
+    def run(setup: Setup) -> Figures:
+        numbers = [str(number) for number in rows]
+        return _run_probe("rates", setup, "--shape", _shape_option(setup.shape), "--rows", *numbers)
+
+    return Task("rates", "matmuls", 2 + sum(rows) / 100, run)
 
 
-def rates(rows: Sequence[int]) -> Task:
-    """The rate of matrix products at so many rows."""
-
-    def run(place: Place) -> Figures:
-        shape = next(name for name, one in _shapes().items() if one.name == place.shape.name)
-        return probe("rates", place, "--shape", shape, "--rows", *map(str, rows))
-
-    return Task("rates", "matrix products", 2 + sum(rows) / 100, run)
+def _shape_option(shape: Shape) -> str:
+    return next(option for option, other in SHAPES.items() if other.name == shape.name)
 
 
-def _shapes() -> dict[str, Shape]:
-    from benchmarks.shapes import SHAPES
+def probe(
+    module: str, title: str, seconds: float, *, needs_model: bool, repeats_factor: int = 1
+) -> Task:
+    """A module of benchmarks/probes, which alternates its cases within one process.
 
-    return SHAPES
+    It repeats each `repeats_factor` times as often as the bench repeats other tasks.
+    """
 
-
-def in_process(module: str, title: str, seconds: float, *, of_model: bool, turns: int = 1) -> Task:
-    """A probe that times its ways in turn within one process, `turns` times as often as the bench."""
-
-    def run(place: Place) -> Figures:
-        prepare((place.made.model, place.made.sae), cold=False)
-        files = [
-            "--model",
-            str(place.made.model),
-            "--sae",
-            str(place.made.sae),
-            "--layer",
-            str(place.layer),
-        ]
-        figures = probe(
-            module, place, *(files if of_model else []), "--times", str(turns * place.times)
-        )
-        return {**figures, "repeated": turns * place.times}
+    def run(setup: Setup) -> Figures:
+        _prepare_files(setup, cold=False)
+        repeats = repeats_factor * setup.repeats
+        options = ["--times", str(repeats)]
+        if needs_model:
+            options += [*_model_options(setup), "--layer", str(setup.layer)]
+        return {**_run_probe(module, setup, *options), "repeated": repeats}
 
     return Task(module, title, seconds, run)
 
 
-def saescope_command(
-    name: str, title: str, seconds: float, arguments: Callable[[Place, Path], Sequence[str]]
-) -> Task:
-    """A command of saescope as a whole process, its run written into a folder that is deleted afterwards."""
+def _run_probe(module: str, setup: Setup, *options: str) -> Figures:
+    command = [sys.executable, "-m", f"benchmarks.probes.{module}", "--device", setup.device]
+    return run_reporting([*command, *options])
 
-    def run(place: Place) -> Figures:
-        with tempfile.TemporaryDirectory() as folder:
-            return watched([*saescope(), *arguments(place, Path(folder))])
+
+def saescope_command(
+    name: str, title: str, seconds: float, arguments: Callable[[Setup], Sequence[str]]
+) -> Task:
+    """A saescope command as a whole process."""
+
+    def run(setup: Setup) -> Figures:
+        return run_watched([*saescope_executable(), *arguments(setup)])
 
     return Task(name, title, seconds, run)
 
 
 def contrast(name: str, title: str, seconds: float, layers: str, *, limited: bool) -> Task:
-    """`contrast` of 60 prompts in four sets, from files that are not cached; under the hard limit if `limited`."""
+    """`contrast` on 60 prompts in four sets, files evicted first; `limited` sets a hard limit.
 
-    def run(place: Place) -> Figures:
-        with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
-            sets = _article_sets(place, Path(folder) / "prompts")
-            arguments = [
-                "contrast",
-                str(sets),
-                "--model",
-                str(place.made.model),
-                "--sae",
-                str(place.made.sae),
-            ]
-            arguments += [
-                "--layers",
-                layers or str(place.layer),
-                "--memory",
-                "4GiB",
-                "--device",
-                place.device,
-            ]
-            arguments += ["--out", str(Path(folder) / "run")]
-            prepare((place.made.model, place.made.sae), cold=True)
-            if not limited:
-                return watched([*saescope(), *arguments])
-            with hard_limit(LIMIT_BYTES) as limit:
-                figures = watched([*limit.prefix, *saescope(), *arguments])
-                return {**figures, "limit": limit.name, "peak_limited": limit.peak()}
+    An empty `layers` means the layer of the setup.
+    """
+
+    def run(setup: Setup) -> Figures:
+        with tempfile.TemporaryDirectory(dir=setup.scratch) as name:
+            folder = Path(name)
+            sets = _write_prompt_sets(setup, folder / "prompts")
+            command = [*saescope_executable(), "contrast", str(sets), *_model_options(setup)]
+            command += ["--layers", layers or str(setup.layer), "--memory", "4GiB"]
+            command += ["--device", setup.device, "--out", str(folder / "run")]
+            _prepare_files(setup, cold=True)
+            return _run_limited(command) if limited else run_watched(command)
 
     return Task(name, title, seconds, run)
 
 
-def _article_sets(place: Place, folder: Path) -> Path:
-    from benchmarks.workloads import WORKLOADS
-
-    texts = WORKLOADS["short"].texts(place.shape.vocab)
-    folder.mkdir(parents=True)
-    for number in range(4):
-        lines = (text.strip() + "\n" for text in texts[15 * number : 15 * (number + 1)])
-        (folder / f"set{number}.txt").write_text("".join(lines))
-    return folder
+def _run_limited(command: Sequence[str]) -> Figures:
+    with hard_limit(LIMIT_BYTES) as limit:
+        figures = run_watched([*limit.prefix, *command])
+        return {**figures, "limit": limit.name, "peak_limited": limit.peak()}
 
 
-def copy(place: Place) -> Figures:
-    """How long this disk takes to write the model's bytes again, until they are on it."""
-    prepare((place.made.model, place.made.sae), cold=False)
-    with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
+def copy(setup: Setup) -> Figures:
+    """Copy the model's files until all bytes are on disk: how fast this disk writes."""
+    _prepare_files(setup, cold=False)
+    with tempfile.TemporaryDirectory(dir=setup.scratch) as name:
+        folder = Path(name)
         start = time.perf_counter()
-        for file in place.made.model.iterdir():
-            copied = Path(shutil.copyfile(file, Path(folder) / file.name))
-            evict(copied)  # which waits until it is on the disk
+        for file in setup.files.model.iterdir():
+            shutil.copyfile(file, folder / file.name)
+            evict(folder / file.name)  # returns once the copy is on disk
         seconds = time.perf_counter() - start
-        size = sum(file.stat().st_size for file in Path(folder).iterdir())
-    return {"wall_s": seconds, "bytes": size}
+        return {"wall_s": seconds, "bytes": _size_of_files(folder)}
 
 
-def bake(method: str, place: Place, *, measured: bool) -> Figures:
-    """`saescope bake` of one projected feature, until it is on the disk; `measured` against its hook or not."""
-    prepare((place.made.model, place.made.sae), cold=False)
-    with tempfile.TemporaryDirectory(dir=place.scratch) as folder:
-        edits, out = Path(folder) / "edits.toml", Path(folder) / "baked"
-        named = f"model = {json.dumps(str(place.made.model))}\nsae = {json.dumps(str(place.made.sae))}\n"
-        edits.write_text(f'{named}[[edit]]\nfeature = "{place.layer}/0"\nop = "project"\n')
-        text = (
-            ["--neutral", str(_article_sets(place, Path(folder) / "text"))]
-            if measured
-            else ["--no-measure"]
-        )
-        options = ["--out", str(out), "--method", method, *text]
-        figures = watched([*saescope(), "bake", "--edits", str(edits), *options])
+def bake(setup: Setup, method: str, *, measured: bool) -> Figures:
+    """`saescope bake` of one projected feature until all bytes are on disk.
+
+    `measured` also compares the checkpoint with its hook.
+    """
+    _prepare_files(setup, cold=False)
+    with tempfile.TemporaryDirectory(dir=setup.scratch) as name:
+        folder = Path(name)
+        edits, out = _write_edits(setup, folder / "edits.toml"), folder / "baked"
+        command = [*saescope_executable(), "bake", "--edits", str(edits)]
+        command += ["--out", str(out), "--method", method]
+        if measured:
+            command += ["--neutral", str(_write_prompt_sets(setup, folder / "text"))]
+        else:
+            command.append("--no-measure")
+        figures = run_watched(command)
+
         start = time.perf_counter()
         for file in out.iterdir():
             evict(file)
         figures["wall_s"] += time.perf_counter() - start
-        return {**figures, "bytes": sum(file.stat().st_size for file in out.iterdir())}
+        return {**figures, "bytes": _size_of_files(out)}
+
+
+def _write_edits(setup: Setup, file: Path) -> Path:
+    """An edits file that projects out feature 0 of the layer."""
+    lines = [
+        f"model = {json.dumps(str(setup.files.model))}",
+        f"sae = {json.dumps(str(setup.files.sae))}",
+        "[[edit]]",
+        f'feature = "{setup.layer}/0"',
+        'op = "project"',
+    ]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def _write_prompt_sets(setup: Setup, folder: Path) -> Path:
+    """The 60 short prompts as four files of 15."""
+    texts = WORKLOADS["short"].texts(setup.shape.vocab)
+    folder.mkdir(parents=True)
+    for number in range(4):
+        lines = [text.strip() + "\n" for text in texts[15 * number : 15 * (number + 1)]]
+        (folder / f"set{number}.txt").write_text("".join(lines))
+    return folder
+
+
+def _model_options(setup: Setup) -> list[str]:
+    return ["--model", str(setup.files.model), "--sae", str(setup.files.sae)]
+
+
+def _prepare_files(setup: Setup, *, cold: bool) -> None:
+    prepare((setup.files.model, setup.files.sae), cold=cold)
+
+
+def _size_of_files(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,25 +1,25 @@
-"""The prompts that every way computes: made-up words, each one token, the same in every run."""
+"""The prompts to compute: invented words of one token each, the same in every run."""
 
 import random
 from dataclasses import dataclass
 
 from benchmarks.words import words
 
-# Tokens a prompt on average in the article's 4 sets of 15: Chinese, English, Japanese, code.
+# Mean tokens per prompt in the article's 4 sets of 15: Chinese, English, Japanese, code.
 _ARTICLE_MEANS = (5.3, 7.3, 8.5, 10.9)
 _SHORTEST, _LONGEST = 4, 15
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A named list of prompts by their lengths in tokens."""
+    """A named list of prompts, defined by their lengths in tokens."""
 
     name: str
     title: str
     lengths: tuple[int, ...]
 
     def texts(self, vocab: int) -> list[str]:
-        """The prompts as text, of words of a vocabulary of this size."""
+        """The prompts as text, in words of a vocabulary of this size."""
         rng, known = random.Random(self.name), words(vocab)
         return ["".join(rng.choices(known, k=length)) for length in self.lengths]
 
@@ -31,8 +31,8 @@ def _article_lengths() -> tuple[int, ...]:
 
 
 WORKLOADS = {
-    w.name: w
-    for w in (
+    workload.name: workload
+    for workload in (
         Workload("short", "60 prompts of 4 to 15 tokens", _article_lengths()),
         Workload("medium", "24 prompts of 64 tokens", (64,) * 24),
         Workload("many", "200 prompts of 64 tokens", (64,) * 200),

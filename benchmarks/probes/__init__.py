@@ -1,1 +1,1 @@
-"""One module a question that is asked within one process: each prints its figures as a JSON line."""
+"""One module per comparison within one process; each prints its figures as a line of JSON."""

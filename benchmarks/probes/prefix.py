@@ -1,9 +1,8 @@
-"""What it gains to run a shared prefix once: 60 prompts of 10 tokens after a prefix of 200.
+"""Time a shared prefix run once, beside running it with every prompt.
 
-With the prefix run once and with every prompt, in turn; prints tokens/s and how far the features agree.
+Uses 60 prompts of 10 tokens after a prefix of 200; prints tokens/s and how well the features agree.
 """
 
-import argparse
 import json
 import tempfile
 from dataclasses import replace
@@ -11,7 +10,8 @@ from itertools import count
 from pathlib import Path
 
 import saescope as ss
-from benchmarks.probes.turns import in_turn
+from benchmarks.probes.options import ModelOptions, add_model_options, model_options, probe_parser
+from benchmarks.probes.timing import time_alternating
 from benchmarks.words import words
 from saescope.analysis.agreement import agreement
 from saescope.store.runs import Run
@@ -19,49 +19,53 @@ from saescope.store.runs import Run
 PROMPTS, PREFIX, SUFFIX = 60, 200, 10
 
 
-def main(model: Path, sae_folder: Path, layer: int, times: int, device: str) -> None:
+def main(options: ModelOptions) -> None:
     """Measure and print."""
-    lm = ss.load_lm(model, [layer], device="cuda" if device == "cuda" else "cpu")
-    sae = ss.load_sae(sae_folder, layer, decoder=False, device=device)
-    known = words(lm.vocab_size)
-    prompts = [
-        "".join(known[:PREFIX] + known[PREFIX + SUFFIX * p :][:SUFFIX]) for p in range(PROMPTS)
-    ]
-    texts, few = ss.texts(prompts), ss.texts(prompts[:2])
-    apart = replace(lm, shares=False)
+    layer, device = options.layer, options.device
+    lm = ss.load_lm(options.model, [layer], device=device)
+    lm_without_sharing = replace(lm, shares=False)
+    sae = ss.load_sae(options.sae, layer, decoder=False, device=device)
+    prompts = _prompts(lm.vocab_size)
+    texts = ss.texts(prompts)
+
     runs: dict[str, Run] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        names = (Path(temporary) / str(n) for n in count())
+        folders = (Path(temporary) / str(number) for number in count())
 
         def once() -> None:
-            runs["once"] = ss.extract(lm, [sae], texts, next(names))
+            runs["once"] = ss.extract(lm, [sae], texts, next(folders))
 
         def every() -> None:
-            runs["every"] = ss.extract(apart, [sae], texts, next(names))
+            runs["every"] = ss.extract(lm_without_sharing, [sae], texts, next(folders))
 
-        ss.extract(lm, [sae], few, next(names))  # warms the caches up
-        seconds = in_turn({"once": once, "every": every}, times, warm=True)
-        found = agreement(runs["every"], runs["once"]).layers[layer]
-        tokens = len(runs["every"].token_id)
-    figures = {name: [tokens / taken for taken in of_way] for name, of_way in seconds.items()}
-    print(
-        json.dumps(
-            {
-                **figures,
-                "tokens": tokens,
-                "shared": found.topk_jaccard,
-                "resid_diff": found.resid_rel_diff,
-            }
-        )
-    )
+        ss.extract(lm, [sae], ss.texts(prompts[:2]), next(folders))  # warm-up
+        seconds = time_alternating({"once": once, "every": every}, options.times, warm=True)
+        compared = agreement(runs["every"], runs["once"]).layers[layer]
+        n_tokens = len(runs["every"].token_id)
+
+    speeds = {
+        name: [n_tokens / elapsed for elapsed in measured] for name, measured in seconds.items()
+    }
+    figures = {
+        **speeds,
+        "tokens": n_tokens,
+        "shared": compared.topk_jaccard,
+        "resid_diff": compared.resid_rel_diff,
+    }
+    print(json.dumps(figures))
+
+
+def _prompts(vocab: int) -> list[str]:
+    vocabulary = words(vocab)
+    prefix = vocabulary[:PREFIX]
+    prompts = []
+    for number in range(PROMPTS):
+        start = PREFIX + SUFFIX * number
+        prompts.append("".join(prefix + vocabulary[start : start + SUFFIX]))
+    return prompts
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.probes.prefix", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--sae", type=Path, required=True)
-    parser.add_argument("--layer", type=int, required=True)
-    parser.add_argument("--times", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    main(args.model, args.sae, args.layer, args.times, args.device)
+    parser = probe_parser("prefix", __doc__)
+    add_model_options(parser)
+    main(model_options(parser.parse_args()))

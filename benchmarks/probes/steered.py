@@ -1,16 +1,15 @@
-"""What steering costs while a model writes: greedy decoding without edits, with 8 under each gate, in turn.
+"""Measure what steering costs in greedy decoding: no edits, then 8 edits under each gate.
 
-Prints tokens/s between the first token and the last, so that reading the prompt is left out.
+Prints tokens/s from the first new token to the last, which leaves out the prompt's forward pass.
 """
 
-import argparse
 import json
 import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import saescope as ss
+from benchmarks.probes.options import ModelOptions, add_model_options, model_options, probe_parser
 from benchmarks.words import words
 from saescope.engine.generate import generate
 from saescope.sources.prompts import Prompt
@@ -18,47 +17,45 @@ from saescope.sources.prompts import Prompt
 EDITS, PROMPT = 8, 16
 
 
-def main(model: Path, sae_folder: Path, layer: int, times: int, tokens: int, device: str) -> None:
+def main(options: ModelOptions, n_tokens: int) -> None:
     """Measure and print."""
-    lm = ss.load_lm(model, [layer], device="cuda" if device == "cuda" else "cpu")
-    sae = ss.load_sae(sae_folder, layer, device=device)
-    ids = [n * (sae.spec.d_sae // EDITS) for n in range(EDITS)]
-    relu = [ss.Edit(f"{layer}/{n}", "scale", -1.0, gate="relu") for n in ids]
-    topk = [ss.Edit(f"{layer}/{n}", "scale", -1.0, gate="topk") for n in ids]
+    layer, device = options.layer, options.device
+    lm = ss.load_lm(options.model, [layer], device=device)
+    sae = ss.load_sae(options.sae, layer, device=device)
+    features = [n * (sae.spec.d_sae // EDITS) for n in range(EDITS)]
+    edits_by_case: dict[str, list[ss.Edit]] = {
+        "unsteered": [],
+        "relu": [ss.Edit(f"{layer}/{n}", "scale", -1.0, gate="relu") for n in features],
+        "topk": [ss.Edit(f"{layer}/{n}", "scale", -1.0, gate="topk") for n in features],
+    }
     text = "".join(words(lm.vocab_size)[:PROMPT])
-    rates: dict[str, list[float]] = {"unsteered": [], "relu": [], "topk": []}
-    for turn in range(times + 1):
-        for name, edits in (("unsteered", []), ("relu", relu), ("topk", topk)):
-            within: AbstractContextManager[Any] = (
-                ss.steered(lm, [sae], edits) if edits else nullcontext()
-            )
-            with within:
-                rate = _rate(lm, text, tokens)
-            if turn:  # the first of each warms the caches up
-                rates[name].append(rate)
-    print(json.dumps({**rates, "tokens": tokens}))
+    speeds: dict[str, list[float]] = {name: [] for name in edits_by_case}
+    for number in range(1 + options.times):
+        for name, edits in edits_by_case.items():
+            steering: AbstractContextManager[Any] = nullcontext()
+            if edits:
+                steering = ss.steered(lm, [sae], edits)
+            with steering:
+                speed = _tokens_per_s(lm, text, n_tokens)
+            if number > 0:  # the first round is a warm-up
+                speeds[name].append(speed)
+    print(json.dumps({**speeds, "tokens": n_tokens}))
 
 
-def _rate(lm: ss.LM, text: str, tokens: int) -> float:
+def _tokens_per_s(lm: ss.LM, text: str, n_tokens: int) -> float:
     times: list[float] = []
     generate(
         lm,
         [Prompt("prompt", "prompts", text=text)],
-        max_new_tokens=tokens,
+        max_new_tokens=n_tokens,
         on_token=lambda _row, _token: times.append(time.perf_counter()),
     )
     return (len(times) - 1) / (times[-1] - times[0])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.probes.steered", description=__doc__
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--sae", type=Path, required=True)
-    parser.add_argument("--layer", type=int, required=True)
-    parser.add_argument("--times", type=int, default=5)
+    parser = probe_parser("steered", __doc__)
+    add_model_options(parser)
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    main(args.model, args.sae, args.layer, args.times, args.tokens, args.device)
+    main(model_options(args), args.tokens)

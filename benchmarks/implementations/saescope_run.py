@@ -1,17 +1,17 @@
-"""saescope's Python API as its user calls it: two loads, then a run on disk, read back."""
+"""saescope's Python API: load model and SAE, extract to a run on disk, read it."""
 
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.ways.measure import Job, K, run
+from benchmarks.implementations.protocol import Job, K, run
 
 if TYPE_CHECKING:
-    from benchmarks.ways.measure import Compute, Ids
+    from benchmarks.implementations.protocol import Compute, Ids
 
 
 def load(job: Job) -> "Compute":
-    """The model cut after the layer, or streamed block by block, and the encoder."""
+    """Load the model, cut after the layer or streamed block by block, and the encoder."""
     import saescope
 
     lm = saescope.load_lm(
@@ -25,8 +25,8 @@ def load(job: Job) -> "Compute":
 
     def compute(texts: list[str]) -> "Ids":
         with tempfile.TemporaryDirectory() as folder:
-            made = saescope.extract(lm, [sae], saescope.texts(texts), Path(folder) / "run")
-            return made.features(job.layer).strongest(K)
+            stored = saescope.extract(lm, [sae], saescope.texts(texts), Path(folder) / "run")
+            return stored.features(job.layer).strongest(K)
 
     return compute
 

@@ -1,15 +1,15 @@
-"""The article's way: the whole causal LM, one prompt at a time, the SAE loaded whole and its encoder in bfloat16."""
+"""The article's loop: the whole causal LM, one prompt at a time, the encoder in bfloat16."""
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ways.measure import Job, K, run
+from benchmarks.implementations.protocol import Job, K, run
 
 if TYPE_CHECKING:
-    from benchmarks.ways.measure import Compute, Ids
+    from benchmarks.implementations.protocol import Compute, Ids
 
 
 def load(job: Job) -> "Compute":
-    """Model and SAE in memory, a hook on the layer."""
+    """Load model and SAE and hook the layer."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,10 +21,11 @@ def load(job: Job) -> "Compute":
     model.eval().to(job.device)
     captured: dict[str, Any] = {}
 
-    def keep(_block: Any, _inputs: Any, output: Any) -> None:
-        captured["resid"] = (output[0] if isinstance(output, tuple) else output).detach()
+    def capture(_block: Any, _inputs: Any, output: Any) -> None:
+        resid = output[0] if isinstance(output, tuple) else output
+        captured["resid"] = resid.detach()
 
-    model.model.layers[job.layer].register_forward_hook(keep)
+    model.model.layers[job.layer].register_forward_hook(capture)
 
     def compute(texts: list[str]) -> "Ids":
         rows = []
@@ -32,7 +33,8 @@ def load(job: Job) -> "Compute":
             with torch.no_grad():
                 model(**tokenizer(text, return_tensors="pt").to(job.device))
                 pre_acts = captured["resid"] @ w_enc.T + b_enc
-                rows.append(pre_acts.topk(K, dim=-1).indices[0].cpu().numpy())
+                ids = pre_acts.topk(K, dim=-1).indices[0]
+            rows.append(ids.cpu().numpy())
         return np.concatenate(rows)
 
     return compute

@@ -1,6 +1,6 @@
-"""What every way shares: its job from the command line, its clock, its memory, and the JSON line it ends with.
+"""Shared by all implementations: options, timing, peak memory, and a JSON line of figures.
 
-Imported before anything heavy, so that the import of torch counts as loading.
+Imports nothing heavy, so that the import of torch counts as loading.
 """
 
 import argparse
@@ -25,7 +25,7 @@ K = 50
 
 @dataclass(frozen=True)
 class Job:
-    """What to compute with: a model folder, an SAE folder and a layer; in which dtype, on which device."""
+    """Model folder, SAE folder, layer, dtype and device."""
 
     model: Path
     sae: Path
@@ -36,12 +36,15 @@ class Job:
 
     @property
     def sae_file(self) -> Path:
-        """The layer's file."""
+        """The SAE file of the layer."""
         return self.sae / f"layer{self.layer}.sae.pt"
 
 
 def run(load: "Callable[[Job], Compute]") -> None:
-    """Load, compute the prompts, save (tokens, 50) feature ids in prompt order, print the figures as one JSON line."""
+    """Load, compute the prompts, save their top feature ids and print the figures as JSON.
+
+    The ids are an array (tokens, 50) in prompt order.
+    """
     args = _parse()
     job = Job(args.model, args.sae, args.layer, args.dtype, args.device, args.streamed)
     texts: list[str] = json.loads(args.prompts.read_text())

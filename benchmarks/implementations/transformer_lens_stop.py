@@ -1,16 +1,16 @@
-"""TransformerLens: its bridge around the model, stopped after the layer; then the encoder in float32."""
+"""TransformerLens: a bridge around the model, stopped after the layer, then encode in float32."""
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ways.measure import Job, run
-from benchmarks.ways.plain import by_batches, read_encoder, read_tokenizer
+from benchmarks.implementations.peers import by_batches, read_encoder, read_tokenizer
+from benchmarks.implementations.protocol import Job, run
 
 if TYPE_CHECKING:
-    from benchmarks.ways.measure import Compute
+    from benchmarks.implementations.protocol import Compute
 
 
 def load(job: Job) -> "Compute":
-    """The whole model, as the bridge loads it."""
+    """Load the whole model through the bridge."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -20,10 +20,10 @@ def load(job: Job) -> "Compute":
     )
 
     def resid(batch: dict[str, Any]) -> torch.Tensor:
-        found: torch.Tensor = bridge(
+        output: torch.Tensor = bridge(
             batch["input_ids"], attention_mask=batch["attention_mask"], stop_at_layer=job.layer + 1
         )
-        return found
+        return output
 
     return by_batches(job, read_tokenizer(job), resid, read_encoder(job))
 

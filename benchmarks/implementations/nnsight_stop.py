@@ -1,16 +1,16 @@
-"""nnsight: the layer's output saved within a trace, which is then stopped; then the encoder in float32."""
+"""nnsight: save the layer's output in a trace, stop it there, then encode in float32."""
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ways.measure import Job, run
-from benchmarks.ways.plain import by_batches, read_encoder, read_tokenizer
+from benchmarks.implementations.peers import by_batches, read_encoder, read_tokenizer
+from benchmarks.implementations.protocol import Job, run
 
 if TYPE_CHECKING:
-    from benchmarks.ways.measure import Compute
+    from benchmarks.implementations.protocol import Compute
 
 
 def load(job: Job) -> "Compute":
-    """The whole model, as nnsight loads it."""
+    """Load the whole model through nnsight."""
     import torch
     from nnsight import TransformersModel
 
@@ -23,13 +23,13 @@ def load(job: Job) -> "Compute":
         device_map=job.device,
         tokenizer=tokenizer,
     )
-    tokenizer.padding_side = "right"  # nnsight turned it round
+    tokenizer.padding_side = "right"  # nnsight sets it to left
 
     def resid(batch: dict[str, Any]) -> torch.Tensor:
         with model.trace(batch) as tracer:
-            found = model.model.layers[job.layer].output.save()
+            saved = model.model.layers[job.layer].output.save()
             tracer.stop()
-        output: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        output: torch.Tensor = saved[0] if isinstance(saved, tuple) else saved
         return output
 
     return by_batches(job, tokenizer, resid, read_encoder(job))

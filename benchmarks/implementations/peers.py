@@ -1,14 +1,14 @@
-"""What ways without saescope have in common: padded batches of 12, and the encoder mapped from its file, in float32."""
+"""Shared by peers: padded batches of 12, and the encoder mapped from its file, in float32."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ways.measure import Job, K
+from benchmarks.implementations.protocol import Job, K
 
 if TYPE_CHECKING:
     import torch
 
-    from benchmarks.ways.measure import Compute, Ids
+    from benchmarks.implementations.protocol import Compute, Ids
 
     Resid = Callable[[dict[str, Any]], torch.Tensor]
     Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -17,14 +17,14 @@ BATCH = 12
 
 
 def read_tokenizer(job: Job) -> Any:
-    """The model's, filling rows up on the right."""
+    """The model's tokenizer, padding on the right."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(job.model, padding_side="right")
 
 
 def read_encoder(job: Job) -> "Encode":
-    """Residuals to dense pre-activations."""
+    """The function from residuals to dense pre-activations."""
     import torch
 
     sae = torch.load(job.sae_file, map_location="cpu", weights_only=True, mmap=True)
@@ -33,7 +33,7 @@ def read_encoder(job: Job) -> "Encode":
 
 
 def by_batches(job: Job, tokenizer: Any, resid: "Resid", encode: "Encode") -> "Compute":
-    """Every token's strongest features, from `resid` of each batch's input ids and mask."""
+    """A function to the top features per token, given functions to residuals and to pre-acts."""
     import numpy as np
     import torch
 
@@ -41,11 +41,12 @@ def by_batches(job: Job, tokenizer: Any, resid: "Resid", encode: "Encode") -> "C
     def compute(texts: list[str]) -> "Ids":
         rows = []
         for start in range(0, len(texts), BATCH):
-            batch = tokenizer(texts[start : start + BATCH], return_tensors="pt", padding=True).to(
-                job.device
-            )
-            found = resid(dict(batch))[batch["attention_mask"].bool()].float()
-            rows.append(encode(found).topk(K, dim=-1).indices.cpu().numpy())
+            batch_texts = texts[start : start + BATCH]
+            batch = tokenizer(batch_texts, return_tensors="pt", padding=True).to(job.device)
+            real_tokens = batch["attention_mask"].bool()
+            token_resids = resid(dict(batch))[real_tokens].float()
+            ids = encode(token_resids).topk(K, dim=-1).indices
+            rows.append(ids.cpu().numpy())
         return np.concatenate(rows)
 
     return compute

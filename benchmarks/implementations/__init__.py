@@ -1,0 +1,1 @@
+"""One module per implementation: a process from files on disk to the top features per token."""
