@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import saescope as ss
-from saescope.control.baking.methods import Method
+from saescope.control.baking.settings import Method
 from saescope.control.evaluation.behaviour import normalised, read_behaviour
 from saescope.demo import ORGANISM
 from saescope.engine.generate import generate
