@@ -70,9 +70,9 @@ def write_run(
         ids = np.argsort(~where, axis=1, kind="stable")[:, :k]
         acts = np.where(np.take_along_axis(where, ids, 1), 1 + ids / d_sae, 0).astype(np.float32)
         values = norms if norms is not None else np.ones(total, np.float32)
-        border = np.zeros(total, np.float32)
+        next_pre_act = np.zeros(total, np.float32)
         features[layer] = (
-            LayerFeatures.of_rows(values, acts, ids.astype(np.uint16), border, errors),
+            LayerFeatures.of_rows(values, acts, ids.astype(np.uint16), next_pre_act, errors),
             resid,
         )
         saes.append(SaeSpec("planned", None, layer, vectors.shape[1], d_sae, k, "topk", None, ""))

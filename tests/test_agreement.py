@@ -91,7 +91,7 @@ def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
     features = run.features(1)
     assert (features.counts == K).all()
-    assert (features.border <= features.acts[features.starts[1:] - 1] + 1e-6).mean() > 0.99
+    assert (features.next_pre_act <= features.acts[features.starts[1:] - 1] + 1e-6).mean() > 0.99
     assert features.error is None
 
 

@@ -99,7 +99,7 @@ def test_copies_are_bitwise_the_same(pair: Pair, tmp_path: Path) -> None:
     n = len(run.token_id) // 2
     features = run.features(2)
     first, second = features.take(np.arange(n)), features.take(np.arange(n, 2 * n))
-    for name in ("norms", "counts", "acts", "ids", "border"):
+    for name in ("norms", "counts", "acts", "ids", "next_pre_act"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     assert np.array_equal(
         run.resids(2).mean[: len(tiny.TEXTS)], run.resids(2).mean[len(tiny.TEXTS) :]

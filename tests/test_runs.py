@@ -72,7 +72,7 @@ def test_run_of_the_second_schema_is_read_and_verified(run: Run) -> None:
     old = as_schema_2(run, 3)
     assert verify(old.path) == []
     for layer, features in new.items():
-        for name in ("norms", "counts", "acts", "ids", "border"):
+        for name in ("norms", "counts", "acts", "ids", "next_pre_act"):
             assert np.array_equal(getattr(old.features(layer), name), getattr(features, name))
     assert old.saes[3] == run.saes[3]
 

@@ -279,7 +279,7 @@ def _same_top(one: LayerFeatures, two: LayerFeatures, scored: Bools, n: int) -> 
 def _ties(features: LayerFeatures, scored: Bools, *, rounded: bool) -> float:
     """Share of tokens whose weakest firing and strongest silent feature have the same pre-activation."""
     some = scored & (features.counts > 0)
-    last, border = features.acts[features.starts[1:][some] - 1], features.border[some]
+    last, border = features.acts[features.starts[1:][some] - 1], features.next_pre_act[some]
     same = _bfloat16(last) == _bfloat16(border) if rounded else last == border
     return float(same.sum() / scored.sum())
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.analysis import stats
+from saescope.analysis.directions import mean_difference
 from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.sources.catalog import Feature
 
@@ -160,11 +161,6 @@ def baselines(
             "logistic regression on which tokens occur",
         ),
     }
-
-
-def mean_difference(resid: Floats, positive: Bools, rows: Bools) -> Floats:
-    """Mean residual of the positive prompts among `rows` less that of the others, every prompt counted once."""
-    return np.asarray(resid[rows & positive].mean(axis=0) - resid[rows & ~positive].mean(axis=0))
 
 
 def _difference_of_means(resid: Floats, positive: Bools, train: Bools) -> Bools:

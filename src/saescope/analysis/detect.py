@@ -23,8 +23,8 @@ from saescope.analysis.detection import (
 )
 from saescope.analysis.measures import measure_sets
 from saescope.analysis.search import Found, find
+from saescope.analysis.sets import check_sets
 from saescope.analysis.stats import Bools, Floats, Ints
-from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_key, split_prompts
 from saescope.store.masking import Positions
@@ -122,30 +122,6 @@ def detect(
         },
         warnings=_warnings(question),
     )
-
-
-def check_sets(
-    sets: Sequence[str],
-    target: str,
-    against: Sequence[str] | None,
-    transfer: Mapping[str, Sequence[str]] | None,
-) -> list[str]:
-    """The sets that the target is told from; raises PromptError for one that is not there, or if there is none."""
-    others = list(against) if against is not None else [name for name in sets if name != target]
-    named = [
-        target,
-        *others,
-        *(transfer or {}),
-        *(n for negatives in (transfer or {}).values() for n in negatives),
-    ]
-    for name in named:
-        if name not in sets:
-            raise PromptError(f"there is no set {name!r}: the sets are {', '.join(sets)}")
-    if not others or target in others:
-        raise PromptError(
-            f"nothing to tell {target!r} from, other than itself: the sets are {', '.join(sets)}"
-        )
-    return others
 
 
 def _layer(question: _Question, number: int) -> _Layer:

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from saescope.analysis.classify import mean_difference
-from saescope.analysis.detect import check_sets
+from saescope.analysis.sets import check_sets
+from saescope.analysis.stats import Bools, Floats
 from saescope.errors import PromptError
 from saescope.sources.directions import Direction
 from saescope.sources.prompts import split_prompts
@@ -57,3 +57,8 @@ def difference_of_means(
         model=run.model.repo,
         origin=f"mean over {n} {kind}prompts of {target} less {less}: {which}{seeded}",
     )
+
+
+def mean_difference(resid: Floats, positive: Bools, rows: Bools) -> Floats:
+    """Mean residual of the positive prompts among `rows` less that of the others, every prompt counted once."""
+    return np.asarray(resid[rows & positive].mean(axis=0) - resid[rows & ~positive].mean(axis=0))

@@ -199,7 +199,7 @@ def _blocks(
             norms=norms[rows].cpu().numpy(),
             acts=sparse.acts.cpu().numpy(),
             ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
-            border=border.cpu().numpy(),
+            next_pre_act=border.cpu().numpy(),
             error=None if error is None else error.cpu().numpy(),
         )
 

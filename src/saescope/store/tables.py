@@ -55,7 +55,7 @@ class LayerFeatures:
     """One layer's features of all tokens: norms (tokens,), and what fires, token after token, strongest first.
 
     `counts` (tokens,) says how many of `acts` and `ids` (fired,) are each token's; every activation is above 0.
-    `border` (tokens,) is the strongest pre-activation that the SAE's activation leaves out, NaN where none is; `error`
+    `next_pre_act` (tokens,) is the strongest pre-activation that the SAE's activation leaves out, NaN where none is; `error`
     (tokens,) the norm of what the decoder does not give back, where it was asked for.
     """
 
@@ -63,7 +63,7 @@ class LayerFeatures:
     counts: npt.NDArray[np.int32]
     acts: npt.NDArray[np.float32]
     ids: npt.NDArray[np.unsignedinteger[Any]]
-    border: npt.NDArray[np.float32]
+    next_pre_act: npt.NDArray[np.float32]
     error: npt.NDArray[np.float32] | None = None
 
     @classmethod
@@ -72,12 +72,14 @@ class LayerFeatures:
         norms: npt.NDArray[np.float32],
         acts: npt.NDArray[np.float32],
         ids: npt.NDArray[np.unsignedinteger[Any]],
-        border: npt.NDArray[np.float32],
+        next_pre_act: npt.NDArray[np.float32],
         error: npt.NDArray[np.float32] | None = None,
     ) -> "LayerFeatures":
         """From rows of equal length, (tokens, k), in which an activation of 0 does not fire."""
         fires = acts > 0
-        return cls(norms, fires.sum(1, dtype=np.int32), acts[fires], ids[fires], border, error)
+        return cls(
+            norms, fires.sum(1, dtype=np.int32), acts[fires], ids[fires], next_pre_act, error
+        )
 
     @cached_property
     def token(self) -> npt.NDArray[np.intp]:
@@ -123,7 +125,7 @@ class LayerFeatures:
             counts,
             self.acts[entries],
             self.ids[entries],
-            self.border[rows],
+            self.next_pre_act[rows],
             error,
         )
 
@@ -187,7 +189,7 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
                 ends, columns.numbers(features.ids.astype(id_type(d_sae)))
             ),
             "acts": pa.LargeListArray.from_arrays(ends, columns.numbers(features.acts)),
-            "border": columns.numbers(features.border),
+            "border": columns.numbers(features.next_pre_act),
             "error": pa.nulls(len(features.norms), pa.float32())
             if error is None
             else columns.numbers(error),
@@ -198,15 +200,15 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
 def features_of(table: pa.Table) -> LayerFeatures:
     """The inverse of `features_table`; also of schema 2, where every token has k entries and zeros do not fire."""
     error = table["error"]
-    norms, border = (columns.values(table[name]) for name in ("norm", "border"))
+    norms, next_pre_act = (columns.values(table[name]) for name in ("norm", "border"))
     errors = columns.values(error) if error.null_count == 0 else None
     if pa.types.is_fixed_size_list(table["ids"].type):
         width = table["ids"].type.list_size
         acts, ids = (_matrix(table[name], width) for name in ("acts", "ids"))
-        return LayerFeatures.of_rows(norms, acts, ids, border, errors)
+        return LayerFeatures.of_rows(norms, acts, ids, next_pre_act, errors)
     counts = columns.values(pc.list_value_length(table["ids"])).astype(np.int32)
     acts, ids = (columns.values(pc.list_flatten(table[name])) for name in ("acts", "ids"))
-    return LayerFeatures(norms, counts, acts, ids, border, errors)
+    return LayerFeatures(norms, counts, acts, ids, next_pre_act, errors)
 
 
 def resid_table(resid: PromptResids) -> pa.Table:

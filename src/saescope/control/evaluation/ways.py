@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from saescope.analysis.classify import mean_difference
+from saescope.analysis.directions import mean_difference
 from saescope.control.edits import Edit
 from saescope.control.receipts import Receipt
 from saescope.control.steer import steered

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.detect import check_sets
 from saescope.analysis.detect import detect as detect_in
 from saescope.analysis.detection import Detection, DetectSettings
+from saescope.analysis.sets import check_sets
 from saescope.control.edits import EditSet, Op, write_edits
 from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
 from saescope.errors import PromptError
