@@ -15,6 +15,7 @@ import pytest
 
 from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.analysis.profile import profile
+from saescope.analysis.report_findings import gather
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae, open_sae
@@ -25,7 +26,8 @@ from saescope.store.runs import MANIFEST, Run, verify
 from saescope.surfaces.cli import run as saescope
 from saescope.surfaces.cli.inputs import EMBEDDED_PAIR
 from saescope.surfaces.report import write_report
-from saescope.surfaces.report.page import asked, gather, render
+from saescope.surfaces.report.heat_map import heat_map
+from saescope.surfaces.report.page import render, report_settings
 from stored import write_run
 
 LAYERS = (1, 2)
@@ -253,17 +255,18 @@ def test_sinks_are_listed_and_capped(tmp_path: Path) -> None:
     norms[np.arange(160) % 8 == 7] = 80
     norms[np.arange(160) % 8 == 0] = 999
     run = two_sets(tmp_path / "run", norms=norms)
-    page = gather(run)
-    assert (len(page.sinks), len(page.shown_sinks)) == (60, 40)
-    assert {sink.pos for sink in page.sinks} == {5, 6, 7}
+    sinks = gather(run).masked_sinks
+    assert len(sinks) == 60
+    assert {sink.pos for sink in sinks} == {5, 6, 7}
     assert "20 more are left out" in render(run)
 
 
 def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
-    page = gather(two_sets(tmp_path / "run", length=300))
-    [row, *_] = page.heats[0].rows
-    assert (len(row.cells), row.before, row.after) == (120, 0, 180)
-    assert row.cells[0].level == "m"
+    findings = gather(two_sets(tmp_path / "run", length=300))
+    best = findings.best_features[0]
+    excerpt = best.excerpts[0]
+    assert (len(excerpt.tokens), excerpt.n_before, excerpt.n_after) == (120, 0, 180)
+    assert heat_map(best).rows[0].cells[0].level == "m"
 
 
 def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
@@ -309,19 +312,21 @@ def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
     settings = {"alpha": 0.01, "n_top": 3, "shuffles": 0, "seed": 5, "masking": masking}
     manifest["command"] = {"verb": "contrast", "options": {"settings": settings, "layers": None}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == ContrastSettings(0.01, 3, 0, 5, Masking(True, True, 7.0))
+    assert report_settings(Run.open(run.path)) == ContrastSettings(
+        0.01, 3, 0, 5, Masking(True, True, 7.0)
+    )
     text = render(Run.open(run.path))
     assert "Position 0 counts" in text
     assert "asked for no shuffles" in text
     manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
+    assert report_settings(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
     manifest["command"] = {
         "verb": "detect",
         "options": {"settings": {"min_rate": 0.5, "masking": masking}},
     }
     path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert asked(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
+    assert report_settings(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
     for damaged in (
         "x",
         {},

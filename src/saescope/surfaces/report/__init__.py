@@ -1,7 +1,7 @@
-"""A run as one HTML page that needs nothing else: no network, no scripts, no fonts of its own.
+"""A run as one HTML page, self-contained: no network, no scripts, no web fonts.
 
-`page.py` decides what is on it, `plots.py` draws, `page.html` and `page.css` are how it looks. The same run gives the
-same bytes, wherever it lies.
+`analysis/report_findings.py` computes what is on it, `page.py` renders it, `plots.py` and `heat_map.py` draw, and
+`page.html` and `page.css` are how it looks. The same run gives the same bytes, wherever it lies.
 """
 
 from pathlib import Path

@@ -1,12 +1,11 @@
 """An evaluation as one HTML page that needs nothing else, and its plot as a file: both from the evaluation's JSON."""
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from saescope.errors import PromptError
 from saescope.surfaces.report.frontier import MARKS, frontier, frontier_file
-from saescope.surfaces.visible import visible
+from saescope.surfaces.report.templates import css, load_template
 
 _REPLIES = 12
 
@@ -23,29 +22,9 @@ def picture(document: Mapping[str, Any], *, png: bool) -> bytes:
 
 def render_evaluation(document: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    import jinja2
-    from markupsafe import Markup
-
-    files = resources.files("saescope.surfaces.report")
-    read = {
-        name: (files / name).read_text(encoding="utf-8") for name in ("evaluation.html", "page.css")
-    }
-
-    def harmless(value: Any) -> Any:
-        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(read),
-        autoescape=True,
-        finalize=harmless,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, figure=_figure)
-    return environment.get_template("evaluation.html").render(
+    return load_template("evaluation.html").render(
         document=document,
-        css=Markup(read["page.css"]),
+        css=css(),
         plot=frontier(
             document, "how often the behaviour shows against damage, by strength of the edits"
         ),
@@ -71,11 +50,3 @@ def _changed(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         row for n, row in enumerate(rows) if sum(r["set"] == row["set"] for r in rows[:n]) < each
     ]
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f}"
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2g}"

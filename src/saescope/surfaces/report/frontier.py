@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from saescope.surfaces.report.plots import FIRST, LATER, QUIET, RULE, as_element, styled
+from saescope.surfaces.report.svg import FIRST, LATER, QUIET, RULE, as_element, page_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,14 +42,14 @@ _PAPER = {QUIET: "#56616a", RULE: "#dbe0e4", FIRST: "#b4540a", LATER: "#0b6a83"}
 
 def frontier(document: Mapping[str, Any], label: str) -> Markup | None:
     """The plot as an element of the page; None where no damage was measured."""
-    with styled():
+    with page_style():
         figure = _draw(document, {}, _SIZE)
         return as_element(figure, "f", label) if figure else None
 
 
 def frontier_file(document: Mapping[str, Any], kind: Format) -> bytes | None:
     """The plot with its key as a file of its own; None where no damage was measured."""
-    with styled():
+    with page_style():
         figure = _draw(document, _PAPER, _PICTURE)
         if figure is None:
             return None

@@ -1,167 +1,185 @@
-"""Small plots as inline SVG, one a set, that take their colours from the page and hold no text but numbers.
+"""Small plots of a run's page, one per set. They hold no text but numbers.
 
-Names and tokens stay in HTML: matplotlib would need fonts for their scripts. Each plot is small, and the page puts as
-many side by side as fit, so none has to be shrunk on a narrow screen.
+Names and tokens stay in HTML, because matplotlib would need fonts for their scripts. The page puts
+as many plots side by side as fit, so that none has to shrink on a narrow screen.
 """
 
-import io
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from saescope.analysis.contrast import FeatureContrast
-from saescope.analysis.profile import LayerNorms
+from saescope.analysis.contrast import Contrast, FeatureContrast
+from saescope.analysis.profile import LayerNorms, Profile
+from saescope.surfaces.report.svg import FIRST, LATER, as_element, page_style
+from saescope.surfaces.report.templates import short
+from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.typing import RcKeyType
 
-_WIDTH, _HEIGHT = (
-    3.9,
-    2.3,
-)  # inches of 72 units: the size of a plot on the page, in CSS pixels, is about the same
-# What matplotlib draws in these colours, the page draws in its own, which differ by theme.
-QUIET, RULE, FIRST, LATER = "#020202", "#030303", "#040404", "#050505"
-_PAGE_COLOURS = {
-    QUIET: "var(--quiet)",
-    RULE: "var(--rule)",
-    FIRST: "var(--first)",
-    LATER: "var(--accent)",
-}
-_STYLE: "dict[RcKeyType, Any]" = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "saescope",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same layout on every machine
-    "font.size": 10.5,
-    "text.color": QUIET,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.8,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.major.size": 3,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-}
+_SIZE = (3.9, 2.3)  # inches of 72 units, about as many CSS pixels on the page
+_MAX_PLOTS = 16
+_MARGIN = 1.3
 
 
-@contextmanager
-def styled() -> Iterator[None]:
-    """Draw as the page wants it, whatever the user's own matplotlib settings are."""
-    import matplotlib
+@dataclass(frozen=True)
+class Plot:
+    """The plot of one set."""
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
+    set: str
+    svg: Markup
 
 
-def norms_plot(
-    name: str, by_layer: Mapping[int, LayerNorms], limits: tuple[float, float], label: str
-) -> Markup:
-    """Means (lines) and medians (dots) of position 0's norm and of later ones, on a logarithmic scale."""
+@dataclass(frozen=True)
+class NormScale:
+    """The logarithmic scale that all residual norms of a page share."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, profile: Profile) -> "NormScale":
+        """Return a scale that fits all norms, with some room at both ends."""
+        norms = [norm for norm in _all_norms(profile) if 0 < norm < math.inf]
+        if not norms:
+            return cls(0.5, 2.0)
+        return cls(min(norms) / _MARGIN, max(norms) * _MARGIN)
+
+    def percent(self, norm: float) -> str:
+        """Return the place of a norm on the scale, in percent from its low end."""
+        if norm <= self.low:
+            return "0"
+        return f"{100 * math.log(norm / self.low) / math.log(self.high / self.low):.1f}"
+
+
+def norm_plots(profile: Profile) -> list[Plot]:
+    """Plot residual norms by layer, one plot per set; none if there is one layer only."""
+    scale = NormScale.of(profile)
+    plots = []
+    with page_style():
+        for index, name in enumerate(list(profile.sets)[:_MAX_PLOTS]):
+            by_layer = profile.sets[name].layers
+            if len(by_layer) < 2:
+                return []
+            svg = as_element(
+                _norm_figure(by_layer, scale),
+                f"n{index}",
+                f"residual norms of {_label(name)} by layer",
+            )
+            plots.append(Plot(name, svg))
+    return plots
+
+
+def score_plots(contrast: Contrast | None) -> list[Plot]:
+    """Plot the held-out score of each layer's best feature, one plot per set.
+
+    There is none if there is one layer only.
+    """
+    if contrast is None or len(contrast.layers) < 2:
+        return []
+    some_layer = next(iter(contrast.layers.values()))
+    names = list(some_layer.sets)[:_MAX_PLOTS]
+    by_set = {name: _best_by_layer(contrast, name) for name in names}
+    low = _lowest_score([one for best in by_set.values() for one in best.values()])
+    plots = []
+    with page_style():
+        for index, (name, best) in enumerate(by_set.items()):
+            if not best:
+                continue
+            label = f"held-out score of {_label(name)} by layer"
+            svg = as_element(_score_figure(best, low), f"s{index}", label)
+            plots.append(Plot(name, svg))
+    return plots
+
+
+def _all_norms(profile: Profile) -> Iterator[float]:
+    for one in profile.sets.values():
+        for norms in one.layers.values():
+            yield norms.pos0_norm_mean
+            yield norms.pos0_norm_median
+            if norms.later_norm_mean is not None and norms.later_norm_median is not None:
+                yield norms.later_norm_mean
+                yield norms.later_norm_median
+
+
+def _label(name: str) -> str:
+    return visible(short(name))
+
+
+def _norm_figure(by_layer: Mapping[int, LayerNorms], scale: NormScale) -> "Figure":
+    """Draw means as lines and medians as dots, for position 0 and for later positions."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure, axes = _axes()
+    figure, axes = _figure()
     layers = list(by_layer)
-    for colour, mean, median in ((FIRST, "pos0_norm_mean", "pos0_norm_median"),
-                                 (LATER, "later_norm_mean", "later_norm_median")):  # fmt: skip
-        axes.plot(layers, _values(by_layer, mean), color=colour, solid_capstyle="round")
-        axes.plot(
-            layers,
-            _values(by_layer, median),
-            color=colour,
-            linestyle="none",
-            marker="o",
-            markersize=3.2,
-        )
+    for place, colour in (("pos0", FIRST), ("later", LATER)):
+        means = _values(by_layer, f"{place}_norm_mean")
+        medians = _values(by_layer, f"{place}_norm_median")
+        axes.plot(layers, means, color=colour, solid_capstyle="round")
+        axes.plot(layers, medians, "o", color=colour, markersize=3.2)
     axes.set_yscale("log")
-    axes.set_ylim(*limits)
-    # Over two powers of ten, their multiples would crowd.
-    axes.yaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,))
-    )
+    axes.set_ylim(scale.low, scale.high)
+    steps: tuple[int, ...] = (1, 2, 5)
+    if scale.high >= 100 * scale.low:  # labels would crowd
+        steps = (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,g}")
-    return as_element(figure, name, label)
+    return figure
 
 
-def score_plot(
-    name: str, by_layer: Mapping[int, FeatureContrast], low: float, label: str
-) -> Markup:
-    """Held-out score and interval of each layer's best feature; hollow where it is not confirmed."""
-    figure, axes = _axes()
-    layers = list(by_layer)
-    ends = [feature.holdout_score_ci for feature in by_layer.values()]
-    axes.vlines(
-        layers, [e[0] for e in ends], [e[1] for e in ends], color=LATER, linewidth=3.5, alpha=0.3
-    )
-    axes.plot(
-        layers, [f.holdout_score for f in by_layer.values()], color=LATER, linewidth=1.1, alpha=0.7
-    )
-    for layer, feature in by_layer.items():
-        fill = LATER if feature.confirmed else "none"
-        axes.plot([layer], [feature.holdout_score], "o", color=LATER, markerfacecolor=fill)
+def _values(by_layer: Mapping[int, LayerNorms], name: str) -> list[float]:
+    """Return one figure by layer, with a gap if a set has no later position."""
+    values = [getattr(norms, name) for norms in by_layer.values()]
+    return [math.nan if value is None else value for value in values]
+
+
+def _best_by_layer(contrast: Contrast, name: str) -> dict[int, FeatureContrast]:
+    """Return a set's feature that is best on the discovery prompts, by layer."""
+    best = {}
+    for n, layer in contrast.layers.items():
+        features = layer.sets[name].features
+        if features:
+            best[n] = features[0]
+    return best
+
+
+def _lowest_score(features: Sequence[FeatureContrast]) -> float:
+    """Return where the score axis starts: at 0, or below the lowest interval."""
+    if not features:
+        return 0.0
+    return min(0.0, *(one.holdout_score_ci[0] for one in features)) - 0.03
+
+
+def _score_figure(best: Mapping[int, FeatureContrast], low: float) -> "Figure":
+    """Draw scores and their intervals; dots are hollow if the feature is not confirmed."""
+    figure, axes = _figure()
+    layers = list(best)
+    scores = [one.holdout_score for one in best.values()]
+    ci_low = [one.holdout_score_ci[0] for one in best.values()]
+    ci_high = [one.holdout_score_ci[1] for one in best.values()]
+    axes.vlines(layers, ci_low, ci_high, color=LATER, linewidth=3.5, alpha=0.3)
+    axes.plot(layers, scores, color=LATER, linewidth=1.1, alpha=0.7)
+    for layer, one in best.items():
+        fill = LATER if one.confirmed else "none"
+        axes.plot([layer], [one.holdout_score], "o", color=LATER, markerfacecolor=fill)
     axes.set_ylim(low, 1.03)
-    return as_element(figure, name, label)
+    return figure
 
 
-def _values(by_layer: Mapping[int, LayerNorms], field: str) -> list[float]:
-    """One figure by layer, with a gap where a set has no later position."""
-    values = (getattr(norms, field) for norms in by_layer.values())
-    return [float("nan") if value is None else value for value in values]
-
-
-def _axes() -> "tuple[Figure, Axes]":
+def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("layer")
     axes.margins(x=0.04)
     return figure, axes
-
-
-def as_element(figure: "Figure", name: str, label: str) -> Markup:
-    """The figure as an element of the page: no size of its own, ids that no other plot has, a name for readers."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    box = re.search(r'viewBox="([^"]+)"', svg)
-    assert box is not None
-    # The style rule is for every element there is, and would be for the page's too.
-    drawn = svg[svg.index("</style>") :].partition("</defs>")[2].strip()
-    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]+)', drawn))
-    drawn = re.sub(
-        r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", drawn
-    )
-    drawn = drawn.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    drawn = re.sub(
-        r"<!--.*?-->\s*|(?<=\n) +| transform=\"rotate\(-0 [^\"]+\"", "", drawn, flags=re.DOTALL
-    )
-    drawn = drawn.replace("font-family: 'DejaVu Sans'; ", "")
-    for colour, on_page in _PAGE_COLOURS.items():
-        drawn = drawn.replace(colour, on_page)
-    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>')
-    return opening.format(box[1], label, label) + Markup(drawn)

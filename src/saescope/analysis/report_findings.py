@@ -1,0 +1,174 @@
+"""What a report of a run shows: its profile, its contrast, and the prompts on which the best features fire."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+from saescope.analysis.contrast import (
+    Contrast,
+    ContrastSettings,
+    FeatureContrast,
+    SetContrast,
+    contrast,
+)
+from saescope.analysis.examples import Example, Examples, TokenAct, examples
+from saescope.analysis.profile import Profile, Sink, profile
+from saescope.errors import PromptError
+from saescope.store.masking import Masking
+from saescope.store.runs import Run
+
+# These limits keep the report of many layers and sets small. It says where they cut something off.
+MAX_SINKS = 40
+_MAX_FEATURE_ROWS = 1500
+_MAX_ROWS_PER_SET = 10
+_MAX_PROMPTS = 60
+_MAX_PROMPTS_PER_SET = 5
+_MAX_TOKENS = 120
+
+
+def gather(run: Run, settings: ContrastSettings | None = None) -> "ReportFindings":
+    """Compute what a report of the run shows, with the settings of a contrast."""
+    settings = settings or ContrastSettings()
+    # A report looks for a confirmed feature among at least as many features as it has rows.
+    settings = replace(settings, n_top=max(settings.n_top, _MAX_ROWS_PER_SET))
+    profiled = profile(run, settings.masking)
+    try:
+        contrasted = contrast(run, settings)
+    except PromptError as error:
+        # The same run gives the same report wherever it lies, so its path is not in it.
+        refusal = str(error).replace(str(run.path), "this run")
+        return ReportFindings(run, settings, profiled, refusal=refusal)
+    best = best_layer(contrasted)
+    return ReportFindings(
+        run,
+        settings,
+        profiled,
+        contrast=contrasted,
+        best_layer=best,
+        best_features=_best_features(run, contrasted.layers[best].sets, settings.masking),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class ReportFindings:
+    """All findings of a run's report. `refusal` says why there is no contrast, if there is none."""
+
+    run: Run
+    settings: ContrastSettings
+    profile: Profile
+    refusal: str = ""
+    contrast: Contrast | None = None
+    best_layer: int | None = None
+    best_features: tuple["BestFeature", ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """All warnings of the analyses."""
+        if self.contrast is None:
+            return self.profile.warnings
+        return [*self.profile.warnings, *self.contrast.warnings]
+
+    @property
+    def n_confirmed_sets(self) -> int:
+        """How many sets have a confirmed feature in the best layer."""
+        if self.contrast is None or self.best_layer is None:
+            return 0
+        sets = self.contrast.layers[self.best_layer].sets.values()
+        return sum(first_confirmed(one) is not None for one in sets)
+
+    @property
+    def rows_per_set(self) -> int:
+        """How many features of each set and layer the report lists."""
+        n_tables = len(self.run.layers) * len(self.run.sets)
+        return max(1, min(_MAX_ROWS_PER_SET, _MAX_FEATURE_ROWS // n_tables))
+
+    @property
+    def paired_against(self) -> str | None:
+        """The set that the others are compared with pair by pair, if the prompts are paired."""
+        for one in self.profile.sets.values():
+            if one.paired:
+                return one.paired.against
+        return None
+
+    @property
+    def masked_sinks(self) -> list[Sink]:
+        """The sinks that are masked as sinks, and not because they are at position 0."""
+        masking = self.settings.masking
+        if masking.keep_sinks:
+            return []
+        return [sink for sink in self.profile.sinks if sink.pos > 0 or masking.keep_pos0]
+
+
+@dataclass(frozen=True)
+class BestFeature:
+    """The best feature of one set, and excerpts of the prompts on which it is strongest."""
+
+    set: str
+    contrast: FeatureContrast
+    examples: Examples
+    excerpts: tuple["Excerpt", ...]
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The tokens of a prompt around the feature's strongest one; so many tokens come before and after."""
+
+    example: Example
+    tokens: tuple[TokenAct, ...]
+    n_before: int
+    n_after: int
+
+
+def best_layer(contrasted: Contrast) -> int:
+    """Return the layer whose best features separate the sets most.
+
+    Discovery prompts alone decide, so the held-out figures of that layer stay unbiased.
+    """
+
+    def separation(layer: int) -> float:
+        sets = contrasted.layers[layer].sets.values()
+        return sum(one.features[0].discovery_score for one in sets if one.features)
+
+    return max(contrasted.layers, key=separation)
+
+
+def first_confirmed(one: SetContrast) -> FeatureContrast | None:
+    """Return the confirmed feature that is best on the discovery prompts."""
+    for feature in one.features:
+        if feature.confirmed:
+            return feature
+    return None
+
+
+def _best_features(
+    run: Run, sets: Mapping[str, SetContrast], masking: Masking
+) -> tuple[BestFeature, ...]:
+    n_prompts = max(1, min(_MAX_PROMPTS_PER_SET, _MAX_PROMPTS // len(sets)))
+    best_features = []
+    for name in list(sets)[:_MAX_PROMPTS]:
+        features = sets[name].features
+        if not features:
+            continue
+        best = first_confirmed(sets[name]) or features[0]
+        shown = examples(run, best.feature, masking, n=n_prompts)
+        excerpts = tuple(map(_excerpt, shown.examples))
+        best_features.append(BestFeature(name, best, shown, excerpts))
+    return tuple(best_features)
+
+
+def _excerpt(example: Example) -> Excerpt:
+    """Cut a long prompt to the tokens around the feature's strongest one."""
+    n_tokens = len(example.tokens)
+    start = _peak(example) - _MAX_TOKENS // 2
+    start = max(0, min(start, n_tokens - _MAX_TOKENS))
+    tokens = example.tokens[start : start + _MAX_TOKENS]
+    return Excerpt(example, tokens, n_before=start, n_after=n_tokens - start - len(tokens))
+
+
+def _peak(example: Example) -> int:
+    """Return the index of the first scored token with the largest activation."""
+    for index, token in enumerate(example.tokens):
+        if token.masked is None and token.act == example.strongest:
+            return index
+    raise AssertionError("the strongest activation is at a scored token")
