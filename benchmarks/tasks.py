@@ -125,10 +125,10 @@ def probe(
     """
 
     def run(setup: Setup) -> Figures:
-        _prepare_files(setup, cold=False)
         repeats = repeats_factor * setup.repeats
         options = ["--times", str(repeats)]
         if needs_model:
+            _prepare_files(setup, cold=False)
             options += [*_model_options(setup), "--layer", str(setup.layer)]
         return {**_run_probe(module, setup, *options), "repeated": repeats}
 
