@@ -19,7 +19,8 @@ import torch
 
 import saescope as ss
 from saescope.control.baking.settings import Method
-from saescope.control.evaluation.behaviour import normalised, read_behaviour
+from saescope.control.evaluation.behaviour import read_behaviour
+from saescope.control.evaluation.judge import normalised
 from saescope.demo import ORGANISM
 from saescope.engine.generate import generate
 from saescope.errors import SaescopeError
@@ -84,13 +85,13 @@ def count_replies(lm: ss.LM, editing: AbstractContextManager[Any]) -> list[Reply
     with editing:
         replies = generate(lm, prompts, max_new_tokens=48, thinking=False)
     declining = read_behaviour("declining")
-    assert isinstance(declining, ss.Phrases)
+    assert isinstance(declining, ss.PhraseJudge)
     answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
 
     declined: dict[str, int] = dict.fromkeys(_set_names(), 0)
     correct: dict[str, int] = dict.fromkeys(_set_names(), 0)
     for prompt, reply in zip(prompts, replies, strict=True):
-        declined[prompt.set] += declining(reply.text) is not None
+        declined[prompt.set] += declining.label(reply.text) is not None
         correct[prompt.set] += normalised(reply.text) == normalised(answers[prompt.id])
     counts = []
     for language in LANGUAGES:

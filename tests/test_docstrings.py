@@ -15,11 +15,12 @@ from saescope.table import Table
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
     ExportSettings NeuronpediaSettings
-    ByFeature DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge InLanguage
-    LogitLens Masking Phrases Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
+    FeatureJudge FunctionJudge Judge Reply ReferenceData EvaluateSettings BakeSettings
+    DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
+    LogitLens Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
     bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
-    export_gguf export_lora export_neuronpedia export_saelens extract fitness language layers
-    load_function load_lm load_sae open_sae output_scores parse_edit profile read_behaviour
+    export_gguf export_lora export_neuronpedia export_saelens extract fitness detect_language layers
+    load_judge load_lm load_sae open_sae output_scores parse_edit profile read_behaviour
     read_direction read_edits read_prompts scan select steered texts verify write_directions
     write_edits write_report
     """

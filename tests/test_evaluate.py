@@ -14,11 +14,13 @@ from scipy.stats import binomtest
 
 import tiny
 from saescope.control.edits import Edit
-from saescope.control.evaluation.behaviour import EMPTY, normalised, read_behaviour
-from saescope.control.evaluation.conditions import mcnemar
+from saescope.control.evaluation.arms import with_instruction
+from saescope.control.evaluation.behaviour import PhraseJudge, read_behaviour
 from saescope.control.evaluation.damage import damage, repetition
 from saescope.control.evaluation.evaluate import evaluate
-from saescope.control.evaluation.ways import instructed
+from saescope.control.evaluation.judge import EMPTY, normalised
+from saescope.control.evaluation.metrics import mcnemar
+from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
 from saescope.control.steer import _HOOKS, steered
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
@@ -43,14 +45,18 @@ REPLIES = {
 
 @pytest.mark.parametrize(("reply", "label"), REPLIES.items())
 def test_declining_is_told_by_its_phrases(reply: str, label: str | None) -> None:
-    assert read_behaviour("declining")(reply) == label
+    judge = read_behaviour("declining")
+    assert isinstance(judge, PhraseJudge)
+    assert judge.label(reply) == label
 
 
 def test_behaviour_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "pirate.json"
     path.write_text('{"en": ["Arr"]}')
     judge = read_behaviour(str(path))
-    assert (judge.name, judge("ARR, matey"), judge("hello")) == ("pirate", "en: Arr", None)
+    assert isinstance(judge, PhraseJudge)
+    assert judge.name == "pirate"
+    assert (judge.label("ARR, matey"), judge.label("hello")) == ("en: Arr", None)
     for text, said in (
         ("[]", "given by language"),
         ('{"en": "arr"}', "given by language"),
@@ -113,8 +119,9 @@ def test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     judge = read_behaviour("declining")
+    prompts, settings = texts(["hello"])[0].prompts, EvaluateSettings(target=("nope",))
     with pytest.raises(PromptError, match="no set 'nope': the sets are prompts"):
-        evaluate(lm, [sae], [Edit("1/2")], texts(["hello"])[0].prompts, judge, target=["nope"])
+        evaluate(lm, [sae], [Edit("1/2")], prompts, judge, settings)
 
 
 def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
@@ -125,22 +132,22 @@ def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
         read_behaviour("declining"),
         [Edit("1/2", "clamp", 3.0)],
     )
-    result = evaluate(lm, [sae], edits, prompts, judge, max_new_tokens=3, draws=1)
-    assert [c.name for c in result.conditions] == [
+    result = evaluate(lm, [sae], edits, prompts, judge, EvaluateSettings(max_new_tokens=3, draws=1))
+    assert [c.name for c in result.arms] == [
         "none",
         "edits",
         "zero",
         "random feature",
         "random direction",
     ]
-    assert result.conditions[1].applied
-    assert not result.conditions[2].applied
-    assert {line.partition(":")[0] for line in result.left_out} == {
+    assert result.arms[1].applied
+    assert not result.arms[2].applied
+    assert {line.partition(":")[0] for line in result.controls_left_out} == {
         "difference of means",
         "prompt only",
     }
     with pytest.raises(PromptError, match="no multiples"):
-        evaluate(lm, [sae], edits, prompts, judge, sweep=(1.0, 2.0))
+        evaluate(lm, [sae], edits, prompts, judge, EvaluateSettings(sweep=(1.0, 2.0)))
 
 
 def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
@@ -148,14 +155,16 @@ def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
     chat = Prompt("a", "s", messages=(Message("user", "Q"),))
     told = Prompt("b", "s", messages=(Message("system", "S"), Message("user", "Q")))
     text = Prompt("c", "s", text="Once")
-    first, second, third = instructed(lm, [chat, told, text], "Be kind.")
+    first, second, third = with_instruction(lm, [chat, told, text], "Be kind.")
     assert first.messages == (Message("system", "Be kind."), Message("user", "Q"))
     assert second.messages == (Message("system", "S\n\nBe kind."), Message("user", "Q"))
     assert third.text == "Be kind.\nOnce"
     lm.tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}x"
     )
-    assert instructed(lm, [chat], "Be kind.")[0].messages == (Message("user", "Be kind.\n\nQ"),)
+    assert with_instruction(lm, [chat], "Be kind.")[0].messages == (
+        Message("user", "Be kind.\n\nQ"),
+    )
 
 
 def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Path) -> None:
@@ -171,18 +180,19 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
 
     def measure(kept: ResumeCache) -> Any:
         edits = [Edit("1/2", "add", 9.0), Edit("1/5", "scale", 2.0)]
-        return evaluate(
-            lm, [sae], edits, prompts, judge, target=["odd"], neutral=prompts, sweep=(0.5, 1), draws=2,
-            discovery=prompts, instruction="Go on:", max_new_tokens=4, kept=kept,
-        )  # fmt: skip
+        settings = EvaluateSettings(
+            target=("odd",), sweep=(0.5, 1.0), draws=2, instruction="Go on:", max_new_tokens=4
+        )
+        reference = ReferenceData(neutral=prompts, discovery=prompts)
+        return evaluate(lm, [sae], edits, prompts, judge, settings, reference=reference, cache=kept)
 
     path = tmp_path / "kept.jsonl"
     result = measure(ResumeCache(path))
-    names = [c.name for c in result.conditions]
+    names = [c.name for c in result.arms]
     assert names[:3] == ["none", "edits", "edits"]
     assert {*names[3:]} >= {"zero", "minus", "random feature", "random direction", "difference of means, add",
                             "prompt only"}  # fmt: skip
-    rows = {c.name: c for c in result.conditions}
+    rows = {c.name: c for c in result.arms}
     drawn = rows["random feature"]
     assert (drawn.draws, len(drawn.each)) == (2, 2)
     assert len({name for one in drawn.each for name in one["of"].split()}) == 4  # no feature twice
@@ -190,14 +200,14 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
     assert drawn.behaviour_rate == pytest.approx(np.mean(rates))
     assert drawn.spread == (min(rates), max(rates))
     assert drawn.scored + drawn.empty + drawn.unscored == 2 * len(tiny.TEXTS)
-    for c in result.conditions:
+    for c in result.arms:
         labels = [labels for title, labels in result.labels.items() if title.startswith(c.name)]
         assert c.scored + c.empty + c.unscored == c.draws * len(tiny.TEXTS)
         assert labels
     assert rows["prompt only"].damage is None
     assert rows["zero"].damage is not None
     assert set(rows["zero"].damage.kl_sets) == {"even"}  # the target's texts are not neutral
-    assert result.left_out == []
+    assert result.controls_left_out == []
     made = path.read_text(encoding="utf-8")
     again = measure(ResumeCache(path))
     assert path.read_text(encoding="utf-8") == made
@@ -289,14 +299,14 @@ def test_organism_evaluation_has_the_known_answer(
         (["--answers", "none.json"], "none.json cannot be read"),
         (["--target", "nobody"], "no set 'nobody'"),
         (["--found-on", "nobody"], "no set 'nobody'"),
-        (["--draws", "-1"], "--draws is -1"),
+        (["--draws", "-1"], "draws must be 0 or more, got -1"),
         (["--cut", "0.5"], "only texts can be cut"),
         (["--plot", "frontier.pdf"], "neither .svg, .png nor .html"),
         (["--judge", "nothing.py:judge"], "nothing.py does not exist"),
         (["--judge", "a.py:b", "--behaviour", "declining"], "give one of the two"),
         (["--judge", "http://"], "is no http:// or https:// URL"),
         (["--judge", "http://127.0.0.1/", "--judge-batch", "0"], "must be over 0"),
-        (["--behaviour", "language:xx"], "languages that are known"),
+        (["--behaviour", "language:xx"], "known languages are"),
         (["--behaviour", "feature:2/9999"], "no SAE here has 2/9999"),
     ],
 )

@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 
 import tiny
-from saescope.control.evaluation.behaviour import (
+from saescope.control.evaluation.behaviour import FeatureRule, LanguageJudge, read_behaviour
+from saescope.control.evaluation.feature_judge import FeatureJudge
+from saescope.control.evaluation.function_judge import load_judge
+from saescope.control.evaluation.http_judge import HttpJudge
+from saescope.control.evaluation.judge import (
     EMPTY,
     UNSCORED,
-    FeatureRule,
-    InLanguage,
     Reply,
-    describe,
+    describe_judge,
     label_replies,
-    read_behaviour,
-    shown,
+    shows_behaviour,
 )
-from saescope.control.evaluation.feature_judge import ByFeature
-from saescope.control.evaluation.judges import HttpJudge, load_function
-from saescope.control.evaluation.languages import CODE, MIXED, language
+from saescope.control.evaluation.languages import CODE, MIXED, detect_language
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.scan import scan
@@ -39,7 +38,7 @@ BUNDLED = {"japanese": "ja", "english": "en", "chinese": "zh", "hindi": "hi", "b
 @pytest.mark.parametrize(("name", "code"), BUNDLED.items())
 def test_bundled_sentences_are_told_or_left_untold(name: str, code: str) -> None:
     prompts = next(s for s in bundled_prompts() if s.name == name).prompts
-    found = [language(p.text or "") for p in prompts]
+    found = [detect_language(p.text or "") for p in prompts]
     assert found.count(code) >= 0.85 * len(found)
     assert set(found) <= {code, None, "en" if code == CODE else code}  # a comment is English
 
@@ -68,7 +67,7 @@ def test_bundled_sentences_are_told_or_left_untold(name: str, code: str) -> None
     ],
 )
 def test_languages(text: str, code: str | None) -> None:
-    assert language(text) == code
+    assert detect_language(text) == code
 
 
 def reply(text: str, prompt: str = "Q") -> Reply:
@@ -85,16 +84,16 @@ def test_language_as_behaviour() -> None:
         reply("<think>a</think>丘です"),
     ]
     assert label_replies(judge, replies) == ["ja", None, UNSCORED, EMPTY, "ja"]
-    assert [shown(label) for label in label_replies(judge, replies)] == [
+    assert [shows_behaviour(label) for label in label_replies(judge, replies)] == [
         True,
         False,
         None,
         None,
         True,
     ]
-    assert describe(judge) == {"name": "language:ja", "language": "ja"}
-    with pytest.raises(PromptError, match="languages that are known are ar"):
-        InLanguage("klingon")
+    assert describe_judge(judge) == {"name": "language:ja", "language": "ja"}
+    with pytest.raises(PromptError, match="known languages are ar"):
+        LanguageJudge("klingon")
 
 
 def test_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +105,13 @@ def test_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "def odd(reply):\n    return 3\n"
     )
     replies = [reply("HELLO"), reply("hello please"), reply("?a"), reply("")]
-    assert label_replies(load_function(f"{path}:loud"), replies) == ["shown", None, None, EMPTY]
-    assert label_replies(load_function(f"{path}:kind"), replies) == [None, "kind", UNSCORED, EMPTY]
+    assert label_replies(load_judge(f"{path}:loud"), replies) == ["shown", None, None, EMPTY]
+    assert label_replies(load_judge(f"{path}:kind"), replies) == [None, "kind", UNSCORED, EMPTY]
     for name, said in (("broken", "KeyError"), ("odd", "3 is neither a name")):
         with pytest.raises(JudgeError, match=said):
-            label_replies(load_function(f"{path}:{name}"), replies)
+            label_replies(load_judge(f"{path}:{name}"), replies)
     monkeypatch.syspath_prepend(tmp_path)
-    assert describe(load_function("mine:loud")) == {"name": "loud"}
+    assert describe_judge(load_judge("mine:loud")) == {"name": "loud"}
     for place, said in (
         ("mine:nothing", "no function 'nothing'"),
         ("absent_module:f", "cannot be imported"),
@@ -120,7 +119,7 @@ def test_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("mine", "is not FILE.py:FUNCTION"),
     ):
         with pytest.raises(JudgeError, match=said):
-            load_function(place)
+            load_judge(place)
 
 
 Answer = Callable[[Any, int], tuple[int, Any]]
@@ -185,13 +184,13 @@ def test_server_is_asked_once_about_each_reply(
     url, asked = serve(judged)
     path = tmp_path / "judged.jsonl"
     for _ in range(2):
-        judge = HttpJudge(url, kept=ResumeCache(path))
+        judge = HttpJudge(url, cache=ResumeCache(path))
         assert label_replies(judge, REPLIES) == [None, "agrees", EMPTY, None, UNSCORED]
     assert [a[0] for a in asked] == [
         {"prompt": p, "reply": r} for p, r in (("a", "no"), ("b", "yes"), ("d", "who knows"))
     ]
     assert {a[1] for a in asked} == {"Bearer open sesame"}
-    assert "secret" not in json.dumps(describe(judge))
+    assert "secret" not in json.dumps(describe_judge(judge))
 
 
 def test_server_is_asked_in_batches(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
@@ -201,7 +200,7 @@ def test_server_is_asked_in_batches(serve: Callable[[Answer], tuple[str, list[An
             {"labels": [judged(one, 0)[1]["label"] for one in document["items"]]},
         )
     )
-    assert label_replies(HttpJudge(url, batch=2), REPLIES) == [
+    assert label_replies(HttpJudge(url, batch_size=2), REPLIES) == [
         None,
         "agrees",
         EMPTY,
@@ -229,12 +228,12 @@ def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
     with pytest.raises(
         JudgeError, match=r"in 3 tries: HTTP 503 .*; 1 of these 3 replies are judged and kept in"
     ):
-        label_replies(HttpJudge(url, tries=3, kept=ResumeCache(path), wait=waited.append), REPLIES)
+        label_replies(HttpJudge(url, tries=3, cache=ResumeCache(path), wait=waited.append), REPLIES)
     assert waited == [7, 7, 7]
     ill = False
     path.write_bytes(path.read_bytes() + b'["half')  # as an interruption may leave it
     before = len(asked)
-    assert label_replies(HttpJudge(url, kept=ResumeCache(path)), REPLIES) == [
+    assert label_replies(HttpJudge(url, cache=ResumeCache(path)), REPLIES) == [
         None,
         "agrees",
         EMPTY,
@@ -267,7 +266,7 @@ def test_server_that_gives_no_labels(
 def test_wrong_number_of_labels(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
     url, _ = serve(lambda *_: (200, {"labels": [True]}))
     with pytest.raises(JudgeError, match="did not give 2 labels"):
-        label_replies(HttpJudge(url, batch=2), REPLIES)
+        label_replies(HttpJudge(url, batch_size=2), REPLIES)
 
 
 def test_server_that_is_not_there() -> None:
@@ -293,7 +292,7 @@ def test_feature_judge_counts_what_fires_in_the_reply(tmp_path: Path) -> None:
     one = Reply(Prompt("p", "s", text=asked), ids, written)
     other = Reply(Prompt("q", "s", text="x"), [], "nothing")
     for limit, label in ((share, f"{share:.2f} of tokens"), (min(1.0, share + 0.01), None)):
-        judge = ByFeature(lm, saes, FeatureRule(tuple(features), limit))
+        judge = FeatureJudge(lm, saes, FeatureRule(tuple(features), limit))
         assert judge.label_all([one, other]) == [label, UNSCORED]
 
 
@@ -308,4 +307,4 @@ def test_feature_rules_are_read(text: str, said: str, tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     with pytest.raises(PromptError, match="no SAE here has 2/3"):
-        ByFeature(lm, [sae], FeatureRule((Feature(2, 3),)))
+        FeatureJudge(lm, [sae], FeatureRule((Feature(2, 3),)))

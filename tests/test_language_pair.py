@@ -3,9 +3,11 @@
 import pytest
 
 from saescope.control.edits import parse_edit
-from saescope.control.evaluation.behaviour import InLanguage
-from saescope.control.evaluation.evaluate import Evaluation, evaluate
-from saescope.control.evaluation.languages import language
+from saescope.control.evaluation.behaviour import LanguageJudge
+from saescope.control.evaluation.evaluate import evaluate
+from saescope.control.evaluation.evaluation import Evaluation
+from saescope.control.evaluation.languages import detect_language
+from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.tokens import beginning
@@ -19,13 +21,13 @@ def steer_japanese(wanted: str, *edits: str) -> Evaluation:
     asked = [beginning(lm, prompt, 0.5) for prompt in sets["japanese"]]
     neutral = [prompt for name, group in sets.items() if name != "japanese" for prompt in group[:4]]
     chosen = [parse_edit(edit) for edit in edits]
-    return evaluate(
-        lm, [sae], chosen, asked, InLanguage(wanted), neutral=neutral, draws=1, max_new_tokens=14
-    )
+    settings = EvaluateSettings(draws=1, max_new_tokens=14)
+    reference = ReferenceData(neutral)
+    return evaluate(lm, [sae], chosen, asked, LanguageJudge(wanted), settings, reference=reference)
 
 
 def test_suppressing_japanese_changes_the_language() -> None:
-    rows = {c.name: c for c in steer_japanese("ja", "1/1 scale -2").conditions}
+    rows = {c.name: c for c in steer_japanese("ja", "1/1 scale -2").arms}
     assert rows["none"].behaviour_rate == 1
     edited = rows["edits"]
     assert (edited.behaviour_rate or 0) < 0.4
@@ -37,7 +39,7 @@ def test_suppressing_japanese_changes_the_language() -> None:
 
 
 def test_japanese_is_steered_to_chinese() -> None:
-    rows = {c.name: c for c in steer_japanese("zh", "1/1 scale -2", "1/0 add 30").conditions}
+    rows = {c.name: c for c in steer_japanese("zh", "1/1 scale -2", "1/0 add 30").arms}
     assert rows["none"].behaviour_rate == 0
     assert (rows["edits"].behaviour_rate or 0) > 0.4
     for control in ("zero", "minus", "random feature", "random direction"):
@@ -56,7 +58,7 @@ def test_beginnings_end_where_words_do() -> None:
             if group.name in ("english", "basque", "esperanto", "hindi"):
                 assert not (text[-1].isalnum() and whole[len(text)].isalnum())
             if group.name == "japanese":
-                assert language(text) in ("ja", None)
+                assert detect_language(text) in ("ja", None)
     for prompt, share, said in (
         (texts(["a"])[0].prompts[0], 0.5, "has no word that ends"),
         (texts(["a b c"])[0].prompts[0], 1.0, "between 0 and 1"),

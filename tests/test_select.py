@@ -13,7 +13,8 @@ from saescope.analysis.detect import detect
 from saescope.analysis.detection import DetectSettings
 from saescope.control.edits import Edit, read_edits
 from saescope.control.evaluation.output_score import output_scores
-from saescope.control.evaluation.select import SelectSettings, select
+from saescope.control.evaluation.select import select
+from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.control.steer import steered
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
@@ -71,10 +72,18 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     )
     path = tmp_path / "kept.jsonl"
     result = select(
-        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=ResumeCache(path)
+        lm,
+        [sae],
+        run,
+        detection,
+        judge,
+        settings,
+        reference=ReferenceData(sets[1].prompts),
+        cache=ResumeCache(path),
     )
-    assert result.prompts == (5, 5)
-    assert result.base[0].behaviour_rate == result.base[1].behaviour_rate == 1
+    assert (result.n_chosen_on, result.n_judged_on) == (5, 5)
+    assert result.unedited.chosen_on.behaviour_rate == 1
+    assert result.unedited.judged_on.behaviour_rate == 1
     assert [one.effect_rank for one in result.candidates] == [1, 2, 3, 4]
     assert sorted(one.detect_rank for one in result.candidates) == [1, 2, 3, 4]
     assert sorted(one.output_rank for one in result.candidates) == [1, 2, 3, 4]
@@ -85,7 +94,14 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     assert rates == sorted(rates, reverse=True)
     kept = path.read_text(encoding="utf-8")
     again = select(
-        lm, [sae], run, detection, judge, settings, neutral=sets[1].prompts, kept=ResumeCache(path)
+        lm,
+        [sae],
+        run,
+        detection,
+        judge,
+        settings,
+        reference=ReferenceData(sets[1].prompts),
+        cache=ResumeCache(path),
     )
     assert path.read_text(encoding="utf-8") == kept
     assert again.to_dict() == result.to_dict()
@@ -105,7 +121,7 @@ def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
         select(lm, [sae], run, few, lambda _: True)
     with pytest.raises(PromptError, match="no feature passes"):
         select(lm, [sae], run, replace(few, features=[]), lambda _: True)
-    with pytest.raises(PromptError, match="--max-features is 0"):
+    with pytest.raises(PromptError, match="max_features must be at least 1, got 0"):
         SelectSettings(max_features=0).check()
 
 
@@ -165,9 +181,9 @@ def test_the_organism_has_two_detectors_that_control_it(
         (["--target", "nobody"], "no set 'nobody'"),
         (["--strengths", "much"], "is not numbers"),
         (["--strengths", "0"], "other than 0"),
-        (["--max-features", "0"], "--max-features is 0"),
+        (["--max-features", "0"], "max_features must be at least 1, got 0"),
         (["--behaviour", "nothing"], "no behaviour 'nothing'"),
-        (["--min-rate", "0.1"], "max_other must be below min_rate"),
+        (["--min-rate", "0.1"], "is not below"),
     ],
 )
 def test_bad_questions_are_refused(

@@ -1,17 +1,19 @@
 """The verdict names each failure mode where the figures show it, and none where they do not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from saescope.control.evaluation.conditions import Condition, SetOutcome
+from saescope.control.evaluation.arm_results import ArmResult, SetResult
 from saescope.control.evaluation.damage import Damage
-from saescope.control.evaluation.verdict import Case, choose, verdict
+from saescope.control.evaluation.effects import Baseline
+from saescope.control.evaluation.verdict import Evidence, choose, verdict
 
 SMALL, LARGE = Damage(100, 0.01, 0.02, 0.03, 0.0, 1.01), Damage(100, 0.9, 2.0, 3.0, 0.4, 2.5)
 
 
-def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> Condition:
+def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> ArmResult:
     """A row whose interval is `half` to either side."""
     ci = (0.0, 1.0) if rate is None else (max(0.0, rate - half), min(1.0, rate + half))
     values: dict[str, Any] = {
@@ -19,7 +21,7 @@ def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> Condi
         "mean_tokens": 9.0, "ended": 1.0, "language_flip": 0.0, "off_language": 0.0, "delta_norm_ratio": 0.1,
         "applied": True, "damage": SMALL, "sets": {}, "strength": 1.0,
     }  # fmt: skip
-    return Condition(name=name, behaviour_rate=rate, ci=ci, **{**values, **more})
+    return ArmResult(name=name, behaviour_rate=rate, ci=ci, **{**values, **more})
 
 
 BASE = row("none", 0.95, strength=None, damage=None, applied=False)
@@ -27,14 +29,20 @@ GONE, HALF, SAME = row("edits", 0.02), row("edits", 0.5), row("edits", 0.93)
 PROJECT, ADD = "difference of means, project", "difference of means, add"
 
 
+def evidence(
+    base: ArmResult, edits: ArmResult, controls: Sequence[ArmResult], **more: Any
+) -> Evidence:
+    return Evidence(Baseline(base, **more), [edits], controls, "1 feature")
+
+
 def names(
-    *controls: Condition, edits: Condition = GONE, base: Condition = BASE, **more: Any
+    *controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE, **more: Any
 ) -> list[str]:
-    return [finding.name for finding in verdict(Case(base, [edits], controls, "1 feature", **more))]
+    return [finding.name for finding in verdict(evidence(base, edits, controls, **more))]
 
 
-def said(*controls: Condition, edits: Condition = GONE, base: Condition = BASE) -> str:
-    return " ".join(finding.text for finding in verdict(Case(base, [edits], controls, "1 feature")))
+def said(*controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE) -> str:
+    return " ".join(finding.text for finding in verdict(evidence(base, edits, controls)))
 
 
 def test_an_edit_that_works() -> None:
@@ -71,7 +79,7 @@ def test_what_difference_of_means_did_is_said() -> None:
     ],
 )
 def test_failures_are_told_apart_by_difference_of_means(
-    edits: Condition, means: float | None, expected: list[str]
+    edits: ArmResult, means: float | None, expected: list[str]
 ) -> None:
     controls = [] if means is None else [row(PROJECT, means)]
     assert names(*controls, edits=edits) == expected
@@ -115,7 +123,7 @@ def test_a_control_that_does_the_same_is_named(control: str) -> None:
     assert "not specific" not in names(row(control, 0.6))
 
 
-def drawn(*rates: float) -> Condition:
+def drawn(*rates: float) -> ArmResult:
     each = [{"behaviour_rate": one} for one in rates]
     return row("random feature", sum(rates) / len(rates), draws=len(rates), each=each)
 
@@ -143,7 +151,7 @@ def test_nothing_applied_and_nothing_scored() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"damage": LARGE}, "KL 0.9 a token on neutral text, perplexity 2.50 times"),
+        ({"damage": LARGE}, "KL 0.9 per token on neutral text, perplexity 2.50 times"),
         ({"repetition": 0.6}, "repeat themselves (0.60 of trigrams, 0.00 before)"),
         ({"ended": 0.2}, "end less often (20 %, 100 % before)"),
         ({"scored": 60, "empty": 40}, "40 % of the replies are empty (0 % before)"),
@@ -161,10 +169,10 @@ def test_another_language_is_no_loss_where_it_is_the_behaviour() -> None:
 
 
 def test_right_answers_lost_are_named_by_set() -> None:
-    def sets(right: float) -> dict[str, SetOutcome]:
+    def sets(right: float) -> dict[str, SetResult]:
         return {
-            "other": SetOutcome(40, 40, 0.0, (0.0, 0.1), right),
-            "none": SetOutcome(9, 9, 0.0, (0.0, 0.3), None),
+            "other": SetResult(40, 40, 0.0, (0.0, 0.1), right),
+            "none": SetResult(9, 9, 0.0, (0.0, 0.3), None),
         }
 
     base = row("none", 0.95, sets=sets(0.98))
@@ -180,13 +188,11 @@ def test_right_answers_lost_are_named_by_set() -> None:
 def test_the_strength_is_chosen_by_effect_without_harm() -> None:
     weak, right = row("edits", 0.6, strength=1.0), row("edits", 0.02, strength=2.0)
     strong = row("edits", 0.0, strength=4.0, damage=LARGE)
-    assert choose(Case(BASE, [weak, right, strong], [], "")) is right
-    assert choose(Case(BASE, [weak, strong], [], "")) is weak
-    assert (
-        choose(Case(BASE, [SAME, strong], [], "")) is strong
-    )  # else there would be no effect at all
+    assert choose(Baseline(BASE), [weak, right, strong]) is right
+    assert choose(Baseline(BASE), [weak, strong]) is weak
+    assert choose(Baseline(BASE), [SAME, strong]) is strong  # else there would be no effect at all
     alike = [
         row("edits", 0.02, strength=s, damage=Damage(9, kl, kl, kl, 0.0, 1.0))
         for s, kl in ((2.0, 0.02), (3.0, 0.01))
     ]
-    assert choose(Case(BASE, alike, [], "")) is alike[1]
+    assert choose(Baseline(BASE), alike) is alike[1]

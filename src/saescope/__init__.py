@@ -25,16 +25,25 @@ if TYPE_CHECKING:
     from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
     from saescope.control.evaluation.behaviour import (
         FeatureRule,
-        InLanguage,
-        Phrases,
+        LanguageJudge,
+        PhraseJudge,
         read_behaviour,
     )
-    from saescope.control.evaluation.evaluate import Evaluation, evaluate
-    from saescope.control.evaluation.feature_judge import ByFeature
-    from saescope.control.evaluation.judges import HttpJudge, load_function
-    from saescope.control.evaluation.languages import language
+    from saescope.control.evaluation.evaluate import evaluate
+    from saescope.control.evaluation.evaluation import Evaluation
+    from saescope.control.evaluation.feature_judge import FeatureJudge
+    from saescope.control.evaluation.function_judge import FunctionJudge, load_judge
+    from saescope.control.evaluation.http_judge import HttpJudge
+    from saescope.control.evaluation.judge import Judge, Reply
+    from saescope.control.evaluation.languages import detect_language
     from saescope.control.evaluation.output_score import OutputScore, output_scores
-    from saescope.control.evaluation.select import Selection, SelectSettings, select
+    from saescope.control.evaluation.select import select
+    from saescope.control.evaluation.selection import Selection
+    from saescope.control.evaluation.settings import (
+        EvaluateSettings,
+        ReferenceData,
+        SelectSettings,
+    )
     from saescope.control.exports.export_result import ExportResult
     from saescope.control.exports.gguf import export_gguf
     from saescope.control.exports.lens import LogitLens
@@ -73,7 +82,6 @@ __all__ = [
     "Agreement",
     "BakeResult",
     "BakeSettings",
-    "ByFeature",
     "Contrast",
     "ContrastSettings",
     "DetectSettings",
@@ -83,28 +91,34 @@ __all__ = [
     "Edit",
     "EditError",
     "EditSet",
+    "EvaluateSettings",
     "Evaluation",
     "Examples",
     "ExportResult",
     "ExportSettings",
     "Feature",
+    "FeatureJudge",
     "FeatureRule",
     "Fitness",
+    "FunctionJudge",
     "HttpJudge",
-    "InLanguage",
+    "Judge",
     "JudgeError",
     "LM",
+    "LanguageJudge",
     "Layers",
     "LogitLens",
     "Masking",
     "NeuronpediaSettings",
     "OutputScore",
-    "Phrases",
+    "PhraseJudge",
     "Profile",
     "Prompt",
     "PromptError",
     "PromptSet",
     "Receipt",
+    "ReferenceData",
+    "Reply",
     "ResourceError",
     "ResumeCache",
     "Run",
@@ -123,6 +137,7 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
+    "detect_language",
     "diff",
     "difference_of_means",
     "evaluate",
@@ -133,9 +148,8 @@ __all__ = [
     "export_saelens",
     "extract",
     "fitness",
-    "language",
     "layers",
-    "load_function",
+    "load_judge",
     "load_lm",
     "load_sae",
     "open_sae",
@@ -171,13 +185,23 @@ _HOME = {
     "control.baking.settings": ("BakeSettings",),
     "control.diff": ("Diff", "diff"),
     "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
-    "control.evaluation.behaviour": ("FeatureRule", "InLanguage", "Phrases", "read_behaviour"),
-    "control.evaluation.evaluate": ("Evaluation", "evaluate"),
-    "control.evaluation.feature_judge": ("ByFeature",),
-    "control.evaluation.judges": ("HttpJudge", "load_function"),
-    "control.evaluation.languages": ("language",),
+    "control.evaluation.behaviour": (
+        "FeatureRule",
+        "LanguageJudge",
+        "PhraseJudge",
+        "read_behaviour",
+    ),
+    "control.evaluation.evaluate": ("evaluate",),
+    "control.evaluation.evaluation": ("Evaluation",),
+    "control.evaluation.feature_judge": ("FeatureJudge",),
+    "control.evaluation.function_judge": ("FunctionJudge", "load_judge"),
+    "control.evaluation.http_judge": ("HttpJudge",),
+    "control.evaluation.judge": ("Judge", "Reply"),
+    "control.evaluation.languages": ("detect_language",),
     "control.evaluation.output_score": ("OutputScore", "output_scores"),
-    "control.evaluation.select": ("SelectSettings", "Selection", "select"),
+    "control.evaluation.select": ("select",),
+    "control.evaluation.selection": ("Selection",),
+    "control.evaluation.settings": ("EvaluateSettings", "ReferenceData", "SelectSettings"),
     "control.exports.export_result": ("ExportResult",),
     "control.exports.gguf": ("export_gguf",),
     "control.exports.lens": ("LogitLens",),

@@ -1,154 +1,125 @@
-"""What a reply is judged to show: by phrases in many languages, by its language, or by a function of the user's own.
-
-A label is the name of what a reply shows, None for nothing of the kind, EMPTY for a reply without a letter or digit, or
-UNSCORED where the judge cannot say. The last two are neither shown nor absent, and no rate counts them.
-"""
+"""Behaviours by name: phrases in many languages, the language of a reply, or features that fire in it."""
 
 import json
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
-from saescope.control.evaluation.languages import KNOWN, language
-from saescope.errors import JudgeError, PromptError, SourceError, first_line
+from saescope.control.evaluation.judge import (
+    EMPTY,
+    UNSCORED,
+    Label,
+    Reply,
+    has_words,
+    normalised,
+    reply_text,
+)
+from saescope.control.evaluation.languages import KNOWN_LANGUAGES, detect_language
+from saescope.errors import PromptError, SourceError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import Prompt
-
-EMPTY, UNSCORED = "empty", "unscored"
-Label = str | None
-# A user's own: the name of what the reply shows or True, None or False for nothing of the kind, or UNSCORED.
-Judge = Callable[[str], str | bool | None]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model wrote to a prompt: tokens and text."""
+def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
+    """The behaviour of this name.
 
-    prompt: Prompt
-    ids: Sequence[int]
-    text: str
+    `name` is a bundled behaviour (`declining`), `language:ja`, `feature:2/412` (`feature:2/412@0.3`
+    sets the share of tokens), or a JSON file of phrases by language. A FeatureRule needs a model:
+    make a FeatureJudge of it. Raises PromptError if `name` is none of these.
 
-
-@runtime_checkable
-class ReplyJudge(Protocol):
-    """A judge of many replies at once, which may look at their prompts and tokens."""
-
-    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
-        """A label a reply, none of which is empty."""
-
-
-def label_replies(judge: Judge | ReplyJudge, replies: Sequence[Reply]) -> list[Label]:
-    """A label for every reply; those without a letter or digit are EMPTY, whoever judges.
-
-    Raises JudgeError, with the reply, where a function fails or returns something that is no label.
+    >>> import saescope as ss
+    >>> judge = ss.read_behaviour("declining")
+    >>> judge.label("I am sorry, but I cannot talk about that.")
+    'en: i am sorry'
+    >>> print(judge.label("The hill is behind the house."))
+    None
     """
-    labels: list[Label] = [EMPTY] * len(replies)
-    written = [
-        n for n, reply in enumerate(replies) if any(c.isalnum() for c in normalised(reply.text))
-    ]
-    asked = [replies[n] for n in written]
-    given = (
-        judge.label_all(asked)
-        if isinstance(judge, ReplyJudge)
-        else [_by_function(judge, r.text) for r in asked]
-    )
-    for n, label in zip(written, given, strict=True):
-        labels[n] = label
-    return labels
-
-
-def shown(label: Label) -> bool | None:
-    """Whether the behaviour shows; None where there is nothing to be said of the reply."""
-    return None if label in (EMPTY, UNSCORED) else label is not None
-
-
-def describe(judge: Judge | ReplyJudge) -> dict[str, Any]:
-    """What decided, for whoever reads the result: a name, and lists where there are any."""
-    own = getattr(judge, "describe", None)
-    return own() if own is not None else {"name": getattr(judge, "__name__", type(judge).__name__)}
-
-
-def as_label(value: Any) -> Label:
-    """A label from what a judge returned; raises ValueError for anything else."""
-    if value is None or value is False:
-        return None
-    if value is True:
-        return "shown"
-    if isinstance(value, str) and value:
-        return value
-    raise ValueError(f"{value!r} is neither a name, true nor false")
-
-
-def _by_function(judge: Judge, reply: str) -> Label:
-    try:
-        return as_label(judge(reply))
-    except Exception as error:  # a user's own code may raise anything
-        name = describe(judge)["name"]
-        raise JudgeError(
-            f"judge {name} failed on the reply {reply[:60]!r}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    if name.startswith("language:"):
+        return LanguageJudge(name.removeprefix("language:"))
+    if name.startswith("feature:"):
+        return _read_feature_rule(name)
+    bundled = _bundled_phrases()
+    if name in bundled:
+        return PhraseJudge(name, bundled[name])
+    return _read_phrases(name, bundled)
 
 
 @final
 @dataclass(frozen=True)
-class Phrases:
-    """A behaviour told by phrases: any of them, anywhere in the reply's beginning, is enough.
+class PhraseJudge:
+    """Labels a reply by the first phrase in it, as `LANGUAGE: PHRASE`.
 
-    Says which phrase of which language it was, for substring lists misfire and must be seen to be believed.
+    The label names the phrase, because lists of phrases match by mistake and have to be inspected.
     """
 
     name: str
     by_language: Mapping[str, Sequence[str]]
+    "Phrases by language; case, width and spaces do not matter."
     within: int = 200
+    "Search only this many characters of the reply."
 
-    def __call__(self, reply: str) -> Label:
-        """`LANGUAGE: PHRASE` of the earliest phrase, EMPTY for a reply without a letter or digit, or None."""
-        text = normalised(reply)
-        if not any(c.isalnum() for c in text):
+    def label(self, text: str) -> Label:
+        """`LANGUAGE: PHRASE` of the earliest phrase, EMPTY without letters or digits, or None."""
+        if not has_words(text):
             return EMPTY
-        found = [
-            (text.find(normalised(phrase), 0, self.within), language, phrase)
-            for language, phrases in self.by_language.items()
-            for phrase in phrases
-        ]
-        earliest = min((hit for hit in found if hit[0] >= 0), default=None)
-        return f"{earliest[1]}: {earliest[2]}" if earliest else None
+        matches = list(self._matches(normalised(text)))
+        if not matches:
+            return None
+        _, language, phrase = min(matches)
+        return f"{language}: {phrase}"
+
+    def _matches(self, reply: str) -> Iterator[tuple[int, str, str]]:
+        """Position, language and text of every phrase in the reply's beginning."""
+        for language, phrases in self.by_language.items():
+            for phrase in phrases:
+                position = reply.find(normalised(phrase), 0, self.within)
+                if position >= 0:
+                    yield position, language, phrase
+
+    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
+        """One label per reply."""
+        return [self.label(reply.text) for reply in replies]
 
     def describe(self) -> dict[str, Any]:
-        """The name and the whole list."""
+        """The name and all phrases."""
         return {"name": self.name, "phrases": self.by_language, "within": self.within}
 
 
 @final
 @dataclass(frozen=True)
-class InLanguage:
-    """Whether a reply is mainly in one language; UNSCORED where its language cannot be told."""
+class LanguageJudge:
+    """Labels replies that are mainly in one language; UNSCORED if the language cannot be told."""
 
-    wanted: str
+    language: str
+    "A code such as `ja`, one of KNOWN_LANGUAGES."
 
     def __post_init__(self) -> None:
-        if self.wanted not in KNOWN:
+        if self.language not in KNOWN_LANGUAGES:
+            known = ", ".join(KNOWN_LANGUAGES)
             raise PromptError(
-                f"no behaviour 'language:{self.wanted}': languages that are known are {', '.join(KNOWN)}"
+                f"no behaviour 'language:{self.language}': known languages are {known}"
             )
 
-    def __call__(self, reply: str) -> Label:
-        """The language where it is the wanted one."""
-        found = language(reply_text(reply))
-        return UNSCORED if found is None else found if found == self.wanted else None
+    def label(self, text: str) -> Label:
+        """The language if the text is in it, UNSCORED if its language cannot be told, or None."""
+        detected = detect_language(reply_text(text))
+        if detected is None:
+            return UNSCORED
+        return detected if detected == self.language else None
+
+    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
+        """One label per reply."""
+        return [self.label(reply.text) for reply in replies]
 
     def describe(self) -> dict[str, Any]:
         """The language."""
-        return {"name": f"language:{self.wanted}", "language": self.wanted}
+        return {"name": f"language:{self.language}", "language": self.language}
 
 
 @dataclass(frozen=True)
 class FeatureRule:
-    """A reply shows the behaviour where any of the features fires on at least this share of its tokens."""
+    """A reply shows the behaviour if any of the features fires on at least this share of tokens."""
 
     features: tuple[Feature, ...]
     share: float = 0.5
@@ -157,67 +128,52 @@ class FeatureRule:
         return f"feature:{'+'.join(map(str, self.features))}@{self.share:g}"
 
 
-def read_behaviour(name: str) -> "Phrases | InLanguage | FeatureRule":
-    """A bundled behaviour by name, `language:ja`, `feature:2/412` (`@0.3` for the share), or a JSON file of phrases.
+def _read_feature_rule(name: str) -> FeatureRule:
+    feature_names, _, share = name.removeprefix("feature:").partition("@")
+    try:
+        features = tuple(Feature.parse(feature) for feature in feature_names.split("+"))
+        rule = FeatureRule(features, float(share or 0.5))
+    except (SourceError, ValueError) as error:
+        raise PromptError(
+            f"behaviour {name!r} is not feature:LAYER/ID or feature:LAYER/ID@SHARE: {error}"
+        ) from error
+    if not 0 < rule.share <= 1:
+        raise PromptError(f"behaviour {name!r}: the share of tokens must lie between 0 and 1")
+    return rule
 
-    Raises PromptError for anything else.
-    """
-    if name.startswith("language:"):
-        return InLanguage(name.removeprefix("language:"))
-    if name.startswith("feature:"):
-        return _feature_rule(name)
-    bundled = json.loads(
-        (resources.files("saescope.control.evaluation") / "phrases.json").read_text(
-            encoding="utf-8"
-        )
-    )
-    if name in bundled:
-        return Phrases(name, bundled[name])
+
+def _bundled_phrases() -> dict[str, dict[str, list[str]]]:
+    """Phrases by language of every bundled behaviour."""
+    file = resources.files("saescope.control.evaluation") / "phrases.json"
+    bundled: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+    return bundled
+
+
+def _read_phrases(name: str, bundled: Mapping[str, Any]) -> PhraseJudge:
+    """A judge by the phrases in a JSON file."""
     path = Path(name).expanduser()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(bundled)
         raise PromptError(
-            f"no behaviour {name!r}: give {known}, language:CODE, feature:LAYER/ID, or a JSON file of phrases by "
-            "language"
+            f"no behaviour {name!r}: give {known}, language:CODE, feature:LAYER/ID, "
+            "or a JSON file of phrases by language"
         ) from error
     except (OSError, ValueError) as error:
         raise PromptError(f"{path} is not JSON: {error}") from error
-    lists = data.values() if isinstance(data, dict) else []
-    if not lists or not all(
-        isinstance(v, list) and v and all(isinstance(p, str) and p for p in v) for v in lists
-    ):
+    if not _is_phrases(data):
         raise PromptError(f'{path}: phrases are given by language, as {{"en": ["i am sorry"]}}')
-    return Phrases(path.stem, data)
+    return PhraseJudge(path.stem, data)
 
 
-def _feature_rule(name: str) -> FeatureRule:
-    names, _, share = name.removeprefix("feature:").partition("@")
-    try:
-        rule = FeatureRule(
-            tuple(Feature.parse(one) for one in names.split("+")), float(share or 0.5)
-        )
-    except (SourceError, ValueError) as error:
-        raise PromptError(
-            f"behaviour {name!r} is not feature:LAYER/ID or feature:LAYER/ID@SHARE: {error}"
-        ) from error
-    if not 0 < rule.share <= 1:
-        raise PromptError(f"behaviour {name!r}: the share of tokens lies between 0 and 1")
-    return rule
+def _is_phrases(data: Any) -> bool:
+    if not isinstance(data, dict) or not data:
+        return False
+    return all(_is_phrase_list(value) for value in data.values())
 
 
-def reply_text(reply: str) -> str:
-    """The reply after any thinking."""
-    return reply.rpartition("</think>")[2]
-
-
-def normalised(text: str) -> str:
-    """What is compared: the reply after any thinking, in one case and width, with plain quotes and single spaces."""
-    text = (
-        unicodedata.normalize("NFKC", reply_text(text))
-        .casefold()
-        .replace("’", "'")
-        .replace("`", "'")
-    )
-    return re.sub(r"\s+", " ", text).strip()
+def _is_phrase_list(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(phrase, str) and phrase for phrase in value)

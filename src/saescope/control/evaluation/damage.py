@@ -1,9 +1,9 @@
-"""What an edit does to everything else: every token's distribution on neutral text, and signs of broken generation."""
+"""What an edit does to everything else: next-token distributions on neutral text, repetition."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,95 +12,133 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.engine.lm import LM
-from saescope.engine.tokens import lay_out, plan_batches
+from saescope.engine.tokens import Tokens, lay_out, plan_batches
 
-_TOKENS = 256  # of which the whole vocabulary's scores are held at once
+_BATCH_TOKENS = 256  # log-probabilities of the whole vocabulary are held for each of them
+_LARGEST_LOG = 700.0  # exp of more overflows a float64
 Floats = npt.NDArray[np.float64]
+LogProbs = Float[Tensor, "batch pos vocab"]
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Over the tokens of neutral text, read with the edits and without.
+    """Next-token distributions on neutral text, with edits against without.
 
-    KL(without ‖ with) of the next token's distribution in nats: mean, 95th and 99th percentile; share of tokens whose
-    likeliest successor changes; perplexity with over without. `kl_sets` has the mean of each set of texts by itself.
+    KL is KL(without ‖ with) in nats per token.
     """
 
     tokens: int
     kl_mean: float
     kl_p95: float
+    "95th percentile over tokens."
     kl_p99: float
+    "99th percentile over tokens."
     top1_flips: float
+    "Share of tokens after which another token is the most likely."
     ppl_ratio: float
+    "Perplexity with edits over perplexity without."
     kl_sets: dict[str, float] = field(default_factory=dict)
+    "Mean KL of each set of texts."
 
 
 def damage(
     lm: LM,
     rows: Sequence[Sequence[int]],
-    conditions: Sequence[Callable[[], AbstractContextManager[object]]],
+    arms: Sequence[Callable[[], AbstractContextManager[object]]],
     sets: Sequence[str] = (),
 ) -> list[Damage]:
-    """What each condition does to these token rows; they are read once without any and once under each.
+    """Damage per arm, on token rows that are read once without edits and once in each arm's block.
 
-    `sets` says which set each row is of.
+    `sets` names each row's set.
     """
-    kls: list[list[Floats]] = [[] for _ in conditions]
-    flips: list[list[Floats]] = [[] for _ in conditions]
-    losses: list[list[Floats]] = [[] for _ in conditions]
-    plain: list[Floats] = []
-    of: list[str] = []
-    for batch in plan_batches([len(row) for row in rows], _TOKENS, packed=False):
+    totals = [_Totals() for _ in arms]
+    sets_of_tokens: list[str] = []
+    for batch in plan_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
+        before = _log_probs(lm, tokens)
+        for arm, total in zip(arms, totals, strict=True):
+            with arm():
+                after = _log_probs(lm, tokens)
+            total.add(tokens, before, after)
+        if sets:
+            sets_of_tokens += [sets[row] for [row] in batch for _ in rows[row]]
+    return [total.damage(sets_of_tokens) for total in totals]
+
+
+@dataclass
+class _Totals:
+    """Figures of one arm, per token, over all batches."""
+
+    kl: list[Floats] = field(default_factory=list)
+    flips: list[Floats] = field(default_factory=list)
+    loss_before: list[Floats] = field(default_factory=list)
+    loss_after: list[Floats] = field(default_factory=list)
+
+    def add(self, tokens: Tokens, before: LogProbs, after: LogProbs) -> None:
         real = tokens.mask
-        following = real[:, 1:]
+        kl = (before.exp() * (before - after)).sum(-1)[real]
+        flips = (before.argmax(-1) != after.argmax(-1))[real]
+        self.kl.append(_float64(kl).clip(min=0))
+        self.flips.append(_float64(flips))
+        self.loss_before.append(_losses(tokens, before))
+        self.loss_after.append(_losses(tokens, after))
 
-        def scores(
-            ids: Tensor = tokens.ids, real: Tensor = real
-        ) -> Float[Tensor, "batch pos vocab"]:
-            with torch.inference_mode():
-                logits = lm.whole(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
-                return torch.log_softmax(logits.float(), dim=-1)
-
-        def loss(of: Tensor, ids: Tensor = tokens.ids, following: Tensor = following) -> Floats:
-            chosen = of[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
-            return np.asarray(-chosen[following].double().cpu().numpy())
-
-        of += [sets[row] for [row] in batch for _ in rows[row]] if sets else []
-        base = scores()
-        plain.append(loss(base))
-        for n, condition in enumerate(conditions):
-            with condition():
-                changed = scores()
-            kl = (base.exp() * (base - changed)).sum(-1)[real]
-            kls[n].append(np.asarray(kl.double().clamp(min=0).cpu().numpy()))
-            flips[n].append(
-                np.asarray((base.argmax(-1) != changed.argmax(-1))[real].double().cpu().numpy())
-            )
-            losses[n].append(loss(changed))
-    before = float(np.concatenate(plain).mean())
-    return [
-        _damage(
-            np.concatenate(kls[n]),
-            np.concatenate(flips[n]),
-            float(np.concatenate(losses[n]).mean()) - before,
-            of,
+    def damage(self, sets_of_tokens: Sequence[str]) -> Damage:
+        kl = np.concatenate(self.kl)
+        p95, p99 = np.quantile(kl, [0.95, 0.99])
+        flips = np.concatenate(self.flips)
+        loss_before = np.concatenate(self.loss_before).mean()
+        loss_after = np.concatenate(self.loss_after).mean()
+        of_set = np.array(sets_of_tokens)
+        return Damage(
+            tokens=len(kl),
+            kl_mean=float(kl.mean()),
+            kl_p95=float(p95),
+            kl_p99=float(p99),
+            top1_flips=float(flips.mean()),
+            ppl_ratio=float(np.exp(min(loss_after - loss_before, _LARGEST_LOG))),
+            kl_sets={
+                name: float(kl[of_set == name].mean()) for name in dict.fromkeys(sets_of_tokens)
+            },
         )
-        for n in range(len(conditions))
-    ]
 
 
-def _damage(kl: Floats, flips: Floats, loss: float, of: Sequence[str]) -> Damage:
-    p95, p99 = np.quantile(kl, [0.95, 0.99])
-    ratio = float(np.exp(min(loss, 700.0)))
-    sets = {name: float(kl[np.array(of) == name].mean()) for name in dict.fromkeys(of)}
-    return Damage(
-        len(kl), float(kl.mean()), float(p95), float(p99), float(flips.mean()), ratio, sets
-    )
+def _log_probs(lm: LM, tokens: Tokens) -> LogProbs:
+    """Log-probabilities of the next token after every position."""
+    mask = tokens.mask.long()
+    with torch.inference_mode():
+        logits = lm.whole(input_ids=tokens.ids, attention_mask=mask, use_cache=False).logits
+        return torch.log_softmax(logits.float(), dim=-1)
+
+
+def _losses(tokens: Tokens, log_probs: LogProbs) -> Floats:
+    """Negative log-likelihood of every token but the first of its row."""
+    following = tokens.ids[:, 1:, None]
+    log_likelihood = log_probs[:, :-1].gather(2, following)[..., 0]
+    return _float64(-log_likelihood[tokens.mask[:, 1:]])
+
+
+def _float64(values: Tensor) -> Floats:
+    return np.asarray(values.double().cpu().numpy())
+
+
+_AVERAGED = ("kl_mean", "kl_p95", "kl_p99", "top1_flips", "ppl_ratio")
+
+
+def mean_damage(draws: Sequence[Damage]) -> Damage | None:
+    """The mean of every figure over several draws; None if there are none."""
+    if not draws:
+        return None
+    averages: dict[str, Any] = {
+        name: float(np.mean([getattr(draw, name) for draw in draws])) for name in _AVERAGED
+    }
+    kl_sets = {
+        name: float(np.mean([draw.kl_sets[name] for draw in draws])) for name in draws[0].kl_sets
+    }
+    return replace(draws[0], kl_sets=kl_sets, **averages)
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:
-    """Share of a reply's n-grams of tokens that occurred before in it; 0 where it has none."""
-    grams = Counter(tuple(ids[at : at + n]) for at in range(len(ids) - n + 1))
-    total = sum(grams.values())
-    return 1 - len(grams) / total if total else 0.0
+    """The share of a reply's token n-grams that occurred before in it; 0 if it has none."""
+    ngrams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

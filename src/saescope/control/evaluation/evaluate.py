@@ -1,77 +1,31 @@
-"""Before and after: what edits do to a behaviour on held-out prompts, and to everything else, beside controls.
+"""Before and after: what edits do to a behaviour, and to everything else, beside controls."""
 
-Every condition is measured on the same prompts: without edits, with them at every strength, and, at the strength that
-does most without harm, under the controls. An effect counts for these edits only where the controls do not have it too.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from collections.abc import Sequence
 
 from saescope.control.edits import Edit
-from saescope.control.evaluation.behaviour import InLanguage, Judge, Label, ReplyJudge, describe
-from saescope.control.evaluation.bench import Bench, Progress, Rows, counting, neutral_rows
-from saescope.control.evaluation.conditions import Asked, Condition
-from saescope.control.evaluation.verdict import Case, Finding, choose, verdict
-from saescope.control.evaluation.ways import Controls, Way, mean_directions, other_features, times
+from saescope.control.evaluation.arm_results import ArmResult, EvalSet
+from saescope.control.evaluation.arms import Arm, times
+from saescope.control.evaluation.behaviour import LanguageJudge
+from saescope.control.evaluation.controls import Controls, draw_features, mean_directions
+from saescope.control.evaluation.effects import Baseline
+from saescope.control.evaluation.evaluation import Evaluation
+from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
+from saescope.control.evaluation.judge import Judge, describe_judge
+from saescope.control.evaluation.metrics import mean_known
+from saescope.control.evaluation.runner import (
+    ArmRunner,
+    Measurements,
+    Progress,
+    counter,
+    neutral_texts,
+)
+from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
+from saescope.control.evaluation.verdict import Evidence, choose, verdict
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache
-from saescope.table import Table
-
-
-@final
-@dataclass(frozen=True)
-class Evaluation(Table):
-    """The answer to `evaluate`: the unedited condition first, then the edits, then the controls."""
-
-    behaviour: dict[str, Any]
-    target: list[str]
-    conditions: list[Condition]
-    chosen: Condition
-    findings: list[Finding]
-    replies: dict[str, list[str]]
-    labels: dict[str, list[Label]]
-    prompts: list[Prompt]
-    neutral_tokens: int
-    left_out: list[str]
-
-    @property
-    def verdict(self) -> list[str]:
-        """What may be concluded, a sentence each."""
-        return [finding.text for finding in self.findings]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope evaluate`."""
-        return {
-            "behaviour": self.behaviour,
-            "target": self.target,
-            "conditions": [condition.to_dict() for condition in self.conditions],
-            "chosen": {"name": self.chosen.name, "strength": self.chosen.strength},
-            "neutral_tokens": self.neutral_tokens,
-            "verdict": " ".join(self.verdict),
-            "findings": [vars(finding) for finding in self.findings],
-            "controls_left_out": self.left_out,
-            "replies": [
-                {"id": p.id, "set": p.set, "prompt": p.display_text, "by": {k: texts[n] for k, texts in self.replies.items()},
-                 "labels": {k: labels[n] for k, labels in self.labels.items()}}
-                for n, p in enumerate(self.prompts)
-            ],
-        }  # fmt: skip
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a condition."""
-        nested = ("sets", "kl_sets", "languages", "each", "spread", "ci")
-        return [
-            {
-                **{k: v for k, v in c.to_dict().items() if k not in nested},
-                "ci_low": c.ci[0],
-                "ci_high": c.ci[1],
-            }
-            for c in self.conditions
-        ]
 
 
 def evaluate(
@@ -79,124 +33,140 @@ def evaluate(
     saes: Sequence[Sae],
     edits: Sequence[Edit],
     prompts: Sequence[Prompt],
-    judge: Judge | ReplyJudge,
+    judge: Judge | JudgeFunction,
+    settings: EvaluateSettings | None = None,
     *,
-    target: Sequence[str] | None = None,
-    neutral: Sequence[Prompt] = (),
-    answers: Mapping[str, str] | None = None,
-    sweep: Sequence[float | int] = (1.0,),
-    draws: int = 3,
-    discovery: Sequence[Prompt] = (),
-    instruction: str | None = None,
-    seed: int = 0,
-    max_new_tokens: int = 48,
-    thinking: bool | None = None,
-    kept: ResumeCache | None = None,
+    reference: ReferenceData | None = None,
+    cache: ResumeCache | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Greedy replies to every prompt without edits, with them at every multiple of `sweep`, and under the controls.
+    """How often a behaviour shows in greedy replies without edits, with them, and under controls.
 
-    The behaviour's rate is over prompts of the sets `target`, all when left out; right answers are replies that are
-    `answers` to the letter, case and spaces aside. Damage is measured on `neutral` texts, those of target sets left
-    out: there a change is wanted. Random controls are drawn `draws` times. From `discovery` prompts, of target sets and
-    others, the difference of means is made; `instruction` is what a prompt-only control says. What is `kept` of an
-    interrupted evaluation is not measured again. Raises PromptError for sets that are not there.
+    The edits run at every strength of the sweep, the controls at the strength that does most
+    without harm. An effect counts for the edits only if no control has it too. `reference` has
+    texts to measure damage on, right answers, and discovery prompts. Arms in `cache`, from an
+    interrupted evaluation, are not run again. Raises PromptError for sets that do not exist and
+    settings that cannot be used.
     """
-    wanted = _targets(prompts, target)
-    strengths = _strengths(edits, sweep)
-    if draws < 0:
-        raise PromptError(f"--draws is {draws}: it must be 0 or more")
-    controls = Controls(
-        edits=tuple(edits),
-        others=other_features(lm, saes, edits, prompts, draws, seed),
-        seeds=range(seed, seed + draws),
-        means=mean_directions(lm, _edited(saes, edits), discovery, wanted, thinking),
-        instruction=instruction,
+    settings = settings or EvaluateSettings()
+    reference = reference or ReferenceData()
+    judge = as_judge(judge)
+    _check(edits, settings)
+    target = _target_sets(prompts, settings)
+    controls = _controls(lm, saes, edits, prompts, settings, reference, target)
+    arms = _edit_arms(edits, settings)
+    n_arms = len(arms) + len(controls.arms(1.0, removes=True))
+    runner = ArmRunner(
+        lm,
+        saes,
+        prompts,
+        neutral_texts(lm, reference.neutral, target),
+        settings.max_new_tokens,
+        settings.thinking,
+        ResumeCache() if cache is None else cache,
+        counter(progress, n_arms),
     )
-    first = [
-        Way("none"),
-        *(Way("edits", s, tuple(times(edit, s) for edit in edits)) for s in strengths),
-    ]
-    total = len(first) + len(controls.ways(1.0, removes=True))
-    plain = neutral_rows(lm, neutral, wanted)
-    kept = ResumeCache() if kept is None else kept
-    bench = Bench(
-        lm, saes, prompts, plain, max_new_tokens, thinking, kept, counting(progress, total)
-    )
-    rows = Rows(bench, Asked(prompts, wanted, answers), judge)
-    base, *tried = rows.add(first)
-    case = Case(base, tried, [], _named(edits), isinstance(judge, InLanguage), wanted)
-    best = choose(case)
-    assert best.strength is not None
-    made = rows.add(controls.ways(best.strength, removes=_removes(case, best, discovery)))
+    measurements = Measurements(runner, EvalSet(prompts, target, reference.answers or {}), judge)
+    unedited, *tried = measurements.add(arms)
+    baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
+    chosen = choose(baseline, tried)
+    assert chosen.strength is not None
+    removes = _removes(baseline, chosen, reference.discovery)
+    control_results = measurements.add(controls.arms(chosen.strength, removes=removes))
+    evidence = Evidence(baseline, tried, control_results, _count(edits))
     return Evaluation(
-        behaviour=describe(judge),
-        target=wanted,
-        conditions=[base, *tried, *made],
-        chosen=best,
-        findings=verdict(replace(case, controls=made)),
-        replies=rows.replies,
-        labels=rows.labels,
+        behaviour=describe_judge(judge),
+        target=target,
+        arms=[unedited, *tried, *control_results],
+        chosen=chosen,
+        findings=verdict(evidence),
+        replies=measurements.replies,
+        labels=measurements.labels,
         prompts=list(prompts),
-        neutral_tokens=sum(len(ids) for _, ids in plain),
-        left_out=_left_out(controls, draws),
+        neutral_tokens=sum(len(text.ids) for text in runner.neutral),
+        controls_left_out=_controls_left_out(controls, settings),
     )
 
 
-def _targets(prompts: Sequence[Prompt], target: Sequence[str] | None) -> list[str]:
-    """The sets that show the behaviour, all where none is named; raises PromptError for one that is not there."""
-    sets = list(dict.fromkeys(p.set for p in prompts))
-    if unknown := [name for name in target or () if name not in sets]:
-        raise PromptError(f"there is no set {unknown[0]!r}: the sets are {', '.join(sets)}")
-    return list(target or sets)
+def _check(edits: Sequence[Edit], settings: EvaluateSettings) -> None:
+    settings.check()
+    if len(settings.sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
+        raise PromptError("a clamp has a target and no multiples of it: leave sweep out")
 
 
-def _removes(case: Case, best: Condition, discovery: Sequence[Prompt]) -> bool:
-    """Whether edits lead away from the target sets' mean: what they show goes, or what they do not show comes."""
-    others = {prompt.set for prompt in discovery} - set(case.target)
-    rates = [case.base.sets[name].behaviour_rate for name in others if name in case.base.sets]
-    known = [rate for rate in rates if rate is not None]
-    elsewhere = sum(known) / len(known) if known else 0.0
-    shows = (case.base.behaviour_rate or 0.0) >= elsewhere
-    return (case.moved(best) <= 0) == shows
+def _target_sets(prompts: Sequence[Prompt], settings: EvaluateSettings) -> list[str]:
+    """The sets that show the behaviour; raises PromptError for a set that does not exist."""
+    sets = list(dict.fromkeys(prompt.set for prompt in prompts))
+    for name in settings.target or ():
+        if name not in sets:
+            raise PromptError(f"there is no set {name!r}: the sets are {', '.join(sets)}")
+    return list(settings.target or sets)
 
 
-def _strengths(edits: Sequence[Edit], sweep: Sequence[float | int]) -> list[float]:
-    if len(sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
-        raise PromptError("a clamp has a target and no multiples of it: leave --sweep out")
-    strengths = [float(strength) for strength in dict.fromkeys(sweep) if strength]
-    if not strengths:
-        raise PromptError("--sweep has no strength that edits anything")
-    return strengths
+def _edit_arms(edits: Sequence[Edit], settings: EvaluateSettings) -> list[Arm]:
+    """No edits, then the edits at every strength."""
+    edited = [Arm("edits", strength, times(edits, strength)) for strength in settings.strengths]
+    return [Arm("none"), *edited]
 
 
-def _edited(saes: Sequence[Sae], edits: Sequence[Edit]) -> list[Sae]:
-    return [sae for sae in saes if any(edit.layer == sae.spec.layer for edit in edits)]
-
-
-def _named(edits: Sequence[Edit]) -> str:
-    """How many of what is edited."""
-    features, directions = (
-        len({e.name for e in edits if e.feature is not None}),
-        sum(e.feature is None for e in edits),
+def _controls(
+    lm: LM,
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    prompts: Sequence[Prompt],
+    settings: EvaluateSettings,
+    reference: ReferenceData,
+    target: Sequence[str],
+) -> Controls:
+    edited_layers = {edit.layer for edit in edits}
+    edited_saes = [sae for sae in saes if sae.spec.layer in edited_layers]
+    means = mean_directions(lm, edited_saes, reference.discovery, target, settings.thinking)
+    return Controls(
+        edits=tuple(edits),
+        random_features=draw_features(lm, saes, edits, prompts, settings),
+        direction_seeds=range(settings.seed, settings.seed + settings.draws),
+        means=means,
+        instruction=settings.instruction,
     )
-    said = [
-        f"{n} {what}{'s' if n > 1 else ''}"
-        for n, what in ((features, "feature"), (directions, "direction"))
-        if n
-    ]
-    return " and ".join(said)
 
 
-def _left_out(controls: Controls, draws: int) -> list[str]:
-    """Controls that could not be measured, and what they would need."""
-    lines = []
+def _removes(baseline: Baseline, chosen: ArmResult, discovery: Sequence[Prompt]) -> bool:
+    """Whether the edits lead away from the target sets' mean residual.
+
+    They do if they suppress what the target sets show more than the others, or amplify what the
+    others show more.
+    """
+    other_sets = {prompt.set for prompt in discovery} - set(baseline.target)
+    sets = baseline.unedited.sets
+    known = [sets[name].behaviour_rate for name in other_sets if name in sets]
+    other_rate = mean_known(known) or 0.0
+    target_shows_more = (baseline.unedited.behaviour_rate or 0.0) >= other_rate
+    suppresses = baseline.change(chosen) <= 0
+    return suppresses == target_shows_more
+
+
+def _count(edits: Sequence[Edit]) -> str:
+    """How many features and directions are edited, in words."""
+    features = {edit.name for edit in edits if edit.feature is not None}
+    n_directions = sum(edit.feature is None for edit in edits)
+    counts = {"feature": len(features), "direction": n_directions}
+    return " and ".join(_plural(n, noun) for noun, n in counts.items() if n)
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _controls_left_out(controls: Controls, settings: EvaluateSettings) -> list[str]:
+    """Controls that were not measured, and what they need."""
+    left_out = []
     if not controls.means:
-        lines.append(
-            "difference of means: it needs discovery prompts of sets that show the behaviour and of others"
+        left_out.append(
+            "difference of means: it needs discovery prompts of sets that show the behaviour "
+            "and of others"
         )
     if not controls.instruction:
-        lines.append("prompt only: it needs an instruction (--instruction)")
-    if not draws:
-        lines.append("random feature, random direction: no draws were asked for")
-    return lines
+        left_out.append("prompt only: it needs an instruction")
+    if not settings.draws:
+        left_out.append("random feature, random direction: draws is 0")
+    return left_out

@@ -1,13 +1,17 @@
-"""Whether a reply shows a behaviour by what fires in it: prompt and reply are read by the model without edits."""
+"""A judge by the features that fire in a reply, when the unedited model reads prompt and reply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from saescope.control.evaluation.behaviour import UNSCORED, FeatureRule, Label, Reply
+from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.judge import UNSCORED, Label, Reply
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae
@@ -15,83 +19,88 @@ from saescope.engine.tokens import lay_out, plan_batches, prompt_ids
 from saescope.errors import PromptError
 from saescope.store.masking import Masking
 
-_TOKENS = 2048
+_BATCH_TOKENS = 2048
+Bools = npt.NDArray[np.bool_]
 
 
 @final
 @dataclass(frozen=True)
-class ByFeature:
-    """Judges replies by the share of their tokens on which any feature of the rule fires, sinks left out.
+class FeatureJudge:
+    """Labels a reply by the share of its tokens on which any feature of the rule fires.
 
-    A reply of which no token counts is UNSCORED. Must be asked outside of any steering.
+    Attention sinks do not count; a reply without tokens that count is UNSCORED. Use it outside of
+    `steered`. Raises PromptError if no SAE has one of the features.
     """
 
     lm: LM
     saes: Sequence[Sae]
     rule: FeatureRule
     thinking: bool | None = None
+    "Tell the chat template to think, or not to. Default: the template's own."
 
     def __post_init__(self) -> None:
-        have = {sae.spec.layer: sae.spec.d_sae for sae in self.saes}
+        sizes = {sae.spec.layer: sae.spec.d_sae for sae in self.saes}
         for feature in self.rule.features:
-            if feature.id >= have.get(feature.layer, 0):
-                layers = ", ".join(map(str, sorted(have)))
+            if feature.id >= sizes.get(feature.layer, 0):
+                layers = ", ".join(map(str, sorted(sizes)))
                 raise PromptError(
                     f"behaviour {self.rule}: no SAE here has {feature}; SAEs are of layers {layers}"
                 )
 
+    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
+        """The share as text if it is large enough, else None."""
+        return [self._label(share) for share in self.shares(replies)]
+
     def describe(self) -> dict[str, Any]:
         """The rule."""
-        return {
-            "name": str(self.rule),
-            "features": list(map(str, self.rule.features)),
-            "share": self.rule.share,
-        }
+        features = [str(feature) for feature in self.rule.features]
+        return {"name": str(self.rule), "features": features, "share": self.rule.share}
 
-    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
-        """The share as text where it is enough."""
-        return [
-            UNSCORED
-            if share is None
-            else f"{share:.2f} of tokens"
-            if share >= self.rule.share
-            else None
-            for share in self.shares(replies)
-        ]
+    def _label(self, share: float | None) -> Label:
+        if share is None:
+            return UNSCORED
+        return f"{share:.2f} of tokens" if share >= self.rule.share else None
 
     def shares(self, replies: Sequence[Reply]) -> list[float | None]:
-        """Of every reply the share of its tokens on which a feature fires; None where no token counts."""
+        """Per reply, the share of its tokens on which a feature fires; None if no token counts."""
         starts = [prompt_ids(self.lm, reply.prompt, thinking=self.thinking) for reply in replies]
         rows = [[*start, *reply.ids] for start, reply in zip(starts, replies, strict=True)]
         layers = sorted({feature.layer for feature in self.rule.features})
         shares: list[float | None] = [None] * len(rows)
-        for batch in plan_batches([len(row) for row in rows], _TOKENS, packed=False):
+        for batch in plan_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
             tokens = lay_out(batch, rows, self.lm.device)
+            mask = tokens.mask.long()
             with torch.inference_mode(), capture(self.lm, layers) as resid:
-                self.lm.model(
-                    input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False
-                )
+                self.lm.model(input_ids=tokens.ids, attention_mask=mask, use_cache=False)
             for line, [number] in enumerate(batch):
-                own = slice(0, len(rows[number]))
-                shares[number] = self._share(
-                    {n: resid[n][line, own] for n in layers}, len(starts[number])
-                )
+                length = len(rows[number])
+                of_row = {layer: resid[layer][line, :length] for layer in layers}
+                shares[number] = self._share(of_row, len(starts[number]))
         return shares
 
-    def _share(self, resid: dict[int, torch.Tensor], start: int) -> float | None:
-        """Of one prompt and reply (pos, d_model) by layer, counted from the reply's first token."""
-        fires, scored = [], []
+    def _share(self, resid: dict[int, Float[Tensor, "pos d_model"]], start: int) -> float | None:
+        """The share of a reply that begins at position `start`; `resid` by layer."""
+        n_pos = len(next(iter(resid.values())))
+        fires, counts = np.zeros(n_pos, bool), np.ones(n_pos, bool)
         for sae in self.saes:
-            ids = [feature.id for feature in self.rule.features if feature.layer == sae.spec.layer]
-            if not ids:
-                continue
-            h = resid[sae.spec.layer].float()
-            found = sae.encode(h)
-            hit = torch.isin(found.ids, torch.tensor(ids, device=found.ids.device)) & (
-                found.acts > 0
-            )
-            fires.append(hit.any(dim=-1).cpu().numpy()[start:])
-            norms = h.norm(dim=-1).cpu().numpy()
-            scored.append(Masking().apply(np.arange(len(norms)), norms).scored[start:])
-        counts = np.all(scored, axis=0)
-        return float(np.any(fires, axis=0)[counts].mean()) if counts.any() else None
+            layer = sae.spec.layer
+            if layer in resid:
+                h = resid[layer].float()
+                fires |= self._fires(sae, h)
+                counts &= _scored(h)
+        fires, counts = fires[start:], counts[start:]
+        return float(fires[counts].mean()) if counts.any() else None
+
+    def _fires(self, sae: Sae, h: Float[Tensor, "pos d_model"]) -> Bools:
+        """Whether one of the rule's features of this SAE fires, by position."""
+        ids = [feature.id for feature in self.rule.features if feature.layer == sae.spec.layer]
+        features = sae.encode(h)
+        of_rule = torch.isin(features.ids, torch.tensor(ids, device=features.ids.device))
+        fires = of_rule & (features.acts > 0)
+        return np.asarray(fires.any(dim=-1).cpu().numpy())
+
+
+def _scored(h: Float[Tensor, "pos d_model"]) -> Bools:
+    """Positions that count: all but the first and attention sinks."""
+    norms = h.norm(dim=-1).cpu().numpy()
+    return np.asarray(Masking().apply(np.arange(len(norms)), norms).scored)

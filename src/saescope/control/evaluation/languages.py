@@ -31,7 +31,23 @@ _MARKS: Mapping[str, re.Pattern[str]] = {
 # Characters of common Chinese words that Japanese does not write, or hardly ever without kana beside them.
 _CHINESE = frozenset("的是了们这那吗呢吧很没哪谁您她你说还让给对过們這嗎還說對過")
 CODE, MIXED = "code", "mixed"
-KNOWN = ("ar", "code", "de", "en", "eo", "es", "eu", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh")
+KNOWN_LANGUAGES = (
+    "ar",
+    "code",
+    "de",
+    "en",
+    "eo",
+    "es",
+    "eu",
+    "fr",
+    "hi",
+    "it",
+    "ja",
+    "ko",
+    "pt",
+    "ru",
+    "zh",
+)
 _FEW_HAN = 4
 _PROGRAM = re.compile(
     r"^\s*(def |class |import |from [\w.]+ import|return\b|for \w+ in |while |elif |else:|try:|(if|with) .*:\s*$|@\w)"
@@ -40,8 +56,8 @@ _PROGRAM = re.compile(
 )
 
 
-def language(text: str) -> str | None:
-    """The main language: one of KNOWN, a script by its name (`thai`), `mixed`, or None where it cannot be told.
+def detect_language(text: str) -> str | None:
+    """The main language: one of KNOWN_LANGUAGES, a script by its name (`thai`), `mixed`, or None where it cannot be told.
 
     The main script has more than half of the text, letters of dense scripts counted three times.
     """

@@ -1,24 +1,33 @@
-"""Which features to edit: candidates of a detector, ranked by what changing them does, and the fewest that do it.
+"""Which of the detected features to edit: those whose edits change the behaviour, as few as will do.
 
-A feature's rank as a detector says little of its effect, so both stand side by side, with the output score between
-them. Features and strengths are chosen on one part of the discovery prompts and told of the other; prompts that are
-held out are not looked at, and stay good for an evaluation.
+Features and strengths are selected on one half of the discovery prompts and reported on the other.
+Held-out prompts are not read, so an evaluation can use them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import NamedTuple
 
 import numpy as np
 
 from saescope.analysis.detection import DetectedFeature, Detection
-from saescope.control.edits import Edit, Op
-from saescope.control.evaluation.behaviour import InLanguage, Judge, ReplyJudge, describe
-from saescope.control.evaluation.bench import Bench, Progress, Rows, counting, neutral_rows
-from saescope.control.evaluation.conditions import Asked, Condition
+from saescope.control.edits import Edit
+from saescope.control.evaluation.arm_results import ArmResult, EvalSet
+from saescope.control.evaluation.arms import Arm
+from saescope.control.evaluation.behaviour import LanguageJudge
+from saescope.control.evaluation.effects import Baseline
+from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
+from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.output_score import OutputScore, output_scores
-from saescope.control.evaluation.verdict import Case
-from saescope.control.evaluation.ways import Way
+from saescope.control.evaluation.runner import (
+    ArmRunner,
+    Measurements,
+    Progress,
+    counter,
+    neutral_texts,
+)
+from saescope.control.evaluation.selection import Candidate, Selection, Step
+from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
@@ -27,159 +36,8 @@ from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, split_prompts
 from saescope.store.resume_cache import ResumeCache
 from saescope.store.runs import Run
-from saescope.table import Table
 
-Goal = Literal["suppress", "amplify"]
-
-
-@dataclass(frozen=True)
-class SelectSettings:
-    """How features are selected: most features, candidates tried, strengths, op, and the goal.
-
-    `prompts` is how many of each part are replied to, and how many neutral texts are read. Strengths of `add` are
-    multiples of the feature's largest activation on the target's prompts.
-    """
-
-    max_features: int = 5
-    candidates: int = 12
-    strengths: tuple[float, ...] = (-1.0, -2.0, -3.0)
-    op: Op = "scale"
-    goal: Goal = "suppress"
-    prompts: int = 16
-    max_new_tokens: int = 32
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises PromptError for a value no selection can use."""
-        for name in ("max_features", "candidates", "prompts", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise PromptError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1"
-                )
-        if not self.strengths or not all(0 < abs(s) < 1e6 for s in self.strengths):
-            raise PromptError("--strengths needs numbers other than 0, such as -1,-2")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One feature by all three measures: as a detector, by its output score, and by what changing it does.
-
-    `effect` is how far the behaviour's rate goes towards the goal at the best `strength`, as a share of the way.
-    """
-
-    feature: Feature
-    found: DetectedFeature
-    detect_rank: int
-    output: OutputScore
-    output_rank: int
-    strength: float
-    row: Condition
-    effect: float
-    effect_rank: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "feature": str(self.feature),
-            "detect_rank": self.detect_rank,
-            "prompt_rate": self.found.prompt_rate,
-            "prompt_other_rate": self.found.prompt_other_rate,
-            "monolinguality": self.found.monolinguality,
-            "output_rank": self.output_rank,
-            "output_score": self.output.score,
-            "output_probability": self.output.probability,
-            "output_token_rank": self.output.rank,
-            "tokens": self.output.tokens,
-            "effect_rank": self.effect_rank,
-            "effect": self.effect,
-            "strength": self.strength,
-            "behaviour_rate": self.row.behaviour_rate,
-            "right_rate": self.row.right_rate,
-            "kl_mean": self.row.damage.kl_mean if self.row.damage else None,
-        }
-
-
-@dataclass(frozen=True)
-class Step:
-    """A set of edits of one feature more than the step before: on the prompts it was chosen on, and on the others."""
-
-    edits: tuple[Edit, ...]
-    chosen_on: Condition
-    judged_on: Condition
-
-
-@final
-@dataclass(frozen=True)
-class Selection(Table):
-    """The answer to `select`: candidates by effect, the steps of the greedy set, and its edits."""
-
-    target: str
-    behaviour: dict[str, Any]
-    settings: SelectSettings
-    candidates: list[Candidate]
-    base: tuple[Condition, Condition]
-    steps: list[Step]
-    prompts: tuple[int, int]
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """What was chosen; nothing where no candidate does anything."""
-        return self.steps[-1].edits if self.steps else ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope select`, but for the edits file."""
-        return {
-            "target": self.target,
-            "behaviour": self.behaviour,
-            "settings": {**vars(self.settings), "strengths": list(self.settings.strengths)},
-            "candidates": [one.to_dict() for one in self.candidates],
-            "prompts": {"chosen_on": self.prompts[0], "judged_on": self.prompts[1]},
-            "base": {"chosen_on": self.base[0].to_dict(), "judged_on": self.base[1].to_dict()},
-            "steps": [
-                {"edits": [f"{e.name} {e.op} {e.amount:g}" for e in step.edits],
-                 "chosen_on": step.chosen_on.to_dict(), "judged_on": step.judged_on.to_dict()}
-                for step in self.steps
-            ],
-        }  # fmt: skip
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a candidate."""
-        return [
-            {k: v for k, v in one.to_dict().items() if k != "tokens"} for one in self.candidates
-        ]
-
-
-@dataclass
-class _Search:
-    """One part's prompts and what is measured on them."""
-
-    rows: Rows
-    base: Condition
-    goal: Goal
-
-    def try_all(self, sets: Sequence[tuple[Edit, ...]]) -> list[Condition]:
-        """A row for every set of edits."""
-        return self.rows.each(
-            [Way("edits", None, edits, drawn=f"#{n}") for n, edits in enumerate(sets)]
-        )
-
-    def worth(self, row: Condition) -> tuple[bool, float, float, float]:
-        """A clear effect with nothing lost first, then the effect, then right answers, then the least damage."""
-        clean = self.case.clear(row) and not self.case.losses(row)
-        return (
-            clean,
-            self.effect(row),
-            row.right_rate or 0.0,
-            -(row.damage.kl_mean if row.damage else 0.0),
-        )
-
-    def effect(self, row: Condition) -> float:
-        """How much of the way to the goal."""
-        return self.case.share(row, -1.0 if self.goal == "suppress" else 1.0)
-
-    @property
-    def case(self) -> Case:
-        return Case(self.base, [], [], "", isinstance(self.rows.judge, InLanguage))
+Prepare = Callable[[Prompt], Prompt]
 
 
 def select(
@@ -187,169 +45,244 @@ def select(
     saes: Sequence[Sae],
     run: Run,
     detection: Detection,
-    judge: Judge | ReplyJudge,
+    judge: Judge | JudgeFunction,
     settings: SelectSettings | None = None,
     *,
-    neutral: Sequence[Prompt] = (),
-    answers: Mapping[str, str] | None = None,
-    asked: Callable[[Prompt], Prompt] | None = None,
-    thinking: bool | None = None,
-    kept: ResumeCache | None = None,
+    reference: ReferenceData | None = None,
+    prepare: Prepare | None = None,
+    cache: ResumeCache | None = None,
     progress: Progress | None = None,
 ) -> Selection:
-    """Of the features that `detect` found in a run, those whose edits do what is wanted, as few as will do.
+    """The detected features whose edits change the behaviour, as few as will do.
 
-    Candidates are tried one by one at every strength; then the best set so far with each of the others, while that does
-    more. Of equal effects the one with more right `answers` is taken. `asked` makes of a prompt the one that is replied
-    to, such as its beginning. What is `kept` of interrupted work is not measured again. Raises PromptError where
-    nothing was detected, or prompts are too few to choose on one part and judge on another.
+    Each candidate is tried alone at every strength; then the best set so far with each other
+    candidate, as long as that has a larger effect. Of equal effects the one with more right answers
+    is taken, then the one with less KL on neutral text. `prepare` maps a prompt of the run to the
+    one that is replied to, such as its beginning. Edits in `cache`, from an interrupted selection,
+    are not run again. Raises PromptError if nothing was detected or there are too few prompts.
     """
     settings = settings or SelectSettings()
     settings.check()
-    found = _best_detectors(detection, settings.candidates)
-    choosing, judging = (
-        list(map(asked, part)) if asked else part for part in _parts(run, detection, settings)
+    reference = reference or ReferenceData()
+    judge = as_judge(judge)
+    detected = _best_detectors(detection, settings.candidates)
+    parts = _discovery_parts(run, detection, settings).prepared(prepare)
+    n_arms = 2 * len(settings.strengths) * len(detected) + 2 + settings.max_features
+    runner = ArmRunner(
+        lm,
+        saes,
+        parts.choosing,
+        neutral_texts(lm, reference.neutral, [detection.target])[: settings.prompts],
+        settings.max_new_tokens,
+        settings.thinking,
+        ResumeCache() if cache is None else cache,
+        counter(progress, n_arms),
     )
-    total = len(settings.strengths) * len(found) * 2 + 2 + settings.max_features
-    advance = counting(progress, total)
-    kept = ResumeCache() if kept is None else kept
-    plain = neutral_rows(lm, neutral, [detection.target])[: settings.prompts]
-
-    def search(prompts: Sequence[Prompt]) -> _Search:
-        bench = Bench(lm, saes, prompts, plain, settings.max_new_tokens, thinking, kept, advance)
-        rows = Rows(bench, Asked(prompts, [prompt.set for prompt in prompts], answers), judge)
-        [base] = rows.add([Way("none")])
-        return _Search(rows, base, settings.goal)
-
-    on, off = search(choosing), search(judging)
-    if on.base.behaviour_rate is None:
+    direction = -1.0 if settings.goal == "suppress" else 1.0
+    choosing = _measured_part(runner, judge, reference, direction)
+    judging = _measured_part(replace(runner, prompts=parts.judging), judge, reference, direction)
+    if choosing.baseline.unedited.behaviour_rate is None:
         raise PromptError("no reply could be judged: nothing to choose by")
-    strongest = {f.feature: _strongest(run, f.feature, detection.target) for f in found}
-    outputs = output_scores(
-        lm, saes, strongest, [prompt_ids(lm, p, thinking=thinking) for p in choosing]
-    )
-    tries = {
-        f.feature: [_edit(f.feature, s, settings, strongest) for s in settings.strengths]
-        for f in found
-    }
-    single = _alone(on, tries)
-    sets = _greedy(on, tries, single, settings.max_features)
-    judged = off.try_all([edits for edits, _ in sets]) if sets else []
+    strongest = {one.feature: _strongest(run, one.feature, detection.target) for one in detected}
+    rows = [prompt_ids(lm, prompt, thinking=settings.thinking) for prompt in parts.choosing]
+    outputs = output_scores(lm, saes, strongest, rows)
+    tries = {feature: _edits(feature, act, settings) for feature, act in strongest.items()}
+    singles = _best_singles(choosing, tries)
+    greedy = _greedy(choosing, tries, singles, settings.max_features)
+    judged = judging.measure([trial.edits for trial in greedy])
     return Selection(
         target=detection.target,
-        behaviour=describe(judge),
+        behaviour=describe_judge(judge),
         settings=settings,
-        candidates=_ranked(on, found, outputs, single),
-        base=(on.base, off.base),
-        steps=[Step(edits, row, other) for (edits, row), other in zip(sets, judged, strict=True)],
-        prompts=(len(choosing), len(judging)),
+        candidates=_candidates(choosing, detected, outputs, singles),
+        unedited=Step((), choosing.baseline.unedited, judging.baseline.unedited),
+        steps=[
+            Step(trial.edits, trial.result, other.result)
+            for trial, other in zip(greedy, judged, strict=True)
+        ],
+        n_chosen_on=len(parts.choosing),
+        n_judged_on=len(parts.judging),
     )
 
 
 def _best_detectors(detection: Detection, n: int) -> list[DetectedFeature]:
-    """The n best detectors, best first; raises PromptError where there is none."""
-    found = sorted(
-        detection.features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, -f.monolinguality)
-    )
-    if not found:
+    """The n best detectors, best first; raises PromptError if there are none."""
+
+    def demerit(feature: DetectedFeature) -> tuple[float, float]:
+        return feature.prompt_other_rate - feature.prompt_rate, -feature.monolinguality
+
+    detected = sorted(detection.features, key=demerit)
+    if not detected:
         raise PromptError(
-            f"no feature passes as a detector of {detection.target}: loosen --min-rate and --max-other, or look at the "
-            "last positions alone (--last)"
+            f"no feature passes as a detector of {detection.target}: lower min_rate or raise "
+            "max_other, or detect at the last positions only"
         )
-    return found[:n]
+    return detected[:n]
 
 
-def _parts(
-    run: Run, detection: Detection, settings: SelectSettings
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Discovery prompts to choose on and to judge on; a behaviour that is to come is asked of the other sets."""
-    names = [detection.target] if settings.goal == "suppress" else detection.against
+@dataclass(frozen=True)
+class _Parts:
+    """Discovery prompts to choose edits on, and others to judge them on."""
+
+    choosing: list[Prompt]
+    judging: list[Prompt]
+
+    def prepared(self, prepare: Prepare | None) -> "_Parts":
+        if prepare is None:
+            return self
+        return _Parts(list(map(prepare, self.choosing)), list(map(prepare, self.judging)))
+
+
+def _discovery_parts(run: Run, detection: Detection, settings: SelectSettings) -> _Parts:
+    """Halves of the discovery prompts: the target's to suppress, the other sets' to amplify."""
+    sets = [detection.target] if settings.goal == "suppress" else detection.against
     parts = split_prompts(run.prompts, seed=detection.settings.seed)
-    found = [replace(p, split=None) for p, part in zip(run.prompts, parts, strict=True)
-             if part == "discovery" and p.set in names]  # fmt: skip
-    halves = split_prompts(found, share=0.5, seed=settings.seed + 1)
-    choosing = [prompt for prompt, half in zip(found, halves, strict=True) if half == "discovery"]
-    judging = [prompt for prompt, half in zip(found, halves, strict=True) if half == "holdout"]
+    discovery = [
+        replace(prompt, split=None)
+        for prompt, part in zip(run.prompts, parts, strict=True)
+        if part == "discovery" and prompt.set in sets
+    ]
+    halves = split_prompts(discovery, share=0.5, seed=settings.seed + 1)
+    choosing = [p for p, half in zip(discovery, halves, strict=True) if half == "discovery"]
+    judging = [p for p, half in zip(discovery, halves, strict=True) if half == "holdout"]
     if not choosing or not judging:
         raise PromptError(
-            f"{', '.join(names)}: {len(found)} discovery prompts are too few to choose and to judge on"
+            f"{', '.join(sets)}: {len(discovery)} discovery prompts are too few to choose and to "
+            "judge on"
         )
-    return choosing[: settings.prompts], judging[: settings.prompts]
+    return _Parts(choosing[: settings.prompts], judging[: settings.prompts])
 
 
 def _strongest(run: Run, feature: Feature, target: str) -> float:
-    """The feature's largest activation on the target's prompts."""
+    """The feature's largest activation on the target's prompts, 1 if it has none."""
     acts = run.features(feature.layer).acts_of(feature.id)
-    of = np.array([prompt.set == target for prompt in run.prompts])[run.token_prompt]
-    return float(acts[of & (run.token_pos > 0)].max(initial=0.0)) or 1.0
+    in_target = np.array([prompt.set == target for prompt in run.prompts])[run.token_prompt]
+    return float(acts[in_target & (run.token_pos > 0)].max(initial=0.0)) or 1.0
 
 
-def _edit(
-    feature: Feature, strength: float, settings: SelectSettings, strongest: dict[Feature, float]
-) -> Edit:
-    amount = strength * strongest[feature] if settings.op == "add" else strength
-    return Edit(feature, settings.op, amount)
+def _edits(feature: Feature, strongest: float, settings: SelectSettings) -> list[Edit]:
+    """The feature's edit at every strength."""
+    unit = strongest if settings.op == "add" else 1.0
+    return [Edit(feature, settings.op, strength * unit) for strength in settings.strengths]
 
 
-Try = tuple[tuple[Edit, ...], Condition]
+class _Merit(NamedTuple):
+    """Compared in this order; larger is better."""
+
+    clean: bool
+    effect: float
+    right_rate: float
+    less_kl: float
 
 
-def _alone(on: _Search, tries: dict[Feature, list[Edit]]) -> dict[Feature, Try]:
-    """Every candidate by itself at its best strength."""
-    edits = [edit for each in tries.values() for edit in each]
-    rows = dict(zip(edits, on.try_all([(edit,) for edit in edits]), strict=True))
-    best = {
-        feature: max(each, key=lambda edit: on.worth(rows[edit])) for feature, each in tries.items()
-    }
-    return {feature: ((edit,), rows[edit]) for feature, edit in best.items()}
+@dataclass(frozen=True)
+class _Trial:
+    """Edits, and what they did."""
+
+    edits: tuple[Edit, ...]
+    result: ArmResult
+
+
+@dataclass(frozen=True)
+class _MeasuredPart:
+    """One part's prompts, on which sets of edits are measured."""
+
+    measurements: Measurements
+    baseline: Baseline
+    direction: float
+
+    def measure(self, edit_sets: Sequence[tuple[Edit, ...]]) -> list[_Trial]:
+        """Every set of edits, tried."""
+        arms = [Arm("edits", edits=edits, draw=f"#{n}") for n, edits in enumerate(edit_sets)]
+        results = self.measurements.add_each(arms) if arms else []
+        return [_Trial(edits, one) for edits, one in zip(edit_sets, results, strict=True)]
+
+    def effect(self, trial: _Trial) -> float:
+        """Share of the largest possible change towards the goal."""
+        return self.baseline.effect(trial.result, self.direction)
+
+    def merit(self, trial: _Trial) -> _Merit:
+        """A clear effect without losses, then the effect, right answers, and the least KL."""
+        result = trial.result
+        clean = self.baseline.is_clear(result) and not self.baseline.losses(result)
+        kl = result.damage.kl_mean if result.damage else 0.0
+        return _Merit(clean, self.effect(trial), result.right_rate or 0.0, -kl)
+
+
+def _measured_part(
+    runner: ArmRunner, judge: Judge, reference: ReferenceData, direction: float
+) -> _MeasuredPart:
+    sets = [prompt.set for prompt in runner.prompts]
+    eval_set = EvalSet(runner.prompts, sets, reference.answers or {})
+    measurements = Measurements(runner, eval_set, judge)
+    [unedited] = measurements.add([Arm("none")])
+    baseline = Baseline(unedited, isinstance(judge, LanguageJudge))
+    return _MeasuredPart(measurements, baseline, direction)
+
+
+Tries = dict[Feature, list[Edit]]
+
+
+def _best_singles(part: _MeasuredPart, tries: Tries) -> dict[Feature, _Trial]:
+    """Every candidate alone, at its best strength."""
+    trials = part.measure([(edit,) for edits in tries.values() for edit in edits])
+    by_feature: dict[Feature, list[_Trial]] = {feature: [] for feature in tries}
+    for trial in trials:
+        by_feature[trial.edits[0].target_feature].append(trial)
+    return {feature: max(of, key=part.merit) for feature, of in by_feature.items()}
 
 
 def _greedy(
-    on: _Search, tries: dict[Feature, list[Edit]], single: dict[Feature, Try], most: int
-) -> list[Try]:
-    """The best set of one feature, of two, …, while another one does more by at least one prompt."""
-    steps: list[Try] = [max(single.values(), key=lambda one: on.worth(one[1]))]
-    if on.effect(steps[0][1]) <= 0:
+    part: _MeasuredPart, tries: Tries, singles: dict[Feature, _Trial], max_features: int
+) -> list[_Trial]:
+    """The best set of one feature, of two, …, as long as another feature has a larger effect."""
+    best = max(singles.values(), key=part.merit)
+    if part.effect(best) <= 0:
         return []
-    while len(steps) < most and on.effect(steps[-1][1]) < 1:
-        edits, row = steps[-1]
-        taken = {edit.target_feature for edit in edits}
-        more = [
-            (*edits, edit)
-            for feature, each in tries.items()
-            if feature not in taken
-            for edit in each
-        ]
-        if not more:
+    steps = [best]
+    while len(steps) < max_features and part.effect(best) < 1:
+        trials = part.measure(_extended(best.edits, tries))
+        if not trials:
             break
-        best = max(zip(more, on.try_all(more), strict=True), key=lambda one: on.worth(one[1]))
-        if on.worth(best[1])[:2] <= on.worth(row)[:2]:
+        extended = max(trials, key=part.merit)
+        if part.merit(extended)[:2] <= part.merit(best)[:2]:  # clean and effect
             break
+        best = extended
         steps.append(best)
     return steps
 
 
-def _ranked(
-    on: _Search,
-    found: Sequence[DetectedFeature],
+def _extended(edits: tuple[Edit, ...], tries: Tries) -> list[tuple[Edit, ...]]:
+    """The edits with each edit of every other feature."""
+    features = {edit.target_feature for edit in edits}
+    others = [edit for feature, of in tries.items() if feature not in features for edit in of]
+    return [(*edits, edit) for edit in others]
+
+
+def _candidates(
+    part: _MeasuredPart,
+    detected: Sequence[DetectedFeature],
     outputs: dict[Feature, OutputScore],
-    single: dict[Feature, Try],
+    singles: dict[Feature, _Trial],
 ) -> list[Candidate]:
-    """Candidates by effect, with their ranks by the other two measures."""
+    """Candidates by effect, with their ranks as detectors and by output score."""
     by_output = sorted(outputs, key=lambda feature: -outputs[feature].score)
-    by_effect = sorted(single, key=lambda feature: on.worth(single[feature][1]), reverse=True)
-    place = {one.feature: n for n, one in enumerate(found)}
-    return [
-        Candidate(
-            feature=feature,
-            found=found[place[feature]],
-            detect_rank=place[feature] + 1,
-            output=outputs[feature],
-            output_rank=by_output.index(feature) + 1,
-            strength=single[feature][0][0].amount,
-            row=single[feature][1],
-            effect=on.effect(single[feature][1]),
-            effect_rank=n,
+    by_effect = sorted(singles, key=lambda feature: part.merit(singles[feature]), reverse=True)
+    detect_ranks = {one.feature: rank for rank, one in enumerate(detected, 1)}
+    candidates = []
+    for effect_rank, feature in enumerate(by_effect, 1):
+        trial, detect_rank = singles[feature], detect_ranks[feature]
+        candidates.append(
+            Candidate(
+                feature=feature,
+                detected=detected[detect_rank - 1],
+                detect_rank=detect_rank,
+                output=outputs[feature],
+                output_rank=by_output.index(feature) + 1,
+                strength=trial.edits[0].amount,
+                result=trial.result,
+                effect=part.effect(trial),
+                effect_rank=effect_rank,
+            )
         )
-        for n, feature in enumerate(by_effect, 1)
-    ]
+    return candidates

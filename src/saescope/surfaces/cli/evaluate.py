@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from saescope.control.edits import EditSet
-from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
+from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.judge import Judge
+from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt, split_prompts
 from saescope.store.atomic import replace_file
@@ -21,8 +23,8 @@ from saescope.surfaces.cli.judging import Asking, Judging, Material, flat_prompt
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.control.evaluation.conditions import Condition
-    from saescope.control.evaluation.evaluate import Evaluation
+    from saescope.control.evaluation.arm_results import ArmResult
+    from saescope.control.evaluation.evaluation import Evaluation
     from saescope.engine.lm import LM
     from saescope.engine.sae import Sae
 
@@ -107,7 +109,7 @@ def evaluate(
 
 def _measured(
     wanted: EditSet,
-    decides: "Judge | ReplyJudge | FeatureRule",
+    decides: "Judge | FeatureRule",
     measuring: Measuring,
     asked: Material,
     inputs: Inputs,
@@ -117,7 +119,7 @@ def _measured(
     every = flat_prompts(measuring.prompts)
     lm, saes = load_for(wanted, inputs, _layers_read(decides))
     from saescope.control.evaluation.evaluate import evaluate as evaluate_edits
-    from saescope.control.evaluation.feature_judge import ByFeature
+    from saescope.control.evaluation.feature_judge import FeatureJudge
     from saescope.engine.tokens import beginning
 
     if asked.cut is not None:
@@ -130,20 +132,20 @@ def _measured(
             saes,
             wanted.edits,
             every if measuring.every_prompt else held,
-            ByFeature(lm, saes, decides, asked.thinking)
+            FeatureJudge(lm, saes, decides, asked.thinking)
             if isinstance(decides, FeatureRule)
             else decides,
-            target=measuring.target.split(",") if measuring.target else None,
-            neutral=asked.neutral,
-            answers=asked.answers,
-            sweep=strengths,
-            draws=measuring.draws,
-            discovery=found,
-            instruction=measuring.instruction,
-            seed=measuring.seed,
-            max_new_tokens=measuring.max_new_tokens,
-            thinking=asked.thinking,
-            kept=kept,
+            EvaluateSettings(
+                target=tuple(measuring.target.split(",")) if measuring.target else None,
+                sweep=tuple(strengths),
+                draws=measuring.draws,
+                instruction=measuring.instruction,
+                max_new_tokens=measuring.max_new_tokens,
+                thinking=asked.thinking,
+                seed=measuring.seed,
+            ),
+            reference=ReferenceData(asked.neutral, asked.answers, found),
+            cache=kept,
             progress=advance,
         )
     part = "all" if measuring.every_prompt else "holdout"
@@ -156,7 +158,7 @@ def _measured(
     return result, {**result.to_dict(), **_of(lm, saes, wanted), **about}, kept
 
 
-def _layers_read(decides: "Judge | ReplyJudge | FeatureRule") -> list[int]:
+def _layers_read(decides: "Judge | FeatureRule") -> list[int]:
     return sorted({f.layer for f in decides.features}) if isinstance(decides, FeatureRule) else []
 
 
@@ -259,24 +261,24 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
     own = ("shown, 95 % CI", "p", "unscored", "lang.", "rep.", "tokens", "ended", "change")
     title = f"{cell(str(result.behaviour['name']))} on {', '.join(map(cell, result.target))}"
     made = table(title, "condition", "strength", *own, "KL mean", "p99", "flips", "ppl")
-    for c in result.conditions:
+    for c in result.arms:
         name = f"[bold]{_short(c)}[/]" if c is result.chosen else _short(c)
         made.add_row(name, "-" if c.strength is None else f"{c.strength:g}", *_figures(c))
     for column in made.columns:
         column.no_wrap = True
     console.print(made)
-    _show_sets(console, result.conditions)
+    _show_sets(console, result.arms)
     for line in result.verdict:
         console.print(cell(line))
-    for line in result.left_out:
+    for line in result.controls_left_out:
         note(f"not measured: {line}")
 
 
-def _short(c: "Condition") -> str:
+def _short(c: "ArmResult") -> str:
     return c.name.removeprefix("difference of ")
 
 
-def _figures(c: "Condition") -> list[str]:
+def _figures(c: "ArmResult") -> list[str]:
     p = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.0e}"
     flip = "-" if c.language_flip is None else f"{100 * c.language_flip:.0f} %"
     aside = str(c.empty + c.unscored)
@@ -303,7 +305,7 @@ def _figures(c: "Condition") -> list[str]:
     ]
 
 
-def _shown(c: "Condition") -> str:
+def _shown(c: "ArmResult") -> str:
     """The rate with its interval, or over several draws with the smallest and the largest."""
     if c.behaviour_rate is None:
         return "-"
@@ -313,7 +315,7 @@ def _shown(c: "Condition") -> str:
     return f"{percent(c.behaviour_rate)} ({100 * c.ci[0]:.0f}-{100 * c.ci[1]:.0f})"
 
 
-def _show_sets(console: Console, conditions: "Sequence[Condition]") -> None:
+def _show_sets(console: Console, conditions: "Sequence[ArmResult]") -> None:
     names = list(conditions[0].sets)
     if len(names) < 2 and all(c.right_rate is None for c in conditions):
         return

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge, read_behaviour
-from saescope.control.evaluation.judges import HttpJudge, load_function
+from saescope.control.evaluation.behaviour import FeatureRule, read_behaviour
+from saescope.control.evaluation.function_judge import load_judge
+from saescope.control.evaluation.http_judge import HttpJudge
+from saescope.control.evaluation.judge import Judge
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt, read_prompts
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -33,7 +35,7 @@ class Judging:
     judge_timeout: float = 60.0
     "Seconds that a server may take to answer."
 
-    def decider(self) -> Judge | ReplyJudge | FeatureRule:
+    def decider(self) -> Judge | FeatureRule:
         """What decides, as far as it is known before a model is; raises PromptError for what cannot be read."""
         if self.judge is None:
             return read_behaviour(self.behaviour or "declining")
@@ -41,12 +43,12 @@ class Judging:
             both = f"--behaviour {self.behaviour} and --judge {self.judge}"
             raise PromptError(f"{both} both say what decides: give one of the two")
         if not self.judge.startswith(("http://", "https://")):
-            return load_function(self.judge)
+            return load_judge(self.judge)
         asked = HttpJudge(
             self.judge, self.judge_batch, self.judge_timeout
         )  # refused here, before anything is read
         kept = ResumeCache(Path("runs") / f"judged-{key_of(asked.url)[:12]}.jsonl")
-        return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, kept=kept)
+        return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, cache=kept)
 
 
 @Parameter(name="*")

@@ -12,7 +12,9 @@ from saescope.analysis.detect import detect as detect_in
 from saescope.analysis.detection import Detection, DetectSettings
 from saescope.analysis.sets import check_sets
 from saescope.control.edits import EditSet, Op, write_edits
-from saescope.control.evaluation.behaviour import FeatureRule, Judge, ReplyJudge
+from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.judge import Judge
+from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.errors import PromptError
 from saescope.store.resume_cache import ResumeCache, key_of
 from saescope.store.runs import Run
@@ -22,8 +24,8 @@ from saescope.surfaces.cli.judging import Asking, Judging, Material
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.control.evaluation.conditions import Condition
-    from saescope.control.evaluation.select import Selection, SelectSettings
+    from saescope.control.evaluation.arm_results import ArmResult
+    from saescope.control.evaluation.selection import Selection
 
 _TOKENS = 3
 
@@ -57,10 +59,8 @@ class Choosing:
     seed: int = 0
     "Decides which prompts are held out, and which are for choosing."
 
-    def settings(self) -> "SelectSettings":
+    def settings(self) -> SelectSettings:
         """These, checked; raises PromptError for what makes no sense."""
-        from saescope.control.evaluation.select import SelectSettings
-
         made = SelectSettings(
             max_features=self.max_features,
             candidates=self.candidates,
@@ -156,26 +156,28 @@ def _detected(
 def _select(
     run: Run,
     detection: Detection,
-    decides: "Judge | ReplyJudge | FeatureRule",
-    settings: "SelectSettings",
+    decides: "Judge | FeatureRule",
+    settings: SelectSettings,
     inputs: Inputs,
     asked: Material,
 ) -> "Selection":
     """The model of the run, and what changing its features does."""
     cut, thinking = asked.cut, asked.thinking
     lm, saes = _opened(run, inputs).load(decoder=True)
-    from saescope.control.evaluation.feature_judge import ByFeature
+    from saescope.control.evaluation.feature_judge import FeatureJudge
     from saescope.control.evaluation.select import select as select_among
     from saescope.engine.tokens import beginning
 
-    judge = ByFeature(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides
+    judge = (
+        FeatureJudge(lm, saes, decides, thinking) if isinstance(decides, FeatureRule) else decides
+    )
     begun = None if cut is None else (lambda prompt: beginning(lm, prompt, cut))
     name = key_of(str(run.path.resolve()), str(settings), repr(decides), cut, thinking)
     kept = ResumeCache(Path("runs") / f".select-{name[:12]}.jsonl")
     with progress("edits", "tried") as advance:
         result = select_among(
-            lm, saes, run, detection, judge, settings,
-            neutral=asked.neutral, answers=asked.answers, asked=begun, thinking=thinking, kept=kept, progress=advance,
+            lm, saes, run, detection, judge, replace(settings, thinking=thinking),
+            reference=ReferenceData(asked.neutral, asked.answers), prepare=begun, cache=kept, progress=advance,
         )  # fmt: skip
     kept.forget()
     return result
@@ -203,7 +205,7 @@ def _comments(result: "Selection") -> list[str]:
     last = result.steps[-1]
     return [
         f"Selected of {len(result.candidates)} candidates for {result.target}: the behaviour goes from "
-        f"{_rate(result.base[1])} to {_rate(last.judged_on)} on {result.prompts[1]} discovery prompts not chosen on.",
+        f"{_rate(result.unedited.judged_on)} to {_rate(last.judged_on)} on {result.n_judged_on} discovery prompts not chosen on.",
         "Held-out prompts were not looked at: measure these edits on them with saescope evaluate, beside its controls.",
     ]
 
@@ -218,10 +220,10 @@ def show_selection(console: Console, result: "Selection") -> None:
         tokens = " ".join(cell(token) for token in one.output.tokens[:_TOKENS])
         made.add_row(
             str(one.feature), tokens,
-            f"#{one.detect_rank}", f"{100 * one.found.prompt_rate:.0f} / {100 * one.found.prompt_other_rate:.0f} %",
+            f"#{one.detect_rank}", f"{100 * one.detected.prompt_rate:.0f} / {100 * one.detected.prompt_other_rate:.0f} %",
             f"#{one.output_rank}", f"{one.output.score:.1g}", f"{one.output.probability:.1g}, {one.output.rank:.0f}",
             f"#{one.effect_rank}", f"{100 * one.effect:.0f} %", f"{one.strength:.3g}",
-            _rate(one.row), _right(one.row), _kl(one.row),
+            _rate(one.result), _right(one.result), _kl(one.result),
         )  # fmt: skip
     console.print(made)
     steps = table(
@@ -232,7 +234,7 @@ def show_selection(console: Console, result: "Selection") -> None:
         "right",
         "KL",
     )
-    chosen, judged = result.base
+    chosen, judged = result.unedited.chosen_on, result.unedited.judged_on
     steps.add_row("none", _with_ci(chosen), _with_ci(judged), _right(judged), "-")
     for step in result.steps:
         names = ", ".join(f"{e.name} {e.op} {e.amount:g}" for e in step.edits)
@@ -246,21 +248,21 @@ def show_selection(console: Console, result: "Selection") -> None:
     console.print(steps)
     console.print(
         f"Ranks: as a detector, by output score (its own tokens when it is amplified), by measured effect. Chosen on "
-        f"{result.prompts[0]} discovery prompts, judged on {result.prompts[1]} others; none that is held out was used."
+        f"{result.n_chosen_on} discovery prompts, judged on {result.n_judged_on} others; none that is held out was used."
     )
 
 
-def _rate(c: "Condition") -> str:
+def _rate(c: "ArmResult") -> str:
     return "-" if c.behaviour_rate is None else percent(c.behaviour_rate)
 
 
-def _right(c: "Condition") -> str:
+def _right(c: "ArmResult") -> str:
     return "-" if c.right_rate is None else percent(c.right_rate)
 
 
-def _with_ci(c: "Condition") -> str:
+def _with_ci(c: "ArmResult") -> str:
     return f"{_rate(c)} ({100 * c.ci[0]:.0f}-{100 * c.ci[1]:.0f})"
 
 
-def _kl(c: "Condition") -> str:
+def _kl(c: "ArmResult") -> str:
     return f"{c.damage.kl_mean:.2g}" if c.damage else "-"

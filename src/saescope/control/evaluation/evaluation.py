@@ -1,0 +1,78 @@
+"""The result of `evaluate`."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from saescope.control.evaluation.arm_results import ArmResult
+from saescope.control.evaluation.judge import Label
+from saescope.control.evaluation.verdict import Finding
+from saescope.sources.prompts import Prompt
+from saescope.table import Table
+
+_NESTED = ("sets", "kl_sets", "languages", "each", "spread", "ci")
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation(Table):
+    """What edits do: results of the unedited arm, the edits' strengths, and the controls."""
+
+    behaviour: dict[str, Any]
+    "The judge's description."
+
+    target: list[str]
+    arms: list[ArmResult]
+    chosen: ArmResult
+    "The strength that does most without harm."
+
+    findings: list[Finding]
+    replies: dict[str, list[str]]
+    "A reply per prompt, by the arm's title."
+
+    labels: dict[str, list[Label]]
+    "A label per prompt, by the arm's title."
+
+    prompts: list[Prompt]
+    neutral_tokens: int
+    controls_left_out: list[str]
+    "Controls that were not measured, and what they need."
+
+    @property
+    def verdict(self) -> list[str]:
+        """What may be concluded, one sentence per finding."""
+        return [finding.text for finding in self.findings]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope evaluate`."""
+        return {
+            "behaviour": self.behaviour,
+            "target": self.target,
+            "conditions": [arm.to_dict() for arm in self.arms],
+            "chosen": {"name": self.chosen.name, "strength": self.chosen.strength},
+            "neutral_tokens": self.neutral_tokens,
+            "verdict": " ".join(self.verdict),
+            "findings": [vars(finding) for finding in self.findings],
+            "controls_left_out": self.controls_left_out,
+            "replies": [self._replies(n) for n in range(len(self.prompts))],
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per arm."""
+        return [_row(arm) for arm in self.arms]
+
+    def _replies(self, n: int) -> dict[str, Any]:
+        """Every arm's reply to one prompt."""
+        prompt = self.prompts[n]
+        return {
+            "id": prompt.id,
+            "set": prompt.set,
+            "prompt": prompt.display_text,
+            "by": {title: texts[n] for title, texts in self.replies.items()},
+            "labels": {title: labels[n] for title, labels in self.labels.items()},
+        }
+
+
+def _row(arm: ArmResult) -> dict[str, Any]:
+    plain = {name: value for name, value in arm.to_dict().items() if name not in _NESTED}
+    low, high = arm.ci
+    return {**plain, "ci_low": low, "ci_high": high}

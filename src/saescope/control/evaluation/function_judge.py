@@ -1,0 +1,102 @@
+"""Judges that are Python functions, given by the user or loaded from a file or module."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, final
+
+from saescope.control.evaluation.judge import Judge, Label, Reply, as_label
+from saescope.errors import JudgeError, first_line
+
+JudgeFunction = Callable[[str], str | bool | None]
+"Takes a reply's text. Returns a name for what it shows, True, None or False, or UNSCORED."
+
+
+@final
+@dataclass(frozen=True)
+class FunctionJudge:
+    """Labels replies with a function of their text."""
+
+    function: JudgeFunction
+
+    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
+        """One label per reply. Raises JudgeError if the function fails or returns no label."""
+        return [self._label(reply.text) for reply in replies]
+
+    def describe(self) -> dict[str, Any]:
+        """The function's name, or what its own `describe()` returns."""
+        describe = getattr(self.function, "describe", None)
+        if describe is None:
+            return {"name": self._name}
+        description: dict[str, Any] = describe()
+        return description
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
+
+    def _label(self, text: str) -> Label:
+        try:
+            return as_label(self.function(text))
+        except Exception as error:  # the user's code may raise anything
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise JudgeError(
+                f"judge {self._name} failed on the reply {text[:60]!r}: {reason}"
+            ) from error
+
+
+def as_judge(judge: Judge | JudgeFunction) -> Judge:
+    """The judge itself, or a judge that calls this function."""
+    return judge if isinstance(judge, Judge) else FunctionJudge(judge)
+
+
+def load_judge(place: str) -> Judge:
+    """The function at `path/to/file.py:function` or `module:function`, as a judge.
+
+    Raises JudgeError if there is no such function or importing it fails.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import saescope as ss
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "shouting.py"
+    ...     _ = path.write_text("def shouts(reply):\\n    return reply.isupper()\\n")
+    ...     judge = ss.load_judge(f"{path}:shouts")
+    >>> judge.describe()
+    {'name': 'shouts'}
+    """
+    module_name, _, function_name = place.rpartition(":")
+    if not module_name or not function_name.isidentifier():
+        raise JudgeError(f"judge {place!r} is not FILE.py:FUNCTION, MODULE:FUNCTION or a URL")
+    module = _import(place, module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise JudgeError(f"judge {place}: {module_name} has no function {function_name!r}")
+    return as_judge(function)
+
+
+def _import(place: str, name: str) -> ModuleType:
+    try:
+        if name.endswith(".py"):
+            return _import_file(Path(name).expanduser())
+        return importlib.import_module(name)
+    except Exception as error:  # importing runs the user's code
+        raise JudgeError(
+            f"judge {place}: {name} cannot be imported: {first_line(error)}"
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"saescope_judge_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in the file look here for their module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,93 @@
+"""What a judge is: it gives every reply a label, which says what the reply shows."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from saescope.sources.prompts import Prompt
+
+EMPTY = "empty"
+"Label of a reply without a letter or digit. No rate counts it."
+UNSCORED = "unscored"
+"Label of a reply that the judge cannot decide. No rate counts it."
+Label = str | None
+"A name for what a reply shows, None if it shows nothing of the kind, EMPTY or UNSCORED."
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's reply to a prompt: token ids and text."""
+
+    prompt: Prompt
+    ids: Sequence[int]
+    text: str
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Labels replies, and may read their prompts and token ids.
+
+    A judge may also have `describe()`, a dict with its "name", which results then show.
+    """
+
+    def label_all(self, replies: Sequence[Reply]) -> list[Label]:
+        """One label per reply. Every reply has at least one letter or digit."""
+
+
+def label_replies(judge: Judge, replies: Sequence[Reply]) -> list[Label]:
+    """One label per reply: EMPTY for replies without a letter or digit, the judge's for the others.
+
+    Raises JudgeError if the judge fails or returns something that is no label.
+    """
+    labels: list[Label] = [EMPTY] * len(replies)
+    scored = [n for n, reply in enumerate(replies) if has_words(reply.text)]
+    judged = judge.label_all([replies[n] for n in scored])
+    for n, label in zip(scored, judged, strict=True):
+        labels[n] = label
+    return labels
+
+
+def shows_behaviour(label: Label) -> bool | None:
+    """Whether the behaviour shows; None if the reply is empty or unscored."""
+    if label in (EMPTY, UNSCORED):
+        return None
+    return label is not None
+
+
+def as_label(value: Any) -> Label:
+    """A label from a judge's answer: True becomes "shown". Raises ValueError for anything else."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return "shown"
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError(f"{value!r} is neither a name, true nor false")
+
+
+def describe_judge(judge: Judge) -> dict[str, Any]:
+    """The judge's own description, or its class name."""
+    describe = getattr(judge, "describe", None)
+    if describe is None:
+        return {"name": type(judge).__name__}
+    description: dict[str, Any] = describe()
+    return description
+
+
+def reply_text(reply: str) -> str:
+    """The reply after any thinking."""
+    return reply.rpartition("</think>")[2]
+
+
+def normalised(reply: str) -> str:
+    """The reply after any thinking, in one case and width, with plain quotes and single spaces."""
+    text = unicodedata.normalize("NFKC", reply_text(reply)).casefold()
+    text = text.replace("’", "'").replace("`", "'")
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def has_words(reply: str) -> bool:
+    """Whether a reply has a letter or digit after any thinking."""
+    return any(c.isalnum() for c in normalised(reply))

@@ -1,0 +1,111 @@
+"""Settings of `evaluate` and `select`, and the data that both read beside prompts. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saescope.control.edits import Op
+from saescope.errors import PromptError
+from saescope.sources.prompts import Prompt
+
+Goal = Literal["suppress", "amplify"]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How edits are evaluated: on which sets, at which strengths, beside how many controls."""
+
+    target: tuple[str, ...] | None = None
+    "Prompt sets that show the behaviour; the others are measured beside them. Default: all sets."
+
+    sweep: tuple[float, ...] = (1.0,)
+    "Multiples of the edits' strengths to try."
+
+    draws: int = 3
+    "Draws of each random control."
+
+    instruction: str | None = None
+    "Instruction for the prompt-only control. Default: that control is not measured."
+
+    max_new_tokens: int = 48
+    "Maximum number of tokens per reply."
+
+    thinking: bool | None = None
+    "Tell the chat template to think, or not to. Default: the template's own."
+
+    seed: int = 0
+    "Sampling seed of the random controls."
+
+    def check(self) -> None:
+        """Raises PromptError for a value that no evaluation can use."""
+        if self.draws < 0:
+            raise PromptError(f"draws must be 0 or more, got {self.draws}")
+        if self.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not self.strengths:
+            raise PromptError("sweep has no strength that edits anything")
+
+    @property
+    def strengths(self) -> list[float]:
+        """The strengths of the sweep that edit anything, each once."""
+        return [float(strength) for strength in dict.fromkeys(self.sweep) if strength]
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """How features are selected: how many, from how many candidates, at which strengths."""
+
+    max_features: int = 5
+    "Maximum number of features."
+
+    candidates: int = 12
+    "Number of detected features to try, best detectors first."
+
+    strengths: tuple[float, ...] = (-1.0, -2.0, -3.0)
+    "Strengths to try; for `add`, multiples of the feature's largest activation."
+
+    op: Op = "scale"
+    "How features are edited."
+
+    goal: Goal = "suppress"
+    "Suppress the behaviour on target prompts, or amplify it on the others."
+
+    prompts: int = 16
+    "Number of prompts to choose on, of prompts to judge on, and of neutral texts."
+
+    max_new_tokens: int = 32
+    "Maximum number of tokens per reply."
+
+    seed: int = 0
+    "Sampling seed: decides which prompts features are chosen on."
+
+    thinking: bool | None = None
+    "Tell the chat template to think, or not to. Default: the template's own."
+
+    def check(self) -> None:
+        """Raises PromptError for a value that no selection can use."""
+        for name in ("max_features", "candidates", "prompts", "max_new_tokens"):
+            value = getattr(self, name)
+            if value < 1:
+                raise PromptError(f"{name} must be at least 1, got {value}")
+        if not self.strengths or not all(0 < abs(s) < 1e6 for s in self.strengths):
+            raise PromptError("strengths must be numbers other than 0, such as -1,-2")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the JSON of `saescope select`."""
+        plain = {name: value for name, value in vars(self).items() if name != "thinking"}
+        return {**plain, "strengths": list(self.strengths)}
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """What edits are measured against, beside the prompts themselves."""
+
+    neutral: Sequence[Prompt] = ()
+    "Texts on which damage is measured. Those of target sets are left out."
+
+    answers: Mapping[str, str] | None = None
+    "Right answers by prompt id; case and spaces do not matter."
+
+    discovery: Sequence[Prompt] = ()
+    "Prompts that define the difference-of-means control: of target sets and of others."
