@@ -13,7 +13,8 @@ from safetensors.torch import save_file as save_torch
 
 from conftest import Pair
 from saescope.analysis.directions import difference_of_means
-from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
+from saescope.control.edits import Edit, EditSet, parse_edit
+from saescope.control.edits_file import read_edits, write_edits
 from saescope.engine.extract import extract
 from saescope.errors import EditError, PromptError, RunError, SourceError
 from saescope.sources.directions import Direction, read_direction

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saescope.control.edits import Condition, Edit, EditSet, parse_edit, read_edits, write_edits
+from saescope.control.edits import Edit, EditSet, FeatureCondition, parse_edit
+from saescope.control.edits_file import read_edits, write_edits
 from saescope.errors import EditError
 from saescope.sources.catalog import Feature
 
@@ -27,7 +28,11 @@ sizes = st.none() | st.integers(1, 200_000)
 def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
     share = min(1.0, abs(strength)) if op == "project" else strength
     *rest, condition = rest
-    when = None if condition is None else Condition(Feature(at[0] // 2, condition[0]), condition[1])
+    when = (
+        None
+        if condition is None
+        else FeatureCondition(Feature(at[0] // 2, condition[0]), condition[1])
+    )
     return Edit(Feature(*at), op, share, *rest, when=when)
 
 
@@ -66,9 +71,9 @@ def test_contract_example_is_read(tmp_path: Path) -> None:
 
 
 def test_conditions_are_read_in_words_and_in_files(tmp_path: Path) -> None:
-    expected = Edit("17/23991", "scale", -2.0, "topk", when=Condition(Feature(3, 555), 2.5))
+    expected = Edit("17/23991", "scale", -2.0, "topk", when=FeatureCondition(Feature(3, 555), 2.5))
     assert parse_edit("17/23991 scale -2 topk when 3/555 > 2.5") == expected
-    assert parse_edit("17/2 when 17/3").condition == Condition(Feature(17, 3))
+    assert parse_edit("17/2 when 17/3").condition == FeatureCondition(Feature(17, 3))
     (tmp_path / "edits.toml").write_text(
         HEAD + '[[edit]]\nfeature = "17/23991"\nstrength = -2\ngate = "topk"\nwhen = "3/555 > 2.5"'
     )

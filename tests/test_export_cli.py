@@ -9,7 +9,8 @@ import pytest
 
 import tiny
 from conftest import Pair
-from saescope.control.edits import Edit, EditSet, write_edits
+from saescope.control.edits import Edit, EditSet
+from saescope.control.edits_file import write_edits
 from saescope.surfaces.cli import run as cli
 from test_cli_hostile import assert_refused
 

@@ -11,7 +11,8 @@ import torch
 import tiny
 from saescope.analysis.detect import detect
 from saescope.analysis.detection import DetectSettings
-from saescope.control.edits import Edit, read_edits
+from saescope.control.edits import Edit
+from saescope.control.edits_file import read_edits
 from saescope.control.evaluation.output_score import output_scores
 from saescope.control.evaluation.select import select
 from saescope.control.evaluation.settings import ReferenceData, SelectSettings

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import tiny
 from conftest import Pair
-from saescope.control.edits import Edit, EditSet, write_edits
+from saescope.control.edits import Edit, EditSet
+from saescope.control.edits_file import write_edits
 from saescope.control.formulae import bind_edits, coefficients, delta
 from saescope.control.steer import _HOOKS, steered
 from saescope.demo import ORGANISM

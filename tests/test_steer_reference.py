@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 import tiny
-from saescope.control.edits import Condition, Edit
+from saescope.control.edits import Edit, FeatureCondition
 from saescope.control.steer import steered
 from saescope.engine.generate import generate
 from saescope.engine.lm import LM, load_lm
@@ -191,7 +191,7 @@ def test_a_condition_holds_position_by_position(
     lm, saes = steerable
     often = Feature(layer, {0: 185, 1: 166}[layer])  # among the 8 on a third of these positions
     edits = [
-        Edit(Feature(LAYER, 9), "add", 2.0, gate, when=Condition(often, above)),
+        Edit(Feature(LAYER, 9), "add", 2.0, gate, when=FeatureCondition(often, above)),
         Edit(Feature(LAYER, 4), "add", 1.0, gate, scope="decode"),
         Edit(
             Feature(0, 2), "add", 5.0, when="0/7"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from saescope.control.baking.bake_result import BakeResult
     from saescope.control.baking.settings import BakeSettings
     from saescope.control.diff import Diff, diff
-    from saescope.control.edits import Edit, EditSet, parse_edit, read_edits, write_edits
+    from saescope.control.edits import Edit, EditSet, parse_edit
+    from saescope.control.edits_file import read_edits, write_edits
     from saescope.control.evaluation.behaviour import (
         FeatureRule,
         LanguageJudge,
@@ -184,7 +185,8 @@ _HOME = {
     "control.baking.bake_result": ("BakeResult",),
     "control.baking.settings": ("BakeSettings",),
     "control.diff": ("Diff", "diff"),
-    "control.edits": ("Edit", "EditSet", "parse_edit", "read_edits", "write_edits"),
+    "control.edits": ("Edit", "EditSet", "parse_edit"),
+    "control.edits_file": ("read_edits", "write_edits"),
     "control.evaluation.behaviour": (
         "FeatureRule",
         "LanguageJudge",

@@ -1,74 +1,100 @@
-"""Edits: which features or directions are changed, how, and by how much; read from and written to TOML. No torch."""
+"""Edits: which features or directions change, how, and by how much. No torch."""
 
-import json
 import shlex
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from saescope.errors import EditError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
-from saescope.store.atomic import replace_file
-from saescope.store.directions import write_directions
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
 Scope = Literal["all", "prefill", "decode", "last"]
 DIRECTION_OPS: tuple[Op, ...] = ("add", "project", "readout_clamp")
-_MOST = 3.4e38
-_USUAL: Mapping[str, float] = {"scale": -1.0, "clamp": 0.0, "readout_clamp": 0.0, "project": 1.0}
+DEFAULT_STRENGTHS: Mapping[str, float] = {
+    "scale": -1.0,
+    "clamp": 0.0,
+    "readout_clamp": 0.0,
+    "project": 1.0,
+}
+_FLOAT32_MAX = 3.4e38
 
 
 @dataclass(frozen=True)
-class Condition:
-    """Where an edit may act: on positions on which another feature's activation is above `above` (0: it fires)."""
+class FeatureCondition:
+    """Restricts an edit to positions on which another feature fires, or exceeds a number."""
 
     feature: Feature
+    "The feature whose activation decides."
+
     above: float = 0.0
+    "The edit acts only where the activation is above this number. Default: 0, the feature fires."
 
     def __str__(self) -> str:
         return f"{self.feature} > {self.above!r}" if self.above else str(self.feature)
 
     @classmethod
-    def parse(cls, text: str) -> "Condition":
+    def parse(cls, text: str) -> "FeatureCondition":
         """Read `17/555` or `17/555 > 2.5`; raises EditError for anything else."""
-        feature, sign, above = text.partition(">")
+        feature, _, above = text.partition(">")
         try:
-            one = cls(Feature.parse(feature), float(above) if sign else 0.0)
+            condition = cls(Feature.parse(feature), float(above) if ">" in text else 0.0)
         except (SourceError, ValueError) as error:
             raise EditError(
                 f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5"
             ) from error
-        if not 0 <= one.above < _MOST:
+        if not 0 <= condition.above < _FLOAT32_MAX:
             raise EditError(
-                f"condition {text!r}: an activation is not above {one.above}: give a number from 0 on"
+                f"condition {text!r}: an activation cannot be compared with {condition.above}: "
+                "give a number from 0 on"
             )
-        return one
+        return condition
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change to the residual, along a feature's decoder column or along a plain direction: one of the two is given.
+    """One change to the residual after a layer, along a feature's decoder column or a direction.
 
-    `strength` is in units of the feature's activation (of the direction as stored) for `add`, a share of the activation
-    for `scale` (-1 when left out), the target for the clamps (0; of a direction, its component in the residual), the
-    share of the component for `project` (1). `gate` says when a feature counts as on; `scope` which positions are
-    edited: all, those of the prompt (prefill), those generated (decode), or the last of each pass, which is what the
-    next token is predicted from. `when` restricts it to positions on which another feature of this layer or an earlier
-    one fires. Raises EditError for an edit that cannot be.
+    Give either `feature` or `direction`. `formulae.py` has the formula of each op. Raises
+    EditError for values that no edit can have.
+
+    >>> import saescope as ss
+    >>> edit = ss.Edit("2/412", "scale", -2.0, when="1/30 > 0.5")
+    >>> edit.name, edit.layer, sorted(edit.sae_layers)
+    ('2/412', 2, [1, 2])
+    >>> ss.parse_edit("2/412 scale -2 when 1/30 > 0.5") == edit
+    True
     """
 
     feature: Feature | str | None = None
+    "The feature to edit, such as 17/23991."
+
     op: Op = "scale"
+    "add, scale (by the activation), clamp (the activation), readout_clamp or project (remove)."
+
     strength: float | int | None = None
+    """
+    add: units of the activation, or of the direction as stored. scale: multiples of the activation
+    (default: -1). clamp and readout_clamp: the target (default: 0). project: the share of the
+    component that is removed (default: 1).
+    """
+
     gate: Gate = "relu"
+    "When a feature is on. relu: pre-activation above 0; topk: the SAE itself lets it fire."
+
     scope: Scope = "all"
+    "Positions to edit: all, those of the prompt (prefill), generated ones (decode), or the last."
+
     skip_sinks: bool = True
+    "Leave the first position and attention sinks unedited."
+
     direction: Direction | None = None
-    when: Condition | str | None = None
+    "A plain direction to edit along, instead of a feature."
+
+    when: FeatureCondition | str | None = None
+    "Edit only where a feature of this or an earlier layer fires, such as 17/555 or 17/555 > 2.5."
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
@@ -78,267 +104,174 @@ class Edit:
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
         if isinstance(self.when, str):
-            object.__setattr__(self, "when", Condition.parse(self.when))
-        _check(self.name, vars(self))
-        if (condition := self.condition) is not None and condition.feature.layer > self.layer:
+            object.__setattr__(self, "when", FeatureCondition.parse(self.when))
+        _check_values(self.name, vars(self))
+        condition = self.condition
+        if condition is not None and condition.feature.layer > self.layer:
             raise EditError(
-                f"edit of {self.name}: {condition.feature} is of a later layer, which is not known yet there"
+                f"edit of {self.name}: {condition.feature} is of a later layer, whose activations "
+                "are not known yet"
             )
 
     @property
     def amount(self) -> float:
-        """The strength, or what the op means without one."""
-        return float(_USUAL[self.op] if self.strength is None else self.strength)
+        """The strength, or the default strength of the op."""
+        return float(DEFAULT_STRENGTHS[self.op] if self.strength is None else self.strength)
 
     @property
     def is_noop(self) -> bool:
-        """Whether the edit is none at all."""
+        """Whether the edit changes nothing, whatever the residual."""
         return self.amount == 0 and self.op in ("add", "scale", "project")
 
     @property
-    def condition(self) -> Condition | None:
-        """What `when` says, read where it was given as text."""
-        return Condition.parse(self.when) if isinstance(self.when, str) else self.when
+    def condition(self) -> FeatureCondition | None:
+        """`when`, parsed if it was given as text."""
+        return FeatureCondition.parse(self.when) if isinstance(self.when, str) else self.when
 
     @property
-    def layers(self) -> set[int]:
-        """Layers whose SAE the edit needs."""
-        of = [self.target_feature] if self.direction is None else []
-        return {
-            feature.layer
-            for feature in (*of, *([self.condition.feature] if self.condition else []))
-        }
+    def sae_layers(self) -> set[int]:
+        """Layers whose SAE the edit needs: its feature's and its condition's."""
+        layers = set()
+        if self.direction is None:
+            layers.add(self.layer)
+        if self.condition is not None:
+            layers.add(self.condition.feature.layer)
+        return layers
 
     @property
     def layer(self) -> int:
         """The layer after which the residual is changed."""
-        return self.direction.layer if self.direction is not None else self.target_feature.layer
+        return self.target_feature.layer if self.direction is None else self.direction.layer
 
     @property
     def name(self) -> str:
         """What is edited, as people read it: `17/23991`, or a direction's `NAME@17`."""
-        return str(self.direction if self.direction is not None else self.target_feature)
+        return str(self.target_feature if self.direction is None else self.direction)
 
     @property
     def target_feature(self) -> Feature:
-        """The feature; raises EditError where the edit is of a direction."""
+        """The feature; raises EditError for an edit of a direction."""
         if self.feature is None:
             raise EditError(f"edit of {self.name}: it is of a direction, not of a feature")
         return Feature.parse(self.feature) if isinstance(self.feature, str) else self.feature
 
 
-def _check(what: str, values: Mapping[str, Any]) -> None:
-    """Raises EditError for a value that no edit can have."""
-    for name, allowed in (("op", Op), ("gate", Gate), ("scope", Scope)):
-        if name in values and values[name] not in get_args(allowed):
-            raise EditError(
-                f"edit of {what}: {name} {values[name]!r} is not one of {', '.join(get_args(allowed))}"
-            )
-    op, strength, skip_sinks = (
-        values.get("op", "scale"),
-        values.get("strength"),
-        values.get("skip_sinks", True),
-    )
-    if values.get("direction") is not None and op not in DIRECTION_OPS:
-        raise EditError(
-            f"edit of {what}: {op} needs a feature; a direction takes {', '.join(DIRECTION_OPS)}"
-        )
-    if strength is None:
-        if op not in _USUAL:
-            raise EditError(f"edit of {what}: {op} needs a strength")
-        strength = _USUAL[op]
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise EditError(f"edit of {what}: strength {strength!r} is not a number")
-    if not abs(strength) < _MOST:
-        raise EditError(f"edit of {what}: strength {strength} is not finite in float32")
-    if op == "project" and not 0 <= strength <= 1:
-        raise EditError(
-            f"edit of {what}: project removes a share between 0 and 1 of the component, not {strength}"
-        )
-    if not isinstance(values.get("when"), Condition | str | None):
-        raise EditError(
-            f'edit of {what}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"'
-        )
-    if not isinstance(skip_sinks, bool):
-        raise EditError(f"edit of {what}: skip_sinks {skip_sinks!r} is not true or false")
-
-
 @dataclass(frozen=True)
 class EditSet:
-    """Edits and what they are for: a model, and an SAE ("" where none is needed), as far as they are known.
-
-    Of the SAE: its sizes, its k, and the fingerprints of its files by layer.
-    """
+    """Edits with the model and the SAE that they belong to, as an edits file holds them."""
 
     model: str
+    "Name or path of the model."
+
     sae: str
+    'Name or path of the SAE; "" if the edits are of plain directions only.'
+
     edits: tuple[Edit, ...]
+    "The edits, all applied to the same residual."
+
     d_model: int | None = None
+    "Width of the residual, if known."
+
     d_sae: int | None = None
+    "Number of features of the SAE, if known."
+
     k: int | None = None
+    "The SAE's k, if it has one."
+
     sae_files: Mapping[str, str] = field(default_factory=dict)
+    "Fingerprint of the SAE's file by layer, if known."
 
-    def check(self, spec: SaeSpec) -> None:
-        """Raises EditError for an SAE that is not the one these edits are of, naming what differs."""
-        for what in ("d_model", "d_sae", "k"):
-            wanted, found = getattr(self, what), getattr(spec, what)
-            if wanted is not None and wanted != found:
+    def check_sae(self, spec: SaeSpec) -> None:
+        """Raises EditError if the SAE is not the one of these edits, naming what differs."""
+        for size in ("d_model", "d_sae", "k"):
+            expected, actual = getattr(self, size), getattr(spec, size)
+            if expected is not None and expected != actual:
                 raise EditError(
-                    f"these edits are of an SAE with {what} {wanted}, {spec.release} has {found}"
+                    f"these edits are of an SAE with {size} {expected}, {spec.release} has {actual}"
                 )
-        wanted = self.sae_files.get(str(spec.layer), spec.fingerprint)
-        if wanted != spec.fingerprint:
+        expected = self.sae_files.get(str(spec.layer), spec.fingerprint)
+        if expected != spec.fingerprint:
             raise EditError(
-                f"these edits are of another SAE: the file of layer {spec.layer} of {spec.release} is not the one they "
-                f"were made with ({spec.fingerprint}, not {wanted})"
+                f"these edits are of another SAE: the file of layer {spec.layer} of {spec.release} "
+                f"has the fingerprint {spec.fingerprint}, not {expected}"
             )
-
-
-def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
-    """Write an edits file whole or not at all; directions go into a file beside it, NAME.directions.safetensors.
-
-    Raises ResourceError where it cannot be written.
-    """
-    directions = list(
-        dict.fromkeys(edit.direction for edit in edits.edits if edit.direction is not None)
-    )
-    beside = path.with_name(f"{path.stem}.directions.safetensors")
-    names = write_directions(directions, beside) if directions else []
-    place = {one: f"{beside.name}#{name}" for one, name in zip(directions, names, strict=True)}
-    lines = [f"# {''.join(c if c.isprintable() else ' ' for c in line)}" for line in comments]
-    lines += [f"{f.name} = {_toml(getattr(edits, f.name))}" for f in fields(edits)
-              if f.name != "edits" and getattr(edits, f.name) not in (None, "", {})]  # fmt: skip
-    for edit in edits.edits:
-        lines += [
-            "",
-            "[[edit]]",
-            *(f"{key} = {_toml(value)}" for key, value in _row(edit, place).items()),
-        ]
-    replace_file(path, "\n".join(lines) + "\n")
-
-
-def _row(edit: Edit, place: Mapping[Direction, str]) -> dict[str, Any]:
-    """One edit as the keys of an edits file."""
-    what: dict[str, Any] = {"feature": edit.name}
-    if edit.direction is not None:
-        what = {"direction": place[edit.direction], "layer": edit.layer}
-    own = {name: getattr(edit, name) for name in ("gate", "scope", "skip_sinks")}
-    when = {} if edit.condition is None else {"when": str(edit.condition)}
-    return {**what, "op": edit.op, "strength": edit.amount, **own, **when}
 
 
 def parse_edit(text: str) -> Edit:
-    """An edit in words, `17/23991 scale -1 relu all`, the last ones left out at will; raises EditError otherwise.
+    """Read an edit written as `FEATURE OP STRENGTH GATE SCOPE when CONDITION`.
 
-    A direction's file stands for a feature: `japanese.safetensors add 2`, with `#TENSOR` where it has several and
-    `@LAYER` where it does not say its layer; a name with spaces in quotes. `when 17/555 > 2.5` may come last.
+    Everything after the feature may be left out from the right, as in `17/23991 scale -1`. Instead
+    of a feature, give a direction's file: `japanese.safetensors add 2`, with `#TENSOR` if it holds
+    several and `@LAYER` if it does not say its layer; quote names with spaces. Raises EditError for
+    anything else.
     """
-    text, condition, when = text.partition(" when ")
+    text, _, when = text.partition(" when ")
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise EditError(f"edit {text!r}: {error}") from error
     if not 1 <= len(words) <= 5:
         raise EditError(
-            f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, as 17/23991 scale -1"
+            f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, "
+            "as 17/23991 scale -1"
         )
-    values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), words[1:], strict=False))
-    values |= {"when": when} if condition else {}
+    target, *options = words
+    values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), options, strict=False))
+    if when:
+        values["when"] = when
     try:
-        values |= _named(words[0])
+        if ".safetensors" in target:
+            values["direction"] = read_direction(*parse_direction_ref(target))
+        else:
+            values["feature"] = Feature.parse(target)
         if "strength" in values:
             values["strength"] = float(values["strength"])
     except (SourceError, ValueError) as error:
         raise EditError(f"edit {text!r}: {error}") from error
-    return _made(values)
+    return edit_from_values(values)
 
 
-def _made(values: dict[str, Any]) -> Edit:
-    """The edit of these values; raises EditError for what no type checker has seen."""
-    _check(str(values.get("direction", values.get("feature"))), values)
+def edit_from_values(values: Mapping[str, Any]) -> Edit:
+    """The edit with these fields; raises EditError for values that no type checker has seen."""
+    target = values.get("direction", values.get("feature"))
+    _check_values(str(target), values)
     return Edit(**values)
 
 
-def _named(word: str) -> dict[str, Feature | Direction]:
-    if ".safetensors" in word:
-        return {"direction": read_direction(*parse_direction_ref(word))}
-    return {"feature": Feature.parse(word)}
-
-
-def read_edits(path: str | Path) -> EditSet:
-    """Read an edits file; raises EditError for anything unreadable, unknown or out of range, naming it."""
-    path = Path(path).expanduser()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EditError(
-            f"{path} does not exist: give an edits file, such as detect writes"
-        ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise EditError(f"{path} is no edits file: {error}") from error
-    rows = data.pop("edit", [])
-    _check_keys(data, {f.name for f in fields(EditSet)} - {"edits"}, path, "the file")
-    for key, kind in (("model", str), ("sae", str), ("d_model", int), ("d_sae", int), ("k", int)):
-        if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
+def _check_values(name: str, values: Mapping[str, Any]) -> None:
+    """Raises EditError for a value that no edit can have; absent fields have their defaults."""
+    for key, choices in (("op", Op), ("gate", Gate), ("scope", Scope)):
+        allowed = get_args(choices)
+        if values.get(key, allowed[0]) not in allowed:
             raise EditError(
-                f"{path}: {key} is {data[key]!r}, not a {'string' if kind is str else 'number'}"
+                f"edit of {name}: {key} {values[key]!r} is not one of {', '.join(allowed)}"
             )
-    files = data.get("sae_files", {})
-    if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+    op = values.get("op", "scale")
+    if values.get("direction") is not None and op not in DIRECTION_OPS:
         raise EditError(
-            f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}'
+            f"edit of {name}: {op} needs a feature; a direction takes {', '.join(DIRECTION_OPS)}"
         )
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        rows = []
-    needed = ["model"] if rows and all("feature" not in row for row in rows) else ["model", "sae"]
-    if missing := [key for key in needed if key not in data]:
+    _check_strength(name, op, values.get("strength"))
+    if not isinstance(values.get("when"), FeatureCondition | str | None):
         raise EditError(
-            f"{path} does not say its {missing[0]}: an edit is of one model and one SAE"
+            f'edit of {name}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"'
         )
-    if not rows:
-        raise EditError(f"{path} has no [[edit]]")
-    try:
-        edits = tuple(_edit(row, path, n) for n, row in enumerate(rows, 1))
-    except (EditError, SourceError) as error:
-        raise EditError(f"{path}: {error}") from error
-    return EditSet(**{"sae": "", **data}, edits=edits)
+    skip_sinks = values.get("skip_sinks", True)
+    if not isinstance(skip_sinks, bool):
+        raise EditError(f"edit of {name}: skip_sinks {skip_sinks!r} is not true or false")
 
 
-def _edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
-    _check_keys(row, {*(f.name for f in fields(Edit)), "layer"}, path, f"edit {number}")
-    values, layer = dict(row), row.get("layer")
-    if ("feature" in row) == ("direction" in row):
+def _check_strength(name: str, op: str, strength: Any) -> None:
+    if strength is None:
+        if op not in DEFAULT_STRENGTHS:
+            raise EditError(f"edit of {name}: {op} needs a strength")
+        return
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise EditError(f"edit of {name}: strength {strength!r} is not a number")
+    if not abs(strength) < _FLOAT32_MAX:
+        raise EditError(f"edit of {name}: strength {strength} is not finite in float32")
+    if op == "project" and not 0 <= strength <= 1:
         raise EditError(
-            f"edit {number} names no feature, as 17/23991, and no direction: give one of the two"
+            f"edit of {name}: project removes a share between 0 and 1 of the component, "
+            f"got {strength}"
         )
-    if not isinstance(row.get("feature", row.get("direction")), str):
-        raise EditError(f'edit {number}: what it is of is not a string, as "17/23991"')
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
-        raise EditError(f"edit {number}: layer {layer!r} is not a number")
-    if "direction" in row:
-        file, tensor, _ = parse_direction_ref(
-            str(path.parent / Path(row["direction"]).expanduser())
-        )
-        values["direction"] = read_direction(file, tensor, layer)
-    elif layer is not None:
-        raise EditError(f"edit {number}: a feature says its layer itself; layer is a direction's")
-    values.pop("layer", None)
-    return _made(values)
-
-
-def _check_keys(row: Mapping[str, Any], known: set[str], path: Path, where: str) -> None:
-    if unknown := row.keys() - known:
-        raise EditError(
-            f"{path}: {where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}"
-        )
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + " }"
-    # A JSON string without escapes of surrogates is a TOML basic string, but for DEL.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -99,7 +99,7 @@ def _activate(
         bound = bound if turn is None else bound.turned(turn)
         layers[layer] = _Layer(bound, numbers, kinds, asks if any(asks) else None)
     watched = {layer: watch(wanted, sae_of[layer]) for layer, wanted in asked.items()}
-    used = {layer for number in acting for layer in edits[number].layers}
+    used = {layer for number in acting for layer in edits[number].sae_layers}
     mark = (
         tuple(edits[number] for number in acting),
         turn,
@@ -138,7 +138,7 @@ def _check_fit(lm: LM, edit: Edit, sae_of: Mapping[int, Sae]) -> None:
             f"edit of {edit.name}: {lm.spec.repo} is streamed, a layer in a pass: a condition of another layer is not "
             "known there"
         )
-    for layer in sorted(edit.layers):
+    for layer in sorted(edit.sae_layers):
         if layer not in sae_of:
             raise EditError(f"edit of {edit.name}: there is no SAE of layer {layer} here")
         if (width := sae_of[layer].spec.d_model) != lm.spec.d_model:

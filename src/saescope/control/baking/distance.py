@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from saescope.control.baking.methods import ResidualHook
 from saescope.control.baking.residual_map import ResidualMap
+from saescope.control.divergence import kl_divergence, top1_flips
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
 from saescope.engine.logits import Logits, last_residuals
@@ -93,8 +94,8 @@ def distance(first: RecordedOutputs, second: RecordedOutputs) -> Distance:
     pairs = zip(first.resid.split(_TOKENS), second.resid.split(_TOKENS), strict=True)
     for a, b in pairs:
         p, q = _log_softmax(first, a), _log_softmax(second, b)
-        kls.append((p.exp() * (p - q)).sum(-1).clamp(min=0))
-        flips.append(p.argmax(-1) != q.argmax(-1))
+        kls.append(kl_divergence(p, q))
+        flips.append(top1_flips(p, q))
     kl = torch.cat(kls).numpy()
     p95, p99 = np.quantile(kl, [0.95, 0.99])
     share = float(torch.cat(flips).double().mean())

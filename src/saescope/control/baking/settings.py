@@ -11,7 +11,14 @@ Conversion = Literal["project"]
 
 @dataclass(frozen=True)
 class BakeSettings:
-    """How `bake` puts edits into weights, and whether it measures the result."""
+    """How `bake` puts edits into weights, and whether it measures the result.
+
+    >>> import saescope as ss
+    >>> settings = ss.BakeSettings(method="readers-above", measure=False)
+    >>> settings.check()
+    >>> settings.method, settings.convert
+    ('readers-above', None)
+    """
 
     method: Method | None = None
     (

@@ -14,7 +14,8 @@ from saescope.analysis.detect import detect as detect_in
 from saescope.analysis.detection import Detection, DetectSettings
 from saescope.analysis.directions import Position, difference_of_means
 from saescope.analysis.sets import check_sets
-from saescope.control.edits import Edit, EditSet, write_edits
+from saescope.control.edits import Edit, EditSet
+from saescope.control.edits_file import write_edits
 from saescope.errors import PromptError
 from saescope.store.directions import write_directions
 from saescope.store.masking import Masking

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
 
-from saescope.control.edits import EditSet, parse_edit, read_edits
+from saescope.control.edits import EditSet, parse_edit
+from saescope.control.edits_file import read_edits
 from saescope.errors import EditError
 from saescope.surfaces.cli.inputs import Inputs
 
@@ -74,7 +75,7 @@ def inputs_for(wanted: EditSet, inputs: Inputs, read: Sequence[int] = ()) -> Inp
         model=inputs.model or wanted.model or None,
         sae=inputs.sae or wanted.sae or None,
         layers=",".join(
-            map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.layers)}))
+            map(str, sorted({*read, *(layer for e in wanted.edits for layer in e.sae_layers)}))
         )
         or None,
     )
@@ -90,4 +91,4 @@ def saes_for(wanted: EditSet, chosen: Inputs) -> "list[Sae]":
 def check_sizes(wanted: EditSet, saes: "Sequence[Sae]") -> None:
     """Raises EditError where these SAEs are of other sizes than those that the edits are of."""
     for sae in saes:
-        wanted.check(sae.spec)
+        wanted.check_sae(sae.spec)

@@ -11,7 +11,8 @@ from rich.console import Console
 from saescope.analysis.detect import detect as detect_in
 from saescope.analysis.detection import Detection, DetectSettings
 from saescope.analysis.sets import check_sets
-from saescope.control.edits import EditSet, Op, write_edits
+from saescope.control.edits import EditSet, Op
+from saescope.control.edits_file import write_edits
 from saescope.control.evaluation.behaviour import FeatureRule
 from saescope.control.evaluation.judge import Judge
 from saescope.control.evaluation.settings import ReferenceData, SelectSettings

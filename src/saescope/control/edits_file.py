@@ -1,0 +1,180 @@
+"""Edits files: TOML with the model, the SAE, and an [[edit]] table per edit. No torch."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from saescope.control.edits import Edit, EditSet, edit_from_values
+from saescope.errors import EditError, SourceError
+from saescope.sources.directions import Direction, parse_direction_ref, read_direction
+from saescope.store.atomic import replace_file
+from saescope.store.directions import write_directions
+
+_HEADER_TYPES = {"model": str, "sae": str, "d_model": int, "d_sae": int, "k": int}
+_HEADER_KEYS = {field.name for field in fields(EditSet)} - {"edits"}
+_EDIT_KEYS = {field.name for field in fields(Edit)} | {"layer"}
+
+
+def read_edits(path: str | Path) -> EditSet:
+    """Read an edits file.
+
+    Raises EditError, naming the file and the value, for anything unreadable, unknown or out of
+    range.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import saescope as ss
+    >>> edits = ss.EditSet("saescope-tiny", "saescope-tiny-sae", (ss.Edit("2/412", "scale", -2.0),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ss.write_edits(edits, Path(folder) / "edits.toml")
+    ...     ss.read_edits(Path(folder) / "edits.toml") == edits
+    True
+    """
+    path = Path(path).expanduser()
+    header = _load_toml(path)
+    rows = header.pop("edit", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        rows = []
+    _check_header(path, header)
+    required = ["model", "sae"]
+    if rows and all("feature" not in row for row in rows):
+        required = ["model"]
+    for key in required:
+        if key not in header:
+            raise EditError(f"{path} does not say its {key}: an edit is of one model and one SAE")
+    if not rows:
+        raise EditError(f"{path} has no [[edit]]")
+    try:
+        edits = tuple(_read_edit(row, path, number) for number, row in enumerate(rows, 1))
+    except (EditError, SourceError) as error:
+        raise EditError(f"{path}: {error}") from error
+    return EditSet(**{"sae": "", **header}, edits=edits)
+
+
+def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
+    """Write an edits file, whole or not at all.
+
+    Directions go into `NAME.directions.safetensors` beside it. `comments` are its first lines.
+    Raises ResourceError if a file cannot be written.
+    """
+    places = _write_directions(edits, path)
+    lines = [f"# {_printable(line)}" for line in comments]
+    lines += _header_lines(edits)
+    for edit in edits.edits:
+        row = _edit_row(edit, places)
+        lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in row.items())]
+    replace_file(path, "\n".join(lines) + "\n")
+
+
+def _load_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EditError(
+            f"{path} does not exist: give an edits file, such as detect writes"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise EditError(f"{path} is no edits file: {error}") from error
+
+
+def _check_header(path: Path, header: Mapping[str, Any]) -> None:
+    _check_keys(path, "the file", header, _HEADER_KEYS)
+    for key, expected in _HEADER_TYPES.items():
+        value = header.get(key, expected())
+        if not isinstance(value, expected) or isinstance(value, bool):
+            type_name = {str: "string", int: "number"}[expected]
+            raise EditError(f"{path}: {key} is {value!r}, not a {type_name}")
+    files = header.get("sae_files", {})
+    if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
+        raise EditError(
+            f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}'
+        )
+
+
+def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
+    _check_keys(path, f"edit {number}", row, _EDIT_KEYS)
+    if ("feature" in row) == ("direction" in row):
+        raise EditError(
+            f"edit {number} names no feature, as 17/23991, and no direction: give one of the two"
+        )
+    values = dict(row)
+    layer = values.pop("layer", None)
+    if not isinstance(row.get("feature", row.get("direction")), str):
+        raise EditError(f'edit {number}: what it is of is not a string, as "17/23991"')
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise EditError(f"edit {number}: layer {layer!r} is not a number")
+    if "direction" in row:
+        place = path.parent / Path(row["direction"]).expanduser()
+        file, tensor, _ = parse_direction_ref(str(place))
+        values["direction"] = read_direction(file, tensor, layer)
+    elif layer is not None:
+        raise EditError(f"edit {number}: a feature says its layer itself; remove layer")
+    return edit_from_values(values)
+
+
+def _check_keys(path: Path, where: str, row: Mapping[str, Any], known: set[str]) -> None:
+    unknown = row.keys() - known
+    if unknown:
+        raise EditError(
+            f"{path}: {where} has an unknown key {min(unknown)!r}; "
+            f"known are {', '.join(sorted(known))}"
+        )
+
+
+def _write_directions(edits: EditSet, path: Path) -> dict[Direction, str]:
+    """Write the directions beside the edits file: FILE#TENSOR of each."""
+    directions = [edit.direction for edit in edits.edits if edit.direction is not None]
+    unique = list(dict.fromkeys(directions))
+    if not unique:
+        return {}
+    file = path.with_name(f"{path.stem}.directions.safetensors")
+    tensors = write_directions(unique, file)
+    return {
+        direction: f"{file.name}#{tensor}"
+        for direction, tensor in zip(unique, tensors, strict=True)
+    }
+
+
+def _header_lines(edits: EditSet) -> Iterator[str]:
+    for field in fields(EditSet):
+        value = getattr(edits, field.name)
+        if field.name != "edits" and value not in (None, "", {}):
+            yield f"{field.name} = {_toml(value)}"
+
+
+def _edit_row(edit: Edit, places: Mapping[Direction, str]) -> dict[str, Any]:
+    """One edit as the keys of an edits file."""
+    row: dict[str, Any] = {}
+    if edit.direction is None:
+        row["feature"] = edit.name
+    else:
+        row |= {"direction": places[edit.direction], "layer": edit.layer}
+    row |= {
+        "op": edit.op,
+        "strength": edit.amount,
+        "gate": edit.gate,
+        "scope": edit.scope,
+        "skip_sinks": edit.skip_sinks,
+    }
+    if edit.condition is not None:
+        row["when"] = str(edit.condition)
+    return row
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in line)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        items = [f"{_toml(key)} = {_toml(item)}" for key, item in value.items()]
+        return "{ " + ", ".join(items) + " }"
+    # A JSON string without escapes of surrogates is a TOML basic string, except for DEL.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
