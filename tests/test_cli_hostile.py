@@ -453,7 +453,7 @@ def test_reader_that_stops_reading_is_no_error(pair: Pair) -> None:
 
 QUESTIONS = [
     (["detect", "SETS", "--target", "none"], "no set 'none': the sets are blue, green, red"),
-    (["detect", "SETS", "--target", "red", "--against", "red"], "other than itself"),
+    (["detect", "SETS", "--target", "red", "--against", "red"], "no other set to compare"),
     (["detect", "SETS", "--target", "red", "--min-rate", "1.5"], "--min-rate is 1.5"),
     (["detect", "SETS", "--target", "red", "--transfer", ":green"], "names no set"),
     (["detect", "SETS"], "--target"),

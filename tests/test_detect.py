@@ -192,7 +192,7 @@ def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ({"target": "maybe"}, "no set 'maybe'"),
-        ({"target": "yes", "against": ["yes"]}, "other than itself"),
+        ({"target": "yes", "against": ["yes"]}, "no other set to compare"),
         ({"target": "yes", "transfer": {"yes": ["nope"]}}, "no set 'nope'"),
         (
             {"target": "yes", "settings": DetectSettings(min_rate=0.2)},
