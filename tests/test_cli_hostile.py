@@ -460,9 +460,9 @@ QUESTIONS = [
     (["layers", "SETS", "--feature", "here"], "'here' is not LAYER/ID"),
     (["precision", "SETS", "--against", "float16"], "float16"),
     (["fitness", "SETS", "--base", "no/such/model"], "no/such/model does not exist"),
-    (["verify", "no-such-run"], "is no run"),
-    (["rerun", "no-such-run"], "is no run"),
-    (["report", "no-such-run"], "is no run"),
+    (["verify", "no-such-run"], "is not a run"),
+    (["rerun", "no-such-run"], "is not a run"),
+    (["report", "no-such-run"], "is not a run"),
 ]
 
 
@@ -491,4 +491,4 @@ def test_unfitting_feature_is_refused_after_computing_once(
         ["layers", "run", "--feature", "1/999"], capfd, "feature 1/999 is none: layer 1 has 256"
     )
     assert_refused(["fitness", "run"], capfd, "keeps no reconstruction errors")
-    assert_refused(["precision", "run", "sets"], capfd, "sets is no run")
+    assert_refused(["precision", "run", "sets"], capfd, "sets is not a run")

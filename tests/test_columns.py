@@ -42,7 +42,7 @@ def test_strings_are_arrows_own(texts: list[str | None]) -> None:
 
 
 def test_texts_longer_than_a_column_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "_MOST_BYTES", 9)
+    monkeypatch.setattr(columns, "_MAX_STRING_BYTES", 9)
     assert len(columns.strings(["12345", "6789"])) == 2
     with pytest.raises(RunError, match="10 bytes"):
         columns.strings(["12345", "67890"])

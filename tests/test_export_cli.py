@@ -151,7 +151,7 @@ def test_neuronpedia_of_a_run(
         (["saelens", "--layers", "9"], "has layers 0-2"),
         (["saelens", "--layers", "x"], "is neither numbers"),
         (["neuronpedia"], "give a run made before with --run RUN"),
-        (["neuronpedia", "--run", "."], "is no run"),
+        (["neuronpedia", "--run", "."], "is not a run"),
         (["gguf", "--run", ".", "--edit", "1/3 add 1"], "takes no --run"),
         (["onnx"], "onnx"),
     ],

@@ -357,7 +357,7 @@ def test_command_says_where_the_page_is(
 def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         assert saescope(["report", str(path)]) == 2
-        assert re.fullmatch(r"saescope: \S+ is no run: .*\n", capsys.readouterr().err)
+        assert re.fullmatch(r"saescope: \S+ is not a run: .*\n", capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 

@@ -154,7 +154,7 @@ def test_folder_that_is_no_run_is_refused(
 ) -> None:
     for verb in ("verify", "rerun"):
         assert cli([verb, str(tmp_path)]) == 2
-        assert "is no run" in capsys.readouterr().err
+        assert "is not a run" in capsys.readouterr().err
 
 
 def test_embedded_names_reopen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

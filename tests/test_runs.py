@@ -93,7 +93,7 @@ def test_strongest_taken_and_joined(run: Run) -> None:
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is no run: it has no manifest\.json"):
+    with pytest.raises(RunError, match=r"is not a run: it has no manifest\.json"):
         Run.open(tmp_path)
 
 

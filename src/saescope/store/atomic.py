@@ -27,7 +27,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     """
     refuse_existing(out)
     staging = partial_path(out)
-    with _removed_on_failure(staging, out):
+    with disk_errors(out), _removed_on_failure(staging, out):
         _remove(staging)
         staging.mkdir()
         yield staging
@@ -42,18 +42,26 @@ def atomic_file(out: Path) -> Iterator[Path]:
     """
     refuse_existing(out)
     staging = partial_path(out)
-    with _removed_on_failure(staging, out):
+    with disk_errors(out), _removed_on_failure(staging, out):
         yield staging
         publish(staging, out)
 
 
-def replace_file(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a whole file, over the old one if there is one: a reader sees either, never a part.
 
-    With `durable=False` the file is not flushed to the disk, for parts of work that can be
-    computed again. Raises ResourceError if the disk fails; the old file then stays.
+    Raises ResourceError if the disk fails; the old file then stays.
     """
     data = content.encode() if isinstance(content, str) else content
+    with disk_errors(path):
+        write_then_rename(path, data, durable=True)
+
+
+def write_then_rename(path: Path, data: bytes | memoryview, *, durable: bool) -> None:
+    """`replace_file` for bytes, which raises OSError if the disk fails.
+
+    Parts of work that can be computed again need not be `durable`, that is flushed to the disk.
+    """
     staging = path.with_name(f".{path.name}.{token_hex(4)}.partial")
     with _removed_on_failure(staging, path):
         staging.write_bytes(data)
@@ -109,9 +117,8 @@ def _removed_on_failure(staging: Path, out: Path) -> Iterator[None]:
     """Create the parents of `out`; if the block fails, remove them again, and `staging`."""
     created = [parent for parent in out.parents if not parent.exists()]
     try:
-        with disk_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            yield
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
         _remove(staging)
         for parent in created:

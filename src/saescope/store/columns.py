@@ -1,7 +1,7 @@
-"""Columns of numbers and strings to Arrow and back, over their memory.
+"""Columns of numbers and strings to Arrow and back, sharing their memory.
 
-`pyarrow.array` and `to_numpy` do the same, but import pandas where it is installed: a quarter of a second and 60 MB in
-every command, for nothing.
+`pyarrow.array` and `to_numpy` do the same, but import pandas if it is installed: a quarter of a
+second and 60 MB in every command, for nothing.
 """
 
 from collections.abc import Iterable
@@ -13,36 +13,45 @@ import pyarrow as pa
 
 from saescope.errors import RunError
 
-_MOST_BYTES = 2**31 - 1  # Arrow counts the bytes of strings in 32 bits
+_MAX_STRING_BYTES = 2**31 - 1  # Arrow counts the bytes of a string column in 32 bits
 
 
 def numbers(values: npt.NDArray[Any]) -> pa.Array:
-    """A column of these numbers, which keeps their memory; (n,) of a type whose values are whole bytes."""
-    flat = np.ascontiguousarray(values)
-    return pa.Array.from_buffers(
-        pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)]
-    )
+    """A column that shares the memory of these numbers, (n,), of whole-byte type."""
+    contiguous = np.ascontiguousarray(values)
+    dtype = pa.from_numpy_dtype(contiguous.dtype)
+    return pa.Array.from_buffers(dtype, len(contiguous), [None, pa.py_buffer(contiguous)])
 
 
 def strings(values: Iterable[str | None]) -> pa.Array:
-    """A column of these strings, None a null; raises RunError where they are longer than a column can be."""
+    """A column of strings, with a null for None.
+
+    Raises RunError if the strings are longer than a column can be.
+    """
     texts = [None if value is None else value.encode() for value in values]
-    ends = np.cumsum([0, *(len(text or b"") for text in texts)])
-    if ends[-1] > _MOST_BYTES:
+    present = np.array([text is not None for text in texts], bool)
+    encoded = [text or b"" for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)])
+    if ends[-1] > _MAX_STRING_BYTES:
         raise RunError(
-            f"the prompts' texts come to {ends[-1]:,} bytes, a run holds 2 GiB: divide them into more runs"
+            f"the prompts' texts have {ends[-1]:,} bytes, but a run holds at most 2 GiB: "
+            "divide them into several runs"
         )
-    there = np.packbits(np.array([text is not None for text in texts], bool), bitorder="little")
-    buffers = (there, ends.astype(np.int32), b"".join(text or b"" for text in texts))
-    return pa.Array.from_buffers(
-        pa.string(), len(texts), [pa.py_buffer(buffer) for buffer in buffers]
+    buffers = (
+        np.packbits(present, bitorder="little"),
+        ends.astype(np.int32),
+        b"".join(encoded),
     )
+    return pa.Array.from_buffers(pa.string(), len(texts), [pa.py_buffer(b) for b in buffers])
 
 
 def values(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """The numbers of a column without nulls, (n,); of one chunk without a copy, which then must not be written to."""
+    """The numbers of a column without nulls, (n,).
+
+    A column of one chunk is not copied, so its values must not be written to.
+    """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     if len(chunks) == 1:
         return np.from_dlpack(chunks[0])
     empty = np.empty(0, column.type.to_pandas_dtype())
-    return np.concatenate([empty, *(np.from_dlpack(chunk) for chunk in chunks)])
+    return np.concatenate([empty, *map(np.from_dlpack, chunks)])

@@ -1,7 +1,7 @@
 """Which positions count in statistics.
 
-Position 0 and sinks (norms far over the layer's median) lie outside what an SAE was trained on, and would dominate
-every mean; both are left out unless asked for, and every result says how many were.
+Position 0 and sinks (norms far above the layer's median) lie outside what an SAE was trained on
+and would dominate every mean. Both are left out by default, and every result says how many were.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.errors import PromptError
+from saescope.store.arrays import Bools, Ints
+
+Norms = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Which positions of a prompt count in statistics."""
+    """Which positions of a prompt count in statistics.
+
+    >>> import saescope as ss
+    >>> pos = np.array([0, 1, 2, 0, 1, 2])
+    >>> norms = np.array([90.0, 1.0, 1.1, 80.0, 50.0, 0.9])
+    >>> ss.Masking().apply(pos, norms).scored.tolist()
+    [False, True, True, False, False, True]
+    """
 
     keep_pos0: bool = False
     "Count position 0 too."
@@ -29,52 +39,59 @@ class Masking:
     "Count only this many positions at the end of each prompt. Default: all."
 
     def check(self) -> None:
-        """Raises PromptError for a value that leaves no position to count, or no median below a sink."""
+        """Raises PromptError for a ratio or a number of positions that makes no sense."""
         if not self.sink_ratio > 1:
             raise PromptError(f"sink_ratio must be above 1, the median, got {self.sink_ratio:g}")
         if self.last is not None and self.last < 1:
             raise PromptError(f"last must be at least 1, got {self.last}")
 
-    def candidates(self, pos: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-        """Positions that count before sinks are looked for."""
-        return np.ones(len(pos), bool) if self.keep_pos0 else pos > 0
-
-    def median(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> float | None:
-        """One layer's median norm, which sinks are measured by; None where no position counts.
-
-        It is the lower median, so that one sink among two tokens does not hide itself.
-        """
-        among = np.sort(norms[self.candidates(pos)])
-        return float(among[(len(among) - 1) // 2]) if len(among) else None
-
-    def apply(self, pos: npt.NDArray[np.integer], norms: npt.NDArray[np.floating]) -> "Positions":
-        """Find sinks among one layer's tokens, and which positions are scored."""
+    def apply(self, pos: Ints, norms: Norms) -> "Positions":
+        """Find the sinks among one layer's tokens (tokens,), and which positions are scored."""
         candidates = self.candidates(pos)
+        sinks = np.zeros(len(pos), bool)
         median = self.median(pos, norms)
-        sinks = norms > (np.inf if median is None else self.sink_ratio * median)
+        if median is not None:
+            sinks = norms > self.sink_ratio * median
+        in_scope = candidates
         if self.last is not None:
-            candidates = candidates & (_from_end(pos) < self.last)
-        scored = candidates if self.keep_sinks else candidates & ~sinks
+            in_scope = candidates & (_tokens_behind(pos) < self.last)
+        scored = in_scope if self.keep_sinks else in_scope & ~sinks
         return Positions(
             sinks=sinks,
             scored=scored,
-            masked_pos0=int((~self.candidates(pos)).sum()),
-            masked_sinks=int((candidates & ~scored).sum()),
+            masked_pos0=int((~candidates).sum()),
+            masked_sinks=int((in_scope & ~scored).sum()),
         )
 
+    def candidates(self, pos: Ints) -> Bools:
+        """Positions that count before sinks are looked for."""
+        if self.keep_pos0:
+            return np.ones(len(pos), bool)
+        return np.asarray(pos > 0)
 
-def _from_end(pos: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    """How many positions of its prompt follow each one; prompts stand one after another, each from position 0."""
-    starts = np.flatnonzero(pos == 0)
-    lengths = np.diff(np.append(starts, len(pos)))
-    return np.asarray(np.repeat(lengths, lengths) - 1 - pos)
+    def median(self, pos: Ints, norms: Norms) -> float | None:
+        """One layer's median norm, which sinks are measured by; None if no position counts.
+
+        It is the lower median, so that one sink among two tokens does not hide itself.
+        """
+        ascending = np.sort(norms[self.candidates(pos)])
+        if not len(ascending):
+            return None
+        return float(ascending[(len(ascending) - 1) // 2])
 
 
 @dataclass(frozen=True)
 class Positions:
     """One layer's tokens: which are sinks, which are scored, and how many each rule left out."""
 
-    sinks: npt.NDArray[np.bool_]
-    scored: npt.NDArray[np.bool_]
+    sinks: Bools
+    scored: Bools
     masked_pos0: int
     masked_sinks: int
+
+
+def _tokens_behind(pos: Ints) -> Ints:
+    """How many tokens of its prompt follow each one; each prompt begins at position 0."""
+    starts = np.flatnonzero(pos == 0)
+    lengths = np.diff(np.append(starts, len(pos)))
+    return np.asarray(np.repeat(lengths, lengths) - 1 - pos)

@@ -5,7 +5,7 @@ This file reads and checks runs; writer.py makes them.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,59 +17,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saescope.errors import RunError
-from saescope.sources.catalog import ModelSpec, SaeSpec
+from saescope.sources.catalog import Feature, ModelSpec, SaeSpec
 from saescope.sources.prompts import Message, Prompt, PromptSet
 from saescope.store import columns, tables
+from saescope.store.arrays import Indices
 from saescope.store.tables import LayerFeatures, PromptResids
 
 MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that decides a run's content: two runs of one job on one machine hold the same bytes."""
-
-    model: ModelSpec
-    saes: tuple[SaeSpec, ...]
-    prompts: str
-    dtype: str
-    device: str
-    batch_tokens: int
-    errors: bool
-    versions: Mapping[str, str]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over every field and the schema's version."""
-        text = json.dumps([tables.SCHEMA_VERSION, asdict(self)], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+_MANIFEST_KEYS = {"fingerprint", "job", "command", "inputs", "tables"}
+Int32s = npt.NDArray[np.int32]
 
 
 @final
 @dataclass(frozen=True)
 class Run:
-    """A published run, opened for reading."""
+    """A published run, opened for reading.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", [2])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ss.extract(lm, saes, ss.bundled_prompts()[:1], Path(folder) / "run").path.name
+    ...     run = ss.Run.open(Path(folder) / "run")
+    ...     run.layers, len(run.prompts), run.features(2).norms.shape == run.token_pos.shape
+    'run'
+    ((2,), 15, True)
+    """
 
     path: Path
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Open a run directory; raises RunError if it is none, or of another schema."""
+        """Open a run directory; raises RunError if it is not one, or if its schema is unknown."""
         path = Path(path)
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise RunError(f"{path} is no run: it has no {MANIFEST}") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path / MANIFEST} cannot be read: {error}") from error
-        schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        manifest = _read_manifest(path)
+        schema = manifest.get("schema")
         if schema not in tables.READABLE:
-            known = " and ".join(map(str, tables.READABLE))
+            readable = " and ".join(map(str, tables.READABLE))
             raise RunError(
-                f"{path} has schema {schema}, this saescope reads {known}: make the run again"
+                f"{path} has schema {schema}, this saescope reads {readable}: make the run again"
             )
-        if missing := {"fingerprint", "job", "command", "inputs", "tables"} - manifest.keys():
+        missing = _MANIFEST_KEYS - manifest.keys()
+        if missing:
             raise RunError(
                 f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again"
             )
@@ -78,7 +69,8 @@ class Run:
     @cached_property
     def saes(self) -> dict[int, SaeSpec]:
         """The SAE of every layer."""
-        return {spec["layer"]: SaeSpec(**spec) for spec in self.manifest["job"]["saes"]}
+        specs = [SaeSpec(**fields) for fields in self.manifest["job"]["saes"]]
+        return {spec.layer: spec for spec in specs}
 
     @cached_property
     def model(self) -> ModelSpec:
@@ -98,33 +90,35 @@ class Run:
     @cached_property
     def sets(self) -> tuple[str, ...]:
         """Names of the sets in order."""
-        return tuple(dict.fromkeys(p.set for p in self.prompts))
+        return tuple(dict.fromkeys(prompt.set for prompt in self.prompts))
 
     @property
     def prompt_sets(self) -> tuple[PromptSet, ...]:
         """The prompts as they were read, set by set."""
-        return tuple(
-            PromptSet(name, tuple(p for p in self.prompts if p.set == name)) for name in self.sets
-        )
+        by_set: dict[str, list[Prompt]] = {name: [] for name in self.sets}
+        for prompt in self.prompts:
+            by_set[prompt.set].append(prompt)
+        return tuple(PromptSet(name, tuple(prompts)) for name, prompts in by_set.items())
 
     @cached_property
-    def set_of_prompt(self) -> npt.NDArray[np.intp]:
-        """Number of each prompt's set."""
-        number = {name: i for i, name in enumerate(self.sets)}
-        return np.array([number[p.set] for p in self.prompts], dtype=np.intp)
+    def set_of_prompt(self) -> Indices:
+        """Index in `sets` of each prompt's set, (prompts,)."""
+        index = {name: i for i, name in enumerate(self.sets)}
+        return np.array([index[prompt.set] for prompt in self.prompts], dtype=np.intp)
 
     @cached_property
-    def _tokens(self) -> pa.Table:
-        return self.read("tokens.parquet")
+    def set_of_token(self) -> Indices:
+        """Index in `sets` of each token's set, (tokens,)."""
+        return np.asarray(self.set_of_prompt[self.token_prompt])
 
     @cached_property
-    def token_prompt(self) -> npt.NDArray[np.int32]:
-        """Number of each token's prompt."""
+    def token_prompt(self) -> Int32s:
+        """Index of each token's prompt, (tokens,)."""
         return columns.values(self._tokens["prompt"])
 
     @cached_property
-    def token_pos(self) -> npt.NDArray[np.int32]:
-        """Position of each token in its prompt."""
+    def token_pos(self) -> Int32s:
+        """Position of each token in its prompt, (tokens,)."""
         return columns.values(self._tokens["pos"])
 
     @cached_property
@@ -133,9 +127,13 @@ class Run:
         return list(self._tokens["token"].to_pylist())
 
     @cached_property
-    def token_id(self) -> npt.NDArray[np.int32]:
-        """Each token's id in the vocabulary."""
+    def token_id(self) -> Int32s:
+        """Each token's id in the vocabulary, (tokens,)."""
         return columns.values(self._tokens["token_id"])
+
+    @cached_property
+    def _tokens(self) -> pa.Table:
+        return self.read("tokens.parquet")
 
     def features(self, layer: int) -> LayerFeatures:
         """One layer's features; raises RunError if the run does not hold that layer."""
@@ -143,80 +141,134 @@ class Run:
         return tables.features_of(self.read(tables.features_name(layer)))
 
     def resids(self, layer: int) -> PromptResids:
-        """One layer's residuals by prompt; raises RunError if the run does not hold that layer."""
+        """One layer's residuals per prompt; raises RunError if the run does not hold it."""
         self.check_layer(layer)
         return tables.resid_of(self.read(tables.resid_name(layer)), self.model.d_model)
 
     def check_layer(self, layer: int) -> None:
         """Raises RunError if the run does not hold this layer."""
         if layer not in self.saes:
+            layers = ", ".join(map(str, self.layers))
+            raise RunError(f"{self.path} holds layers {layers}, not {layer}")
+
+    def check_feature(self, feature: Feature) -> None:
+        """Raises RunError if the run does not hold this feature."""
+        self.check_layer(feature.layer)
+        d_sae = self.saes[feature.layer].d_sae
+        if not 0 <= feature.id < d_sae:
             raise RunError(
-                f"{self.path} holds layers {', '.join(map(str, self.layers))}, not {layer}"
+                f"layer {feature.layer} has no feature {feature.id} (ids are 0-{d_sae - 1})"
             )
 
     def read(self, name: str) -> pa.Table:
         """One table by its file name; raises RunError if it is damaged or missing."""
+        path = self.path / name
         try:
-            return pq.ParquetFile(self.path / name).read()
+            return pq.ParquetFile(path).read()
         except (pa.ArrowException, OSError) as error:
-            raise RunError(
-                f"{self.path / name} is damaged or missing: make the run again"
-            ) from error
+            raise RunError(f"{path} is damaged or missing: make the run again") from error
 
 
-def _prompt(row: Mapping[str, Any]) -> Prompt:
-    turns = json.loads(row["messages"]) if row["messages"] is not None else None
-    return Prompt(
-        id=row["id"],
-        set=row["set"],
-        text=row["text"] if turns is None else None,
-        messages=None if turns is None else tuple(Message(**turn) for turn in turns),
-        pair=row["pair"],
-        split=row["split"],
-    )
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a run's content: on one machine, equal jobs make equal bytes."""
+
+    model: ModelSpec
+    saes: tuple[SaeSpec, ...]
+    prompts: str
+    dtype: str
+    device: str
+    batch_tokens: int
+    errors: bool
+    versions: Mapping[str, str]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every field and the schema's version."""
+        return _fingerprint(tables.SCHEMA_VERSION, asdict(self))
 
 
 def verify(path: str | Path) -> list[str]:
-    """What is wrong with a run's files, a line each: hashes, tables that are missing or too many, and their schema.
+    """What is wrong with a run's files, one line each; empty if nothing is.
 
-    Raises RunError where there is no readable manifest to judge by.
+    Checks hashes, missing and foreign files, the manifest's fingerprint, then columns and numbers
+    of rows. Raises RunError if there is no readable manifest to judge by.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", [2])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:1], Path(folder) / "run")
+    ...     (run.path / "tokens.parquet").unlink()
+    ...     ss.verify(run.path)
+    ['tokens.parquet is missing']
     """
     run = Run.open(path)
-    expected = run.manifest["tables"]
-    present = {p.name for p in run.path.iterdir()} - {MANIFEST}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
-    problems += [f"{name} does not belong to the run" for name in sorted(present - expected.keys())]
-    for name in sorted(expected.keys() & present):
-        if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != expected[name]:
+    hashes: Mapping[str, str] = run.manifest["tables"]
+    present = {file.name for file in run.path.iterdir()} - {MANIFEST}
+    problems = [f"{name} is missing" for name in sorted(hashes.keys() - present)]
+    problems += [f"{name} does not belong to the run" for name in sorted(present - hashes.keys())]
+    for name in sorted(hashes.keys() & present):
+        if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != hashes[name]:
             problems.append(f"{name} is not the file that was published: its SHA-256 differs")
-    text = json.dumps(
-        [run.manifest["schema"], run.manifest["job"]], sort_keys=True, ensure_ascii=False
-    )
-    if hashlib.sha256(text.encode()).hexdigest() != run.manifest["fingerprint"]:
+    if _fingerprint(run.manifest["schema"], run.manifest["job"]) != run.manifest["fingerprint"]:
         problems.append(f"{MANIFEST} was changed: its fingerprint is not that of its job")
     return problems or _schema_problems(run)
 
 
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is not a run: it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict):
+        raise RunError(f"{path / MANIFEST} is damaged: it is not an object; make the run again")
+    return manifest
+
+
+def _fingerprint(schema: int, job: Mapping[str, Any]) -> str:
+    text = json.dumps([schema, job], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt of a row of the prompts table, with text or with messages as it was read."""
+    fields = {name: row[name] for name in ("id", "set", "pair", "split")}
+    if row["messages"] is None:
+        return Prompt(text=row["text"], **fields)
+    turns = json.loads(row["messages"])
+    return Prompt(messages=tuple(Message(**turn) for turn in turns), **fields)
+
+
 def _schema_problems(run: Run) -> list[str]:
-    wanted = {"prompts.parquet": tables.PROMPTS.names, "tokens.parquet": tables.TOKENS.names}
-    for layer in run.layers:
-        wanted[tables.features_name(layer)] = list(tables.FEATURE_COLUMNS)
-        wanted[tables.resid_name(layer)] = list(tables.RESID_COLUMNS)
-    problems = [
-        f"{name} is not listed in {MANIFEST}"
-        for name in wanted.keys() - run.manifest["tables"].keys()
-    ]
-    rows = {}
-    for name in wanted.keys() & run.manifest["tables"].keys():
+    """Tables that are not listed, have other columns, or another number of rows."""
+    expected = _expected_columns(run)
+    listed = run.manifest["tables"].keys()
+    problems = [f"{name} is not listed in {MANIFEST}" for name in expected.keys() - listed]
+    n_rows = {}
+    for name in expected.keys() & listed:
         table = run.read(name)
-        rows[name] = table.num_rows
-        if table.column_names != wanted[name]:
-            problems.append(
-                f"{name} has columns {', '.join(table.column_names)}, not {', '.join(wanted[name])}"
-            )
-    for name, count in rows.items():
-        by_token = name == "tokens.parquet" or name.startswith("layer")
-        other = "tokens.parquet" if by_token else "prompts.parquet"
-        if count != rows.get(other, count):
-            problems.append(f"{name} has {count} rows, {other} {rows[other]}")
+        n_rows[name] = table.num_rows
+        if table.column_names != expected[name]:
+            actual = ", ".join(table.column_names)
+            problems.append(f"{name} has columns {actual}, not {', '.join(expected[name])}")
+    for name, n in n_rows.items():
+        per_token = name == "tokens.parquet" or name.startswith("layer")
+        other = "tokens.parquet" if per_token else "prompts.parquet"
+        if n != n_rows.get(other, n):
+            problems.append(f"{name} has {n} rows, {other} {n_rows[other]}")
     return sorted(problems)
+
+
+def _expected_columns(run: Run) -> dict[str, Sequence[str]]:
+    expected: dict[str, Sequence[str]] = {
+        "prompts.parquet": tables.PROMPTS.names,
+        "tokens.parquet": tables.TOKENS.names,
+    }
+    for layer in run.layers:
+        expected[tables.features_name(layer)] = list(tables.FEATURE_COLUMNS)
+        expected[tables.resid_name(layer)] = list(tables.RESID_COLUMNS)
+    return expected

@@ -1,4 +1,4 @@
-"""Schema and version of every stored table; docs/store.md is the normative text."""
+"""Schema and version of every stored table; docs/run.md is the normative text."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from saescope.sources.prompts import Prompt
 from saescope.store import columns
+from saescope.store.arrays import Bools, Float32s, Indices
 
 SCHEMA_VERSION = 3
 READABLE = (2, 3)
@@ -33,15 +34,16 @@ TOKENS = pa.schema(
 )
 FEATURE_COLUMNS = ("norm", "ids", "acts", "border", "error")
 RESID_COLUMNS = ("positions", "mean", "last")
+Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def features_name(layer: int) -> str:
-    """File of one layer's features, a row a token."""
+    """File of one layer's features, one row per token."""
     return f"layer{layer}.parquet"
 
 
 def resid_name(layer: int) -> str:
-    """File of one layer's residuals, a row a prompt."""
+    """File of one layer's residuals, one row per prompt."""
     return f"resid{layer}.parquet"
 
 
@@ -52,42 +54,42 @@ def id_type(d_sae: int) -> npt.DTypeLike:
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """One layer's features of all tokens: norms (tokens,), and what fires, token after token, strongest first.
+    """One layer's features of all tokens: what fires, token after token, strongest first.
 
-    `counts` (tokens,) says how many of `acts` and `ids` (fired,) are each token's; every activation is above 0.
-    `next_pre_act` (tokens,) is the strongest pre-activation that the SAE's activation leaves out, NaN where none is; `error`
-    (tokens,) the norm of what the decoder does not give back, where it was asked for.
+    `norms` (tokens,) are residual norms. `counts` (tokens,) says how many entries of `acts` and
+    `ids` (fired,) belong to each token; every activation is above 0. `next_pre_act` (tokens,) is
+    the strongest pre-activation that does not fire, NaN if there is none. `error` (tokens,) is the
+    norm of the reconstruction error, None if it was not asked for.
     """
 
-    norms: npt.NDArray[np.float32]
+    norms: Float32s
     counts: npt.NDArray[np.int32]
-    acts: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.unsignedinteger[Any]]
-    next_pre_act: npt.NDArray[np.float32]
-    error: npt.NDArray[np.float32] | None = None
+    acts: Float32s
+    ids: Ids
+    next_pre_act: Float32s
+    error: Float32s | None = None
 
     @classmethod
     def of_rows(
         cls,
-        norms: npt.NDArray[np.float32],
-        acts: npt.NDArray[np.float32],
-        ids: npt.NDArray[np.unsignedinteger[Any]],
-        next_pre_act: npt.NDArray[np.float32],
-        error: npt.NDArray[np.float32] | None = None,
+        norms: Float32s,
+        acts: Float32s,
+        ids: Ids,
+        next_pre_act: Float32s,
+        error: Float32s | None = None,
     ) -> "LayerFeatures":
         """From rows of equal length, (tokens, k), in which an activation of 0 does not fire."""
         fires = acts > 0
-        return cls(
-            norms, fires.sum(1, dtype=np.int32), acts[fires], ids[fires], next_pre_act, error
-        )
+        counts = fires.sum(1, dtype=np.int32)
+        return cls(norms, counts, acts[fires], ids[fires], next_pre_act, error)
 
     @cached_property
-    def token(self) -> npt.NDArray[np.intp]:
-        """Which token each entry of `acts` and `ids` is of, (fired,)."""
+    def token(self) -> Indices:
+        """The token that each entry of `acts` and `ids` belongs to, (fired,)."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @cached_property
-    def starts(self) -> npt.NDArray[np.intp]:
+    def starts(self) -> Indices:
         """Where each token's entries begin, and where the last ones end, (tokens + 1,)."""
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.intp)])
 
@@ -95,127 +97,143 @@ class LayerFeatures:
         """The entries of one token."""
         return slice(int(self.starts[token]), int(self.starts[token + 1]))
 
-    def fires(self, feature: int) -> npt.NDArray[np.bool_]:
-        """Which tokens a feature fires on, (tokens,)."""
-        return self.acts_of(feature) > 0
+    def fires(self, feature: int) -> Bools:
+        """The tokens on which a feature fires, (tokens,)."""
+        return np.asarray(self.acts_of(feature) > 0)
 
-    def acts_of(self, feature: int) -> npt.NDArray[np.float32]:
+    def acts_of(self, feature: int) -> Float32s:
         """A feature's activation on every token, 0 where it does not fire, (tokens,)."""
-        own = np.flatnonzero(self.ids == feature)
+        entries = np.flatnonzero(self.ids == feature)
+        tokens = np.searchsorted(self.starts, entries, side="right") - 1
         acts = np.zeros(len(self.counts), np.float32)
-        acts[np.searchsorted(self.starts, own, side="right") - 1] = self.acts[own]
+        acts[tokens] = self.acts[entries]
         return acts
 
     def strongest(self, n: int) -> npt.NDArray[np.int64]:
         """The n strongest features of every token, (tokens, n); -1 where fewer fire."""
-        place = np.arange(len(self.ids)) - self.starts[self.token]
-        among = place < n
+        rank = np.arange(len(self.ids)) - self.starts[self.token]
+        top = rank < n
         ids = np.full((len(self.counts), n), -1, np.int64)
-        ids[self.token[among], place[among]] = self.ids[among]
+        ids[self.token[top], rank[top]] = self.ids[top]
         return ids
 
-    def take(self, rows: npt.NDArray[np.intp]) -> "LayerFeatures":
+    def take(self, tokens: Indices) -> "LayerFeatures":
         """These tokens in this order; one may be taken more than once."""
-        counts = self.counts[rows]
-        first = np.cumsum(counts, dtype=np.intp) - counts
-        entries = np.repeat(self.starts[rows] - first, counts) + np.arange(counts.sum())
-        error = None if self.error is None else self.error[rows]
+        counts = self.counts[tokens]
+        new_starts = np.cumsum(counts, dtype=np.intp) - counts
+        shift = np.repeat(self.starts[tokens] - new_starts, counts)
+        entries = shift + np.arange(counts.sum())
         return LayerFeatures(
-            self.norms[rows],
-            counts,
-            self.acts[entries],
-            self.ids[entries],
-            self.next_pre_act[rows],
-            error,
+            norms=self.norms[tokens],
+            counts=counts,
+            acts=self.acts[entries],
+            ids=self.ids[entries],
+            next_pre_act=self.next_pre_act[tokens],
+            error=None if self.error is None else self.error[tokens],
         )
 
     @classmethod
     def joined(cls, parts: Sequence["LayerFeatures"]) -> "LayerFeatures":
         """The tokens of several, one after another."""
-        names = [f.name for f in fields(cls) if getattr(parts[0], f.name) is not None]
-        return cls(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-        )
+        arrays = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            if values[0] is not None:
+                arrays[field.name] = np.concatenate(values)
+        return cls(**arrays)
 
 
 @dataclass(frozen=True)
 class PromptResids:
-    """One layer's residuals by prompt: the mean (prompts, d_model) over `positions` (prompts,), and the last one.
+    """One layer's residuals per prompt.
 
-    The mean leaves out position 0 and what lies over 10 times the prompt's own lower median norm.
+    `mean` (prompts, d_model) is the mean over `positions` (prompts,) positions of each prompt, and
+    `last` (prompts, d_model) the residual of its last position. The mean leaves out position 0 and
+    norms above 10 times the prompt's own lower median.
     """
 
     positions: npt.NDArray[np.int32]
-    mean: npt.NDArray[np.float32]
-    last: npt.NDArray[np.float32]
+    mean: Float32s
+    last: Float32s
 
 
 def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Table:
-    """A row a prompt, as it was read."""
-    messages = [
-        p.messages and json.dumps([vars(m) for m in p.messages], ensure_ascii=False)
-        for p in prompts
-    ]
-    texts = {name: [getattr(p, name) for p in prompts] for name in ("id", "set", "pair", "split")}
-    texts |= {"text": [p.display_text for p in prompts], "messages": messages}
-    made = {name: columns.strings(values) for name, values in texts.items()}
-    return pa.table(
-        {**made, "n_tokens": columns.numbers(np.array(n_tokens, np.int32))}, schema=PROMPTS
-    )
+    """One row per prompt, as it was read."""
+    arrays = {
+        name: columns.strings(getattr(prompt, name) for prompt in prompts)
+        for name in ("id", "set", "pair", "split")
+    }
+    arrays["text"] = columns.strings(prompt.display_text for prompt in prompts)
+    arrays["messages"] = columns.strings(map(_messages_json, prompts))
+    arrays["n_tokens"] = columns.numbers(np.array(n_tokens, np.int32))
+    return pa.table(arrays, schema=PROMPTS)
+
+
+def _messages_json(prompt: Prompt) -> str | None:
+    if not prompt.messages:
+        return None
+    return json.dumps([vars(message) for message in prompt.messages], ensure_ascii=False)
 
 
 def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
-    """A row a token, from the (id, text) of every token of every prompt."""
+    """One row per token, from the (id, text) of every token of every prompt."""
     lengths = [len(row) for row in tokens]
     numbers = {
         "prompt": np.repeat(np.arange(len(tokens)), lengths),
         "pos": np.concatenate([np.arange(length) for length in lengths]),
-        "token_id": np.array([token for row in tokens for token, _ in row]),
+        "token_id": np.array([token_id for row in tokens for token_id, _ in row]),
     }
-    made = {name: columns.numbers(values.astype(np.int32)) for name, values in numbers.items()}
-    return pa.table(
-        {**made, "token": columns.strings(text for row in tokens for _, text in row)}, schema=TOKENS
-    )
+    arrays = {name: columns.numbers(values.astype(np.int32)) for name, values in numbers.items()}
+    arrays["token"] = columns.strings(text for row in tokens for _, text in row)
+    return pa.table(arrays, schema=TOKENS)
 
 
 def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
-    """A row a token: its norm, and what fires, strongest first."""
-    error = features.error
-    ends = columns.numbers(features.starts)
+    """One row per token: its norm, and what fires, strongest first."""
+    starts = columns.numbers(features.starts)
+    ids = columns.numbers(features.ids.astype(id_type(d_sae)))
+    error = pa.nulls(len(features.norms), pa.float32())
+    if features.error is not None:
+        error = columns.numbers(features.error)
     return pa.table(
         {
             "norm": columns.numbers(features.norms),
-            "ids": pa.LargeListArray.from_arrays(
-                ends, columns.numbers(features.ids.astype(id_type(d_sae)))
-            ),
-            "acts": pa.LargeListArray.from_arrays(ends, columns.numbers(features.acts)),
+            "ids": pa.LargeListArray.from_arrays(starts, ids),
+            "acts": pa.LargeListArray.from_arrays(starts, columns.numbers(features.acts)),
             "border": columns.numbers(features.next_pre_act),
-            "error": pa.nulls(len(features.norms), pa.float32())
-            if error is None
-            else columns.numbers(error),
+            "error": error,
         }
     )
 
 
 def features_of(table: pa.Table) -> LayerFeatures:
-    """The inverse of `features_table`; also of schema 2, where every token has k entries and zeros do not fire."""
-    error = table["error"]
-    norms, next_pre_act = (columns.values(table[name]) for name in ("norm", "border"))
-    errors = columns.values(error) if error.null_count == 0 else None
+    """The inverse of `features_table`.
+
+    Reads schema 2 too, where every token has k entries and those of 0 do not fire.
+    """
+    norms = columns.values(table["norm"])
+    next_pre_act = columns.values(table["border"])
+    error = None
+    if table["error"].null_count == 0:
+        error = columns.values(table["error"])
     if pa.types.is_fixed_size_list(table["ids"].type):
-        width = table["ids"].type.list_size
-        acts, ids = (_matrix(table[name], width) for name in ("acts", "ids"))
-        return LayerFeatures.of_rows(norms, acts, ids, next_pre_act, errors)
+        k = table["ids"].type.list_size
+        acts, ids = _matrix(table["acts"], k), _matrix(table["ids"], k)
+        return LayerFeatures.of_rows(norms, acts, ids, next_pre_act, error)
     counts = columns.values(pc.list_value_length(table["ids"])).astype(np.int32)
-    acts, ids = (columns.values(pc.list_flatten(table[name])) for name in ("acts", "ids"))
-    return LayerFeatures(norms, counts, acts, ids, next_pre_act, errors)
+    acts = columns.values(pc.list_flatten(table["acts"]))
+    ids = columns.values(pc.list_flatten(table["ids"]))
+    return LayerFeatures(norms, counts, acts, ids, next_pre_act, error)
 
 
 def resid_table(resid: PromptResids) -> pa.Table:
-    """A row a prompt: over how many positions, their mean residual, and the last position's."""
-    positions = columns.numbers(resid.positions)
+    """One row per prompt: the number of positions, their mean residual, the last residual."""
     return pa.table(
-        {"positions": positions, "mean": _lists(resid.mean), "last": _lists(resid.last)}
+        {
+            "positions": columns.numbers(resid.positions),
+            "mean": _lists(resid.mean),
+            "last": _lists(resid.last),
+        }
     )
 
 
@@ -228,10 +246,11 @@ def resid_of(table: pa.Table, d_model: int) -> PromptResids:
     )
 
 
-def _lists(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(columns.numbers(values.reshape(-1)), values.shape[1])
+def _lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """An array of shape (rows, width) as a fixed-size list column."""
+    return pa.FixedSizeListArray.from_arrays(columns.numbers(matrix.reshape(-1)), matrix.shape[1])
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[Any]:
-    """A fixed-size list column as an array of shape (rows, width)."""
+    """The inverse of `_lists`."""
     return columns.values(pc.list_flatten(column)).reshape(-1, width)

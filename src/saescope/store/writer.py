@@ -1,15 +1,15 @@
-"""Making a run: batches collect beside its final place, and it gets its name in one rename, whole or not at all.
+"""Make a run: collect batches beside its final place, then publish it in one rename.
 
-While it is being made it is `.NAME.partial`, a file for every finished batch; the same job started again goes on from
-there.
+Until then it is the folder `.NAME.partial`, with one file per finished batch and layer; the same
+job started again resumes from there.
 """
 
 import hashlib
+import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,195 +20,197 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saescope.errors import ResourceError, RunError
+from saescope.errors import RunError
 from saescope.sources.prompts import PromptSet
 from saescope.store import tables
+from saescope.store.arrays import Indices
+from saescope.store.atomic import disk_errors, partial_path, publish, write_then_rename
 from saescope.store.runs import MANIFEST, Job, Run
 from saescope.store.tables import LayerFeatures, PromptResids
+
+Archive = Mapping[str, npt.NDArray[Any]]
+Tokens = Sequence[Sequence[tuple[int, str]]]
 
 
 @final
 class RunWriter:
-    """Collects a job's batches beside the final place, then publishes them as a run in one rename."""
+    """Collects a job's batches beside the final place, then publishes them as a run."""
 
     def __init__(self, out: Path, job: Job) -> None:
         self.out = out
         self.job = job
-        self._partial = out.parent / f".{out.name}.partial"
-        self._made_parent = not out.parent.exists()
+        self._partial = partial_path(out)
+        self._created_parent = not out.parent.exists()
 
     def published(self) -> Run | None:
-        """The finished run of this very job, if it is there; raises RunError if something else is in the way."""
+        """The finished run of this very job, or None.
+
+        Raises RunError if something else has its name.
+        """
         if not self.out.exists():
             return None
         if not (self.out / MANIFEST).is_file():
-            raise RunError(f"{self.out} exists and is no run: choose another --out")
+            raise RunError(f"{self.out} exists and is not a run: choose another place")
         run = Run.open(self.out)
         if run.manifest["fingerprint"] != self.job.fingerprint:
-            raise RunError(
-                f"{self.out} holds another job's run: choose another --out, or remove it"
-            )
+            raise RunError(f"{self.out} holds another job's run: choose another place or remove it")
         return run
 
     @contextmanager
     def collecting(self) -> Iterator[set[tuple[int, int]]]:
-        """Open the partial directory and yield which layers of which batches are already there.
+        """Open the partial folder and yield the (batch, layer) pairs that are already there.
 
-        Whatever ends the block early, what is finished stays for the next attempt; a directory without any is removed.
+        If the block ends early, finished batches stay for the next attempt; without any, the
+        folder is removed.
         """
         with self._disk():
             self._resume_or_clear()
-            finished = {unit for spec in self.job.saes for unit in self._units(spec.layer)}
+            finished = self._finished_units()
         try:
             yield finished
         except BaseException:
-            if not self._finished():
+            if not self._batch_files():
                 shutil.rmtree(self._partial, ignore_errors=True)
-                if self._made_parent:
+                if self._created_parent:
                     self.out.parent.rmdir()
             raise
 
-    def _finished(self, layer: int | str = "*") -> list[Path]:
-        return sorted(self._partial.glob(f"layer{layer}-batch*.npz"))
-
-    def _units(self, layer: int) -> list[tuple[int, int]]:
-        return [(int(path.stem.rpartition("-batch")[2]), layer) for path in self._finished(layer)]
-
     @property
     def spill(self) -> Path:
-        """A folder for what the computation keeps on disk meanwhile; it goes with the partial directory."""
+        """A folder for intermediate results; it is removed with the partial folder."""
         folder = self._partial / "spill"
         folder.mkdir(exist_ok=True)
         return folder
 
     def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> Any:
-        """What `make` gave when this job was begun, which may have been in an earlier attempt; as JSON keeps it."""
+        """What `make` returned in the first attempt of this job, as JSON keeps it."""
         path = self._partial / f"{name}.json"
         with self._disk():
             if not path.is_file():
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(make()))
-                temporary.replace(path)
+                write_then_rename(path, json.dumps(make()).encode(), durable=False)
             return json.loads(path.read_text())
 
     def put(self, number: int, layer: int, features: LayerFeatures, resid: PromptResids) -> None:
-        """Keep one layer of one finished batch."""
-        arrays = {
-            field.name: array
-            for part in (features, resid)
-            for field in fields(part)
-            if (array := getattr(part, field.name)) is not None
-        }
+        """Store one layer of one finished batch."""
+        arrays = _arrays(features) | _arrays(resid)
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
         path = self._partial / f"layer{layer}-batch{number:06d}.npz"
-        temporary = path.with_suffix(".tmp")
         with self._disk():
-            try:
-                with temporary.open("wb") as file:
-                    np.savez(file, **arrays)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_then_rename(path, archive.getbuffer(), durable=False)
 
     def publish(
         self,
         sets: Sequence[PromptSet],
-        tokens: Sequence[Sequence[tuple[int, str]]],
+        tokens: Tokens,
         batches: Sequence[Sequence[int]],
         record: Mapping[str, Any],
     ) -> Run:
-        """Order the batches' rows by prompt, write the tables and the manifest, and rename.
+        """Write the tables in the prompts' order and the manifest, then rename.
 
-        `tokens` holds (id, text) of every token of every prompt; `batches` the prompts of every batch, in its row
-        order; `record` is kept in the manifest beside the job.
+        `tokens` holds (id, text) of every token of every prompt, `batches` the prompts of every
+        batch in its row order; `record` goes into the manifest beside the job.
         """
         with self._disk():
-            staging = self._partial / "run"
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            self._write_prompts(staging, sets, tokens)
-            of_prompts = np.array([p for batch in batches for p in batch])
-            starts = np.concatenate([[0], np.cumsum([len(t) for t in tokens])])
-            of_tokens = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in of_prompts])
+            folder = self._partial / "run"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            _write_prompts(folder, sets, tokens)
+            prompt_order = np.array([prompt for batch in batches for prompt in batch])
+            token_order = _token_order(prompt_order, [len(row) for row in tokens])
             for spec in self.job.saes:
-                with ExitStack() as stack:
-                    archives = [
-                        stack.enter_context(np.load(path)) for path in self._finished(spec.layer)
-                    ]
-                    parts = [_features(archive) for archive in archives]
-                    features = LayerFeatures.joined(parts).take(np.argsort(of_tokens))
-                    _write(
-                        staging / tables.features_name(spec.layer),
-                        tables.features_table(features, spec.d_sae),
-                    )
-                    resid = PromptResids(
-                        *(_in_order(archives, name, of_prompts) for name in tables.RESID_COLUMNS)
-                    )
-                    _write(staging / tables.resid_name(spec.layer), tables.resid_table(resid))
-            self._write_manifest(staging, record)
-            staging.rename(self.out)
+                self._write_layer(folder, spec.layer, spec.d_sae, prompt_order, token_order)
+            self._write_manifest(folder, record)
+            publish(folder, self.out)
             shutil.rmtree(self._partial)
         return Run.open(self.out)
 
     def _resume_or_clear(self) -> None:
         mark = self._partial / "job"
-        if not (mark.is_file() and mark.read_text() == self.job.fingerprint):
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            mark.write_text(self.job.fingerprint)
+        if mark.is_file() and mark.read_text() == self.job.fingerprint:
+            return
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        mark.write_text(self.job.fingerprint)
 
-    def _write_prompts(
-        self, staging: Path, sets: Sequence[PromptSet], tokens: Sequence[Sequence[tuple[int, str]]]
+    def _finished_units(self) -> set[tuple[int, int]]:
+        units = set()
+        for spec in self.job.saes:
+            for path in self._batch_files(spec.layer):
+                number = path.stem.rpartition("-batch")[2]
+                units.add((int(number), spec.layer))
+        return units
+
+    def _batch_files(self, layer: int | str = "*") -> list[Path]:
+        return sorted(self._partial.glob(f"layer{layer}-batch*.npz"))
+
+    def _write_layer(
+        self, folder: Path, layer: int, d_sae: int, prompt_order: Indices, token_order: Indices
     ) -> None:
-        prompts = [prompt for group in sets for prompt in group.prompts]
-        _write(
-            staging / "prompts.parquet", tables.prompts_table(prompts, [len(row) for row in tokens])
-        )
-        _write(staging / "tokens.parquet", tables.tokens_table(tokens))
+        with ExitStack() as stack:
+            paths = self._batch_files(layer)
+            archives: list[Archive] = [stack.enter_context(np.load(path)) for path in paths]
+            joined = LayerFeatures.joined([_features(archive) for archive in archives])
+            features = joined.take(np.argsort(token_order))
+            resid = PromptResids(
+                *(_in_order(archives, name, prompt_order) for name in tables.RESID_COLUMNS)
+            )
+        _write(folder / tables.features_name(layer), tables.features_table(features, d_sae))
+        _write(folder / tables.resid_name(layer), tables.resid_table(resid))
 
-    def _write_manifest(self, staging: Path, record: Mapping[str, Any]) -> None:
-        hashes = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(staging.iterdir())
-        }
+    def _write_manifest(self, folder: Path, record: Mapping[str, Any]) -> None:
         manifest = {
             "schema": tables.SCHEMA_VERSION,
             "fingerprint": self.job.fingerprint,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "job": asdict(self.job),
             **record,
-            "tables": hashes,
+            "tables": {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(folder.iterdir())
+            },
         }
-        with (staging / MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        text = json.dumps(manifest, ensure_ascii=False, indent=1)
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResourceError(
-                f"cannot write the run {self.out}: {error.strerror or error}; "
-                "nothing was published; free space or choose another --out, and the same command goes on"
-            ) from error
+    def _disk(self) -> AbstractContextManager[None]:
+        advice = (
+            "nothing was published; free space or choose another place, "
+            "and the same command resumes"
+        )
+        return disk_errors(f"the run {self.out}", advice)
 
 
-def _features(archive: Mapping[str, npt.NDArray[Any]]) -> LayerFeatures:
-    return LayerFeatures(
-        **{f.name: archive[f.name] for f in fields(LayerFeatures) if f.name in archive}
-    )
+def _arrays(part: LayerFeatures | PromptResids) -> dict[str, npt.NDArray[Any]]:
+    """A part's arrays by name, without those that are None."""
+    arrays = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _in_order(
-    archives: Sequence[Mapping[str, npt.NDArray[Any]]], name: str, order: npt.NDArray[np.intp]
-) -> npt.NDArray[Any]:
+def _features(archive: Archive) -> LayerFeatures:
+    names = [field.name for field in fields(LayerFeatures) if field.name in archive]
+    return LayerFeatures(**{name: archive[name] for name in names})
+
+
+def _token_order(prompt_order: Indices, lengths: Sequence[int]) -> Indices:
+    """The rows of the token table in the order in which the batches hold them."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return np.concatenate([np.arange(starts[p], starts[p + 1]) for p in prompt_order])
+
+
+def _in_order(archives: Sequence[Archive], name: str, order: Indices) -> npt.NDArray[Any]:
     batched = np.concatenate([archive[name] for archive in archives])
     ordered = np.empty_like(batched)
     ordered[order] = batched
     return ordered
 
 
+def _write_prompts(folder: Path, sets: Sequence[PromptSet], tokens: Tokens) -> None:
+    prompts = [prompt for group in sets for prompt in group.prompts]
+    n_tokens = [len(row) for row in tokens]
+    _write(folder / "prompts.parquet", tables.prompts_table(prompts, n_tokens))
+    _write(folder / "tokens.parquet", tables.tokens_table(tokens))
+
+
 def _write(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
