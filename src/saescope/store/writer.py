@@ -181,7 +181,7 @@ class RunWriter:
         return disk_errors(f"the run {self.out}", advice)
 
 
-def _arrays(part: LayerFeatures | PromptResids) -> dict[str, npt.NDArray[Any]]:
+def _arrays(part: LayerFeatures | PromptResids) -> dict[str, Any]:
     """A part's arrays by name, without those that are None."""
     arrays = {field.name: getattr(part, field.name) for field in fields(part)}
     return {name: array for name, array in arrays.items() if array is not None}
