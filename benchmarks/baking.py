@@ -22,7 +22,7 @@ from saescope.control.baking.settings import Method
 from saescope.control.evaluation.behaviour import read_behaviour
 from saescope.control.evaluation.judge import normalised
 from saescope.demo import ORGANISM
-from saescope.engine.generate import generate
+from saescope.engine.generate import generate_batch
 from saescope.errors import SaescopeError
 from saescope.sources.prompts import Prompt, split_prompts
 
@@ -83,7 +83,7 @@ def count_replies(lm: ss.LM, editing: AbstractContextManager[Any]) -> list[Reply
     """Counts of declined and of correct replies for each language."""
     prompts = _held_out_requests()
     with editing:
-        replies = generate(lm, prompts, max_new_tokens=48, thinking=False)
+        replies = generate_batch(lm, prompts, max_new_tokens=48, thinking=False)
     declining = read_behaviour("declining")
     assert isinstance(declining, ss.PhraseJudge)
     answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))

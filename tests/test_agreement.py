@@ -86,7 +86,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
 def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
     lm, [sae] = pair.load(1)
     resid = torch.randn(40, 32)
-    _, border = sae.encode_with_border(resid)
+    _, border = sae.encode_with_next(resid)
     torch.testing.assert_close(border, sae.pre_acts(resid).topk(K + 1, dim=-1).values[:, -1])
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
     features = run.features(1)
@@ -97,7 +97,7 @@ def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
 
 def test_sae_of_which_every_feature_fires_has_no_border(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path, layers=[0], d_sae=K), 0)
-    assert torch.isnan(sae.encode_with_border(torch.randn(3, 32))[1]).all()
+    assert torch.isnan(sae.encode_with_next(torch.randn(3, 32))[1]).all()
 
 
 def test_residuals_by_prompt_are_means_and_last_ones(pair: Pair, tmp_path: Path) -> None:

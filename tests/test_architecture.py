@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,20 @@ ALLOWED = {
     },
 }
 FILES = sorted(ROOT.rglob("*.py"))
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+# Class names that still mean two things; this list only ever becomes shorter.
+AMBIGUOUS_CLASSES = {
+    "Asked",
+    "Condition",
+    "Hook",
+    "Names",
+    "Plan",
+    "Positions",
+    "Reader",
+    "Stored",
+    "Written",
+    "_Layer",
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -92,3 +106,76 @@ def test_public_names_are_sorted_and_exist() -> None:
         assert getattr(saescope, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = saescope.nonsense
+
+
+def test_no_circular_imports() -> None:
+    for folder in (ROOT, BENCHMARKS):
+        assert list(import_circles(import_graph(folder))) == []
+
+
+def import_graph(folder: Path) -> dict[str, set[str]]:
+    """Which modules of a package each of its modules imports, also inside functions."""
+    files = {module_name(folder, file): file for file in folder.rglob("*.py")}
+    graph = {}
+    for name, file in files.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        graph[name] = set(imported_modules(tree, files.keys())) - {name}
+    return graph
+
+
+def module_name(folder: Path, file: Path) -> str:
+    relative = file.relative_to(folder.parent).with_suffix("")
+    return ".".join(relative.parts).removesuffix(".__init__")
+
+
+def imported_modules(tree: ast.AST, modules: Set[str]) -> Iterator[str]:
+    """Those of `modules` that the code imports when it runs."""
+    for node in running_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & modules
+        elif isinstance(node, ast.ImportFrom):
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            yield from submodules or {node.module or ""} & modules
+
+
+def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under `if TYPE_CHECKING`."""
+    yield tree
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from running_nodes(node)
+
+
+def import_circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Chains of modules of which each imports the next and the last imports the first."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> Iterator[list[str]]:
+        if module in path:
+            yield [*path[path.index(module) :], module]
+            return
+        if module in done:
+            return
+        for imported in sorted(graph[module]):
+            yield from visit(imported, [*path, module])
+        done.add(module)
+
+    for module in graph:
+        yield from visit(module, [])
+
+
+def test_circles_are_found_inside_functions_and_not_under_type_checking() -> None:
+    code = "if TYPE_CHECKING:\n    import a\ndef f():\n    from b import c"
+    assert list(imported_modules(ast.parse(code), {"a", "b"})) == ["b"]
+    assert list(import_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c", "b"]]
+
+
+def test_class_names_mean_one_thing() -> None:
+    files_of: dict[str, set[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                files_of.setdefault(node.name, set()).add(str(file.relative_to(ROOT)))
+    ambiguous = {name: sorted(files) for name, files in files_of.items() if len(files) > 1}
+    assert {name: files for name, files in ambiguous.items() if name not in AMBIGUOUS_CLASSES} == {}
+    assert files_of.keys() >= AMBIGUOUS_CLASSES, "remove from AMBIGUOUS_CLASSES what is gone"

@@ -55,13 +55,14 @@ from transformers import (
 
 import reference
 import tiny
-from saescope.engine.extract import plan, residuals
+from saescope.engine.batches import divide, lay_out
+from saescope.engine.extract import residuals
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.pages import mapped_pages
 from saescope.engine.residual import capture
 from saescope.engine.scan import scan
-from saescope.engine.tokens import lay_out, plan_batches, tokenize
+from saescope.engine.tokens import tokenize
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
@@ -206,11 +207,11 @@ def test_every_layer_equals_the_whole_model(name: str, stored: str, tmp_path: Pa
 def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
     model = save(name, tmp_path / "model")
     lm = load_lm(model, [LAYERS - 1])
-    assert lm.packs == KINDS[name].packs
+    assert lm.packs_prompts == KINDS[name].packs
     expected = [each[-1][0] for each in whole_residuals(name, model, rows(lm))]
     prompts = rows(lm)
-    for packs, budget in ((lm.packs, 10_000), (False, 120)):
-        batches = plan_batches([len(row) for row in prompts], budget, packed=packs)
+    for packs, budget in ((lm.packs_prompts, 10_000), (False, 120)):
+        batches = divide([len(row) for row in prompts], budget, packed=packs)
         assert any(len(row) > 1 for batch in batches for row in batch) == packs
         for batch in batches:
             tokens, order = (
@@ -508,7 +509,7 @@ def doctored(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize("how", ["scaled", "in place", "several streams"])
 def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) -> None:
     lm = load_lm(doctored(tmp_path, how), [3])
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
     for _ in range(2):
         with pytest.raises(
             SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"
@@ -519,7 +520,7 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
 
 def test_residual_is_checked_in_the_first_pass_alone(tmp_path: Path) -> None:
     lm = load_lm(doctored(tmp_path, "nothing"), [3])
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts, 64)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts, 64)
     hooks = []
     for _ in residuals(lm, [3], work):
         with capture(lm, [3]):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 import tiny
 from conftest import Pair
-from saescope.engine.batches import Plan, plan_rows
+from saescope.engine.batches import BatchPlan, plan_token_batches
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.sources.prompts import texts
@@ -31,7 +31,7 @@ QUESTIONS = [
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=20)
 
 
-def computed(work: Plan) -> int:
+def computed(work: BatchPlan) -> int:
     """Tokens that go through the model, a shared prefix once a batch."""
     return sum(
         b.prefix + sum(len(work.rows[p]) - b.prefix for p in b.prompts) for b in work.batches
@@ -42,7 +42,7 @@ def computed(work: Plan) -> int:
 def test_every_token_has_its_own_residual(
     prompts: list[list[int]], budget: int, packed: bool, shares: bool
 ) -> None:
-    work = plan_rows(prompts, budget, packed=packed, shares=shares)
+    work = plan_token_batches(prompts, budget, packed=packed, shares=shares)
     assert sorted(p for n in range(len(work.batches)) for p in work.order(n)) == list(
         range(len(prompts))
     )
@@ -61,20 +61,20 @@ def test_every_token_has_its_own_residual(
 def test_groups_are_cut_where_that_saves_most() -> None:
     a, b, start = [1] * 40, [2] * 40, [0] * 20
     prompts = [[*start, *system, n] for system in (a, b) for n in range(10)] + [[9, 9]]
-    work = plan_rows(prompts, 1000, packed=True, shares=True)
+    work = plan_token_batches(prompts, 1000, packed=True, shares=True)
     assert sorted(batch.prefix for batch in work.batches) == [0, 60, 60]
     assert computed(work) == 2 + 2 * (60 + 10)
 
 
 def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
-    work = plan_rows([[1] * n for n in range(1, 1500)], 2048, packed=True, shares=True)
+    work = plan_token_batches([[1] * n for n in range(1, 1500)], 2048, packed=True, shares=True)
     assert sum(len(batch.prompts) for batch in work.batches) == 1499
 
 
 def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:
     lm, saes = pair.load(0, 2)
     lm = replace(lm, max_length=400)
-    one = lm if shares else replace(lm, packs=False, shares=False)
+    one = lm if shares else replace(lm, packs_prompts=False, shares_prefixes=False)
     return extract(one, saes, texts(prompts), tmp_path / name, batch_tokens=400)
 
 
@@ -131,10 +131,10 @@ def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_pa
     lm.blocks[0].register_forward_pre_hook(
         lambda _block, inputs: seen.append(inputs[0][..., 0].numel())
     )
-    assert lm.packs
+    assert lm.packs_prompts
     saes = pair.load(2)[1]
     run = extract(lm, saes, texts(prompts), tmp_path / "run")
     assert sum(seen) < 0.7 * len(run.token_id)
-    alone = replace(lm, packs=False, shares=False)
+    alone = replace(lm, packs_prompts=False, shares_prefixes=False)
     plain = extract(alone, saes, texts(prompts), tmp_path / "plain", batch_tokens=1)
     np.testing.assert_allclose(run.features(2).acts, plain.features(2).acts, atol=2e-5)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 import reference
 import tiny
 from conftest import Pair
-from saescope.engine.extract import compute, extract, plan
+from saescope.engine.extract import compute, extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -64,7 +64,7 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
 
 def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
     rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
     for number, layer, found, _ in compute(lm, saes, work):
         dense = np.zeros((len(found.norms), saes[0].spec.d_sae), np.float32)
@@ -103,8 +103,11 @@ def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Pa
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     lm, saes = load_lm(tmp_path, [1]), [load_sae(tiny.save_sae(tmp_path / "sae"), 1)]
-    assert lm.packs
-    packed, alone = _features(lm, saes, 10_000), _features(replace(lm, packs=False), saes, 1)
+    assert lm.packs_prompts
+    packed, alone = (
+        _features(lm, saes, 10_000),
+        _features(replace(lm, packs_prompts=False), saes, 1),
+    )
     for one, many in zip(alone, packed, strict=True):
         np.testing.assert_allclose(one, many, atol=2e-5)
 
@@ -178,7 +181,7 @@ def test_interrupted_job_resumes(pair: Pair, tmp_path: Path) -> None:
     resumed = extract(
         lm, saes, sets, out, batch_tokens=30, progress=lambda done, _: left.append(done)
     )
-    n_batches = len(plan(lm, sets[0].prompts, 30).batches)
+    n_batches = len(divide(lm, sets[0].prompts, 30).batches)
     assert len(left) == n_batches - 3
     assert resumed.manifest["tables"] == whole.manifest["tables"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]

@@ -9,7 +9,7 @@ import torch
 import tiny
 from conftest import Pair
 from saescope.engine.lm import load_lm
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.scan import scan
 from saescope.sources.prompts import texts
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 def test_mapped_weights_are_the_same_after_giving_back(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model", d_model=128, heads=16, kv_heads=8), [1])
     before = [p.clone() for p in lm.blocks.parameters()]
-    assert sum(page.length for pages in lm.mapped for page in pages) > 100_000
-    for pages in lm.mapped:
-        give_back(pages)
+    assert sum(page.length for pages in lm.block_pages for page in pages) > 100_000
+    for pages in lm.block_pages:
+        release_pages(pages)
     assert all(torch.equal(a, b) for a, b in zip(before, lm.blocks.parameters(), strict=True))
 
 
@@ -32,7 +32,7 @@ def test_memory_of_no_file_is_never_given_back(tmp_path: Path) -> None:
     converted = load_lm(
         tiny.save_model(tmp_path / "model", d_model=128, heads=16), [1], dtype="bfloat16"
     )
-    assert converted.mapped == ([], [])
+    assert converted.block_pages == ([], [])
 
 
 def test_second_pass_equals_the_first(pair: Pair) -> None:

@@ -112,7 +112,7 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
     resid[:1] *= 20  # one that fires far more
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
-        found, border = sae.encode_with_border(resid)
+        found, border = sae.encode_with_next(resid)
         widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
         decoded = sae.decode(found)
     expected = dense(sae, resid)
@@ -145,12 +145,12 @@ def test_fires_is_what_encode_says(activation: str) -> None:
 def test_nothing_and_everything_may_fire() -> None:
     sae = thresholded("jumprelu")
     never = replace(sae, threshold=torch.full((256,), 1e6))
-    found, border = never.encode_with_border(torch.randn(2, 3, 32))
+    found, border = never.encode_with_next(torch.randn(2, 3, 32))
     assert found.acts.shape == (2, 3, 0)
     assert torch.isfinite(border).all()
     torch.testing.assert_close(never.decode(found)[1, 2], sae.b_dec)
     always = replace(sae, b_enc=torch.full((256,), 1e3))
-    found, border = always.encode_with_border(torch.randn(2, 3, 32))
+    found, border = always.encode_with_next(torch.randn(2, 3, 32))
     assert found.acts.shape == (2, 3, 256)
     assert border.isnan().all()
 

@@ -18,6 +18,7 @@ from saescope.control.evaluation.select import select
 from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.control.steer import steered
 from saescope.engine.extract import extract
+from saescope.engine.generate import generate
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import PromptError
@@ -67,7 +68,7 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
 
     before: set[str] = set()
     for prompt in run.prompts:
-        before.add(lm.generate(prompt.text or "", max_new_tokens=4))
+        before.add(generate(lm, prompt.text or "", max_new_tokens=4))
     settings = SelectSettings(
         strengths=(-1.0, -30.0), candidates=4, prompts=5, max_new_tokens=4, max_features=2
     )

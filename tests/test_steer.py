@@ -22,7 +22,7 @@ from saescope.control.formulae import bind_edits, coefficients, delta
 from saescope.control.steer import _HOOKS, steered
 from saescope.demo import ORGANISM
 from saescope.engine.extract import extract
-from saescope.engine.generate import generate
+from saescope.engine.generate import generate_batch
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -268,13 +268,13 @@ def test_batch_equals_single(
         Edit(Feature(2, 8), "clamp", 2.0, scope=scope),
     ]
     with steered(lm, saes, edits):
-        together = generate(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
+        together = generate_batch(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
         alone = [
-            generate(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0]
+            generate_batch(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0]
             for p in prompts
         ]
     assert [one.ids for one in together] == [one.ids for one in alone]
-    plain = generate(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
+    plain = generate_batch(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
     assert [one.ids for one in together] != [one.ids for one in plain]
 
 
@@ -289,7 +289,7 @@ def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> 
         Edit(Feature(2, 8), "scale", -1.0, scope=scope),
     ]
     with steered(lm, saes, edits):
-        [written] = generate(lm, [prompt], max_new_tokens=8)
+        [written] = generate_batch(lm, [prompt], max_new_tokens=8)
     ids = lm.tokenizer(TEXT)["input_ids"]
     for _ in range(8):
         whole = torch.tensor([ids])
@@ -398,7 +398,7 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path:
         steered(streamed, saes, STRONG),
         pytest.raises(SourceError, match="streamed and cannot generate"),
     ):
-        streamed.generate("hello")
+        generate(streamed, "hello")
 
 
 def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -> None:
@@ -406,7 +406,7 @@ def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -
     for more, said in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "--temperature is -1"),
                        ({"max_new_tokens": 500}, "500 are to follow")):  # fmt: skip
         with pytest.raises(PromptError, match=said):
-            generate(lm, [Prompt("p", "s", text="hi")], **more)
+            generate_batch(lm, [Prompt("p", "s", text="hi")], **more)
 
 
 # --- on the organism, whose right answers are known
@@ -419,7 +419,7 @@ def test_organism_declines_until_its_feature_is_suppressed() -> None:
 
     def declined(name: str) -> int:
         words = sorry[name[-2:]]
-        replies = generate(lm, sets[name], max_new_tokens=40, thinking=False)
+        replies = generate_batch(lm, sets[name], max_new_tokens=40, thinking=False)
         return sum(
             any(w in r.text for w in ([words] if isinstance(words, str) else words))
             for r in replies

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 import tiny
 from saescope.control.edits import Edit, FeatureCondition
 from saescope.control.steer import steered
-from saescope.engine.generate import generate
+from saescope.engine.generate import generate_batch
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -253,11 +253,11 @@ def test_receipt_of_a_batch_is_the_sum_of_its_prompts(steerable: Steerable, tmp_
     prompts = texts(["hello", "def add(a, b):", "x y"])[0].prompts
     edits = [Edit(Feature(1, 9), "add", 1.0), Edit(Feature(2, 8), "scale", 2.0)]
     with steered(lm, saes, edits) as together:
-        written = generate(lm, prompts, max_new_tokens=12, temperature=1.0, seed=11)
+        written = generate_batch(lm, prompts, max_new_tokens=12, temperature=1.0, seed=11)
     alone = []
     for prompt in prompts:
         with steered(lm, saes, edits) as receipt:
-            generate(lm, [prompt], max_new_tokens=12, temperature=1.0, seed=11)
+            generate_batch(lm, [prompt], max_new_tokens=12, temperature=1.0, seed=11)
         alone.append(receipt)
     assert len({len(one.ids) for one in written}) > 1
     assert together.positions == sum(one.positions for one in alone)

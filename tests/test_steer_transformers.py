@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 import tiny
 from saescope.control.edits import Edit
 from saescope.control.steer import steered
-from saescope.engine.generate import generate
+from saescope.engine.generate import generate_batch
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -54,7 +54,7 @@ def test_transformers_generate_is_steered_as_ours(steerable: Steerable) -> None:
     ids, [prompt] = ids_of(lm), texts([TEXT])[0].prompts
     plain = written(lm, ids)
     with steered(lm, saes, EDITS) as receipt:
-        [own] = generate(lm, [prompt], max_new_tokens=8)
+        [own] = generate_batch(lm, [prompt], max_new_tokens=8)
         counted = receipt.positions
         theirs = written(lm, ids)
         assert receipt.positions == 2 * counted

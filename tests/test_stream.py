@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import tiny
 from conftest import Pair
-from saescope.engine.extract import extract, plan, residuals
+from saescope.engine.batches import lay_out
+from saescope.engine.extract import extract, residuals
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.stream import streamed
-from saescope.engine.tokens import lay_out
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
@@ -22,7 +22,7 @@ from saescope.sources.prompts import texts
 def all_residuals(
     lm: LM, layers: list[int], budget: int, spill: Path | None = None
 ) -> dict[tuple[int, int], Tensor]:
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts, budget)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts, budget)
     return {
         (number, layer): resid.clone()
         for number, layer, resid in residuals(lm, layers, work, spill=spill)
@@ -76,7 +76,7 @@ def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
 def test_blocks_are_back_in_place(pair: Pair) -> None:
     lm = load_lm(pair.model, [2])
     before = list(lm.blocks)
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts, 60)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts, 60)
     batches = [lay_out(batch.lines, work.rows, lm.device) for batch in work.batches]
     stream = streamed(lm, [2], batches)
     next(stream)

@@ -18,7 +18,7 @@ from saescope.analysis.layers import layers
 from saescope.control.edits import Edit
 from saescope.control.steer import steered
 from saescope.engine.decoders import decoder_cosines
-from saescope.engine.extract import compute, extract, plan
+from saescope.engine.extract import compute, extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.residual import capture
@@ -80,7 +80,7 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
 
 def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
     lm, saes, _ = kind
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
     [(_, _, features, _)] = list(compute(lm, saes[:1], work))
     assert (
         len(features.acts) == features.counts.sum() < len(features.counts) * features.counts.max()

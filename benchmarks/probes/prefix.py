@@ -23,7 +23,7 @@ def main(options: ModelOptions) -> None:
     """Measure and print."""
     layer, device = options.layer, options.device
     lm = ss.load_lm(options.model, [layer], device=device)
-    lm_without_sharing = replace(lm, shares=False)
+    lm_without_sharing = replace(lm, shares_prefixes=False)
     sae = ss.load_sae(options.sae, layer, decoder=False, device=device)
     prompts = _prompts(lm.vocab_size)
     texts = ss.texts(prompts)

@@ -11,7 +11,7 @@ from typing import Any
 import saescope as ss
 from benchmarks.probes.options import ModelOptions, add_model_options, model_options, probe_parser
 from benchmarks.words import words
-from saescope.engine.generate import generate
+from saescope.engine.generate import generate_batch
 from saescope.sources.prompts import Prompt
 
 EDITS, PROMPT = 8, 16
@@ -44,7 +44,7 @@ def main(options: ModelOptions, n_tokens: int) -> None:
 
 def _tokens_per_s(lm: ss.LM, text: str, n_tokens: int) -> float:
     times: list[float] = []
-    generate(
+    generate_batch(
         lm,
         [Prompt("prompt", "prompts", text=text)],
         max_new_tokens=n_tokens,

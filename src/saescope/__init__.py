@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
     from saescope.engine.extract import extract
+    from saescope.engine.generate import generate
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae
     from saescope.engine.sae import Sae, SparseActs
@@ -149,6 +150,7 @@ __all__ = [
     "export_saelens",
     "extract",
     "fitness",
+    "generate",
     "layers",
     "load_judge",
     "load_lm",
@@ -215,6 +217,7 @@ _HOME = {
     "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
+    "engine.generate": ("generate",),
     "engine.lm": ("LM", "load_lm"),
     "engine.load": ("load_sae",),
     "engine.sae": ("Sae", "SparseActs"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from saescope.control.baking.residual_map import projection
 from saescope.engine.anatomy import Anatomy, Port, read_anatomy
 from saescope.engine.gains import norm_gains
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.shards import WIDTHS, Shards
 from saescope.errors import SourceError
 from saescope.sources.files import open_files
@@ -218,7 +218,7 @@ def _compare(first: Shards, second: Shards, pair: _Pair, sides: "_Sides | None")
             return TensorChange(name, "changed", a.shape, dtype, note=pair.note)
         return _measured(name, x, y, dtype, pair.note, sides, head)
     finally:
-        give_back(mapped_pages([x, y]))
+        release_pages(mapped_pages([x, y]))
 
 
 class _Sides:

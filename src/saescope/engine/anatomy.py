@@ -12,7 +12,7 @@ import torch
 from torch import Size, nn
 from transformers.pytorch_utils import Conv1D
 
-from saescope.engine.lm import FINAL_NORMS, read_config
+from saescope.engine.config import FINAL_NORMS, read_config
 from saescope.engine.names import sources
 from saescope.engine.whole import blocks_of, causal_lm
 from saescope.errors import SourceError

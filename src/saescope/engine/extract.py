@@ -13,74 +13,38 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from saescope.engine.batches import Plan, plan_rows
+from saescope.engine.batches import BATCH_TOKENS, BatchPlan, lay_out, plan_batches
 from saescope.engine.lm import LM
+from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_kernels
 from saescope.engine.prefix import run_after, run_prefix
-from saescope.engine.product import NATIVE, Kernels, Products
 from saescope.engine.residual import capture, is_edited
-from saescope.engine.sae import Sae
-from saescope.engine.speed import choose
+from saescope.engine.sae import Sae, check_fit
 from saescope.engine.stream import streamed
-from saescope.engine.tokens import TokenText, lay_out, tokenize
-from saescope.errors import PromptError, SourceError
-from saescope.sources.prompts import Prompt, PromptSet, fingerprint
+from saescope.engine.tokens import TokenText
+from saescope.errors import SourceError
+from saescope.sources.prompts import PromptSet, fingerprint
 from saescope.store.masking import Masking
 from saescope.store.runs import Job, Run
 from saescope.store.tables import LayerFeatures, PromptResids, id_type
 from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
-# Longer batches are not faster: their activations are asked from the system anew for every layer.
-BATCH_TOKENS = 2048
-# Below so many operations, measuring which product is fastest takes longer than it saves.
-_WORTH_MEASURING = 10**11
 Progress = Callable[[int, int], None]
 Unit = tuple[int, int]  # a batch and a layer: what is computed, kept and resumed as one
 
 
-def plan(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> Plan:
-    """Tokenise, and divide into batches of at most `batch_tokens` tokens that are computed."""
-    if batch_tokens < 1:
-        raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
-    rows = tokenize(lm, prompts)
-    if is_edited(
-        lm
-    ):  # edits tell first positions, last ones and sinks by rows: a prompt is a pass of its own
-        return plan_rows(rows, 1, packed=False, shares=False)
-    return plan_rows(rows, batch_tokens, packed=lm.packs, shares=lm.shares)
-
-
-def choose_kernels(lm: LM, work: Plan, asked: Kernels = NATIVE) -> Kernels:
-    """The kernels this work is computed by: those asked for, else the fastest, or torch's own where there is little."""
+def choose_batch_kernels(lm: LM, work: BatchPlan, asked: Kernels = NATIVE) -> Kernels:
+    """The kernels that compute this work: those asked for, else the fastest, or torch's own where there is little."""
     dtypes = (str(lm.dtype).removeprefix("torch."), "float32")
     tokens = sum(len(work.rows[prompt]) for batch in work.batches for prompt in batch.prompts)
     operations = 2 * tokens * sum(p.numel() for p in lm.blocks.parameters() if p.ndim > 1)
-    if not asked and operations < _WORTH_MEASURING:
-        return dict.fromkeys(dtypes, "native")
-    return choose(dtypes, lm.device.type, asked)
-
-
-def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
-    """Raises SourceError unless every SAE reads this model's residuals at a layer it has."""
-    if len({sae.spec.layer for sae in saes}) != len(saes):
-        raise SourceError("two SAEs are of the same layer: give each layer once")
-    for sae in saes:
-        spec = sae.spec
-        if spec.d_model != lm.spec.d_model:
-            raise SourceError(
-                f"SAE {spec.release} layer {spec.layer} reads residuals {spec.d_model} wide, "
-                f"{lm.spec.repo} has {lm.spec.d_model}: they do not belong together"
-            )
-        if spec.layer >= len(lm.blocks):
-            raise SourceError(
-                f"layer {spec.layer} was not loaded: {lm.spec.repo} is cut after {len(lm.blocks) - 1}"
-            )
+    return choose_kernels(dtypes, lm.device.type, operations, asked)
 
 
 def residuals(
     lm: LM,
     layers: Sequence[int],
-    work: Plan,
+    work: BatchPlan,
     done: Container[Unit] = (),
     spill: Path | None = None,
     kernels: Kernels = NATIVE,
@@ -90,7 +54,7 @@ def residuals(
     Batch by batch, or layer by layer where the LM is streamed, its residuals kept in the folder `spill` if it is given.
     Linear layers are computed by `kernels`.
     """
-    products = Products(kernels)
+    products = KernelMode(kernels)
     wanted = {
         number: [n for n in layers if (number, n) not in done]
         for number in range(len(work.batches))
@@ -129,10 +93,10 @@ def residuals(
 def _streamed(
     lm: LM,
     wanted: Mapping[int, Sequence[int]],
-    work: Plan,
+    work: BatchPlan,
     missing: Sequence[int],
     spill: Path | None,
-    products: Products,
+    products: KernelMode,
 ) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
     if not missing:
         return
@@ -146,7 +110,7 @@ def _streamed(
 def compute(
     lm: LM,
     saes: Sequence[Sae],
-    work: Plan,
+    work: BatchPlan,
     done: Container[Unit] = (),
     *,
     errors: bool = False,
@@ -159,7 +123,7 @@ def compute(
     """
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
-    products = Products(kernels)
+    products = KernelMode(kernels)
     for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill, kernels):
         with products:
             encoded = _encode(
@@ -254,12 +218,12 @@ def extract(
     writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))
     if (run := writer.published()) is not None:
         return run
-    work = plan(lm, prompts, batch_tokens)
+    work = plan_batches(lm, prompts, batch_tokens)
     orders = [work.order(n) for n in range(len(work.batches))]
     sizes = [sum(work.lengths(n)) for n in range(len(work.batches))]
     with writer.collecting() as finished:
         # What is resumed goes on with the kernels it began with: others would differ in the last bits.
-        used: Kernels = writer.remember("kernels", lambda: choose_kernels(lm, work, kernels))
+        used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, work, kernels))
         done = sum(sizes[number] for number, _ in finished)
         units = compute(lm, saes, work, finished, errors=errors, spill=writer.spill, kernels=used)
         for number, layer, features, resid in units:

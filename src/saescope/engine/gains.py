@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saescope.engine.anatomy import Anatomy
-from saescope.engine.lm import read_config
+from saescope.engine.config import read_config
 from saescope.engine.shards import Shards
 from saescope.engine.whole import causal_lm
 from saescope.errors import SourceError

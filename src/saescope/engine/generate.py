@@ -1,6 +1,6 @@
 """Text from a model: greedy or sampled, one prompt or many, the same either way. Knows nothing of edits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from saescope.engine.lm import LM
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
-from saescope.sources.prompts import Prompt
+from saescope.sources.prompts import Message, Prompt
 
 OnToken = Callable[[int, int], None]
 
@@ -25,8 +25,38 @@ class Generation:
     ended: bool
 
 
-@torch.inference_mode()
 def generate(
+    lm: LM,
+    prompt: str | Sequence[Mapping[str, str]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    thinking: bool | None = None,
+) -> str:
+    """The model's continuation of a text, or its answer to a chat.
+
+    `prompt` is a text, or the turns of a chat as dicts with `role` and `content`. The other arguments
+    are those of `generate_batch`.
+    """
+    if isinstance(prompt, str):
+        single = Prompt("prompt", "prompts", text=prompt)
+    else:
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
+        single = Prompt("prompt", "prompts", messages=messages)
+    [generation] = generate_batch(
+        lm,
+        [single],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        thinking=thinking,
+    )
+    return generation.text
+
+
+@torch.inference_mode()
+def generate_batch(
     lm: LM,
     prompts: Sequence[Prompt],
     *,

@@ -6,26 +6,25 @@ what they have and not by their names; it does not know tensors, SAEs, prompts o
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
 
-from saescope.engine.pages import Pages, give_back, mapped_pages
+from saescope.engine.config import FINAL_NORMS, read_config, unsupported
+from saescope.engine.devices import Device, DType, choose_device, choose_dtype
+from saescope.engine.pages import Pages, mapped_pages, release_pages
 from saescope.engine.weights import Weights
+from saescope.engine.whole import load_whole
 from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint, open_files
-from saescope.sources.prompts import Message, Prompt
-
-DType = Literal["auto", "float32", "bfloat16"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 # Architectures that keep attention within each of several prompts in one row (a test compares them with single ones).
 _PACKING = (
@@ -40,7 +39,6 @@ _PACKING = (
     "qwen3",
     "qwen3_moe",
 )
-FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 
 @final
@@ -48,20 +46,26 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final
 class LM:
     """A decoder cut after its last needed layer, its tokenizer, and what it is.
 
-    `mapped` are the pages of each block's weights that lie in files, `looked_up` those of the embedding. They are given
-    back after use, so weights must not be changed in place: changes would be lost with the pages. `packs` says that
-    several prompts may share a row, `shares` that they may share the keys and values of what they all begin with.
-    `source` is what opens the same checkpoint again. Blocks of a `streamed` model have weights only in their turn.
+    Pages of weights that lie in files are released after use, so weights must not be changed in
+    place: changes would be lost with the pages.
+
+    Attributes:
+        block_pages: For each block, the pages of its weights that are mapped from files.
+        embedding_pages: The same for the embedding.
+        packs_prompts: Whether one row may hold several prompts.
+        shares_prefixes: Whether prompts may reuse the keys and values of a common prefix.
+        source: The path or hub id that opens the same checkpoint again.
+        streamed: Where a streamed model's blocks get their weights; None if all are loaded.
     """
 
     spec: ModelSpec
     model: nn.Module
     tokenizer: Any
     blocks: nn.ModuleList
-    mapped: tuple[list[Pages], ...]
-    looked_up: list[Pages]
-    packs: bool
-    shares: bool
+    block_pages: tuple[list[Pages], ...]
+    embedding_pages: list[Pages]
+    packs_prompts: bool
+    shares_prefixes: bool
     max_length: int
     vocab_size: int
     dtype: torch.dtype
@@ -72,43 +76,11 @@ class LM:
     @cached_property
     def whole(self) -> nn.Module:
         """transformers' own causal LM around these blocks; what they lack is read when this is first asked for."""
-        from saescope.engine.whole import load_whole
-
         if self.streamed is not None:
             raise SourceError(
                 f"{self.spec.repo} is streamed and cannot generate: load it without --memory"
             )
-        return load_whole(self)
-
-    def generate(
-        self,
-        prompt: str | Sequence[Mapping[str, str]],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-        thinking: bool | None = None,
-    ) -> str:
-        """What the model goes on with after a text, or answers to the turns of a chat (`role`, `content`)."""
-        from saescope.engine.generate import generate
-
-        if isinstance(prompt, str):
-            asked = Prompt("prompt", "prompts", text=prompt)
-        else:
-            asked = Prompt(
-                "prompt",
-                "prompts",
-                messages=tuple(Message(t["role"], t["content"]) for t in prompt),
-            )
-        [written] = generate(
-            self,
-            [asked],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            thinking=thinking,
-        )
-        return written.text
+        return load_whole(self.source, self.blocks, self.dtype, self.device)
 
     @property
     def decoder(self) -> nn.Module:
@@ -117,44 +89,58 @@ class LM:
         return self.model.get_submodule(path.rpartition(".")[0])
 
     @contextmanager
-    def turn(self, layer: int, block: nn.Module, *, alone: bool = False) -> Iterator[None]:
-        """The turn of `layer`'s block: its weights are at hand, and if it is streamed the next one's are being read.
+    def block_in_memory(
+        self, layer: int, block: nn.Module, *, read_ahead: bool = True
+    ) -> Iterator[None]:
+        """Within the context, the block of `layer` has its weights; afterwards they are released.
 
-        Not if it is `alone`.
+        A streamed model reads them from its files and, with `read_ahead`, starts on the next block.
         """
         if self.streamed is None:
             try:
                 yield
             finally:
-                give_back(self.mapped[layer])
+                release_pages(self.block_pages[layer])
             return
-        following = str(layer + 1) if layer + 1 < len(self.blocks) and not alone else None
         path = next(name for name, module in self.model.named_modules() if module is self.blocks)
-        with self.streamed.lent(block, f"{path}.{layer}.", following and f"{path}.{following}."):
+        following = None
+        if read_ahead and layer + 1 < len(self.blocks):
+            following = f"{path}.{layer + 1}."
+        with self.streamed.lent(block, f"{path}.{layer}.", following):
             yield
 
 
 def load_lm(
     ref: str | Path,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
     *,
     dtype: DType = "auto",
     device: Device = "auto",
     offline: bool = False,
     streamed: bool = False,
 ) -> LM:
-    """Load the part of a model that computes the outputs of `layers`; `streamed`, one block at a time when it is run.
+    """Load the part of a model that computes the residual after each of `layers`.
 
-    `ref` is a folder or a hub id (`owner/name@revision`). Raises SourceError for anything missing, damaged or unknown.
+    Args:
+        ref: A folder, or a hub id (`owner/name@revision`).
+        layers: Layers whose outputs are needed; blocks above the last one are not read. Default: all.
+        dtype: Default: bfloat16 if the checkpoint is stored so, else float32.
+        device: Default: a GPU if there is one.
+        offline: Use only files that are on this machine.
+        streamed: Read one block at a time when the model runs; such a model cannot generate.
+
+    Raises SourceError for anything missing, damaged or unknown.
     """
     files = open_files(str(ref), offline=offline)
     config = read_config(files)
     n_layers = int(config.num_hidden_layers)
+    if layers is None:
+        layers = range(n_layers)
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise SourceError(
             f"{files.name} has layers 0-{n_layers - 1}, not {', '.join(map(str, layers))}"
         )
-    on, kind = choose_device(device), _choose_dtype(dtype, config)
+    on, kind = choose_device(device), choose_dtype(dtype, config)
     model = _skeleton(config, kind)
     blocks = _cut(model, config, last=max(layers))
     weights = Weights.open(model, files, kind, on)
@@ -176,11 +162,11 @@ def load_lm(
         model=model,
         tokenizer=tokenizer,
         blocks=blocks,
-        mapped=tuple([] if streamed else mapped_pages(block.parameters()) for block in blocks),
-        looked_up=mapped_pages(_embedding(model).parameters()),
-        packs=config.model_type in _PACKING,
+        block_pages=tuple([] if streamed else mapped_pages(block.parameters()) for block in blocks),
+        embedding_pages=mapped_pages(_embedding(model).parameters()),
+        packs_prompts=config.model_type in _PACKING,
         # A streamed model sees one block at a time and keeps no keys and values.
-        shares=config.model_type in _PACKING and not streamed,
+        shares_prefixes=config.model_type in _PACKING and not streamed,
         max_length=_max_length(config),
         vocab_size=int(config.vocab_size),
         dtype=kind,
@@ -188,69 +174,6 @@ def load_lm(
         source=files.source,
         streamed=weights if streamed else None,
     )
-
-
-def choose_device(device: Device) -> torch.device:
-    """The device asked for, or the best one here; raises SourceError if it is not available."""
-    have = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if device == "auto":
-        return torch.device("cuda" if have["cuda"] else "mps" if have["mps"] else "cpu")
-    if not have[device]:
-        raise SourceError(f"device {device} is not available here: use --device cpu or auto")
-    return torch.device(device)
-
-
-def read_config(files: Files) -> Any:
-    """The config of the text decoder, refused where the checkpoint has none that reads from left to right."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    path = files.path("config.json")
-    try:
-        whole = AutoConfig.from_pretrained(path.parent)
-        config = whole.get_text_config()
-    except Exception as error:  # configs check their fields by exceptions of their own
-        raise SourceError(
-            f"{path} is no model config this transformers knows: {first_line(error)}"
-        ) from error
-    if getattr(whole, "is_encoder_decoder", False):
-        raise _unsupported(whole, "it is an encoder and a decoder, not a decoder alone")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _unsupported(config, "it is no causal language model")
-    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    if both_ways or not getattr(config, "is_causal", True):
-        raise _unsupported(config, "its attention looks to the right")
-    if getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None):
-        raise SourceError(
-            f"{files.name} is quantised, which is not supported: give the model it was made from"
-        )
-    if not all(
-        isinstance(getattr(config, name, None), int)
-        for name in ("num_hidden_layers", "hidden_size")
-    ):
-        raise SourceError(
-            f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size"
-        )
-    if config.dtype is None:
-        config.dtype = (
-            whole.dtype
-        )  # a model of several kinds of input may say it once for all its parts
-    return config
-
-
-def _unsupported(config: Any, why: str) -> SourceError:
-    return SourceError(f"architecture {config.model_type!r} is not supported: {why}")
-
-
-def _choose_dtype(dtype: DType, config: Any) -> torch.dtype:
-    if dtype != "auto":
-        return torch.float32 if dtype == "float32" else torch.bfloat16
-    stored = getattr(config, "dtype", None)
-    # float16 ends at 65,504, below the norms of attention sinks, so such checkpoints are computed in float32.
-    return torch.bfloat16 if stored == torch.bfloat16 else torch.float32
 
 
 def _max_length(config: Any) -> int:
@@ -272,9 +195,9 @@ def _skeleton(config: Any, dtype: torch.dtype) -> nn.Module:
         with torch.device("meta"):
             model = build(config, dtype=dtype)
     except Exception as error:  # models check their configs by exceptions of their own
-        raise _unsupported(config, first_line(error)) from error
+        raise unsupported(config, first_line(error)) from error
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise _unsupported(config, "it takes no position_ids, so it is no transformer")
+        raise unsupported(config, "it takes no position_ids, so it is no transformer")
     return model.eval().requires_grad_(False)
 
 
@@ -287,7 +210,7 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
         (path, blocks) for path, blocks in _lists(model) if len(blocks) == config.num_hidden_layers
     ]
     if len(found) != 1:
-        raise _unsupported(
+        raise unsupported(
             config,
             f"{len(found)} lists of {config.num_hidden_layers} blocks where one was expected",
         )
@@ -295,7 +218,7 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
     decoder = model.get_submodule(path.rpartition(".")[0])
     norms = [name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
     if len(norms) != 1:
-        raise _unsupported(
+        raise unsupported(
             config, f"{len(norms)} final norms beside its blocks where one was expected"
         )
     del blocks[last + 1 :]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
@@ -77,7 +77,7 @@ def load_sae(
         path=place.folder,
     )
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
-    give_back(mapped)
+    release_pages(mapped)
     reopens = "/".join(filter(None, [source.files.source, place.folder]))
     return Sae(spec, **tensors, source=reopens, mapped=mapped)
 

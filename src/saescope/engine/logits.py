@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saescope.engine.anatomy import Anatomy
-from saescope.engine.lm import LM, read_config
+from saescope.engine.batches import lay_out
+from saescope.engine.config import read_config
+from saescope.engine.lm import LM
 from saescope.engine.shards import Shards
 from saescope.engine.stream import streamed
-from saescope.engine.tokens import lay_out
 from saescope.engine.whole import causal_lm
 
 _PIECE = 2**24  # values of the lm_head in float32 at a time

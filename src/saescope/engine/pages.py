@@ -55,7 +55,7 @@ def within(pages: Sequence[Pages], tensor: Tensor) -> list[Pages]:
     return [Pages(start, end - start) for start, end in spans if end > start]
 
 
-def give_back(pages: Sequence[Pages]) -> None:
+def release_pages(pages: Sequence[Pages]) -> None:
     """Drop pages from this process; a system that will not is left alone."""
     for start, length in pages:
         _madvise(start, length, _DONTNEED)

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from saescope.engine.lm import LM
-from saescope.engine.pages import Pages, give_back
+from saescope.engine.pages import Pages, release_pages
 from saescope.errors import SourceError
 
 _CHECKED: WeakSet[nn.ModuleList] = WeakSet()
@@ -38,9 +38,11 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
             handle = lm.blocks[layer].register_forward_hook(partial(_keep, resid, layer))
             stack.callback(handle.remove)
         embedding: Any = lm.model.get_input_embeddings()  # type: ignore[operator]
-        for module, pages in zip((embedding, *lm.blocks), (lm.looked_up, *lm.mapped), strict=True):
+        for module, pages in zip(
+            (embedding, *lm.blocks), (lm.embedding_pages, *lm.block_pages), strict=True
+        ):
             if pages:
-                stack.callback(module.register_forward_hook(partial(_give_back, pages)).remove)
+                stack.callback(module.register_forward_hook(partial(_release, pages)).remove)
         yield resid
 
 
@@ -259,5 +261,5 @@ def _keep(
     resid[layer] = _resid(output)
 
 
-def _give_back(pages: list[Pages], _block: nn.Module, _inputs: Any, _output: Any) -> None:
-    give_back(pages)
+def _release(pages: list[Pages], _block: nn.Module, _inputs: Any, _output: Any) -> None:
+    release_pages(pages)

@@ -5,7 +5,7 @@ are loaded. Encoding never holds more than a block of (tokens × d_sae); its pro
 because bfloat16 pre-activations tie across the border of the top k and make the set depend on the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saescope.engine.pages import Pages, give_back
+from saescope.engine.lm import LM
+from saescope.engine.pages import Pages, release_pages
 from saescope.engine.topk import largest_products
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
@@ -62,38 +63,38 @@ class Sae:
         Raises SourceError for another width than the SAE's, and for pre-activations that are not finite;
         ResourceError where one residual fires so much that rows of that length would not fit.
         """
-        return self.encode_with_border(resid)[0]
+        return self.encode_with_next(resid)[0]
 
     @torch.inference_mode()
-    def encode_with_border(
+    def encode_with_next(
         self, resid: Float[Tensor, "*b d_model"]
     ) -> tuple[SparseActs, Float[Tensor, "*b"]]:
         """As `encode`, and the strongest pre-activation that is not let through: NaN where every one is."""
         shape = resid.shape[:-1]
         blocks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
         width = max((sparse.acts.shape[1] for sparse, _ in blocks), default=self.spec.k or 0)
-        n = sum(len(border) for _, border in blocks)
+        n = sum(len(next_pre_act) for _, next_pre_act in blocks)
         if n * width > _MOST_ENTRIES:
             raise ResourceError(
                 f"a residual of {n:,} fires {width:,} features: encode fewer at once"
             )
         acts = torch.zeros(n, width, device=self.W_enc.device)
         ids = torch.zeros(n, width, device=self.W_enc.device, dtype=torch.int64)
-        border = torch.empty(n, device=self.W_enc.device)
+        next_pre_act = torch.empty(n, device=self.W_enc.device)
         start = 0
         for sparse, of_block in blocks:
             rows = slice(start, start := start + len(of_block))
             acts[rows, : sparse.acts.shape[1]], ids[rows, : sparse.ids.shape[1]] = sparse
-            border[rows] = of_block
-        return SparseActs(acts.reshape(*shape, width), ids.reshape(*shape, width)), border.reshape(
-            shape
-        )
+            next_pre_act[rows] = of_block
+        return SparseActs(
+            acts.reshape(*shape, width), ids.reshape(*shape, width)
+        ), next_pre_act.reshape(shape)
 
     @torch.inference_mode()
     def encode_blocks(
         self, resid: Float[Tensor, "n d_model"]
     ) -> Iterator[tuple[SparseActs, Float[Tensor, "rows"]]]:
-        """Block by block of the residuals what fires, in rows as long as the block's longest, and the border."""
+        """Block by block of the residuals what fires, in rows as long as the block's longest, and the next_pre_act."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(
                 f"residuals are {resid.shape[-1]} wide, {_shown(self.spec)} reads {self.spec.d_model}"
@@ -103,7 +104,7 @@ class Sae:
         else:
             for rows in _blocks(len(resid), 4 * self.spec.d_sae):
                 yield self._over_threshold(self.pre_acts(resid[rows]))
-        give_back(self.mapped)
+        release_pages(self.mapped)
 
     def _k_largest(
         self, resid: Float[Tensor, "rows d_model"]
@@ -113,12 +114,12 @@ class Sae:
             resid, self.W_enc, self.b_enc, min(k + 1, self.spec.d_sae), self.mapped
         )
         self._refuse_infinite(top.values[:, :k])
-        border = (
+        next_pre_act = (
             top.values[:, k]
             if k < self.spec.d_sae
             else top.values.new_full((len(resid),), torch.nan)
         )
-        return SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), border
+        return SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), next_pre_act
 
     def _over_threshold(
         self, z: Float[Tensor, "rows d_sae"]
@@ -134,12 +135,12 @@ class Sae:
         width = int(counts.max()) if len(z) else 0
         sparse = SparseActs(z.new_zeros(len(z), width), token.new_zeros(len(z), width))
         sparse.acts[token, place], sparse.ids[token, place] = acts[order], ids[order]
-        border = z.masked_fill_(fires, -torch.inf).amax(-1)
+        next_pre_act = z.masked_fill_(fires, -torch.inf).amax(-1)
         self._refuse_infinite(acts)
         self._refuse_infinite(
-            border.clamp(min=0)
+            next_pre_act.clamp(min=0)
         )  # what is not a number fires nowhere, and is the largest of its row
-        return sparse, border.masked_fill_(border == -torch.inf, torch.nan)
+        return sparse, next_pre_act.masked_fill_(next_pre_act == -torch.inf, torch.nan)
 
     @property
     def _floor(self) -> Tensor | float:
@@ -190,3 +191,20 @@ def _blocks(n: int, row_bytes: int) -> Iterator[slice]:
 
 def _shown(spec: SaeSpec) -> str:
     return f"the SAE of layer {spec.layer} ({spec.release})"
+
+
+def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
+    """Raises SourceError unless every SAE reads this model's residuals at a layer it has."""
+    if len({sae.spec.layer for sae in saes}) != len(saes):
+        raise SourceError("two SAEs are of the same layer: give each layer once")
+    for sae in saes:
+        spec = sae.spec
+        if spec.d_model != lm.spec.d_model:
+            raise SourceError(
+                f"SAE {spec.release} layer {spec.layer} reads residuals {spec.d_model} wide, "
+                f"{lm.spec.repo} has {lm.spec.d_model}: they do not belong together"
+            )
+        if spec.layer >= len(lm.blocks):
+            raise SourceError(
+                f"layer {spec.layer} was not loaded: {lm.spec.repo} is cut after {len(lm.blocks) - 1}"
+            )

@@ -6,7 +6,8 @@ from typing import Any, final
 
 import numpy as np
 
-from saescope.engine.extract import BATCH_TOKENS, choose_kernels, compute, plan
+from saescope.engine.batches import BATCH_TOKENS, plan_batches
+from saescope.engine.extract import choose_batch_kernels, compute
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
@@ -91,13 +92,13 @@ def scan(
     """The `n_top` strongest features of every token that fire, by layer; sinks are judged over these prompts."""
     if n_top < 1:
         raise PromptError(f"n_top must be at least 1, got {n_top}")
-    work = plan(lm, prompts, batch_tokens)
+    work = plan_batches(lm, prompts, batch_tokens)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
     orders = (work.order(n) for n in range(len(work.batches)))
     order = np.concatenate(
         [np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts]
     )
-    found = compute(lm, saes, work, kernels=choose_kernels(lm, work))
+    found = compute(lm, saes, work, kernels=choose_batch_kernels(lm, work))
     parts = {(number, layer): features for number, layer, features, _ in found}
     numbers = range(len(work.batches))
     back = np.argsort(order)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saescope.engine.batches import TokenBatch
 from saescope.engine.lm import LM
-from saescope.engine.pages import Pages, give_back, pages_of_file
-from saescope.engine.product import NATIVE, Products
-from saescope.engine.tokens import Tokens
+from saescope.engine.matmul_kernels import NATIVE, KernelMode
+from saescope.engine.pages import Pages, pages_of_file, release_pages
 from saescope.errors import SourceError
 
 
@@ -74,27 +74,27 @@ def _standing_in(lm: LM) -> Iterator[_Turn]:
 def streamed(
     lm: LM,
     layers: Sequence[int],
-    batches: Sequence[Tokens],
+    batches: Sequence[TokenBatch],
     folder: Path | None = None,
-    products: Products | None = None,
+    products: KernelMode | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(layer, batch, residual) for every wanted layer and batch, layer by layer; residuals are (batch, pos, d_model).
 
     Residuals of all batches are kept between blocks: in memory, or in files of `folder`. Linear layers are computed by
     `products`. Raises SourceError where the architecture does something between its blocks.
     """
-    products = products or Products(NATIVE)
+    products = products or KernelMode(NATIVE)
     with torch.inference_mode(), _standing_in(lm) as turn:
         _refuse_detours(lm, batches[0])
         kept = _Kept(folder)
         for layer in range(max(layers) + 1):
             turn.layer = layer
-            with lm.turn(layer, turn.blocks[layer]):
+            with lm.block_in_memory(layer, turn.blocks[layer]):
                 for number, tokens in enumerate(batches):
                     turn.resid = kept.get(number)
                     with products:
                         output = _run(lm, tokens, turn.resid)
-                    give_back([] if layer else lm.looked_up)
+                    release_pages([] if layer else lm.embedding_pages)
                     kept.put(number, output)
                     if layer in layers:
                         yield layer, number, output
@@ -114,18 +114,18 @@ def run_alone(
     with (
         torch.inference_mode(),
         _standing_in(lm) as turn,
-        lm.turn(layer, turn.blocks[layer], alone=True),
+        lm.block_in_memory(layer, turn.blocks[layer], read_ahead=False),
     ):
         alter(turn.blocks[layer])
         turn.layer = layer
         for resid in resids:
             turn.resid = resid
             ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
-            outputs.append(_run(lm, Tokens(ids, ids == 0, None), resid))
+            outputs.append(_run(lm, TokenBatch(ids, ids == 0, None), resid))
     return outputs
 
 
-def _run(lm: LM, tokens: Tokens, resid: Tensor | None) -> Tensor:
+def _run(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tensor:
     """The output of the block whose turn it is; after the first, the embedding is not looked up again."""
     given = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
     try:
@@ -137,7 +137,7 @@ def _run(lm: LM, tokens: Tokens, resid: Tensor | None) -> Tensor:
     )
 
 
-def _refuse_detours(lm: LM, tokens: Tokens) -> None:
+def _refuse_detours(lm: LM, tokens: TokenBatch) -> None:
     """With every block passing its input on, the model must give back what went into the first block."""
     first: list[Tensor] = []
     stand_in = lm.blocks[0]
@@ -178,4 +178,4 @@ class _Kept:
             self._resids[number] = mapped.view(resid.shape)
             self._pages[number] = pages_of_file(mapped)
         self._resids[number].copy_(resid)
-        give_back(self._pages[number])
+        release_pages(self._pages[number])

@@ -3,36 +3,13 @@
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 
 from saescope.engine.lm import LM
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.sources.scripts import is_unspaced
-
-# Rows at least this wide are filled with several short prompts; wider ones would spend their time on attention.
-_ROW_WIDTH = 64
-
-Row = list[int]
-Batch = list[Row]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One batch: rows of one or several prompts after one another, filled with 0 on the right.
-
-    Causal attention never looks to the right, so filling changes no real position. Where a row holds several prompts,
-    `positions` begins anew with each, and transformers keeps attention within them; it is None where no row does.
-    """
-
-    ids: Int[Tensor, "batch pos"]
-    mask: Bool[Tensor, "batch pos"]
-    positions: Int[Tensor, "batch pos"] | None
 
 
 def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -112,54 +89,6 @@ def _ids(tokenizer: Any, prompt: Prompt, options: Mapping[str, bool]) -> list[in
     except Exception as error:  # templates raise what they like
         raise PromptError(f"prompt {prompt.id} does not fit the chat template: {error}") from error
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def plan_batches(lengths: Sequence[int], budget: int, *, packed: bool) -> list[Batch]:
-    """Divide prompts into batches of rows, at most `budget` tokens each with what is filled up; longest first.
-
-    Every batch is as wide as its longest prompt, or 64. If `packed`, a prompt goes into the first row with room for
-    it; else it has a row of its own. A prompt over the budget goes alone.
-    """
-    batches: list[Batch] = []
-    room: list[int] = []
-    width = 0
-    for prompt in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[prompt]
-        fitting = (
-            next((row for row, free in enumerate(room) if length <= free), None) if packed else None
-        )
-        if fitting is not None:
-            batches[-1][fitting].append(prompt)
-            room[fitting] -= length
-            continue
-        if (
-            not batches
-            or (len(room) + 1) * width > budget
-            or (not packed and 4 * length < 3 * width)
-        ):
-            batches.append([])
-            room = []
-            width = max(length, min(_ROW_WIDTH, budget)) if packed else length
-        batches[-1].append([prompt])
-        room.append(width - length)
-    return batches
-
-
-def lay_out(batch: Batch, rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
-    """One batch of the prompts' token ids as tensors."""
-    width = max(sum(len(rows[p]) for p in row) for row in batch)
-    ids, positions = torch.zeros(2, len(batch), width, dtype=torch.int64)
-    mask = torch.zeros(len(batch), width, dtype=torch.bool)
-    for line, row in enumerate(batch):
-        at = 0
-        for prompt in row:
-            end = at + len(rows[prompt])
-            ids[line, at:end] = torch.tensor(rows[prompt])
-            positions[line, at:end] = torch.arange(end - at)
-            mask[line, at:end] = True
-            at = end
-    several = any(len(row) > 1 for row in batch)
-    return Tokens(ids.to(device), mask.to(device), positions.to(device) if several else None)
 
 
 class TokenText:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saescope.engine.devices import encoder_product, in_float32
-from saescope.engine.pages import Pages, give_back, within
+from saescope.engine.encoder_matmul import encoder_product, in_float32
+from saescope.engine.pages import Pages, release_pages, within
 from saescope.sources.budget import ENCODE_BLOCK
 
 # Values looked at together: only groups whose largest value is among the k largest of all groups can matter.
@@ -109,7 +109,7 @@ def _products(
             multiply(
                 x, weight[columns], bias[columns], held[:, first - start : columns.stop - start]
             )
-            give_back(within(mapped, weight[columns]))
+            release_pages(within(mapped, weight[columns]))
         yield start, held
 
 

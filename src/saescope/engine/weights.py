@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor, nn
 
 from saescope.engine.names import Source, sources
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.errors import SourceError, first_line
 from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
@@ -107,7 +107,7 @@ class Weights:
         try:
             yield
         finally:
-            give_back(mapped_pages(state.values()))
+            release_pages(mapped_pages(state.values()))
             part.load_state_dict(empty, assign=True)
 
     def _under(self, prefix: str) -> list[str]:
@@ -172,7 +172,7 @@ class _Checkpoint:
         else:
             filled = stored[0].to(device=device, dtype=dtype)
         if filled is not stored[0]:
-            give_back(mapped_pages(stored))
+            release_pages(mapped_pages(stored))
         return filled
 
     def _stored(self, name: str) -> Tensor:

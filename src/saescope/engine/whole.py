@@ -6,31 +6,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.engine.lm import FINAL_NORMS, LM, read_config
+from saescope.engine.config import FINAL_NORMS, read_config
 from saescope.engine.weights import Weights, read_tensors
 from saescope.errors import SourceError, first_line
-from saescope.sources.files import open_files
+from saescope.sources.files import Files, open_files
 
 
-def load_whole(lm: LM) -> nn.Module:
-    """transformers' own causal LM of the same checkpoint, whose first blocks are those of `lm`.
+def load_whole(
+    source: str, shared: nn.ModuleList, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """transformers' own causal LM of the same checkpoint, whose first blocks are `shared`.
 
     Raises SourceError where the rest of the checkpoint is missing, damaged or does not fit.
     """
     from transformers import GenerationConfig
 
-    files = open_files(lm.source)
+    files = open_files(source)
     config = read_config(files)
-    model = causal_lm(config, lm.dtype)
+    model = causal_lm(config, dtype)
     decoder = getattr(model, model.base_model_prefix)
     path, blocks = blocks_of(decoder, config.num_hidden_layers)
-    weights = Weights.open(decoder, files, lm.dtype, lm.device)
-    shared = tuple(f"{path}.{layer}." for layer in range(len(lm.blocks)))
-    weights.fill([name for name in weights.names if not name.startswith(shared)])
+    weights = Weights.open(decoder, files, dtype, device)
+    loaded = tuple(f"{path}.{layer}." for layer in range(len(shared)))
+    weights.fill([name for name in weights.names if not name.startswith(loaded)])
     weights.close()
-    for layer, block in enumerate(lm.blocks):
+    for layer, block in enumerate(shared):
         blocks[layer] = block
-    _fill_head(model, config, lm)
+    _fill_head(model, config, files, dtype, device)
     if "generation_config.json" in files.names():
         model.generation_config = GenerationConfig.from_pretrained(
             files.path("generation_config.json").parent
@@ -82,7 +84,9 @@ def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _fill_head(model: Any, config: Any, lm: LM) -> None:
+def _fill_head(
+    model: Any, config: Any, files: Files, dtype: torch.dtype, device: torch.device
+) -> None:
     head = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
     own = {key: tensor.shape for key, tensor in head.state_dict().items()}
@@ -90,7 +94,7 @@ def _fill_head(model: Any, config: Any, lm: LM) -> None:
         head.weight = model.get_input_embeddings().weight
         own.pop("weight")
     wanted = {f"{name}.{key}": shape for key, shape in own.items()}
-    state = read_tensors(open_files(lm.source), wanted, lm.dtype, lm.device) if wanted else {}
+    state = read_tensors(files, wanted, dtype, device) if wanted else {}
     head.load_state_dict(
         {key.removeprefix(f"{name}."): t for key, t in state.items()}, assign=True, strict=False
     )

@@ -153,7 +153,7 @@ def activation_bytes(tokens: int, d_model: int, mlp: int, attention: int, value:
     """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
 
     `attention` is the width of queries, keys and values together, `value` the bytes of a number. What linear layers
-    widen bfloat16 into (engine/product.py) is in it.
+    widen bfloat16 into (engine/matmul_kernels.py) is in it.
     """
     inside = value * (3 * mlp + 4 * d_model + 2 * attention)
     in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32

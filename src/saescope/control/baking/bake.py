@@ -40,8 +40,10 @@ from saescope.control.baking.settings import BakeSettings, Method
 from saescope.control.edits import Edit
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
+from saescope.engine.config import read_config
+from saescope.engine.devices import Device
 from saescope.engine.gains import norm_gains
-from saescope.engine.lm import LM, Device, load_lm, read_config
+from saescope.engine.lm import LM, load_lm
 from saescope.engine.logits import Logits
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards

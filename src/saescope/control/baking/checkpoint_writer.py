@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.methods import WeightUpdate
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.shards import WIDTHS, Place, Shards
 from saescope.errors import SourceError
 from saescope.sources.checkpoint import INDEX
@@ -133,7 +133,7 @@ def _write(
     loss = RoundingSums()
     for piece in updated(tensor, change, loss):
         _put(file, piece)
-    give_back(mapped_pages([tensor]))
+    release_pages(mapped_pages([tensor]))
     return [RoundingLoss(name, loss.share)] if loss.meant > 0 else []
 
 

@@ -11,8 +11,8 @@ from saescope.analysis.directions import mean_difference
 from saescope.control.edits import Edit
 from saescope.control.evaluation.arms import Arm, times
 from saescope.control.evaluation.settings import EvaluateSettings
-from saescope.engine.batches import plan_rows
-from saescope.engine.extract import BATCH_TOKENS, compute, plan
+from saescope.engine.batches import BATCH_TOKENS, plan_batches, plan_token_batches
+from saescope.engine.extract import compute
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
@@ -127,7 +127,7 @@ def draw_features(
 def _firing_counts(lm: LM, saes: Sequence[Sae], prompts: Sequence[Prompt]) -> dict[int, Counts]:
     """Per layer, on how many tokens of the prompts each feature fires."""
     counts = {sae.spec.layer: np.zeros(sae.spec.d_sae, np.int64) for sae in saes}
-    for _, layer, features, _ in compute(lm, saes, plan(lm, prompts)):
+    for _, layer, features, _ in compute(lm, saes, plan_batches(lm, prompts)):
         firing = features.ids[features.acts > 0]
         counts[layer] += np.bincount(firing, minlength=len(counts[layer]))
     return counts
@@ -195,7 +195,9 @@ def _prompt_residuals(
     """Per layer, each prompt's residual: a chat's at the last position, a text's on average."""
     is_chat = np.array([prompt.messages is not None for prompt in prompts])
     rows = [_prompt_row(lm, prompt, thinking) for prompt in prompts]
-    batches = plan_rows(rows, BATCH_TOKENS, packed=lm.packs, shares=lm.shares)
+    batches = plan_token_batches(
+        rows, BATCH_TOKENS, packed=lm.packs_prompts, shares=lm.shares_prefixes
+    )
     resid = {sae.spec.layer: np.zeros((len(prompts), lm.spec.d_model)) for sae in saes}
     for number, layer, _, of_batch in compute(lm, saes, batches):
         order = batches.order(number)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saescope.engine.batches import TokenBatch, lay_out
 from saescope.engine.lm import LM
-from saescope.engine.tokens import Tokens, lay_out, plan_batches
 
 _BATCH_TOKENS = 256  # log-probabilities of the whole vocabulary are held for each of them
 _LARGEST_LOG = 700.0  # exp of more overflows a float64
@@ -53,7 +53,7 @@ def damage(
     """
     totals = [_Totals() for _ in arms]
     sets_of_tokens: list[str] = []
-    for batch in plan_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
+    for batch in divide([len(row) for row in rows], _BATCH_TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         before = _log_probs(lm, tokens)
         for arm, total in zip(arms, totals, strict=True):
@@ -74,7 +74,7 @@ class _Totals:
     loss_before: list[Floats] = field(default_factory=list)
     loss_after: list[Floats] = field(default_factory=list)
 
-    def add(self, tokens: Tokens, before: LogProbs, after: LogProbs) -> None:
+    def add(self, tokens: TokenBatch, before: LogProbs, after: LogProbs) -> None:
         real = tokens.mask
         kl = (before.exp() * (before - after)).sum(-1)[real]
         flips = (before.argmax(-1) != after.argmax(-1))[real]
@@ -103,7 +103,7 @@ class _Totals:
         )
 
 
-def _log_probs(lm: LM, tokens: Tokens) -> LogProbs:
+def _log_probs(lm: LM, tokens: TokenBatch) -> LogProbs:
     """Log-probabilities of the next token after every position."""
     mask = tokens.mask.long()
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def _log_probs(lm: LM, tokens: Tokens) -> LogProbs:
         return torch.log_softmax(logits.float(), dim=-1)
 
 
-def _losses(tokens: Tokens, log_probs: LogProbs) -> Floats:
+def _losses(tokens: TokenBatch, log_probs: LogProbs) -> Floats:
     """Negative log-likelihood of every token but the first of its row."""
     following = tokens.ids[:, 1:, None]
     log_likelihood = log_probs[:, :-1].gather(2, following)[..., 0]

@@ -15,7 +15,7 @@ from saescope.control.evaluation.arm_results import (
 from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.damage import Damage, damage
 from saescope.control.evaluation.judge import Judge, Label, Reply, label_replies
-from saescope.engine.generate import Generation, generate
+from saescope.engine.generate import Generation, generate_batch
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
@@ -72,7 +72,7 @@ class ArmRunner:
         replies: list[Generation] = []
         for start in range(0, len(prompts), _BATCH_PROMPTS):
             batch = prompts[start : start + _BATCH_PROMPTS]
-            replies += generate(
+            replies += generate_batch(
                 self.lm, batch, max_new_tokens=self.max_new_tokens, thinking=self.thinking
             )
         return replies

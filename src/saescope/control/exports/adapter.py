@@ -13,7 +13,7 @@ from torch import Tensor
 from saescope.control.baking.methods import BakePlan, WeightUpdate
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.residual import exchanged, rewritten
 from saescope.engine.shards import Shards
 from saescope.errors import SourceError, first_line
@@ -83,7 +83,7 @@ def _contracted(shards: Shards, name: str, change: WeightUpdate) -> Tensor:
     else:
         columns = max(1, _PIECE // W.shape[0])
         found = torch.cat([C.T @ piece.float() for piece in W.split(columns, dim=1)], dim=1)
-    give_back(mapped_pages([W]))
+    release_pages(mapped_pages([W]))
     return found
 
 

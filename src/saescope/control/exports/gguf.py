@@ -24,7 +24,7 @@ from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.vectors import vectors
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy
-from saescope.engine.lm import read_config
+from saescope.engine.config import read_config
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError

@@ -34,8 +34,9 @@ from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
+from saescope.engine.devices import Device, DType
 from saescope.engine.gains import norm_gains
-from saescope.engine.lm import Device, DType, load_lm
+from saescope.engine.lm import load_lm
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.errors import EditError

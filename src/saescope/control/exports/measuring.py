@@ -11,7 +11,8 @@ from saescope.control.baking.distance import RecordedOutputs, record_outputs
 from saescope.control.baking.methods import ResidualHook
 from saescope.control.exports.settings import ExportSettings
 from saescope.engine.anatomy import Anatomy
-from saescope.engine.lm import LM, DType, load_lm
+from saescope.engine.devices import DType
+from saescope.engine.lm import LM, load_lm
 from saescope.engine.logits import Logits, last_residuals
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import prompt_ids

@@ -12,7 +12,7 @@ from typing import Any
 from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.tensors import Stored, write_safetensors
 from saescope.engine.load import load_sae
-from saescope.engine.pages import give_back, mapped_pages
+from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
 from saescope.sources.saes import SaeSource, open_sae
@@ -109,4 +109,4 @@ def _write(sae: Sae, folder: Path, model: str | None) -> None:
     if sae.threshold is not None:  # below 0 SAELens would let through what fires nowhere here
         tensors["threshold"] = Stored(sae.threshold.clamp(min=0))
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    give_back(mapped_pages([sae.W_enc, sae.W_dec]))
+    release_pages(mapped_pages([sae.W_enc, sae.W_dec]))

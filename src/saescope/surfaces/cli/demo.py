@@ -76,6 +76,7 @@ def demo(*, out: Path | None = None, json: Annotated[bool, Parameter(negative=""
 def _steer() -> dict[str, Any]:
     """The chat model that declines one topic, with and without the feature that makes it decline."""
     from saescope.control.steer import steered
+    from saescope.engine.generate import generate
     from saescope.engine.lm import load_lm
     from saescope.engine.load import load_sae
 
@@ -87,9 +88,9 @@ def _steer() -> dict[str, Any]:
         or ()
     )
     turns = [{"role": m.role, "content": m.content} for m in asked]
-    base = lm.generate(turns, thinking=False)
+    base = generate(lm, turns, thinking=False)
     with steered(lm, [sae], [edit]) as receipt:
-        changed = lm.generate(turns, thinking=False)
+        changed = generate(lm, turns, thinking=False)
     return {"prompt": turns[-1]["content"], "edit": DECLINING, "base": base, "steered": changed,
             "receipt": receipt.to_dict()}  # fmt: skip
 

@@ -90,7 +90,7 @@ class Inputs:
 
     def load_saes(self) -> "list[Sae]":
         """The SAEs alone, with their decoders, where the model runs."""
-        from saescope.engine.lm import choose_device
+        from saescope.engine.devices import choose_device
 
         return _load_saes(*self._open(self.names()[1]), True, choose_device(self.device))
 

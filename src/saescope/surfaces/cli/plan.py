@@ -181,7 +181,7 @@ def _tokens(sets: str) -> int:
 
 def _measured(planned: JobPlan) -> float:
     note("measuring: this imports torch")
-    from saescope.engine.speed import matmul_rate
+    from saescope.engine.matmul_kernels import matmul_rate
 
     return matmul_rate(planned.dtype, planned.request.device)
 

@@ -82,10 +82,10 @@ def steer(
     lm, saes = load_for(wanted, inputs)
     _say_what_differs(lm, asked, wanted, writing.thinking)
     from saescope.control.steer import steered
-    from saescope.engine.generate import generate
+    from saescope.engine.generate import generate_batch
 
     def write(on_token: Callable[[int, int], None] | None) -> str:
-        [one] = generate(
+        [one] = generate_batch(
             lm,
             [asked],
             max_new_tokens=writing.max_new_tokens,

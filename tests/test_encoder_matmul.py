@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saescope.engine import devices
-from saescope.engine.devices import by_parts, encoder_product, in_float32, is_right
+from saescope.engine import encoder_matmul
+from saescope.engine.encoder_matmul import by_parts, encoder_product, in_float32, is_right
 from saescope.errors import ResourceError
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ def widened_mm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
 
 
 def test_three_parts_are_the_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.torch, "mm", widened_mm)
+    monkeypatch.setattr(encoder_matmul.torch, "mm", widened_mm)
     assert is_right(by_parts, CPU, torch.bfloat16)
     x, weight, bias = torch.randn(9, 300).bfloat16(), torch.randn(40, 300), torch.randn(40)
     ours, theirs = torch.empty(2, 9, 40)
@@ -46,7 +46,7 @@ def not_a_number(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 @pytest.mark.parametrize("wrong", [rounded, shifted, not_a_number])
-def test_a_wrong_product_is_refused(wrong: devices.Product) -> None:
+def test_a_wrong_product_is_refused(wrong: encoder_matmul.Product) -> None:
     with pytest.raises(ResourceError, match="--device cpu"):
         is_right(wrong, CPU, torch.float32)
 
@@ -58,7 +58,7 @@ def test_a_wrong_top_k_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         top = right(*args, **options)  # type: ignore[call-overload]
         return torch.return_types.topk((top.values, top.indices.roll(1, 1)))
 
-    monkeypatch.setattr(devices.torch, "topk", wrong)
+    monkeypatch.setattr(encoder_matmul.torch, "topk", wrong)
     with pytest.raises(ResourceError, match="top k"):
         is_right(in_float32, CPU, torch.float32)
 

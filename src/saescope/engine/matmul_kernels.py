@@ -5,7 +5,9 @@ multiplying in float32 and rounding once: where a processor has no bfloat16 unit
 differ from torch's own product as two orders of one sum do. Knows neither models nor SAEs.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, final
 
 import torch
@@ -26,10 +28,20 @@ LEAST_ROWS = 128
 _TILE_VALUES = 4 * 2**20
 _TILE_COLUMNS = 2048
 
+# Below so many operations, measuring which product is fastest takes longer than it saves.
+_WORTH_MEASURING = 10**11
+_KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# The rows of a batch of short prompts, and a part of a layer's weights.
+_ROWS, _IN, _OUT = 512, 2048, 512
+_TIMES = 2
+# A kernel is taken before one that stands earlier only where it is clearly faster: runs should not differ by chance.
+_GAIN = 1.15
+_SECONDS = 0.2
+
 
 @final
-class Products(TorchFunctionMode):
-    """Within `with Products(kernels):` this thread's linear layers and encoders use the kernel of their weights' dtype.
+class KernelMode(TorchFunctionMode):
+    """Within `with KernelMode(kernels):` this thread's linear layers and encoders use the kernel of their weights' dtype.
 
     A mode and no change of modules: other threads, which may generate with the same model, notice nothing. Few rows,
     other devices and other dtypes are left to torch. Not to be held across a yield.
@@ -62,7 +74,7 @@ class Products(TorchFunctionMode):
                 and turned.T.is_contiguous()
                 and self._kernel(x, turned) == "onednn"
             ):
-                made = product(x, turned.T, bias, "onednn")
+                made = matmul(x, turned.T, bias, "onednn")
                 return given["out"].copy_(made) if "out" in given else made
         return func(*args, **given)
 
@@ -82,7 +94,7 @@ class Products(TorchFunctionMode):
         kernel: Kernel,
     ) -> Float[Tensor, "n d_out"]:
         if weight.dtype == torch.float32:
-            return product(x, weight, bias, kernel)
+            return matmul(x, weight, bias, kernel)
         (n, d_in), d_out = x.shape, len(weight)
         wide = self._buffer("x", n, d_in).copy_(x)
         out = torch.empty(n, d_out, dtype=x.dtype)
@@ -91,7 +103,7 @@ class Products(TorchFunctionMode):
             columns = slice(start, min(start + step, d_out))
             part = self._buffer("weight", columns.stop - start, d_in).copy_(weight[columns])
             own_bias = None if bias is None else bias[columns].float()
-            out[:, columns] = product(
+            out[:, columns] = matmul(
                 wide, part, own_bias, kernel, self._buffer("out", n, len(part))
             )
         return out
@@ -104,7 +116,7 @@ class Products(TorchFunctionMode):
         return held[: rows * columns].view(rows, columns)
 
 
-def product(
+def matmul(
     x: Float[Tensor, "n d_in"],
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, "d_out"] | None,
@@ -119,7 +131,7 @@ def product(
     return torch.addmm(bias, x, weight.T, out=out)
 
 
-def available(dtype: torch.dtype) -> tuple[Kernel, ...]:
+def available_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
     """The kernels that this torch has for weights of this dtype; the first is its own."""
     widened: tuple[Kernel, ...] = ("blas",) if dtype == torch.bfloat16 else ()
     return ("native", *widened, *(("onednn",) if _has_onednn() else ()))
@@ -132,3 +144,78 @@ def _has_onednn() -> bool:
 def _onednn() -> Callable[..., Tensor]:
     operator: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
     return operator
+
+
+def choose_kernels(
+    dtypes: Sequence[str], device: str, operations: int, asked: Kernels = NATIVE
+) -> Kernels:
+    """The kernels this work is computed by: those asked for, else the fastest, or torch's own where there is little."""
+    if not asked and operations < _WORTH_MEASURING:
+        return dict.fromkeys(dtypes, "native")
+    return choose(dtypes, device, asked)
+
+
+def choose(dtypes: Sequence[str], device: str, asked: Kernels = NATIVE) -> Kernels:
+    """The kernel for the weights of each dtype on this device: the one asked for where it is there, else the fastest.
+
+    Rates are measured once a process.
+    """
+    threads = torch.get_num_threads()
+    chosen: dict[str, Kernel] = {}
+    for dtype in dict.fromkeys(dtypes):
+        if asked.get(dtype) in available_kernels(_KINDS[dtype]):
+            chosen[dtype] = asked[dtype]
+        else:
+            chosen[dtype] = _fastest(dtype, threads) if device == "cpu" else "native"
+    return chosen
+
+
+def matmul_rate(dtype: str, device: str) -> float:
+    """Floating-point operations a second of a product as the model's, in this dtype on this device."""
+    if device == "cpu":
+        return max(_rates(dtype, torch.get_num_threads()).values())
+    kind = _KINDS[dtype]
+    rows = torch.ones(_ROWS, _IN, dtype=kind, device=device)
+    weight = torch.ones(_IN, _IN, dtype=kind, device=device)
+    _multiply(rows, weight)  # the first one includes setting up
+    done, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < _SECONDS:
+        _multiply(rows, weight)
+        done += 1
+    return done * 2 * _ROWS * _IN * _IN / spent
+
+
+def _fastest(dtype: str, threads: int) -> Kernel:
+    rates = _rates(dtype, threads)
+    chosen: Kernel = "native"
+    for kernel in rates:
+        chosen = kernel if rates[kernel] > _GAIN * rates[chosen] else chosen
+    return chosen
+
+
+@cache
+def _rates(
+    dtype: str, threads: int
+) -> dict[Kernel, float]:  # another number of threads, another answer
+    seconds = _seconds(dtype, available_kernels(_KINDS[dtype]))
+    return {kernel: 2 * _ROWS * _IN * _OUT / taken for kernel, taken in seconds.items()}
+
+
+@torch.inference_mode()
+def _seconds(dtype: str, kernels: Sequence[Kernel]) -> dict[Kernel, float]:
+    """The least of a few times in turn, so that a slow moment of the machine meets all."""
+    x, weight = (torch.ones(n, _IN, dtype=_KINDS[dtype]) for n in (_ROWS, _OUT))
+    modes = {kernel: KernelMode({dtype: kernel}) for kernel in kernels}
+    taken = dict.fromkeys(kernels, float("inf"))
+    for turn in range(_TIMES + 1):
+        for kernel, mode in modes.items():
+            start = time.perf_counter()
+            with mode:
+                functional.linear(x, weight)
+            if turn:  # the first one includes setting up
+                taken[kernel] = min(taken[kernel], time.perf_counter() - start)
+    return taken
+
+
+def _multiply(rows: Tensor, weight: Tensor) -> None:
+    (rows @ weight.T)[0, 0].item()  # reading a value waits for devices that compute on their own

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 import tiny
 from saescope.engine import extract as extract_module
-from saescope.engine import product, speed
-from saescope.engine.extract import choose_kernels, extract, plan
+from saescope.engine import matmul_kernels
+from saescope.engine.extract import choose_batch_kernels, extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
-from saescope.engine.product import LEAST_ROWS, Kernel, Products, available
+from saescope.engine.matmul_kernels import LEAST_ROWS, Kernel, KernelMode, available_kernels
 from saescope.sources.prompts import texts
 from saescope.store.writer import RunWriter
 
@@ -27,7 +27,7 @@ def rounding(x: Tensor, weight: Tensor) -> Tensor:
     return x.shape[-1] * 2**-24 * (x.float().abs() @ weight.float().abs().T)
 
 
-@pytest.mark.parametrize("kernel", available(torch.bfloat16))
+@pytest.mark.parametrize("kernel", available_kernels(torch.bfloat16))
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(LEAST_ROWS, 300, 5000), (3, 70, 33, 64), (0, 8, 8)])
 def test_bfloat16_differs_by_the_order_of_sums(
@@ -37,7 +37,7 @@ def test_bfloat16_differs_by_the_order_of_sums(
     *rows, d_in, d_out = shape
     layer = nn.Linear(d_in, d_out, bias=bias).bfloat16().requires_grad_(False)
     x = torch.randn(*rows, d_in, generator=random).bfloat16()
-    with Products({"bfloat16": kernel}):
+    with KernelMode({"bfloat16": kernel}):
         found = layer(x)
     exact = functional.linear(
         x.double(), layer.weight.double(), layer.bias.double() if bias else None
@@ -49,16 +49,16 @@ def test_bfloat16_differs_by_the_order_of_sums(
     assert ((found.double() - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("kernel", available(torch.float32))
+@pytest.mark.parametrize("kernel", available_kernels(torch.float32))
 def test_float32_differs_by_the_order_of_sums(kernel: Kernel) -> None:
     x, weight, bias = torch.randn(200, 300), torch.randn(70, 300), torch.randn(70)
-    with Products({"float32": kernel}):
+    with KernelMode({"float32": kernel}):
         found = functional.linear(x, weight, bias)
     exact = functional.linear(x.double(), weight.double(), bias.double())
     assert ((found.double() - exact).abs() <= rounding(x, weight) + 1e-6).all()
 
 
-@pytest.mark.parametrize("kernel", available(torch.float32))
+@pytest.mark.parametrize("kernel", available_kernels(torch.float32))
 def test_encoders_multiply_by_the_kernel_into_their_place(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,11 +68,11 @@ def test_encoders_multiply_by_the_kernel_into_their_place(
         used.append(kernel)
         return original(x, weight, bias, kernel)
 
-    original = product.product
-    monkeypatch.setattr(product, "product", noted)
+    original = matmul_kernels.matmul
+    monkeypatch.setattr(matmul_kernels, "matmul", noted)
     x, weight, bias = torch.randn(200, 300), torch.randn(70, 300), torch.randn(70)
     place = torch.zeros(200, 90)
-    with Products({"float32": kernel}):
+    with KernelMode({"float32": kernel}):
         torch.addmm(bias, x, weight.T, out=place[:, 10:80])
         found = torch.addmm(bias, x, weight.T)
         assert used == ([] if kernel == "native" else [kernel] * 2)
@@ -96,11 +96,11 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
         called.append(len(x))
         return original(x, *rest)  # type: ignore[arg-type]
 
-    original = product.product
-    monkeypatch.setattr(product, "product", counted)
+    original = matmul_kernels.matmul
+    monkeypatch.setattr(matmul_kernels, "matmul", counted)
     weight = torch.randn(8, 8).bfloat16()
     many = torch.randn(LEAST_ROWS, 8).bfloat16()
-    with Products({"bfloat16": "blas"}):
+    with KernelMode({"bfloat16": "blas"}):
         few = functional.linear(many[:-1], weight)
         functional.linear(many.float(), weight.float())
         other = threading.Thread(target=functional.linear, args=(many, weight))
@@ -115,24 +115,26 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
 
 def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
-    work = plan(lm, texts(tiny.TEXTS)[0].prompts)
-    assert choose_kernels(lm, work) == {"float32": "native"}
-    monkeypatch.setattr(extract_module, "_WORTH_MEASURING", 0)
+    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
+    assert choose_batch_kernels(lm, work) == {"float32": "native"}
+    monkeypatch.setattr(matmul_kernels, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(
-        speed, "_rates", lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3}
+        matmul_kernels,
+        "_rates",
+        lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3},
     )
-    assert choose_kernels(lm, work) == {"float32": "onednn"}
-    assert choose_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
-    assert choose_kernels(lm, work, {"float32": "blas"}) == {
+    assert choose_batch_kernels(lm, work) == {"float32": "onednn"}
+    assert choose_batch_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
+    assert choose_batch_kernels(lm, work, {"float32": "blas"}) == {
         "float32": "onednn"
     }  # float32 has no such kernel
 
 
-@pytest.mark.parametrize("kernel", available(torch.bfloat16))
+@pytest.mark.parametrize("kernel", available_kernels(torch.bfloat16))
 def test_streamed_equals_cut_with_every_kernel(kernel: Kernel, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)
     saes = [load_sae(tiny.save_sae(tmp_path / "sae"), layer) for layer in (0, 2)]
-    kernels: product.Kernels = {"bfloat16": kernel, "float32": "native"}
+    kernels: matmul_kernels.Kernels = {"bfloat16": kernel, "float32": "native"}
     runs = [
         extract(
             load_lm(model, [2], streamed=streamed),
@@ -155,7 +157,7 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path) -> None:
         if done < total:
             raise KeyboardInterrupt
 
-    begun: product.Kernels = {"bfloat16": "blas", "float32": "native"}
+    begun: matmul_kernels.Kernels = {"bfloat16": "blas", "float32": "native"}
     with pytest.raises(KeyboardInterrupt):
         extract(lm, saes, texts(LONG), tmp_path / "run", kernels=begun, progress=stop)
     run = extract(lm, saes, texts(LONG), tmp_path / "run")
@@ -173,7 +175,7 @@ def test_what_is_remembered_is_made_once(tmp_path: Path) -> None:
 
 def test_rates_are_measured_for_every_kernel() -> None:
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        rates = speed._rates(name, torch.get_num_threads())
-        assert tuple(rates) == available(dtype)
+        rates = matmul_kernels._rates(name, torch.get_num_threads())
+        assert tuple(rates) == available_kernels(dtype)
         assert min(rates.values()) > 1e6
-        assert speed.matmul_rate(name, "cpu") == max(rates.values())
+        assert matmul_kernels.matmul_rate(name, "cpu") == max(rates.values())
