@@ -22,7 +22,7 @@ from saescope.control.formulae import bind_edits, coefficients, delta
 from saescope.control.steer import _HOOKS, steered
 from saescope.demo import ORGANISM
 from saescope.engine.extract import extract
-from saescope.engine.generate import generate_batch
+from saescope.engine.generate import generate, generate_batch
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
