@@ -22,6 +22,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -161,11 +162,14 @@ def run_page(page: Page, folder: Path) -> list[Shown]:
 
 
 def update(page: Page, folder: Path) -> bool:
-    """Run a page and rewrite the outputs it shows; whether the file changed."""
+    """Run a page and rewrite the outputs and images it shows; whether the file changed."""
     lines = list(page.lines)
     for shown in reversed(run_page(page, folder)):
         if shown.output is not None and shown.reads_differently():
             lines[shown.output.start + 1 : shown.output.end] = shown.printed
+    for image in (ROOT / "docs/images").iterdir():
+        if (folder / image.name).is_file():
+            shutil.copy(folder / image.name, image)
     changed = tuple(lines) != page.lines
     if changed:
         page.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -265,7 +269,11 @@ def _run_python(block: Block, where: str, names: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Work in `folder`, as in a terminal of `WIDTH` columns and without a network."""
+    """Work in `folder`, as in a terminal of `WIDTH` columns and without a network.
+
+    `src` leads to the repository's, as it does for a reader in a clone.
+    """
+    (folder / "src").symlink_to(ROOT / "src")
     wanted = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -273,6 +281,7 @@ def _inside(folder: Path) -> Iterator[None]:
         with contextlib.chdir(folder):
             yield
     finally:
+        (folder / "src").unlink()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
