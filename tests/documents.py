@@ -1,4 +1,4 @@
-"""The documents, executed: each page's commands and Python run in one folder, what they print is compared.
+"""The documents, executed: a page's commands and Python run in one folder, outputs are compared.
 
 A page is plain Markdown. In it
 
@@ -6,14 +6,14 @@ A page is plain Markdown. In it
 - a ``text`` block that follows one is its standard output;
 - comments right above a block say what is special about it:
 
-      <!-- file: prompts/red.txt -->   the block is the content of this file, written before going on
-      <!-- not run: WHY -->            only checked: options against the real command line, Python by names
-      <!-- fails: 2 -->                the command exits with this code, and its output is what it says on stderr
-      <!-- output: lines 1-9, 14 -->   of the output only these lines are shown, ``…`` stands for the others
+      <!-- file: prompts/red.txt -->   the block is the content of this file, written first
+      <!-- not run: WHY -->            only checked: options by the real command line, Python by names
+      <!-- fails: 2 -->                the command exits with this code; its stderr is the output
+      <!-- output: lines 1-9, 14 -->   only these lines are shown, ``…`` stands for the others
       <!-- slow -->                    (anywhere) the page takes more than a few seconds
 
-Text must agree; numbers may differ as two machines do (`agree`). ``python -m tests.documents --update``
-runs all pages, or those named, and rewrites the outputs that are shown.
+Text must agree; numbers may differ as two machines do (`agree`). ``python -m tests.documents
+--update`` runs all pages, or those named, and rewrites the outputs and images they show.
 """
 
 import argparse
@@ -156,7 +156,9 @@ def run_page(page: Page, folder: Path) -> list[Shown]:
                     else _run_python(block, where, names)
                 )
                 output = page.output_of(block)
-                lines = _selected(printed.replace(f"{folder}/", ""), output)
+                for place in (folder, ROOT):
+                    printed = printed.replace(f"{place}/", "")
+                lines = _selected(printed, output)
                 shown.append(Shown(block, output, lines))
     return shown
 
@@ -177,10 +179,11 @@ def update(page: Page, folder: Path) -> bool:
 
 
 def check_command(line: str) -> None:
-    """Parse one `saescope` command line by the real options without running it; raises what is wrong."""
+    """Parse a `saescope` command line by the real options, without running it."""
     from saescope.surfaces.cli import app
 
-    app.parse_args(shlex.split(line, comments=True)[1:], print_error=False, exit_on_error=False)
+    arguments, _ = _without_redirection(shlex.split(line, comments=True)[1:])
+    app.parse_args(arguments, print_error=False, exit_on_error=False)
 
 
 def agree(shown: Sequence[str], printed: Sequence[str]) -> bool:
@@ -249,15 +252,27 @@ def _run_commands(block: Block, where: str) -> str:
 def _run_command(line: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; `saescope` runs in this process, which spares imports."""
     words = shlex.split(line, comments=True)
-    if words[0] != "saescope" or set(words) & {"|", ">"}:
+    if words[0] != "saescope":
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
     from saescope.surfaces.cli import run
 
     out, err = io.StringIO(), io.StringIO()
+    arguments, into = _without_redirection(words[1:])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(words[1:])
-    return code, out.getvalue(), err.getvalue()
+        code = run(arguments)
+    if into is None:
+        return code, out.getvalue(), err.getvalue()
+    Path(into).write_text(out.getvalue(), encoding="utf-8")
+    return code, "", err.getvalue()
+
+
+def _without_redirection(words: Sequence[str]) -> tuple[Sequence[str], str | None]:
+    """The words before ``> FILE``, and the file."""
+    if ">" not in words:
+        return words, None
+    place = words.index(">")
+    return words[:place], words[place + 1]
 
 
 def _run_python(block: Block, where: str, names: dict[str, Any]) -> str:

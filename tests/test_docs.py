@@ -8,9 +8,10 @@ import pytest
 
 import saescope as ss
 from documents import PAGES, ROOT, Page, agree, check_command, commands, read_page, run_page
+from saescope.store.tables import FEATURE_COLUMNS, PROMPTS, RESID_COLUMNS, SCHEMA_VERSION, TOKENS
 
-_OLD = """README article bake-and-export evaluate exporting formats layout memory
-    numerics-and-memory run statistics steer"""  # pages that are being rewritten
+_OLD = """README start bake-and-export evaluate
+    layout steer"""  # pages that are being rewritten
 READ = [read_page(path) for path in PAGES if path.stem not in _OLD.split()]
 each_page = pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -103,6 +104,13 @@ def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
     assert len(text.encode()) <= 8_000
+
+
+def test_the_page_about_runs_names_every_stored_column() -> None:
+    text = (ROOT / "docs/run.md").read_text(encoding="utf-8")
+    columns = {*PROMPTS.names, *TOKENS.names, *FEATURE_COLUMNS, *RESID_COLUMNS}
+    assert {name for name in columns if f"`{name}`" not in text} == set()
+    assert f"(schema {SCHEMA_VERSION}, normative)" in text
 
 
 # --- the harness itself
