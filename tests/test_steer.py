@@ -118,8 +118,8 @@ def test_coefficients_say_what_fires(sae: Sae) -> None:
     h = torch.randn(200, 32)
     relu, topk = (bind_edits([Edit(Feature(1, 3), gate=gate)], sae) for gate in ("relu", "topk"))
     among = ((sae.encode(h).ids == 3) & (sae.encode(h).acts > 0)).any(1)
-    assert torch.equal(coefficients(topk, h)[1][:, 0] > 0, among)
-    assert (coefficients(relu, h)[1] > 0).sum() > among.sum()
+    assert torch.equal(coefficients(topk, h).acts[:, 0] > 0, among)
+    assert (coefficients(relu, h).acts > 0).sum() > among.sum()
 
 
 # --- in a model
@@ -322,11 +322,11 @@ def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sa
     with torch.inference_mode():
         plain, _ = _cache(lm, ids)
         with steered(lm, saes, STRONG):
-            with pytest.raises(EditError, match="other edits"):
+            with pytest.raises(EditError, match="different edits"):
                 lm.whole(input_ids=ids[:, :1], past_key_values=plain)
             own, _ = _cache(lm, ids)
             lm.whole(input_ids=ids[:, :1], past_key_values=own)
-            with steered(lm, saes, STRONG[:1]), pytest.raises(EditError, match="other edits"):
+            with steered(lm, saes, STRONG[:1]), pytest.raises(EditError, match="different edits"):
                 lm.whole(input_ids=ids[:, :1], past_key_values=own)
 
 

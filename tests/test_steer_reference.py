@@ -218,7 +218,7 @@ def test_a_condition_holds_position_by_position(
             ).max() < 1e-6
             assert torch.equal(after[n][~on & ~decode], before[n][~on & ~decode])
             held, meant_for = held + int(on.sum()), meant_for + int(where.sum())
-    assert receipt.held[0] == held
+    assert receipt.condition_held[0] == held
     assert 0 < held < meant_for
     assert receipt.to_dict()["edits"][0]["when"] == str(edits[0].condition)
 
@@ -285,14 +285,14 @@ def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
         assert receipt.applied == applied
 
 
-def test_long_receipts_are_reckoned_up_on_the_way(steerable: Steerable) -> None:
+def test_long_receipts_are_added_up_on_the_way(steerable: Steerable) -> None:
     lm, saes = steerable
     edit = Edit(Feature(1, 9), "add", 1.0)
     ids = torch.randint(1, 200, (1, 3))
     with torch.inference_mode(), steered(lm, saes, [edit]) as receipt:
         for _ in range(600):
             lm.whole(ids, use_cache=False)
-        assert len(receipt._notes) < 512
+        assert len(receipt._records) < 512
     assert receipt.positions == receipt.changed == 1200
     about = receipt.to_dict()["edits"][0]
     d, w = saes[1].W_dec[:, 9], saes[1].W_enc[9]

@@ -158,14 +158,17 @@ def test_a_prefix_made_under_other_edits_is_refused(steerable: Steerable, name: 
         cache = DynamicCache()
         with steered(lm, saes, first):
             run(lm, ids[:, :10], cache)
-        with steered(lm, saes, second), pytest.raises(EditError, match="made under other edits"):
+        with (
+            steered(lm, saes, second),
+            pytest.raises(EditError, match="built under different edits"),
+        ):
             run(lm, ids[:, 10:], copy.deepcopy(cache))
     cache = DynamicCache()
     with steered(lm, saes, EDITS):
         run(lm, ids[:, :10], cache)
     with (
         steered(lm, saes, EDITS, random_directions=1),
-        pytest.raises(EditError, match="made under other edits"),
+        pytest.raises(EditError, match="built under different edits"),
     ):
         run(lm, ids[:, 10:], cache)
 
@@ -185,7 +188,7 @@ def test_a_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
     with steered(lm, saes, EDITS):
         run(lm, ids[:, :10].repeat(2, 1), cache)
         cache.batch_repeat_interleave(2)
-        with pytest.raises(EditError, match="made for 2 rows and has 4"):
+        with pytest.raises(EditError, match="built for 2 rows and has 4"):
             run(lm, ids[:, 10:].repeat(4, 1), cache)
 
 

@@ -1,6 +1,7 @@
-"""What edits really did. Noted step by step without waiting for the device, and reckoned up when somebody asks."""
+"""What edits really did. Passes are recorded without waiting; totals are computed on first read."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -10,32 +11,44 @@ from torch import Tensor
 from saescope.control.edits import Edit
 from saescope.control.formulae import LayerEdits
 
-_KEPT = 512  # notes that are kept before they are reckoned up
+_MAX_RECORDS = 512  # then they are added up, so that long generations stay small
+_TINY = 1e-30
 
 
-class Note(NamedTuple):
-    """One layer's part in one pass, for the positions looked at: what is needed to say later what was done there.
+class PassRecord(NamedTuple):
+    """What the edits of one layer did in one forward pass, at the positions that some edit targets.
 
-    `meant` says which edits were meant for a position, `held` whether their conditions held there (None: without
-    exception); `moved` whether the residual that was written differs in any bit from what it was.
+    `numbers` are the edits' places in the receipt. `targeted` says which edits target a position,
+    `condition_held` where their conditions held (None: no edit has one), and `moved` whether the
+    residual that was written differs in any bit.
     """
 
     bound: LayerEdits
     numbers: tuple[int, ...]
     amounts: Float[Tensor, "p n"]
     acts: Float[Tensor, "p n"]
-    meant: Bool[Tensor, "p n"]
-    held: Bool[Tensor, "p n"] | None
+    targeted: Bool[Tensor, "p n"]
+    condition_held: Bool[Tensor, "p n"] | None
     norms: Float[Tensor, "p"]
     moved: Bool[Tensor, "p"]
 
 
+@dataclass
+class _EditTotals:
+    """Counts of positions that one edit targets, and the largest activation there."""
+
+    targeted: int = 0
+    fired: int = 0
+    condition_held: int = 0
+    largest_act: float = 0.0
+
+
 @final
 class Receipt:
-    """What edits did: forward passes, positions they looked at and changed, firings, and sizes of the change.
+    """What edits did: forward passes, positions targeted and changed, firings, sizes of the change.
 
-    A position is looked at where an edit is meant for it by its scope; it is changed where bits of the residual as it
-    is stored changed, so a change that rounding loses is none.
+    A position counts as changed if any bit of the residual changed as it is stored, so a change
+    that rounding loses does not count.
     """
 
     def __init__(
@@ -44,63 +57,69 @@ class Receipt:
         self.edits = tuple(edits)
         self.gains, self.norms = list(gains), list(norms)
         self.steps = 0
-        self._notes: list[Note] = []
+        self._records: list[PassRecord] = []
+        self._by_edit = [_EditTotals() for _ in self.edits]
         self._positions = self._changed = 0
-        self._ratio_sum = self._largest = 0.0
-        n = len(self.edits)
-        self._meant, self._fired, self._held, self._strongest = [0] * n, [0] * n, [0] * n, [0.0] * n
+        self._ratio_sum = self._largest_ratio = 0.0
 
-    def note(self, note: Note) -> None:
-        """Keep what one layer did in one pass."""
-        self._notes.append(note)
-        if len(self._notes) >= _KEPT:
-            self._reckon()
+    def record(self, record: PassRecord) -> None:
+        """Keep what one layer's edits did in one pass."""
+        self._records.append(record)
+        if len(self._records) >= _MAX_RECORDS:
+            self._add_up()
 
     @property
     def positions(self) -> int:
-        """Positions that an edit looked at, counted once a layer."""
-        return self._reckon()._positions
+        """Positions that some edit targets, counted once per layer."""
+        self._add_up()
+        return self._positions
 
     @property
     def changed(self) -> int:
-        """Positions of which the residual was changed."""
-        return self._reckon()._changed
+        """Positions whose residual changed."""
+        self._add_up()
+        return self._changed
 
     @property
     def applied(self) -> bool:
-        """Whether any residual was changed at all."""
+        """Whether any residual changed at all."""
         return self.changed > 0
 
     @property
     def fired(self) -> list[int]:
-        """On how many positions that it was meant for each edit's feature fired; a direction counts on all of them."""
-        return list(self._reckon()._fired)
+        """Targeted positions on which each edit's feature fired; all of them for a direction."""
+        return [totals.fired for totals in self._totals()]
 
     @property
-    def held(self) -> list[int]:
-        """On how many positions that it was meant for each edit's condition held; all of them where it has none."""
-        return list(self._reckon()._held)
+    def condition_held(self) -> list[int]:
+        """Targeted positions on which each edit's condition held; all of them without one."""
+        return [totals.condition_held for totals in self._totals()]
 
     @property
-    def strongest(self) -> list[float]:
-        """The largest activation of each edit's feature (component along a direction) where it was meant for."""
-        return list(self._reckon()._strongest)
+    def largest_acts(self) -> list[float]:
+        """The largest activation of each edit's feature (component along a direction) there."""
+        return [totals.largest_act for totals in self._totals()]
 
     @property
     def delta_norm_ratio(self) -> float:
-        """Mean of |change| / |residual| over the positions that an edit looked at."""
-        return self._ratio_sum / self.positions if self.positions else 0.0
+        """Mean of |change| / |residual| over the positions that some edit targets."""
+        self._add_up()
+        return self._ratio_sum / max(self._positions, 1)
 
     @property
     def largest_ratio(self) -> float:
         """The largest |change| / |residual|."""
-        return self._reckon()._largest
+        self._add_up()
+        return self._largest_ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope steer`; `fired` by name, the largest count where several edits have the same."""
+        """As the JSON of `saescope steer`.
+
+        `fired` is by name, the largest count if several edits have the same.
+        """
         fired: dict[str, int] = {}
-        for edit, n in zip(self.edits, self.fired, strict=True):
-            fired[edit.name] = max(n, fired.get(edit.name, 0))
+        for edit, count in zip(self.edits, self.fired, strict=True):
+            fired[edit.name] = max(count, fired.get(edit.name, 0))
         return {
             "applied": self.applied,
             "steps": self.steps,
@@ -109,11 +128,11 @@ class Receipt:
             "fired": fired,
             "delta_norm_ratio": self.delta_norm_ratio,
             "largest_ratio": self.largest_ratio,
-            "edits": [self._edit(n) for n in range(len(self.edits))],
+            "edits": [self._edit_dict(number) for number in range(len(self.edits))],
         }
 
-    def _edit(self, n: int) -> dict[str, Any]:
-        edit = self.edits[n]
+    def _edit_dict(self, number: int) -> dict[str, Any]:
+        edit, totals = self.edits[number], self._totals()[number]
         return {
             "edit": edit.name,
             "op": edit.op,
@@ -122,45 +141,77 @@ class Receipt:
             "scope": edit.scope,
             "skip_sinks": edit.skip_sinks,
             "when": None if edit.condition is None else str(edit.condition),
-            "readout_gain": self.gains[n] if self.gains else None,
-            "direction_norm": self.norms[n] if self.norms else None,
-            "meant": self._meant[n],
-            "fired": self.fired[n],
-            "held": self.held[n],
-            "largest_act": self.strongest[n],
+            "readout_gain": self.gains[number] if self.gains else None,
+            "direction_norm": self.norms[number] if self.norms else None,
+            "meant": totals.targeted,
+            "fired": totals.fired,
+            "held": totals.condition_held,
+            "largest_act": totals.largest_act,
         }
 
-    def _reckon(self) -> "Receipt":
-        notes, self._notes = self._notes, []
-        for bound in {id(note.bound): note.bound for note in notes}.values():
-            self._add([note for note in notes if note.bound is bound])
-        return self
+    def _totals(self) -> list[_EditTotals]:
+        self._add_up()
+        return self._by_edit
 
-    def _add(self, notes: Sequence[Note]) -> None:
-        """The notes of one layer's edits, as one."""
-        bound, numbers = notes[0].bound, notes[0].numbers
-        meant = torch.cat([note.meant for note in notes])
-        held = torch.cat(
-            [note.meant if note.held is None else note.meant & note.held for note in notes]
+    def _add_up(self) -> None:
+        """Add the records to the totals, all those of the same edits at once."""
+        records, self._records = self._records, []
+        by_edits: dict[int, list[PassRecord]] = {}
+        for record in records:
+            by_edits.setdefault(id(record.bound), []).append(record)
+        for same in by_edits.values():
+            self._add(_joined(same))
+
+    def _add(self, record: PassRecord) -> None:
+        acted = record.targeted
+        if record.condition_held is not None:
+            acted = acted & record.condition_held
+        self._add_sizes(record, torch.where(acted, record.amounts, 0))
+        fires = (record.acts > 0) | (record.bound.reader.ids < 0)
+        columns = zip(
+            record.numbers,
+            record.targeted.sum(0).tolist(),
+            (fires & record.targeted).sum(0).tolist(),
+            acted.sum(0).tolist(),
+            _largest_acts(record),
+            strict=True,
         )
-        acts = torch.cat([note.acts for note in notes])
-        amounts = torch.where(held, torch.cat([note.amounts for note in notes]), 0)
-        rows = meant.any(dim=1)
-        sizes = (amounts @ bound.d).norm(dim=1)
-        ratios = (sizes / torch.cat([note.norms for note in notes]).clamp(min=1e-30))[rows]
-        moved = torch.cat([note.moved for note in notes]) & (sizes > 0)
-        self._positions += int(rows.sum())
-        self._changed += int(moved.sum())
+        for number, n_targeted, n_fired, n_held, largest_act in columns:
+            totals = self._by_edit[number]
+            totals.targeted += n_targeted
+            totals.fired += n_fired
+            totals.condition_held += n_held
+            totals.largest_act = max(totals.largest_act, largest_act)
+
+    def _add_sizes(self, record: PassRecord, amounts: Float[Tensor, "p n"]) -> None:
+        sizes = (amounts @ record.bound.d).norm(dim=1)
+        targeted = record.targeted.any(dim=1)
+        ratios = (sizes / record.norms.clamp(min=_TINY))[targeted]
+        self._positions += int(targeted.sum())
+        self._changed += int((record.moved & (sizes > 0)).sum())
         if len(ratios):
             self._ratio_sum += float(ratios.sum())
-            self._largest = max(self._largest, float(ratios.max()))
-        fires = (acts > 0) | (bound.reader.ids < 0)
-        counts = meant.sum(0).tolist(), (fires & meant).sum(0).tolist(), held.sum(0).tolist()
-        strongest = (
-            torch.where(meant, acts, 0).amax(0).tolist() if len(acts) else [0.0] * len(numbers)
-        )
-        for number, n_meant, n_fired, n_held, most in zip(numbers, *counts, strongest, strict=True):
-            self._meant[number] += n_meant
-            self._fired[number] += n_fired
-            self._held[number] += n_held
-            self._strongest[number] = max(self._strongest[number], most)
+            self._largest_ratio = max(self._largest_ratio, float(ratios.max()))
+
+
+def _largest_acts(record: PassRecord) -> list[float]:
+    """The largest activation of each edit's feature where the edit is targeted."""
+    if not len(record.acts):
+        return [0.0] * len(record.numbers)
+    largest: list[float] = torch.where(record.targeted, record.acts, 0).amax(0).tolist()
+    return largest
+
+
+def _joined(records: Sequence[PassRecord]) -> PassRecord:
+    """Records of the same edits as one."""
+    held = [record.condition_held for record in records if record.condition_held is not None]
+    return PassRecord(
+        bound=records[0].bound,
+        numbers=records[0].numbers,
+        amounts=torch.cat([record.amounts for record in records]),
+        acts=torch.cat([record.acts for record in records]),
+        targeted=torch.cat([record.targeted for record in records]),
+        condition_held=torch.cat(held) if held else None,
+        norms=torch.cat([record.norms for record in records]),
+        moved=torch.cat([record.moved for record in records]),
+    )

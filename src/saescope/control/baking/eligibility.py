@@ -60,5 +60,5 @@ def edit_vectors(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) -
             raise EditError(
                 f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
             )
-        found.append(EditVectors(edit, one.reader.w[0], one.reader.b[0], one.d[0]))
+        found.append(EditVectors(edit, one.reader.readout.w[0], one.reader.readout.b[0], one.d[0]))
     return found
