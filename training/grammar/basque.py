@@ -31,6 +31,8 @@ from training.grammar.frames import (
     Weather,
     Who,
 )
+from training.grammar.lexicon import Verb
+from training.grammar.phrases import is_motion, spell, words
 
 PRONOUN = {
     "i": {"abs": "ni", "erg": "nik", "dat": "niri", "gen": "nire", "com": "nirekin"},
@@ -178,10 +180,13 @@ def attach(stem: str, number: str, case: str) -> str:
 
 def thing_phrase(thing: Thing, case: str = "abs") -> str:
     """A noun phrase; the last word takes the case."""
-    number = "indef" if thing.count else "pl" if thing.plural else "sg"
-    parts = [thing.noun.eu] + ([thing.adjective.eu] if thing.adjective else [])
-    if thing.adjective and thing.adjective.eu.endswith("zko"):
-        parts.reverse()
+    number = "pl" if thing.plural else "sg"
+    if thing.count:
+        number = "indef"
+    parts = [thing.noun.eu]
+    if thing.adjective:
+        before_noun = thing.adjective.eu.endswith("zko")
+        parts.insert(0 if before_noun else 1, thing.adjective.eu)
     if thing.amount:
         word, number = ("asko", "indef") if thing.amount == "many" else ("batzu", "pl")
         parts.append(word)
@@ -198,11 +203,6 @@ def party(who: Party, case: str = "abs") -> str:
     if who.name:
         return attach(who.name.name, "indef", case)
     return thing_phrase(who.thing, case) if who.thing else ""
-
-
-def words(*parts: str) -> str:
-    """The parts that are not empty, with spaces between."""
-    return " ".join(part for part in parts if part)
 
 
 def person(who: Party) -> int:
@@ -273,53 +273,51 @@ def act_object(act: Act, negative: bool) -> str:
 def act_verb(act: Act, tense: Tense, negative: bool = False) -> tuple[str, str, str]:
     """The case of the subject, the participle and the auxiliary."""
     verb, who = act.verb, person(act.subject)
-    dative = verb.eu_aux == "dio"
-    many = (
-        not dative
-        and verb.role != "motion"
-        and verb.eu_aux == "du"
-        and counted(act.target, negative)
-    )
-    table = (
-        ("die" if plural(act.target) else "dio")
-        if dative
-        else "da"
-        if verb.eu_aux.startswith("da")
-        else "dituz"
-        if many
-        else "du"
-    )
+    transitive = "dituz" if has_plural_object(act, negative) else "du"
+    table = transitive
+    if verb.eu_aux == "dio":
+        table = "die" if plural(act.target) else "dio"
+    elif verb.eu_aux.startswith("da"):
+        table = "da"
     case = "abs" if table == "da" else "erg"
-    active = "dituz" if many else "du"
+    future = tense == "future"
     match act.mode:
         case "progressive":
-            ari = "ariko" if tense == "future" else "ari"
+            ari = "ariko" if future else "ari"
             return "abs", f"{verb.eu_impf} {ari}", auxiliary("da", who, tense)
         case "want" | "must":
             word = "nahi" if act.mode == "want" else "behar"
-            return (
-                "erg",
-                f"{verb.eu} {word}{'ko' if tense == 'future' else ''}",
-                auxiliary(active, who, tense),
-            )
+            if future:
+                word += "ko"
+            return "erg", f"{verb.eu} {word}", auxiliary(transitive, who, tense)
         case "can":
-            return (
-                case,
-                f"{verb.eu} ahal{' izango' if tense == 'future' else ''}",
-                auxiliary(table, who, tense),
-            )
+            ahal = "ahal izango" if future else "ahal"
+            return case, f"{verb.eu} {ahal}", auxiliary(table, who, tense)
         case "like":
-            nominal = (
-                verb.eu_impf.removesuffix("n") + "a"
-                if verb.eu_impf.endswith("en")
-                else verb.eu + "tea"
-            )
-            liked = "gustatuko" if tense == "future" else "gustatzen"
-            return "dat", f"{nominal} {liked}", auxiliary("zaio", who, tense)
+            liked = "gustatuko" if future else "gustatzen"
+            return "dat", f"{nominal(verb)} {liked}", auxiliary("zaio", who, tense)
+    return case, participle(act, tense), auxiliary(table, who, tense)
+
+
+def has_plural_object(act: Act, negative: bool) -> bool:
+    """Whether the auxiliary of a plain transitive verb shows a plural object."""
+    plain_transitive = act.verb.role != "motion" and act.verb.eu_aux == "du"
+    return plain_transitive and counted(act.target, negative)
+
+
+def nominal(verb: Verb) -> str:
+    """The verb as a noun: -tea."""
+    if verb.eu_impf.endswith("en"):
+        return verb.eu_impf.removesuffix("n") + "a"
+    return verb.eu + "tea"
+
+
+def participle(act: Act, tense: Tense) -> str:
+    """The participle of a plain act."""
     if tense == "future":
-        return case, later(verb.eu), auxiliary(table, who, tense)
-    habitual = tense == "present" or act.frequency or verb.role == "attitude"
-    return case, verb.eu_impf if habitual else verb.eu, auxiliary(table, who, tense)
+        return later(act.verb.eu)
+    habitual = tense == "present" or act.frequency or act.verb.role == "attitude"
+    return act.verb.eu_impf if habitual else act.verb.eu
 
 
 def being(who: Party, tense: Tense, table: str = "da") -> tuple[str, str]:
@@ -335,48 +333,33 @@ def core(clause: Clause) -> Core:
     what, tense = clause.predicate, clause.tense
     match what:
         case Act():
-            case, participle, aux = act_verb(what, tense, clause.negative)
-            often, manner = (
-                (what.frequency.eu if what.frequency else ""),
-                (what.manner.eu if what.manner else ""),
-            )
+            case, form, aux = act_verb(what, tense, clause.negative)
+            often, manner = spell(what.frequency, "eu"), spell(what.manner, "eu")
             company = party(what.companion, "com") if what.companion else ""
             middle = words(often, company, act_object(what, clause.negative), manner)
-            return Core(party(what.subject, case), middle, participle, aux)
+            return Core(party(what.subject, case), middle, form, aux)
         case Give():
             table = "dizkio" if counted(what.target, clause.negative) else "dio"
-            participle = {"past": "eman", "present": "ematen", "future": "emango"}[tense]
+            form = {"past": "eman", "present": "ematen", "future": "emango"}[tense]
+            who = person(what.subject)
             middle = words(party(what.receiver, "dat"), partitive(what.target, clause.negative))
-            return Core(
-                party(what.subject, "erg"),
-                middle,
-                participle,
-                auxiliary(table, person(what.subject), tense),
-            )
+            return Core(party(what.subject, "erg"), middle, form, auxiliary(table, who, tense))
         case Own():
             table = "dituz" if counted(what.target, clause.negative) else "du"
             future = "izango" if tense == "future" else ""
             target = partitive(what.target, clause.negative)
-            return Core(
-                party(what.subject, "erg"),
-                target,
-                future,
-                auxiliary(table, person(what.subject), tense),
-            )
+            aux = auxiliary(table, person(what.subject), tense)
+            return Core(party(what.subject, "erg"), target, future, aux)
         case Like():
             table = "zaizkio" if plural(what.target) else "zaio"
-            participle = "gustatuko" if tense == "future" else "gustatzen"
+            form = "gustatuko" if tense == "future" else "gustatzen"
             liked = thing_phrase(what.target)
-            return Core(
-                party(what.subject, "dat"),
-                liked,
-                participle,
-                auxiliary(table, person(what.subject), tense),
-            )
+            aux = auxiliary(table, person(what.subject), tense)
+            return Core(party(what.subject, "dat"), liked, form, aux)
         case Cost():
-            participle = "balioko" if tense == "future" else "balio"
-            table = auxiliary("dituz", person(what.subject), tense)
-            return Core(thing_phrase(what.subject, "erg"), f"{what.euros} euro", participle, table)
+            form = "balioko" if tense == "future" else "balio"
+            aux = auxiliary("dituz", person(what.subject), tense)
+            return Core(thing_phrase(what.subject, "erg"), f"{what.euros} euro", form, aux)
         case _:
             return copular(clause)
 
@@ -386,9 +369,9 @@ def copular(clause: Clause) -> Core:
     what, tense = clause.predicate, clause.tense
     match what:
         case Exist():
-            agreed = (
-                Thing(what.subject.noun) if clause.negative and bare(what.subject) else what.subject
-            )
+            agreed = what.subject
+            if clause.negative and bare(agreed):
+                agreed = Thing(agreed.noun)
             return Core("", partitive(what.subject, clause.negative), *being(agreed, tense, "dago"))
         case Located():
             return Core(party(what.subject), "", *being(what.subject, tense, "dago"))
@@ -398,9 +381,7 @@ def copular(clause: Clause) -> Core:
             return Core("", text, *being(weather, tense, "dago"))
         case Be():
             number = "pl" if plural(what.subject) else "sg"
-            complement = words(
-                what.degree.eu if what.degree else "", attach(what.adjective.eu, number, "abs")
-            )
+            complement = words(spell(what.degree, "eu"), attach(what.adjective.eu, number, "abs"))
         case Role():
             complement = attach(what.noun.eu, "pl" if plural(what.subject) else "sg", "abs")
         case Compare():
@@ -438,8 +419,8 @@ def subordinate(aux: str, suffix: str) -> str:
 
 def ordered(clause: Clause, style: Style, parts: Core, aux: str, question: str = "") -> str:
     """The words of a clause; a denied auxiliary goes before the participle."""
-    time = clause.time.eu if clause.time else ""
-    motion = isinstance(clause.predicate, Act) and clause.predicate.verb.role == "motion"
+    time = spell(clause.time, "eu")
+    motion = is_motion(clause)
     place = "" if motion or clause.place is None else thing_phrase(clause.place, "ine")
     orders = (
         (time, parts.subject, place),
@@ -493,7 +474,7 @@ def request(meaning: Request, style: Style) -> str:
     verb = meaning.verb
     act = Act(Who(pronoun="you"), verb, meaning.target)
     place = thing_phrase(meaning.place, "ine") if meaning.place and verb.role != "motion" else ""
-    body = words(place, act_object(act, False), meaning.manner.eu if meaning.manner else "")
+    body = words(place, act_object(act, False), spell(meaning.manner, "eu"))
     _, _, aux = act_verb(act, "present")
     we = auxiliary(
         {"zara": "da", "diozu": "dio", "diezu": "die", "dituzu": "dituz"}.get(aux, "du"),
@@ -554,17 +535,14 @@ def ask_word(meaning: AskWord, style: Style) -> str:
 def report(meaning: Report, style: Style) -> str:
     """A clause that someone says or thinks."""
     done, doing = ATTITUDES[meaning.attitude]
-    participle = {
-        "past": done,
-        "present": doing,
-        "future": later(done) if done not in ("uste", "espero") else f"{done} izango",
-    }[meaning.tense]
+    future = f"{done} izango" if done in ("uste", "espero") else later(done)
+    form = {"past": done, "present": doing, "future": future}[meaning.tense]
     aux = auxiliary("du", person(meaning.speaker), meaning.tense)
     quoted = clause_text(meaning.clause, style, suffix="la")
     speaker = party(meaning.speaker, "erg")
     if style.pick("order", 2):
-        return capital(f"{speaker} {participle} {aux} {quoted}.")
-    return capital(f"{quoted} {participle} {aux} {speaker}.")
+        return capital(f"{speaker} {form} {aux} {quoted}.")
+    return capital(f"{quoted} {form} {aux} {speaker}.")
 
 
 def sentence(meaning: Meaning, style: Style) -> str:

@@ -27,6 +27,7 @@ from training.grammar.frames import (
     Thing,
     Weather,
 )
+from training.grammar.phrases import spell
 
 PRONOUN = {"i": "我", "you": "你", "he": "他", "she": "她", "we": "我们", "they": "他们"}
 ON = {
@@ -153,12 +154,12 @@ def helper(act: Act, clause: Clause, style: Style) -> str:
 def act_text(act: Act, clause: Clause, style: Style) -> str:
     """The verb with its object, aspect and manner."""
     verb, target = act.verb, party(act.target) if act.target else ""
-    front = (act.frequency.zh if act.frequency else "") + helper(act, clause, style)
+    front = spell(act.frequency, "zh") + helper(act, clause, style)
     company = (
         ("跟", "和")[style.pick("with", 2)] + party(act.companion) + "一起" if act.companion else ""
     )
     place = "" if verb.role == "motion" else place_phrase(clause.place)
-    manner = act.manner.zh if act.manner else ""
+    manner = spell(act.manner, "zh")
     before = (front + company + place + manner).replace("在在", "在")
     done = (
         clause.tense == "past"
@@ -262,7 +263,7 @@ def clause_text(clause: Clause, style: Style, joined: bool = False) -> str:
     """A whole clause, the time before or after the subject."""
     what = clause.predicate
     subject, rest = predicate_text(clause, style)
-    time = clause.time.zh if clause.time else ""
+    time = spell(clause.time, "zh")
     place = place_phrase(clause.place) if not isinstance(what, Act | Located) else ""
     if isinstance(what, Exist | Weather):
         place = place.removeprefix("在") if style.pick("zai", 3) else place
@@ -299,7 +300,7 @@ def request(meaning: Request, style: Style) -> str:
     verb, target = meaning.verb, party(meaning.target) if meaning.target else ""
     place = place_phrase(meaning.place) if verb.role != "motion" else ""
     action = verb.zh.replace("~", target) if "~" in verb.zh else verb.zh + target
-    body = place + (meaning.manner.zh if meaning.manner else "") + action
+    body = place + spell(meaning.manner, "zh") + action
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         return (f"请不要{body}。", f"别{body}！", f"你不能{body}。")[choice]
@@ -312,7 +313,7 @@ def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word in the place of the answer."""
     clause, what = meaning.clause, meaning.clause.predicate
     subject, rest = predicate_text(clause, style)
-    time = clause.time.zh if clause.time else ""
+    time = spell(clause.time, "zh")
     place = "" if isinstance(what, Act) else place_phrase(clause.place)
     match meaning.asked:
         case "who":

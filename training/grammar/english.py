@@ -30,6 +30,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Adjective, Verb
+from training.grammar.phrases import is_motion, spell, words
 
 SUBJECT = {"i": "I", "you": "you", "he": "he", "she": "she", "we": "we", "they": "they"}
 OBJECT = {"i": "me", "you": "you", "he": "him", "she": "her", "we": "us", "they": "them"}
@@ -242,11 +243,6 @@ def place_phrase(place: Thing | None) -> str:
     return f"{preposition} {thing_phrase(place)}"
 
 
-def words(*parts: str) -> str:
-    """The parts that are not empty, with spaces between."""
-    return " ".join(part for part in parts if part)
-
-
 def verb_object(verb: Verb, target: Party | None) -> str:
     """The object of a verb, or the destination of a movement."""
     if target is None:
@@ -288,9 +284,9 @@ def core(clause: Clause, style: Style, question: bool) -> Core:
     match what:
         case Act():
             helper, main = modal(what, tense, negative, question)
-            often = what.frequency.en if what.frequency else ""
+            often = spell(what.frequency, "en")
             company = f"with {party(what.companion, objective=True)}" if what.companion else ""
-            manner = what.manner.en if what.manner else ""
+            manner = spell(what.manner, "en")
             late = len(often.split()) > 1
             complement = words(
                 verb_object(what.verb, what.target), manner, company, often if late else ""
@@ -328,7 +324,7 @@ def copular(clause: Clause, style: Style) -> Core:
             amount = "a lot of " if what.strong else ""
             return "there", *copula(weather, clause.tense, clause.negative), amount + what.noun.en
         case Be():
-            complement = words(what.degree.en if what.degree else "", what.adjective.en)
+            complement = words(spell(what.degree, "en"), what.adjective.en)
         case Role():
             noun = Thing(what.noun, plural=what.subject.many)
             complement = thing_phrase(noun)
@@ -347,10 +343,10 @@ def clause_text(
 ) -> str:
     """A whole clause, with time and place before or after it."""
     subject, helper, main, complement = core(clause, style, question)
-    time = clause.time.en if clause.time else ""
+    time = spell(clause.time, "en")
     place = place_phrase(clause.place)
     start = 2 if question or embedded else style.pick("front", 4)
-    if isinstance(clause.predicate, Act) and clause.predicate.verb.role == "motion":
+    if is_motion(clause):
         place = ""
     if question:
         head, _, tail = helper.partition(" ")
@@ -394,7 +390,7 @@ def request(meaning: Request, style: Style) -> str:
     body = words(
         meaning.verb.en,
         verb_object(meaning.verb, meaning.target),
-        meaning.manner.en if meaning.manner else "",
+        spell(meaning.manner, "en"),
         place_phrase(meaning.place),
     )
     choice = style.pick("request", 3)
@@ -415,7 +411,7 @@ def ask_word(meaning: AskWord, style: Style) -> str:
             Who(pronoun="he"), what.verb, what.target, what.mode, what.companion, what.manner
         )
         _, helper, main, complement = core(Clause(someone, clause.tense), style, False)
-        time = clause.time.en if clause.time else ""
+        time = spell(clause.time, "en")
         return f"Who {words(helper, main, complement, place_phrase(clause.place), time)}?"
     if meaning.asked == "how_many" and isinstance(what, Own):
         helper, main = finite(what.subject, "have", "had", clause.tense, False, question=True)

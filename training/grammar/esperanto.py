@@ -28,6 +28,7 @@ from training.grammar.frames import (
     Weather,
 )
 from training.grammar.lexicon import Verb
+from training.grammar.phrases import is_motion, spell, words
 
 PRONOUN = {"i": "mi", "you": "vi", "he": "li", "she": "ŝi", "we": "ni", "they": "ili"}
 ENDING = {"past": "is", "present": "as", "future": "os"}
@@ -83,11 +84,6 @@ TALK = {
 ATTITUDES = {"say": "dir", "think": "pens", "know": "sci", "hope": "esper", "hear": "aŭd"}
 MODES = {"want": "vol", "can": "pov", "must": "dev", "like": "ŝat"}
 QUESTIONS = {"where": "Kie", "when": "Kiam", "why": "Kial"}
-
-
-def words(*parts: str) -> str:
-    """The parts that are not empty, with spaces between."""
-    return " ".join(part for part in parts if part)
 
 
 def thing_phrase(thing: Thing, accusative: bool = False, to: bool = False) -> str:
@@ -155,8 +151,8 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
     match what:
         case Act():
             often, manner = (
-                (what.frequency.eo if what.frequency else ""),
-                (what.manner.eo if what.manner else ""),
+                spell(what.frequency, "eo"),
+                spell(what.manner, "eo"),
             )
             company = (
                 ("kun ", "kune kun ")[style.pick("with", 2)] + party(what.companion)
@@ -174,7 +170,7 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
             return (
                 party(what.subject),
                 be,
-                words(what.degree.eo if what.degree else "", what.adjective.eo + plural),
+                words(spell(what.degree, "eo"), what.adjective.eo + plural),
             )
         case Role():
             return party(what.subject), be, what.noun.eo + ("j" if what.subject.many else "")
@@ -220,8 +216,8 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
 def clause_text(clause: Clause, style: Style, embedded: bool = False) -> str:
     """A whole clause in one of the free word orders."""
     subject, verb, complement = predicate_text(clause, style)
-    time = clause.time.eo if clause.time else ""
-    motion = isinstance(clause.predicate, Act) and clause.predicate.verb.role == "motion"
+    time = spell(clause.time, "eo")
+    motion = is_motion(clause)
     place = "" if motion else place_phrase(clause.place)
     order = style.pick("order", 6)
     if order == 0:
@@ -255,7 +251,7 @@ def request(meaning: Request, style: Style) -> str:
     root = meaning.verb.eo.partition("+")[0]
     rest = words(
         verb_object(meaning.verb, meaning.target),
-        meaning.manner.eo if meaning.manner else "",
+        spell(meaning.manner, "eo"),
         "" if meaning.verb.role == "motion" else place_phrase(meaning.place),
     )
     choice = style.pick("request", 3)
@@ -279,7 +275,7 @@ def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word."""
     clause, what = meaning.clause, meaning.clause.predicate
     subject, verb, complement = predicate_text(clause, style)
-    time = clause.time.eo if clause.time else ""
+    time = spell(clause.time, "eo")
     place = place_phrase(clause.place)
     if meaning.asked == "who":
         return words("Kiu", verb, complement, place, time) + "?"

@@ -32,6 +32,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Noun, Verb
+from training.grammar.phrases import is_motion, spell, words
 
 DIRECT = {"i": "मैं", "you": "आप", "he": "वह", "she": "वह", "we": "हम", "they": "वे"}
 OBLIQUE = {"i": "मुझ", "you": "आप", "he": "उस", "she": "उस", "we": "हम", "they": "उन"}
@@ -132,20 +133,29 @@ class Agreement:
     plural: bool = False
     feminine: bool = False
 
+    def choose(self, first: str, singular: str, plural: str) -> str:
+        """The form for "I", for another singular subject or for a plural one."""
+        if self.plural:
+            return plural
+        return first if self.person == 1 else singular
+
+    @property
+    def ending(self) -> str:
+        """The ending of a participle."""
+        if self.feminine:
+            return "ी"
+        return "े" if self.plural else "ा"
+
 
 def noun_form(noun: Noun, plural: bool, oblique: bool) -> str:
     """A noun in its number and case."""
     word, last = noun.hi, noun.hi[-1]
     if noun.hi_gender == "m":
         if last == "ा" and word not in UNCHANGED:
-            return (
-                word[:-1] + ("ों" if plural else "े")
-                if oblique
-                else word[:-1] + "े"
-                if plural
-                else word
-            )
-        return (oblique_plural(word) if oblique else word) if plural else word
+            if plural and oblique:
+                return word[:-1] + "ों"
+            return word[:-1] + "े" if plural or oblique else word
+        return oblique_plural(word) if plural and oblique else word
     if not plural:
         return word
     if oblique:
@@ -174,7 +184,9 @@ def bend(word: str, agreement: Agreement, oblique: bool = False) -> str:
     """A word in -ा agreeing with a noun."""
     if not word.endswith("ा") or word.endswith(("िया", "ज़्यादा")):
         return word
-    return word[:-1] + ("ी" if agreement.feminine else "े" if agreement.plural or oblique else "ा")
+    if agreement.feminine:
+        return word[:-1] + "ी"
+    return word[:-1] + ("े" if agreement.plural or oblique else "ा")
 
 
 def agreement(who: Party) -> Agreement:
@@ -184,28 +196,26 @@ def agreement(who: Party) -> Agreement:
     return Agreement(1 if who.pronoun == "i" else 3, who.many or who.pronoun == "you", who.feminine)
 
 
-def words(*parts: str) -> str:
-    """The parts that are not empty, with spaces between."""
-    return " ".join(part for part in parts if part)
-
-
 def thing_phrase(thing: Thing, oblique: bool = False) -> str:
     """A noun phrase, direct or oblique."""
     agree = Agreement(3, thing.many, thing.noun.hi_gender == "f")
     front = ""
     if thing.owner:
         front = owner(thing.owner, agree, oblique)
-    number = str(thing.count or "") or ("कुछ" if thing.amount else "")
-    if thing.amount == "many":
-        number = (
-            bend("सारा", agree, oblique)
-            if not agree.plural
-            else "बहुत से"
-            if not agree.feminine
-            else "बहुत सी"
-        )
     adjective = bend(thing.adjective.hi, agree, oblique) if thing.adjective else ""
-    return words(front, number, adjective, noun_form(thing.noun, thing.many, oblique))
+    noun = noun_form(thing.noun, thing.many, oblique)
+    return words(front, number(thing, agree, oblique), adjective, noun)
+
+
+def number(thing: Thing, agree: Agreement, oblique: bool) -> str:
+    """The numeral or quantifier of a noun."""
+    if thing.amount == "many":
+        if not agree.plural:
+            return bend("सारा", agree, oblique)
+        return "बहुत सी" if agree.feminine else "बहुत से"
+    if thing.count:
+        return str(thing.count)
+    return "कुछ" if thing.amount else ""
 
 
 def owner(who: Who, agree: Agreement, oblique: bool) -> str:
@@ -221,8 +231,11 @@ def party(who: Party, oblique: bool = False) -> str:
     if isinstance(who, Thing):
         return thing_phrase(who, oblique)
     if who.pronoun:
-        return (OBLIQUE if oblique else DIRECT)[who.pronoun]
-    return who.name.name if who.name else thing_phrase(who.thing, oblique) if who.thing else ""
+        pronouns = OBLIQUE if oblique else DIRECT
+        return pronouns[who.pronoun]
+    if who.name:
+        return who.name.name
+    return thing_phrase(who.thing, oblique) if who.thing else ""
 
 
 def marked(who: Party, post: str) -> str:
@@ -242,48 +255,55 @@ def marked(who: Party, post: str) -> str:
 def be(agree: Agreement, tense: Tense) -> str:
     """The copula."""
     if tense == "present":
-        return "हूँ" if agree.person == 1 and not agree.plural else "हैं" if agree.plural else "है"
+        return agree.choose("हूँ", "है", "हैं")
     if tense == "past":
-        return ("थीं" if agree.plural else "थी") if agree.feminine else "थे" if agree.plural else "था"
-    ending = "ी" if agree.feminine else "े" if agree.plural else "ा"
-    head = "हूँग" if agree.person == 1 and not agree.plural else "होंग" if agree.plural else "होग"
-    return head + ending
+        if agree.feminine:
+            return "थीं" if agree.plural else "थी"
+        return "थे" if agree.plural else "था"
+    return agree.choose("हूँग", "होग", "होंग") + agree.ending
 
 
 def future(stem: str, agree: Agreement) -> str:
     """The future of a verb stem."""
-    first = agree.person == 1 and not agree.plural
-    ending = "गी" if agree.feminine else "गे" if agree.plural else "गा"
+    ending = "ग" + agree.ending
+    after_consonant = agree.choose("ूँ", "े", "ें")
     if stem.endswith((" ले", " दे")) or stem in ("ले", "दे"):
-        return stem[:-1] + ("ूँ" if first else "ें" if agree.plural else "े") + ending
+        return stem[:-1] + after_consonant + ending
     if stem[-1] in VOWELS:
-        stem = stem[:-1] + {"ी": "ि", "ू": "ु"}.get(stem[-1], stem[-1])
-        return stem + ("ऊँ" if first else "एँ" if agree.plural else "ए") + ending
-    return stem + ("ूँ" if first else "ें" if agree.plural else "े") + ending
+        short_vowel = {"ी": "ि", "ू": "ु"}.get(stem[-1], stem[-1])
+        return stem[:-1] + short_vowel + agree.choose("ऊँ", "ए", "एँ") + ending
+    return stem + after_consonant + ending
 
 
 def perfect(stem: str, agree: Agreement) -> str:
     """The perfective participle of a verb stem."""
     head, _, last = stem.rpartition(" ")
-    form = PERFECT.get(last, last + ("या" if last[-1] in VOWELS else "ा"))
-    if form.endswith("या"):
-        base = form[:-2]
-        if agree.feminine:
-            form = (base[:-1] if base.endswith("ि") else base) + (
-                "ी" if base.endswith("ि") else "ई"
-            )
-            form += "ं" if agree.plural else ""
-        elif agree.plural:
-            form = base + "ए"
-    elif agree.feminine:
-        form = (
-            form.removesuffix("ा").removesuffix("आ")
-            + ("ई" if form.endswith("आ") else "ी")
-            + ("ं" if agree.plural else "")
-        )
+    masculine = PERFECT.get(last, last + ("या" if last[-1] in VOWELS else "ा"))
+    form = masculine
+    if agree.feminine:
+        form = feminine_perfect(masculine) + ("ं" if agree.plural else "")
     elif agree.plural:
-        form = form.removesuffix("ा") + "े" if form.endswith("ा") else form[:-1] + "ए"
+        form = plural_perfect(masculine)
     return words(bend(head, agree), form)
+
+
+def feminine_perfect(masculine: str) -> str:
+    """The feminine singular of a perfective participle."""
+    if masculine.endswith("िया"):
+        return masculine.removesuffix("िया") + "ी"
+    if masculine.endswith("या"):
+        return masculine.removesuffix("या") + "ई"
+    ending = "ई" if masculine.endswith("आ") else "ी"
+    return masculine.removesuffix("ा").removesuffix("आ") + ending
+
+
+def plural_perfect(masculine: str) -> str:
+    """The masculine plural of a perfective participle."""
+    if masculine.endswith("या"):
+        return masculine.removesuffix("या") + "ए"
+    if masculine.endswith("ा"):
+        return masculine.removesuffix("ा") + "े"
+    return masculine[:-1] + "ए"
 
 
 def mark_of(verb: Verb, target: Party | None) -> tuple[str, str]:
@@ -320,16 +340,16 @@ def act_verb(act: Act, tense: Tense, no: str) -> tuple[str, str]:
         case "progressive":
             return party(act.subject), words(no, stem, bend("रहा", who), be(who, tense))
         case "want" | "can":
-            head, helper = (stem + "ना", "चाह") if act.mode == "want" else (stem, "सक")
+            head, helper = stem, "सक"
+            if act.mode == "want":
+                head, helper = stem + "ना", "चाह"
             if tense == "future":
                 return party(act.subject), words(head, no, future(helper, who))
             return party(act.subject), words(head, no, bend(helper + "ता", who), be(who, tense))
         case "must" | "like":
-            agree = (
-                agreement(act.target)
-                if act.target and kind == "o" and act.mode == "must"
-                else Agreement()
-            )
+            agree = Agreement()
+            if act.target and kind == "o" and act.mode == "must":
+                agree = agreement(act.target)
             base = bend(stem + "ना", agree)
             liked = "पसंद" if act.mode == "like" else ""
             return marked(act.subject, "को"), words(base, liked, no, be(agree, tense))
@@ -339,9 +359,9 @@ def act_verb(act: Act, tense: Tense, no: str) -> tuple[str, str]:
         return party(act.subject), words(deny(no, stem, bend(stem + "ता", who)), be(who, tense))
     if kind == "s":
         return party(act.subject), deny(no, stem, perfect(stem, who))
-    agree = (
-        agreement(act.target) if act.target and kind == "o" else Agreement(3, False, kind == "f")
-    )
+    agree = Agreement(feminine=kind == "f")
+    if act.target and kind == "o":
+        agree = agreement(act.target)
     return marked(act.subject, "ने"), deny(no, stem, perfect(stem, agree))
 
 
@@ -363,30 +383,21 @@ def core(clause: Clause, style: Style) -> Core:
         case Act():
             subject, verb = act_verb(what, tense, no)
             company = marked(what.companion, "के साथ") if what.companion else ""
-            often, manner = (
-                (what.frequency.hi if what.frequency else ""),
-                (what.manner.hi if what.manner else ""),
-            )
+            often, manner = spell(what.frequency, "hi"), spell(what.manner, "hi")
             return subject, words(often, company, object_text(what.verb, what.target), manner), verb
         case Give():
             who, gift = agreement(what.subject), party(what.target)
-            receiver = marked(what.receiver, "को")
+            complement = words(marked(what.receiver, "को"), gift)
             if tense == "past":
-                return (
-                    marked(what.subject, "ने"),
-                    words(receiver, gift),
-                    words(no, perfect("दे", agreement(what.target))),
-                )
-            verb = (
-                future("दे", who) if tense == "future" else words(bend("देता", who), be(who, tense))
-            )
-            return party(what.subject), words(receiver, gift), words(no, verb)
+                verb = perfect("दे", agreement(what.target))
+                return marked(what.subject, "ने"), complement, words(no, verb)
+            verb = words(bend("देता", who), be(who, tense))
+            if tense == "future":
+                verb = future("दे", who)
+            return party(what.subject), complement, words(no, verb)
         case Own():
-            return (
-                marked(what.subject, "के पास"),
-                party(what.target),
-                words(no, be(agreement(what.target), tense)),
-            )
+            verb = words(no, be(agreement(what.target), tense))
+            return marked(what.subject, "के पास"), party(what.target), verb
         case Like():
             liked = words("पसंद", no, be(agreement(what.target), tense))
             return marked(what.subject, "को"), party(what.target), liked
@@ -408,9 +419,7 @@ def copular(clause: Clause, no: str) -> Core:
     match what:
         case Be():
             agree = agreement(what.subject)
-            complement = words(
-                what.degree.hi if what.degree else "", bend(what.adjective.hi, agree)
-            )
+            complement = words(spell(what.degree, "hi"), bend(what.adjective.hi, agree))
         case Role():
             agree = agreement(what.subject)
             complement = noun_form(what.noun, what.subject.many, False)
@@ -427,21 +436,19 @@ def copular(clause: Clause, no: str) -> Core:
             return "", words("बहुत" if strong else "", noun.hi), words(no, be(agree, tense))
         case _:
             assert isinstance(what, Located)
-            return (
-                party(what.subject),
-                place_phrase(clause.place),
-                words(no, be(agreement(what.subject), tense)),
-            )
+            verb = words(no, be(agreement(what.subject), tense))
+            return party(what.subject), place_phrase(clause.place), verb
     return party(what.subject), complement, words(no, be(agree, tense))
 
 
 def clause_text(clause: Clause, style: Style, question: str = "") -> str:
     """A whole clause, the verb last; the question word stands before the complements or the verb."""
     subject, complement, verb = core(clause, style)
-    time = clause.time.hi if clause.time else ""
+    time = spell(clause.time, "hi")
     what = clause.predicate
-    motion = isinstance(what, Act) and what.verb.role == "motion"
-    place = "" if motion or isinstance(what, Located) else place_phrase(clause.place)
+    place = place_phrase(clause.place)
+    if is_motion(clause) or isinstance(what, Located):
+        place = ""
     orders = (
         (time, subject, place),
         (subject, time, place),
@@ -472,9 +479,7 @@ def request(meaning: Request, style: Style) -> str:
     head, _, last = stem.rpartition(" ")
     polite = words(head, POLITE.get(last, last + ("इए" if last[-1] in VOWELS else "िए")))
     place = "" if verb.role == "motion" else place_phrase(meaning.place)
-    body = words(
-        place, object_text(verb, meaning.target), meaning.manner.hi if meaning.manner else ""
-    )
+    body = words(place, object_text(verb, meaning.target), spell(meaning.manner, "hi"))
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         tails = (f"मत {polite}।", f"न {polite}।", f"मत {stem}ना!")
@@ -484,8 +489,10 @@ def request(meaning: Request, style: Style) -> str:
         lead = ("आइए,", "क्या हम", "हमें")[choice]
         return words(lead, body, tails[choice])
     else:
-        tails = (f"{polite}।", f"{stem} सकते हैं?", f"{stem} दीजिए।" if stem != "दे" else "दीजिए।")
-    lead = ("कृपया", "कृपया" if meaning.kind == "forbid" else "क्या आप", "ज़रा")[choice]
+        favour = "दीजिए।" if stem == "दे" else f"{stem} दीजिए।"
+        tails = (f"{polite}।", f"{stem} सकते हैं?", favour)
+    question = "कृपया" if meaning.kind == "forbid" else "क्या आप"
+    lead = ("कृपया", question, "ज़रा")[choice]
     return words(lead, body, tails[choice])
 
 
@@ -493,30 +500,21 @@ def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word."""
     clause, what = meaning.clause, meaning.clause.predicate
     if meaning.asked == "who" and isinstance(what, Act):
-        text = clause_text(
-            Clause(Act(Who(pronoun="he"), *act_rest(what)), clause.tense, place=clause.place), style
-        )
-        asked = "किसने" if "उसने" in text else "किसे" if "उसे" in text else "कौन"
+        he = Act(Who(pronoun="he"), what.verb, what.target)
+        text = clause_text(Clause(he, clause.tense, place=clause.place), style)
+        asked = "कौन"
+        if "उसने" in text:
+            asked = "किसने"
+        elif "उसे" in text:
+            asked = "किसे"
         rest = " ".join(word for word in text.split() if word not in ("वह", "उसने", "उसे"))
-        return words(clause.time.hi if clause.time else "", asked, rest) + "?"
+        return words(spell(clause.time, "hi"), asked, rest) + "?"
     if meaning.asked == "how_many" and isinstance(what, Own):
         many = Thing(what.target.noun, plural=True)
         agree = agreement(many)
-        return (
-            words(
-                marked(what.subject, "के पास"),
-                bend("कितना", agree),
-                thing_phrase(many),
-                be(agree, clause.tense),
-            )
-            + "?"
-        )
+        subject, how_many = marked(what.subject, "के पास"), bend("कितना", agree)
+        return words(subject, how_many, thing_phrase(many), be(agree, clause.tense)) + "?"
     return clause_text(clause, style, QUESTIONS[meaning.asked]) + "?"
-
-
-def act_rest(act: Act) -> tuple[Verb, Party | None]:
-    """The verb and the object of an act."""
-    return act.verb, act.target
 
 
 def report(meaning: Report, style: Style) -> str:

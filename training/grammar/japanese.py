@@ -32,6 +32,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Noun, Verb
+from training.grammar.phrases import spell
 
 PRONOUN = {"i": "私", "you": "あなた", "he": "彼", "she": "彼女", "we": "私たち", "they": "彼ら"}
 ROW_I = dict(zip("うくぐすつぬぶむる", "いきぎしちにびみり", strict=True))
@@ -204,7 +205,7 @@ def counter(noun: Noun) -> str:
 def thing_phrase(thing: Thing) -> str:
     """A noun phrase, modifiers first."""
     owned = owner(thing.owner) if thing.owner else ""
-    adjective = thing.adjective.ja if thing.adjective else ""
+    adjective = spell(thing.adjective, "ja")
     if thing.count:
         return f"{owned}{thing.count}{counter(thing.noun)}の{adjective}{thing.noun.ja}"
     pointed = (
@@ -272,7 +273,7 @@ def topic(who: Party, embedded: bool) -> str:
 
 def degree(what: Be) -> str:
     """The degree of a quality."""
-    return what.degree.ja if what.degree else ""
+    return spell(what.degree, "ja")
 
 
 Core = tuple[str, str, Conjugated]
@@ -285,8 +286,8 @@ def core(clause: Clause, embedded: bool) -> Core:
         case Act():
             target = party(what.target) + what.verb.ja_particle if what.target else ""
             company = party(what.companion) + "と一緒に" if what.companion else ""
-            often = what.frequency.ja if what.frequency else ""
-            manner = what.manner.ja if what.manner else ""
+            often = spell(what.frequency, "ja")
+            manner = spell(what.manner, "ja")
             return (
                 topic(what.subject, embedded),
                 often + company + target + manner,
@@ -351,7 +352,7 @@ def clause_text(
 ) -> tuple[str, Conjugated]:
     """Everything before the predicate, and the predicate not yet inflected."""
     subject, middle, predicate = core(clause, embedded)
-    time = clause.time.ja if clause.time else ""
+    time = spell(clause.time, "ja")
     place = place_phrase(clause)
     if isinstance(clause.predicate, Exist) and place and not embedded:
         place += "は"
@@ -429,7 +430,7 @@ def request(meaning: Request, style: Style, polite: bool) -> str:
         if meaning.place and meaning.verb.role != "motion"
         else ""
     )
-    body = place + target + (meaning.manner.ja if meaning.manner else "")
+    body = place + target + spell(meaning.manner, "ja")
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         tails = (
@@ -461,7 +462,7 @@ def ask_word(meaning: AskWord, style: Style) -> str:
     """A question with a question word, always polite."""
     clause, what = meaning.clause, meaning.clause.predicate
     subject, middle, predicate = core(clause, embedded=False)
-    time = clause.time.ja if clause.time else ""
+    time = spell(clause.time, "ja")
     place = place_phrase(clause)
     tail = finite(predicate, clause.tense, False, True) + "か？"
     match meaning.asked:
