@@ -105,7 +105,9 @@ def quality(adjective: str) -> str:
 def thing_phrase(thing: Thing) -> str:
     """A noun phrase with its classifier, modifiers first."""
     noun, measure = thing.noun, thing.noun.zh_classifier
-    core = (quality(thing.adjective.zh) + "的" if thing.adjective else "") + noun.zh
+    core = noun.zh
+    if thing.adjective:
+        core = f"{quality(thing.adjective.zh)}的{core}"
     if thing.owner:
         core = f"{party(thing.owner)}的{core}"
     if thing.count:
@@ -115,8 +117,8 @@ def thing_phrase(thing: Thing) -> str:
     if thing.owner:
         return core
     if thing.definite and noun.kind not in ("place", "nature", "abstract", "weather"):
-        return ("那些" if thing.plural else f"那{measure}") + core
-    return core + ("们" if thing.plural and noun.kind == "person" else "")
+        return f"那些{core}" if thing.plural else f"那{measure}{core}"
+    return f"{core}们" if thing.plural and noun.kind == "person" else core
 
 
 def party(who: Party) -> str:
@@ -125,7 +127,9 @@ def party(who: Party) -> str:
         return thing_phrase(who)
     if who.pronoun:
         return PRONOUN[who.pronoun]
-    return who.name.name if who.name else thing_phrase(who.thing) if who.thing else ""
+    if who.name:
+        return who.name.name
+    return thing_phrase(who.thing) if who.thing else ""
 
 
 def place_phrase(place: Thing | None) -> str:
@@ -133,7 +137,9 @@ def place_phrase(place: Thing | None) -> str:
     if place is None:
         return ""
     side = "上" if place.noun.concept in ON else "里"
-    return f"在{thing_phrase(place)}" + ("" if place.noun.zh[-1] in "上里边面下中" else side)
+    if place.noun.zh[-1] in "上里边面下中":
+        side = ""
+    return f"在{thing_phrase(place)}{side}"
 
 
 def helper(act: Act, clause: Clause, style: Style) -> str:
@@ -141,8 +147,9 @@ def helper(act: Act, clause: Clause, style: Style) -> str:
     if act.mode == "plain":
         if clause.tense == "future":
             return "不会" if clause.negative else ("会", "要", "将")[style.pick("future", 3)]
-        past = clause.tense == "past" and act.verb.role != "attitude"
-        return ("没有" if past else "不") if clause.negative else ""
+        if not clause.negative:
+            return ""
+        return "没有" if clause.tense == "past" and act.verb.role != "attitude" else "不"
     word = MODES[act.mode][style.pick("mode", 2)]
     if clause.negative:
         if act.mode == "progressive":
@@ -155,9 +162,9 @@ def act_text(act: Act, clause: Clause, style: Style) -> str:
     """The verb with its object, aspect and manner."""
     verb, target = act.verb, party(act.target) if act.target else ""
     front = spell(act.frequency, "zh") + helper(act, clause, style)
-    company = (
-        ("跟", "和")[style.pick("with", 2)] + party(act.companion) + "一起" if act.companion else ""
-    )
+    company = ""
+    if act.companion:
+        company = ("跟", "和")[style.pick("with", 2)] + party(act.companion) + "一起"
     place = "" if verb.role == "motion" else place_phrase(clause.place)
     manner = spell(act.manner, "zh")
     before = (front + company + place + manner).replace("在在", "在")
@@ -180,9 +187,16 @@ def act_text(act: Act, clause: Clause, style: Style) -> str:
 
 def being(clause: Clause, verb: str, style: Style) -> str:
     """A stative verb with its negation and future."""
+    if clause.tense == "future" or not clause.negative:
+        return prefix(clause) + verb
+    return "没有" if verb == "有" else "不" + verb
+
+
+def prefix(clause: Clause) -> str:
+    """The negation and the future before a stative verb or an adjective."""
     if clause.tense == "future":
-        return ("不会" if clause.negative else "会") + verb
-    return ("没有" if verb == "有" else "不" + verb) if clause.negative else verb
+        return "不会" if clause.negative else "会"
+    return "不" if clause.negative else ""
 
 
 def adjectival(clause: Clause, what: Be, style: Style) -> str:
@@ -190,21 +204,10 @@ def adjectival(clause: Clause, what: Be, style: Style) -> str:
     word = quality(what.adjective.zh)
     if word.endswith(("色", "式", "制")) or what.adjective.zh.endswith("色的"):
         return being(clause, "是", style) + word + "的"
-    degree = (
-        what.degree.zh
-        if what.degree
-        else ("很", "挺")[style.pick("hen", 2)]
-        if not clause.negative
-        else ""
-    )
-    future = (
-        ("不会" if clause.negative else "会")
-        if clause.tense == "future"
-        else "不"
-        if clause.negative
-        else ""
-    )
-    return future + degree + word
+    degree = spell(what.degree, "zh")
+    if not degree and not clause.negative:
+        degree = ("很", "挺")[style.pick("hen", 2)]
+    return prefix(clause) + degree + word
 
 
 def giving(what: Give, clause: Clause, style: Style) -> str:
@@ -235,24 +238,21 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str]:
         case Exist():
             return "", being(clause, "有", style) + party(what.subject)
         case Located():
-            return party(what.subject), ("不" if clause.negative else "") + place_phrase(
-                clause.place
-            )
+            no = "不" if clause.negative else ""
+            return party(what.subject), no + place_phrase(clause.place)
         case Own():
             return party(what.subject), being(clause, "有", style) + party(what.target)
         case Like():
             return party(what.subject), being(clause, "喜欢", style) + party(what.target)
         case Compare():
-            word = (
-                quality(what.adjective.zh)
-                + ("", "一些")[style.pick("bi", 2) if not clause.negative else 0]
-            )
-            than = "没有" if clause.negative else "比"
-            return party(what.subject), f"{than}{party(what.other)}{word}"
+            word, other = quality(what.adjective.zh), party(what.other)
+            if clause.negative:
+                return party(what.subject), f"没有{other}{word}"
+            somewhat = ("", "一些")[style.pick("bi", 2)]
+            return party(what.subject), f"比{other}{word}{somewhat}"
         case Most():
-            return party(what.subject), being(
-                clause, "是", style
-            ) + f"最{quality(what.adjective.zh)}的"
+            most = f"最{quality(what.adjective.zh)}的"
+            return party(what.subject), being(clause, "是", style) + most
         case Cost():
             return party(what.subject), f"{('卖', '要')[style.pick('cost', 2)]}{what.euros}欧元"
         case Weather():
@@ -269,9 +269,11 @@ def clause_text(clause: Clause, style: Style, joined: bool = False) -> str:
         place = place.removeprefix("在") if style.pick("zai", 3) else place
         return time + place + rest
     comma = "，" if time and not joined and style.pick("comma", 3) == 0 else ""
+    if place and not joined:
+        place += "，"
     if time and style.pick("time", 2):
-        return f"{time}{comma}{place and place + '，' if not joined else place}{subject}{rest}"
-    return f"{place and place + '，' if not joined else place}{subject}{time}{rest}"
+        return f"{time}{comma}{place}{subject}{rest}"
+    return f"{place}{subject}{time}{rest}"
 
 
 def join(meaning: Join, style: Style) -> str:

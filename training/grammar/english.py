@@ -134,7 +134,8 @@ def gerund(base: str) -> str:
 
 def article(text: str) -> str:
     """The text after "a" or "an"."""
-    return ("an " if text[0] in "aeio" or text.startswith("um") else "a ") + text
+    starts_with_vowel = text[0] in "aeio" or text.startswith("um")
+    return f"an {text}" if starts_with_vowel else f"a {text}"
 
 
 def countable(thing: Thing) -> bool:
@@ -164,7 +165,10 @@ def thing_phrase(thing: Thing) -> str:
 
 def owner(who: Who) -> str:
     """The possessive of a person."""
-    return OWNER[who.pronoun] if who.pronoun else f"{party(who)}'{'' if who.many else 's'}"
+    if who.pronoun:
+        return OWNER[who.pronoun]
+    ending = "'" if who.many else "'s"
+    return party(who) + ending
 
 
 def party(who: Party, objective: bool = False) -> str:
@@ -172,8 +176,11 @@ def party(who: Party, objective: bool = False) -> str:
     if isinstance(who, Thing):
         return thing_phrase(who)
     if who.pronoun:
-        return (OBJECT if objective else SUBJECT)[who.pronoun]
-    return who.name.name if who.name else thing_phrase(who.thing) if who.thing else ""
+        pronouns = OBJECT if objective else SUBJECT
+        return pronouns[who.pronoun]
+    if who.name:
+        return who.name.name
+    return thing_phrase(who.thing) if who.thing else ""
 
 
 def plural(who: Party) -> bool:
@@ -190,7 +197,9 @@ def be(who: Party, tense: Tense) -> str:
     first = isinstance(who, Who) and who.pronoun == "i"
     if tense == "past":
         return "was" if first or not plural(who) else "were"
-    return "am" if first else "are" if plural(who) else "is"
+    if first:
+        return "am"
+    return "are" if plural(who) else "is"
 
 
 Finite = tuple[str, str]
@@ -201,11 +210,17 @@ def finite(
 ) -> Finite:
     """The auxiliary, empty in plain statements, and the rest of the verb."""
     if tense == "future":
-        return ("will" if not negative else "will not" if question else "won't"), base
+        if not negative:
+            return "will", base
+        return "will not" if question else "won't", base
     if not negative and not question:
-        return "", past if tense == "past" else base if plural(who) else third(base)
-    helper = "did" if tense == "past" else "do" if plural(who) else "does"
-    return (helper + "n't" if negative else helper), base
+        if tense == "past":
+            return "", past
+        return "", base if plural(who) else third(base)
+    helper = "do" if plural(who) else "does"
+    if tense == "past":
+        helper = "did"
+    return helper + "n't" if negative else helper, base
 
 
 def copula(who: Party, tense: Tense, negative: bool) -> Finite:
@@ -220,12 +235,8 @@ def modal(act: Act, tense: Tense, negative: bool, question: bool) -> Finite:
     if act.mode == "progressive":
         head, rest = copula(who, tense, negative)
         return head, f"{rest} {gerund(verb.en)}".strip()
-    if act.mode == "can" and tense != "future":
-        return {"past": "could", "present": "ca" if negative else "can"}[tense] + (
-            "n't" if negative else ""
-        ), verb.en
     if act.mode == "can":
-        return "will" + (" not" if negative else ""), f"be able to {verb.en}"
+        return can(verb, tense, negative)
     wrapped = {"want": ("want", "wanted"), "must": ("have", "had"), "like": ("like", "liked")}
     if act.mode in wrapped:
         base, past = wrapped[act.mode]
@@ -234,12 +245,24 @@ def modal(act: Act, tense: Tense, negative: bool, question: bool) -> Finite:
     return finite(who, verb.en, verb.en_past, tense, negative, question)
 
 
+def can(verb: Verb, tense: Tense, negative: bool) -> Finite:
+    """The verb with "can" in its tense."""
+    if tense == "future":
+        return "will not" if negative else "will", f"be able to {verb.en}"
+    if tense == "past":
+        return "couldn't" if negative else "could", verb.en
+    return "can't" if negative else "can", verb.en
+
+
 def place_phrase(place: Thing | None) -> str:
     """Where something happens."""
     if place is None:
         return ""
-    concept = place.noun.concept
-    preposition = "on" if concept in ON else "at" if concept in AT and not place.adjective else "in"
+    preposition = "in"
+    if place.noun.concept in ON:
+        preposition = "on"
+    elif place.noun.concept in AT and not place.adjective:
+        preposition = "at"
     return f"{preposition} {thing_phrase(place)}"
 
 
@@ -247,7 +270,8 @@ def verb_object(verb: Verb, target: Party | None) -> str:
     """The object of a verb, or the destination of a movement."""
     if target is None:
         return ""
-    return ("to " if verb.role == "motion" else "") + party(target, objective=True)
+    phrase = party(target, objective=True)
+    return f"to {phrase}" if verb.role == "motion" else phrase
 
 
 def comparative(adjective: Adjective, most: bool = False) -> str:
@@ -263,16 +287,13 @@ def comparative(adjective: Adjective, most: bool = False) -> str:
     ending = "est" if most else "er"
     if len(word) <= 5 and word.endswith("y"):
         return word[:-1] + "i" + ending
-    if (
-        len(word) > 6
-        or len([letter for letter in word if letter in "aeiouy"]) > 2
-        or word.endswith("ed")
-    ):
+    n_vowels = sum(letter in "aeiouy" for letter in word)
+    if len(word) > 6 or n_vowels > 2 or word.endswith("ed"):
         return ("most " if most else "more ") + word
     if word.endswith("e"):
         return word + ending[1:]
     double = word[-1] in "bdgtn" and word[-2] in "aeiou" and word[-3] not in "aeiou"
-    return word + (word[-1] if double else "") + ending
+    return word + word[-1] + ending if double else word + ending
 
 
 Core = tuple[str, str, str, str]
@@ -355,11 +376,8 @@ def clause_text(
     if start == 0 and time:
         return f"{time}, {words(body, place)}"
     if start == 1 and place and not isinstance(clause.predicate, Located):
-        return (
-            f"{place} {words(body, time)}"
-            if subject == "there"
-            else f"{place}, {words(body, time)}"
-        )
+        comma = "" if subject == "there" else ","
+        return f"{place}{comma} {words(body, time)}"
     return words(body, place, time)
 
 
@@ -439,7 +457,8 @@ def sentence(meaning: Meaning, style: Style) -> str:
             return sentence_case(clause_text(clause, style))
         case State(clause, opener):
             assert opener
-            return f"{OPENERS[opener][style.pick('opener', 2)]} {clause_text(clause, style, embedded=True)}."
+            lead = OPENERS[opener][style.pick("opener", 2)]
+            return f"{lead} {clause_text(clause, style, embedded=True)}."
         case Ask(clause):
             return sentence_case(clause_text(clause, style, question=True), "?")
         case AskWord():

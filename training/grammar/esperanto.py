@@ -110,7 +110,9 @@ def party(who: Party, accusative: bool = False) -> str:
         return thing_phrase(who, accusative)
     if who.pronoun:
         return PRONOUN[who.pronoun] + ("n" if accusative else "")
-    return who.name.name if who.name else thing_phrase(who.thing, accusative) if who.thing else ""
+    if who.name:
+        return who.name.name
+    return thing_phrase(who.thing, accusative) if who.thing else ""
 
 
 def place_phrase(place: Thing | None) -> str:
@@ -147,78 +149,57 @@ def predicate_text(clause: Clause, style: Style) -> tuple[str, str, str]:
     """Subject, verb with negation, and complement."""
     what = clause.predicate
     no = "ne " if clause.negative else ""
-    be = f"{no}est{ENDING[clause.tense]}"
+    ending = ENDING[clause.tense]
+    be = f"{no}est{ending}"
     match what:
         case Act():
-            often, manner = (
-                spell(what.frequency, "eo"),
-                spell(what.manner, "eo"),
+            verb = words(
+                spell(what.frequency, "eo"), no + act_verb(what, clause), spell(what.manner, "eo")
             )
-            company = (
-                ("kun ", "kune kun ")[style.pick("with", 2)] + party(what.companion)
-                if what.companion
-                else ""
-            )
-            verb = words(often, no + act_verb(what, clause), manner)
+            company = ""
+            if what.companion:
+                company = ("kun ", "kune kun ")[style.pick("with", 2)] + party(what.companion)
             return party(what.subject), verb, words(verb_object(what.verb, what.target), company)
         case Give():
             gift, receiver = party(what.target, accusative=True), f"al {party(what.receiver)}"
             both = f"{gift} {receiver}" if style.pick("give", 2) else f"{receiver} {gift}"
-            return party(what.subject), f"{no}don{ENDING[clause.tense]}", both
-        case Be():
-            plural = "j" if what.subject.many else ""
-            return (
-                party(what.subject),
-                be,
-                words(spell(what.degree, "eo"), what.adjective.eo + plural),
-            )
-        case Role():
-            return party(what.subject), be, what.noun.eo + ("j" if what.subject.many else "")
+            return party(what.subject), f"{no}don{ending}", both
         case Exist():
             return "", be, party(what.subject)
         case Located():
-            return (
-                party(what.subject),
-                (be, f"{no}troviĝ{ENDING[clause.tense]}")[style.pick("be", 2)],
-                "",
-            )
+            verb = (be, f"{no}troviĝ{ending}")[style.pick("be", 2)]
+            return party(what.subject), verb, ""
         case Own():
-            return (
-                party(what.subject),
-                f"{no}hav{ENDING[clause.tense]}",
-                party(what.target, accusative=True),
-            )
+            return party(what.subject), f"{no}hav{ending}", party(what.target, accusative=True)
         case Like():
-            return (
-                party(what.subject),
-                f"{no}ŝat{ENDING[clause.tense]}",
-                party(what.target, accusative=True),
-            )
-        case Compare():
-            plural = "j" if what.subject.many else ""
-            return (
-                party(what.subject),
-                be,
-                f"pli {what.adjective.eo}{plural} ol {party(what.other)}",
-            )
-        case Most():
-            return (
-                party(what.subject),
-                be,
-                f"la plej {what.adjective.eo}{'j' if what.subject.many else ''}",
-            )
+            return party(what.subject), f"{no}ŝat{ending}", party(what.target, accusative=True)
         case Cost():
-            return party(what.subject), f"{no}kost{ENDING[clause.tense]}", f"{what.euros} eŭrojn"
+            return party(what.subject), f"{no}kost{ending}", f"{what.euros} eŭrojn"
         case Weather():
-            return "", be, ("forta " if what.strong else "") + what.noun.eo
+            return "", be, words("forta" if what.strong else "", what.noun.eo)
+        case _:
+            return party(what.subject), be, quality(what)
+
+
+def quality(what: Be | Role | Compare | Most) -> str:
+    """What the copula says of its subject."""
+    plural = "j" if what.subject.many else ""
+    match what:
+        case Role():
+            return what.noun.eo + plural
+        case Be():
+            return words(spell(what.degree, "eo"), what.adjective.eo + plural)
+        case Compare():
+            return f"pli {what.adjective.eo}{plural} ol {party(what.other)}"
+        case Most():
+            return f"la plej {what.adjective.eo}{plural}"
 
 
 def clause_text(clause: Clause, style: Style, embedded: bool = False) -> str:
     """A whole clause in one of the free word orders."""
     subject, verb, complement = predicate_text(clause, style)
     time = spell(clause.time, "eo")
-    motion = is_motion(clause)
-    place = "" if motion else place_phrase(clause.place)
+    place = "" if is_motion(clause) else place_phrase(clause.place)
     order = style.pick("order", 6)
     if order == 0:
         return words(time, place, subject, verb, complement)
@@ -254,21 +235,14 @@ def request(meaning: Request, style: Style) -> str:
         spell(meaning.manner, "eo"),
         "" if meaning.verb.role == "motion" else place_phrase(meaning.place),
     )
-    choice = style.pick("request", 3)
     if meaning.kind == "forbid":
-        return capital(
-            words((f"ne {root}u", f"bonvolu ne {root}i", f"vi ne {root}u")[choice], rest)
-            + ("!", ".", "!")[choice]
-        )
-    if meaning.kind == "propose":
-        return capital(
-            words((f"ni {root}u", f"ĉu ni {root}u", f"ni kune {root}u")[choice], rest)
-            + ("!", "?", ".")[choice]
-        )
-    return capital(
-        words((f"bonvolu {root}i", f"ĉu vi povus {root}i", f"{root}u, mi petas,")[choice], rest)
-        + (".", "?", ".")[choice]
-    )
+        verbs, marks = (f"ne {root}u", f"bonvolu ne {root}i", f"vi ne {root}u"), "!.!"
+    elif meaning.kind == "propose":
+        verbs, marks = (f"ni {root}u", f"ĉu ni {root}u", f"ni kune {root}u"), "!?."
+    else:
+        verbs, marks = (f"bonvolu {root}i", f"ĉu vi povus {root}i", f"{root}u, mi petas,"), ".?."
+    choice = style.pick("request", 3)
+    return capital(words(verbs[choice], rest) + marks[choice])
 
 
 def ask_word(meaning: AskWord, style: Style) -> str:
@@ -296,7 +270,8 @@ def sentence(meaning: Meaning, style: Style) -> str:
         case State(clause, opener):
             if opener is None:
                 return capital(clause_text(clause, style)) + "."
-            return f"{OPENERS[opener][style.pick('opener', 2)]} {clause_text(clause, style, embedded=True)}."
+            lead = OPENERS[opener][style.pick("opener", 2)]
+            return f"{lead} {clause_text(clause, style, embedded=True)}."
         case Ask(clause):
             return f"Ĉu {clause_text(clause, style, embedded=True)}?"
         case AskWord():

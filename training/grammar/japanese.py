@@ -19,6 +19,7 @@ from training.grammar.frames import (
     Most,
     Own,
     Party,
+    Predicate,
     Report,
     Request,
     Role,
@@ -32,7 +33,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Noun, Verb
-from training.grammar.phrases import spell
+from training.grammar.phrases import is_motion, spell
 
 PRONOUN = {"i": "私", "you": "あなた", "he": "彼", "she": "彼女", "we": "私たち", "they": "彼ら"}
 ROW_I = dict(zip("うくぐすつぬぶむる", "いきぎしちにびみり", strict=True))
@@ -109,6 +110,25 @@ WEATHER = {
     "cold": "続く",
 }
 MANY = {"many": "たくさんの", "some": "いくつかの", "": ""}
+# Endings by time and negation.
+I_ENDING = {
+    ("present", False): "い",
+    ("present", True): "くない",
+    ("past", False): "かった",
+    ("past", True): "くなかった",
+}
+PLAIN_COPULA = {
+    ("present", False): "だ",
+    ("present", True): "ではない",
+    ("past", False): "だった",
+    ("past", True): "ではなかった",
+}
+POLITE_COPULA = {
+    ("present", False): "です",
+    ("present", True): "ではありません",
+    ("past", False): "でした",
+    ("past", True): "ではありませんでした",
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,11 @@ class Conjugated:
     te: str = ""
     nai: str = ""
 
+    @property
+    def ta(self) -> str:
+        """The plain past."""
+        return self.te[:-1] + ("た" if self.te[-1] == "て" else "だ")
+
 
 def conjugate(dictionary: str, group: str) -> Conjugated:
     """The forms of a verb from its dictionary form."""
@@ -130,10 +155,9 @@ def conjugate(dictionary: str, group: str) -> Conjugated:
         return Conjugated("verb", dictionary, root + "し", root + "して", root + "し")
     if group == "k":
         root = dictionary[:-2]
-        stem = root + ("来" if dictionary[-2] == "来" else "き")
-        return Conjugated(
-            "verb", dictionary, stem, stem + "て", root + ("来" if stem[-1] == "来" else "こ")
-        )
+        if dictionary[-2] == "来":
+            return Conjugated("verb", dictionary, root + "来", root + "来て", root + "来")
+        return Conjugated("verb", dictionary, root + "き", root + "きて", root + "こ")
     if group == "1":
         return Conjugated("verb", dictionary, base, base + "て", base)
     if dictionary == "ある":
@@ -152,44 +176,26 @@ def verb(of: Verb) -> Conjugated:
 def quality(adjective: str) -> Conjugated:
     """An attributive adjective made into a predicate."""
     if adjective.endswith("い") and adjective not in ("きれい", "嫌い"):
-        return Conjugated(
-            "i", adjective, "良" if adjective in ("いい", "良い", "よい") else adjective[:-1]
-        )
+        is_good = adjective in ("いい", "良い", "よい")
+        return Conjugated("i", adjective, "良" if is_good else adjective[:-1])
     return Conjugated("na", adjective[:-1] if adjective[-1] in "なの" else adjective)
 
 
 def finite(what: Conjugated, tense: Tense, negative: bool, polite: bool) -> str:
     """The predicate in its tense; the future is said as the present."""
-    time = "past" if tense == "past" else "present"
-    past = time == "past"
+    past = tense == "past"
+    time = "past" if past else "present"
     if what.kind == "verb":
         if polite:
             return what.stem + POLITE[time, negative]
-        te = what.te
-        ta = te[:-1] + ("た" if te[-1] == "て" else "だ")
-        return (
-            (what.nai + ("なかった" if past else "ない"))
-            if negative
-            else ta
-            if past
-            else what.plain
-        )
+        if negative:
+            return what.nai + ("なかった" if past else "ない")
+        return what.ta if past else what.plain
     if what.kind == "i":
-        plain = what.stem + (
-            ("くなかった" if past else "くない") if negative else "かった" if past else "い"
-        )
-        return plain + ("です" if polite else "")
-    if negative:
-        tail = (
-            ("ではありませんでした" if past else "ではありません")
-            if polite
-            else "ではなかった"
-            if past
-            else "ではない"
-        )
-    else:
-        tail = ("でした" if past else "です") if polite else "だった" if past else "だ"
-    return what.plain + tail
+        plain = what.stem + I_ENDING[time, negative]
+        return plain + "です" if polite else plain
+    endings = POLITE_COPULA if polite else PLAIN_COPULA
+    return what.plain + endings[time, negative]
 
 
 def teiru(te: str) -> Conjugated:
@@ -208,11 +214,9 @@ def thing_phrase(thing: Thing) -> str:
     adjective = spell(thing.adjective, "ja")
     if thing.count:
         return f"{owned}{thing.count}{counter(thing.noun)}の{adjective}{thing.noun.ja}"
-    pointed = (
-        "その"
-        if thing.definite and not thing.owner and thing.noun.kind not in ("place", "nature")
-        else ""
-    )
+    pointed = ""
+    if thing.definite and not thing.owner and thing.noun.kind not in ("place", "nature"):
+        pointed = "その"
     many = "たち" if thing.plural and thing.noun.kind == "person" else ""
     return f"{owned}{pointed}{MANY[thing.amount]}{adjective}{thing.noun.ja}{many}"
 
@@ -228,7 +232,9 @@ def party(who: Party) -> str:
         return thing_phrase(who)
     if who.pronoun:
         return PRONOUN[who.pronoun]
-    return who.name.name + "さん" if who.name else thing_phrase(who.thing) if who.thing else ""
+    if who.name:
+        return f"{who.name.name}さん"
+    return thing_phrase(who.thing) if who.thing else ""
 
 
 def mode(act: Act, tense: Tense) -> Conjugated:
@@ -271,69 +277,57 @@ def topic(who: Party, embedded: bool) -> str:
     return party(who) + ("が" if embedded else "は")
 
 
-def degree(what: Be) -> str:
-    """The degree of a quality."""
-    return spell(what.degree, "ja")
-
-
 Core = tuple[str, str, Conjugated]
 
 
 def core(clause: Clause, embedded: bool) -> Core:
     """Subject, complements and predicate of a clause."""
-    what, tense = clause.predicate, clause.tense
+    what = clause.predicate
+    match what:
+        case Exist():
+            return "", party(what.subject) + "が", exist(what.subject)
+        case Weather():
+            weather = "強い" + what.noun.ja if what.strong else what.noun.ja
+            happens = WEATHER.get(what.noun.concept, "ある")
+            group = "1" if happens == "出る" else "5"
+            return "", weather + "が", conjugate(happens, group)
+    complement, predicate = comment(what, clause.tense)
+    return topic(what.subject, embedded), complement, predicate
+
+
+def comment(what: Predicate, tense: Tense) -> tuple[str, Conjugated]:
+    """Complements and predicate of a clause with a topic."""
     match what:
         case Act():
-            target = party(what.target) + what.verb.ja_particle if what.target else ""
             company = party(what.companion) + "と一緒に" if what.companion else ""
-            often = spell(what.frequency, "ja")
-            manner = spell(what.manner, "ja")
-            return (
-                topic(what.subject, embedded),
-                often + company + target + manner,
-                mode(what, tense),
-            )
+            often, manner = spell(what.frequency, "ja"), spell(what.manner, "ja")
+            return often + company + object_text(what.verb, what.target) + manner, mode(what, tense)
         case Give():
             mine = what.receiver.pronoun in ("i", "we")
             give = conjugate("くれる" if mine else "あげる", "1")
-            return (
-                topic(what.subject, embedded),
-                f"{party(what.receiver)}に{party(what.target)}を",
-                give,
-            )
+            return f"{party(what.receiver)}に{party(what.target)}を", give
         case Be():
-            return topic(what.subject, embedded), degree(what), quality(what.adjective.ja)
+            return spell(what.degree, "ja"), quality(what.adjective.ja)
         case Role():
-            return topic(what.subject, embedded), "", Conjugated("na", what.noun.ja)
-        case Exist():
-            return "", party(what.subject) + "が", exist(what.subject)
+            return "", Conjugated("na", what.noun.ja)
         case Located():
-            return topic(what.subject, embedded), "", exist(what.subject)
+            return "", exist(what.subject)
         case Own():
-            return topic(what.subject, embedded), party(what.target) + "を", teiru("持って")
+            return party(what.target) + "を", teiru("持って")
         case Like():
-            return (
-                topic(what.subject, embedded),
-                party(what.target) + "が",
-                Conjugated("na", "好き"),
-            )
+            return party(what.target) + "が", Conjugated("na", "好き")
         case Compare():
-            return (
-                topic(what.subject, embedded),
-                party(what.other) + "より",
-                quality(what.adjective.ja),
-            )
+            return party(what.other) + "より", quality(what.adjective.ja)
         case Most():
-            return topic(what.subject, embedded), "一番", quality(what.adjective.ja)
-        case Cost():
-            return topic(what.subject, embedded), "", Conjugated("na", f"{what.euros}ユーロ")
-        case Weather():
-            happens = WEATHER.get(what.noun.concept, "ある")
-            return (
-                "",
-                ("強い" if what.strong else "") + what.noun.ja + "が",
-                conjugate(happens, "1" if happens == "出る" else "5"),
-            )
+            return "一番", quality(what.adjective.ja)
+        case _:
+            assert isinstance(what, Cost)
+            return "", Conjugated("na", f"{what.euros}ユーロ")
+
+
+def object_text(verb: Verb, target: Party | None) -> str:
+    """The object with the particle of the verb."""
+    return party(target) + verb.ja_particle if target else ""
 
 
 def place_phrase(clause: Clause) -> str:
@@ -341,7 +335,7 @@ def place_phrase(clause: Clause) -> str:
     place, what = clause.place, clause.predicate
     if place is None:
         return ""
-    if isinstance(what, Act) and what.verb.role == "motion":
+    if is_motion(clause):
         return ""
     particle = "に" if isinstance(what, Exist | Located) else "で"
     return thing_phrase(place) + particle
@@ -402,35 +396,32 @@ def attributive(text: str, particle: str) -> str:
         return text[:-1] + particle
     if particle.startswith(("ので", "のに")):
         return text[:-1] + "な" + particle
-    return (
-        text[:-1] + ("な" if text.endswith("好きだ") else "の") + particle
-        if particle[0] in "と時場間"
-        else text + particle
-    )
+    if particle[0] not in "と時場間":
+        return text + particle
+    link = "な" if text.endswith("好きだ") else "の"
+    return text[:-1] + link + particle
 
 
 def join(meaning: Join, style: Style, polite: bool) -> str:
     """Two clauses; the reason, time or condition comes first."""
     particle = LINKS[meaning.link][style.pick("link", 2)]
-    swap = meaning.link in ("because", "when", "if", "although", "while")
-    sub, main = (meaning.second, meaning.first) if swap else (meaning.first, meaning.second)
     if meaning.link in ("but", "and", "so"):
-        return attributive(
-            inner(sub, style.other(1), polite and meaning.link != "and"), particle
-        ) + said(main, style.other(2), polite)
-    return attributive(inner(sub, style.other(1)), particle) + said(main, style.other(2), polite)
+        early, late = meaning.first, meaning.second
+        early_is_polite = polite and meaning.link != "and"
+    else:
+        early, late = meaning.second, meaning.first
+        early_is_polite = False
+    text = attributive(inner(early, style.other(1), early_is_polite), particle)
+    return text + said(late, style.other(2), polite)
 
 
 def request(meaning: Request, style: Style, polite: bool) -> str:
     """An order, a polite request, a prohibition or a proposal."""
     forms = verb(meaning.verb)
-    target = party(meaning.target) + meaning.verb.ja_particle if meaning.target else ""
-    place = (
-        thing_phrase(meaning.place) + "で"
-        if meaning.place and meaning.verb.role != "motion"
-        else ""
-    )
-    body = place + target + spell(meaning.manner, "ja")
+    place = ""
+    if meaning.place and meaning.verb.role != "motion":
+        place = thing_phrase(meaning.place) + "で"
+    body = place + object_text(meaning.verb, meaning.target) + spell(meaning.manner, "ja")
     choice = style.pick("request", 3)
     if meaning.kind == "forbid":
         tails = (
@@ -450,12 +441,10 @@ def ask(clause: Clause, style: Style, polite: bool) -> str:
     body, predicate = clause_text(clause, style, polite)
     if polite:
         return body + finite(predicate, clause.tense, clause.negative, True) + "か？"
-    text = finite(predicate, clause.tense, clause.negative, False)
-    return (
-        body
-        + (text.removesuffix("だ") if predicate.kind == "na" else text)
-        + ("の？" if predicate.kind == "verb" else "？")
-    )
+    text = body + finite(predicate, clause.tense, clause.negative, False)
+    if predicate.kind == "na":
+        text = text.removesuffix("だ")
+    return text + ("の？" if predicate.kind == "verb" else "？")
 
 
 def ask_word(meaning: AskWord, style: Style) -> str:
@@ -471,12 +460,8 @@ def ask_word(meaning: AskWord, style: Style) -> str:
         case "what" if isinstance(what, Act):
             return f"{time}{subject}{place}何{what.verb.ja_particle}{middle}{tail}"
         case "where":
-            where = (
-                "どこに"
-                if isinstance(what, Located)
-                or (isinstance(what, Act) and what.verb.role == "motion")
-                else "どこで"
-            )
+            goal = isinstance(what, Located) or is_motion(clause)
+            where = "どこに" if goal else "どこで"
             return f"{time}{subject}{where}{middle}{tail}"
         case "when":
             return f"{subject}いつ{place}{middle}{tail}"
@@ -496,7 +481,8 @@ def report(meaning: Report, style: Style, polite: bool) -> str:
     particle = "と"
     if meaning.attitude == "know":
         quote, particle = attributive(quote, "のに").removesuffix("のに"), "のを"
-    return f"{topic(meaning.speaker, False)}{quote}{particle}{finite(forms, meaning.tense, False, polite)}。"
+    verb_text = finite(forms, meaning.tense, False, polite)
+    return f"{topic(meaning.speaker, False)}{quote}{particle}{verb_text}。"
 
 
 def sentence(meaning: Meaning, style: Style) -> str:

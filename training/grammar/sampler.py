@@ -117,6 +117,14 @@ HOMES = {
 }
 SINGLE_WEATHER = {"rainbow", "cloud", "storm"}
 PLACELESS = {"cross", "climb", "visit", "build", "wait", "describe"}
+# Roles of verbs, each with the cumulative share up to it.
+ROLE_SHARES = (
+    ("transitive", 0.55),
+    ("intransitive", 0.68),
+    ("motion", 0.82),
+    ("person", 0.92),
+    ("attitude", 1.0),
+)
 UNCOUNTED = {"drink", "weather", "nature", "body"}
 GOODS = ("food", "drink", "object", "clothes", "vehicle")
 THINGS = (*GOODS, "animal", "plant")
@@ -341,17 +349,7 @@ class Sampler:
     def act(self, tense: Tense) -> Act:
         """Someone does something."""
         roll = self.rng.random()
-        role = (
-            "transitive"
-            if roll < 0.55
-            else "intransitive"
-            if roll < 0.68
-            else "motion"
-            if roll < 0.82
-            else "person"
-            if roll < 0.92
-            else "attitude"
-        )
+        role = next(role for role, below in ROLE_SHARES if roll < below)
         if isinstance(self.forced, Verb):
             role = self.forced.role
         verb, subject = self.verb(role), self.who()
