@@ -8,7 +8,7 @@ differ from torch's own product as two orders of one sum do. Knows neither model
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, final
+from typing import Any, Literal, final, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,7 @@ class KernelMode(TorchFunctionMode):
         self._kernels = {getattr(torch, name): kernel for name, kernel in kernels.items()}
         self._buffers: dict[str, Tensor] = {}
 
+    @no_type_check  # sees every torch operation: checking its types in tests took half their time
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -59,7 +60,13 @@ class KernelMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = kwargs or {}
+        if func is functional.linear or func is torch.addmm:
+            return self._multiply(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _multiply(
+        self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]
+    ) -> Any:
         if func is functional.linear and len(args) >= 2 and not given:
             x, weight, bias = (*args, None)[:3]
             if (kernel := self._kernel(x, weight)) != "native":
