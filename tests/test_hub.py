@@ -98,7 +98,7 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
         scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"), SAE, "layer2.sae.pt"
     )
     assert_refused(
-        scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without --offline"
+        scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without offline"
     )
     assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
 
@@ -121,7 +121,7 @@ def test_what_the_hub_does_not_have_is_one_line(
 
 def test_nothing_cached_offline_is_one_line(hub: Hub, home: Path) -> None:
     hub.downloaded.clear()
-    assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without --offline")
+    assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without offline")
     assert hub.downloaded == []
 
 

@@ -136,10 +136,12 @@ def test_needed_tensors_are_those_the_engine_loads(tied: bool, tmp_path: Path) -
 
     folder = tiny.save_model(tmp_path / "model", tied=tied, shard_size="20KB")
     checkpoint = open_checkpoint(open_files(str(folder)))
-    needed, lm = checkpoint.needed(1), load_lm(folder, [1])
+    needed, lm = checkpoint.needed_tensors(1), load_lm(folder, [1])
     assert set(needed) == {PREFIXES[0] + name for name in lm.model.state_dict()}
     sizes = {name: tensor.nbytes for name, tensor in lm.model.state_dict().items()}
-    assert {n.removeprefix("model."): t.bytes for n, t in checkpoint.tensors(1).items()} == sizes
+    assert {
+        n.removeprefix("model."): t.bytes for n, t in checkpoint.tensor_infos(1).items()
+    } == sizes
     assert checkpoint.config.n_layers == lm.spec.n_layers
 
 
@@ -214,7 +216,7 @@ def test_catalog_knows_what_is_not_cached(
     assert made["download_bytes"] == 2 * 2_147_762_176
     assert (made["memory_bytes"], made["fits"]) == (None, False)
     assert any("Qwen/Qwen3-8B-Base is not in the local cache" in line for line in made["unknown"])
-    assert any("without --offline" in line for line in made["instead"])
+    assert any("without offline" in line for line in made["instead"])
     assert "it has layers 0-35" in refused(
         capfd, "plan", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "36", "--offline"
     )

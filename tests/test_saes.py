@@ -16,8 +16,8 @@ from saescope.engine.load import load_sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import RegistryName, canonical_folders, model_of, parse_registry_name
 from saescope.sources.files import LocalFiles
+from saescope.sources.hook_points import HookPoint, hook_in_path, parse_hook_point
 from saescope.sources.job_plan import PlanRequest
-from saescope.sources.layouts import Hook, hook_in_path, hook_of
 from saescope.sources.plan import plan_job
 from saescope.sources.saes import open_sae
 
@@ -127,39 +127,39 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
 @pytest.mark.parametrize(
     ("name", "hook"),
     [
-        ("blocks.3.hook_resid_post", Hook(3)),
-        ("blocks.3.hook_resid_pre", Hook(2)),
-        ("blocks.0.hook_resid_pre", Hook(other="blocks.0.hook_resid_pre (the embedding)")),
-        ("blocks.3.hook_mlp_out", Hook(other="blocks.3.hook_mlp_out")),
-        ("model.layers.12.output", Hook(12)),
-        ("layers.7", Hook(7)),
-        ("transformer.h.7", Hook(7)),
-        ("layers.7.mlp", Hook(other="layers.7.mlp")),
-        (None, Hook()),
-        (7, Hook()),
+        ("blocks.3.hook_resid_post", HookPoint(3)),
+        ("blocks.3.hook_resid_pre", HookPoint(2)),
+        ("blocks.0.hook_resid_pre", HookPoint(other="blocks.0.hook_resid_pre (the embedding)")),
+        ("blocks.3.hook_mlp_out", HookPoint(other="blocks.3.hook_mlp_out")),
+        ("model.layers.12.output", HookPoint(12)),
+        ("layers.7", HookPoint(7)),
+        ("transformer.h.7", HookPoint(7)),
+        ("layers.7.mlp", HookPoint(other="layers.7.mlp")),
+        (None, HookPoint()),
+        (7, HookPoint()),
     ],
 )
-def test_hook_points(name: object, hook: Hook) -> None:
-    assert hook_of(name) == hook
+def test_hook_points(name: object, hook: HookPoint) -> None:
+    assert parse_hook_point(name) == hook
 
 
 @pytest.mark.parametrize(
     ("kind", "path", "hook"),
     [
-        ("sparsify", "layers.5/sae.safetensors", Hook(5)),
-        ("sparsify", "layers.5/seed0/sae.safetensors", Hook(5)),
-        ("sparsify", "layers.5.mlp/sae.safetensors", Hook(other="layers.5.mlp")),
-        ("sparsify", "embed_tokens/sae.safetensors", Hook(other="embed_tokens")),
-        ("gemma-scope", "coder/layer_5/width_16k/average_l0_71/params.npz", Hook(5)),
-        ("gemma-scope", "gemma-scope-2b-pt-mlp/layer_5/params.npz", Hook(other="mlp (not the residual stream)")),
+        ("sparsify", "layers.5/sae.safetensors", HookPoint(5)),
+        ("sparsify", "layers.5/seed0/sae.safetensors", HookPoint(5)),
+        ("sparsify", "layers.5.mlp/sae.safetensors", HookPoint(other="layers.5.mlp")),
+        ("sparsify", "embed_tokens/sae.safetensors", HookPoint(other="embed_tokens")),
+        ("gemma-scope", "coder/layer_5/width_16k/average_l0_71/params.npz", HookPoint(5)),
+        ("gemma-scope", "gemma-scope-2b-pt-mlp/layer_5/params.npz", HookPoint(other="mlp (not the residual stream)")),
         ("gemma-scope", "transcoder_all/layer_0_width_16k_l0_big/params.safetensors",
-         Hook(other="transcoder_all (not the residual stream)")),
+         HookPoint(other="transcoder_all (not the residual stream)")),
         ("llama-scope", "Llama3_1-8B-Base-L15M-8x/checkpoints/final.safetensors",
-         Hook(other="Llama3_1-8B-Base-L15M-8x (not the residual stream)")),
-        ("dictionary-learning", "x/resid_post_layer_12_checkpoints/trainer_0_step_0/ae.pt", Hook(12)),
+         HookPoint(other="Llama3_1-8B-Base-L15M-8x (not the residual stream)")),
+        ("dictionary-learning", "x/resid_post_layer_12_checkpoints/trainer_0_step_0/ae.pt", HookPoint(12)),
     ],
 )  # fmt: skip
-def test_what_paths_say(kind: Any, path: str, hook: Hook) -> None:
+def test_what_paths_say(kind: Any, path: str, hook: HookPoint) -> None:
     assert hook_in_path(kind, path.split("/")) == hook
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
-from saescope.sources.catalog import SaeSpec
+from saescope.sources.catalog import Format, SaeSpec
 from saescope.sources.files import fingerprint
 from saescope.sources.formats import (
     dictionary_learning,
@@ -20,8 +20,9 @@ from saescope.sources.formats import (
     saelens,
     sparsify,
 )
+from saescope.sources.formats.configs import Config
 from saescope.sources.formats.tensors import SaeWeights
-from saescope.sources.layouts import Config, Format, SaeLocation, read_sae_config
+from saescope.sources.layouts import SaeLocation, read_sae_config
 from saescope.sources.saes import SaeSource, open_sae, release_name
 
 _READERS: Mapping[Format, Callable[[Path, Config], SaeWeights]] = {

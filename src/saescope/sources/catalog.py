@@ -3,18 +3,31 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from saescope.errors import SourceError
 
+Format = Literal[
+    "qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope", "llama-scope"
+]
+
 QWEN_SCOPE_NOTICE = (
-    "Qwen-Scope weights are under the Qwen licence (license: other, license_name: qwen); its report asks that they "
-    "not be used to interfere with a model's capabilities outside scientific research."
+    "Qwen-Scope weights are under the Qwen licence (license: other, license_name: qwen); its "
+    "report asks that they not be used to interfere with a model's capabilities outside "
+    "scientific research."
 )
 
 
 class Feature(NamedTuple):
-    """One SAE dimension: a layer and a 0-based id, written `17/23991`."""
+    """One feature of an SAE: its layer and its 0-based id, written `17/23991`.
+
+    >>> import saescope as ss
+    >>> feature = ss.Feature.parse("17/23991")
+    >>> feature.layer, feature.id
+    (17, 23991)
+    >>> str(feature)
+    '17/23991'
+    """
 
     layer: int
     id: int
@@ -44,10 +57,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class SaeSpec:
-    """Which SAE: one layer of a release, its sizes, its activation, and the file it came from.
+    """Which SAE: one layer of a release, its sizes, activation, and the fingerprint of its file.
 
-    k is its own number of features a token, where it has one: with a threshold instead the number varies. `path` is
-    where in the release it lies, as far as the layer alone does not say it.
+    `k` is the number of active features per token of a TopK SAE, and None for an SAE with
+    thresholds. `path` locates the SAE within the release if the layer alone does not.
     """
 
     release: str
@@ -65,7 +78,7 @@ class SaeSpec:
 
 @dataclass(frozen=True)
 class Release:
-    """One published family of SAEs: a file a layer, all of one width and k."""
+    """A published family of SAEs: one file per layer, all of one width and k."""
 
     repo: str
     model: str
@@ -119,7 +132,7 @@ _NAME = re.compile(r"SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-L0_(?P<k>\d+)")
 
 
 class SaeName(NamedTuple):
-    """What the grammar `SAE-Res-{model}-W{width}K-L0_{k}` says."""
+    """The parts of a name `SAE-Res-{model}-W{width}K-L0_{k}`."""
 
     model: str
     d_sae: int
@@ -127,7 +140,7 @@ class SaeName(NamedTuple):
 
 
 def parse_sae_name(name: str) -> SaeName | None:
-    """Read one path component or repository name by the grammar; None where it does not follow it."""
+    """The parts of a folder's or repository's name, or None if it is not a Qwen-Scope name."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -135,23 +148,32 @@ def parse_sae_name(name: str) -> SaeName | None:
 
 
 def layer_file(layer: int) -> str:
-    """The file of one layer of a Qwen-Scope SAE."""
+    """The file name of one layer of a Qwen-Scope SAE."""
     return f"layer{layer}.sae.pt"
 
 
 def layer_of(name: str) -> int | None:
-    """The layer a file name stands for, or None if it is no layer file."""
+    """The layer of a Qwen-Scope file, or None for any other file name."""
     match = _LAYER_FILE.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def find_release(name: str) -> Release | None:
-    """The release of this repository id or registry name, if it is one we know."""
-    return next((r for r in RELEASES if name in (r.repo, r.slug)), None)
+    """The Qwen-Scope release with this repository id or registry name, or None."""
+    for release in RELEASES:
+        if name in (release.repo, release.slug):
+            return release
+    return None
+
+
+def releases_for(model: str) -> tuple[Release, ...]:
+    """Releases trained on this model, sparsest first."""
+    releases = [release for release in RELEASES if release.model == model]
+    return tuple(sorted(releases, key=lambda release: (release.k, release.d_sae)))
 
 
 class RegistryName(NamedTuple):
-    """What a registry name of SAELens stands for: a repository, parts of the path within, and the model."""
+    """An entry of SAELens' registry: a repository, parts of the path within it, and the model."""
 
     repo: str
     parts: tuple[str, ...]
@@ -159,68 +181,112 @@ class RegistryName(NamedTuple):
 
 
 _GEMMA_SCOPE = re.compile(
-    r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tune>pt|it)-(?P<site>res|att|mlp)(?P<canonical>-canonical)?"
+    r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tune>pt|it)-(?P<site>res|att|mlp)"
+    r"(?P<canonical>-canonical)?"
 )
 _GEMMA_SCOPE_2 = re.compile(
-    r"gemma-scope-2-(?P<size>270m|1b|4b|12b|27b)-(?P<tune>pt|it)(-(?P<site>res|att|mlp|transcoders)(?P<all>-all)?)?"
+    r"gemma-scope-2-(?P<size>270m|1b|4b|12b|27b)-(?P<tune>pt|it)"
+    r"(-(?P<site>res|att|mlp|transcoders)(?P<all>-all)?)?"
 )
 _LLAMA_SCOPE = re.compile(r"llama_scope_lx(?P<site>[ram])_(?P<times>8|32)x")
+_LLAMA_SCOPE_ID = re.compile(r"l(?P<layer>\d+)(?P<site>[ram])_(?P<times>\d+x)")
 _LLAMA_SCOPE_REPO = re.compile(r"Llama3_1-8B-Base-L(X|\d+)[RAM]-\d+x")
 _LLAMA = "meta-llama/Llama-3.1-8B"
 _SITES = {"res": "resid_post", "att": "attn_out", "mlp": "mlp_out", "transcoders": "transcoder"}
 
 
 def parse_registry_name(name: str) -> RegistryName | None:
-    """What a registry name, perhaps with an SAE's id after a slash, stands for; None where it follows no grammar."""
-    release, _, rest = name.partition("/")
-    inner = tuple(filter(None, rest.split("/")))
-    if known := next((r for r in RELEASES if r.slug == release), None):
-        return RegistryName(known.repo, tuple(f"{part}.sae.pt" for part in inner), known.model)
-    if match := _GEMMA_SCOPE.fullmatch(release):
-        repo = f"google/{release.removesuffix('-canonical')}"
-        return RegistryName(
-            repo, (*inner, "canonical") if match["canonical"] else inner, str(model_of(release))
-        )
-    if (match := _GEMMA_SCOPE_2.fullmatch(release)) and match["site"]:
-        folder = _SITES[match["site"]] + ("_all" if match["all"] else "")
-        repo = f"google/gemma-scope-2-{match['size']}-{match['tune']}"
-        return RegistryName(
-            repo, (folder, *(part for part in inner if part != folder)), str(model_of(release))
-        )
-    if match := _LLAMA_SCOPE.fullmatch(release):
-        ids = [
-            re.sub(r"^l(\d+)([ram])_(\d+x)$", lambda m: f"L{m[1]}{m[2].upper()}-{m[3]}", part)
-            for part in inner
-        ]
-        repo = f"fnlp/Llama3_1-8B-Base-LX{match['site'].upper()}-{match['times']}x"
-        return RegistryName(repo, tuple(f"Llama3_1-8B-Base-{part}" for part in ids), _LLAMA)
+    """A registry name, with or without an SAE's id after a slash; None for any other name."""
+    release, _, sae_id = name.partition("/")
+    path = tuple(part for part in sae_id.split("/") if part)
+    families = (_parse_qwen_scope, _parse_gemma_scope, _parse_gemma_scope_2, _parse_llama_scope)
+    for parse in families:
+        if parsed := parse(release, path):
+            return parsed
     return None
 
 
+def _parse_qwen_scope(name: str, path: tuple[str, ...]) -> RegistryName | None:
+    release = find_release(name)
+    if release is None or release.slug != name:
+        return None
+    return RegistryName(release.repo, tuple(f"{part}.sae.pt" for part in path), release.model)
+
+
+def _parse_gemma_scope(name: str, path: tuple[str, ...]) -> RegistryName | None:
+    match = _GEMMA_SCOPE.fullmatch(name)
+    if match is None:
+        return None
+    if match["canonical"]:
+        path = (*path, "canonical")
+    repo = f"google/{name.removesuffix('-canonical')}"
+    return RegistryName(repo, path, _gemma_2(match))
+
+
+def _parse_gemma_scope_2(name: str, path: tuple[str, ...]) -> RegistryName | None:
+    match = _GEMMA_SCOPE_2.fullmatch(name)
+    if match is None or match["site"] is None:
+        return None
+    folder = _SITES[match["site"]]
+    if match["all"]:
+        folder += "_all"
+    parts = (folder, *(part for part in path if part != folder))
+    repo = f"google/gemma-scope-2-{match['size']}-{match['tune']}"
+    return RegistryName(repo, parts, _gemma_3(match))
+
+
+def _parse_llama_scope(name: str, path: tuple[str, ...]) -> RegistryName | None:
+    match = _LLAMA_SCOPE.fullmatch(name)
+    if match is None:
+        return None
+    repo = f"fnlp/Llama3_1-8B-Base-LX{match['site'].upper()}-{match['times']}x"
+    return RegistryName(repo, tuple(map(_llama_scope_folder, path)), _LLAMA)
+
+
+def _llama_scope_folder(sae_id: str) -> str:
+    """The folder of an SAE's id: `l15r_8x` is in `Llama3_1-8B-Base-L15R-8x`."""
+    if match := _LLAMA_SCOPE_ID.fullmatch(sae_id):
+        sae_id = f"L{match['layer']}{match['site'].upper()}-{match['times']}"
+    return f"Llama3_1-8B-Base-{sae_id}"
+
+
 def model_of(name: str) -> str | None:
-    """The model a release, or a repository of Gemma or Llama Scope, was trained on; None where no name says it."""
+    """The model that the SAEs of a release or repository were trained on, or None if unknown."""
     parts = name.partition("@")[0].split("/")
-    if release := find_release(parts[0]) or find_release("/".join(parts[:2])):
+    release = find_release(parts[0]) or find_release("/".join(parts[:2]))
+    if release is not None:
         return release.model
-    last = name.partition("@")[0].removeprefix("google/").removeprefix("fnlp/").split("/")[0]
-    if match := _GEMMA_SCOPE.fullmatch(last):
-        return f"google/gemma-2-{match['size']}{'-it' if match['tune'] == 'it' else ''}"
-    if match := _GEMMA_SCOPE_2.fullmatch(last):
-        small = match["size"] == "270m" and match["tune"] == "pt"  # published without the suffix
-        return f"google/gemma-3-{match['size']}{'' if small else '-' + match['tune']}"
-    return _LLAMA if _LLAMA_SCOPE.fullmatch(last) or _LLAMA_SCOPE_REPO.fullmatch(last) else None
+    if len(parts) > 1 and parts[0] in ("google", "fnlp"):
+        parts = parts[1:]
+    if match := _GEMMA_SCOPE.fullmatch(parts[0]):
+        return _gemma_2(match)
+    if match := _GEMMA_SCOPE_2.fullmatch(parts[0]):
+        return _gemma_3(match)
+    if _LLAMA_SCOPE.fullmatch(parts[0]) or _LLAMA_SCOPE_REPO.fullmatch(parts[0]):
+        return _LLAMA
+    return None
+
+
+def _gemma_2(match: re.Match[str]) -> str:
+    model = f"google/gemma-2-{match['size']}"
+    return f"{model}-it" if match["tune"] == "it" else model
+
+
+def _gemma_3(match: re.Match[str]) -> str:
+    model = f"google/gemma-3-{match['size']}"
+    if match["size"] == "270m" and match["tune"] == "pt":  # published without the suffix
+        return model
+    return f"{model}-{match['tune']}"
 
 
 def canonical_folders(folders: Iterable[str]) -> set[str]:
-    """Of folders `…/average_l0_N`, in each parent the one with N nearest to 100: Gemma Scope's canonical SAEs."""
-    found: dict[str, tuple[int, str]] = {}
+    """Gemma Scope's canonical SAEs: per parent, the folder `average_l0_N` with N nearest to 100."""
+    nearest: dict[str, tuple[int, str]] = {}
     for folder in folders:
-        above, _, last = folder.rpartition("/")
-        if match := re.fullmatch(r"average_l0_(\d+)", last):
-            found[above] = min(found.get(above, (10**9, "")), (abs(int(match[1]) - 100), folder))
-    return {folder for _, folder in found.values()}
-
-
-def releases_for(model: str) -> tuple[Release, ...]:
-    """Releases trained on this model, sparsest first."""
-    return tuple(sorted((r for r in RELEASES if r.model == model), key=lambda r: (r.k, r.d_sae)))
+        parent, _, last = folder.rpartition("/")
+        match = re.fullmatch(r"average_l0_(\d+)", last)
+        if match is None:
+            continue
+        candidate = (abs(int(match[1]) - 100), folder)
+        nearest[parent] = min(nearest.get(parent, candidate), candidate)
+    return {folder for _, folder in nearest.values()}

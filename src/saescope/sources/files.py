@@ -1,16 +1,16 @@
-"""Where a checkpoint's files are: a local folder, or a hub repository that is fetched file by file."""
+"""A checkpoint's files: in a local folder, or in a hub repository and fetched one by one."""
 
 import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 from saescope.demo import EMBEDDED
-from saescope.errors import NotCachedError, SourceError
+from saescope.errors import NotCachedError, SourceError, first_line
 
 T = TypeVar("T")
 
@@ -18,11 +18,38 @@ _WHOLE_HASH_LIMIT = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
+def open_files(ref: str, *, offline: bool = False) -> "Files":
+    """The checkpoint `ref`: a folder, an embedded checkpoint, or a hub id `owner/name@revision`.
+
+    Raises SourceError if it is none of these. A hub repository is first asked when it is used.
+    """
+    if ref in EMBEDDED:
+        return LocalFiles(EMBEDDED[ref], title=ref)
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return LocalFiles(folder)
+    if folder.exists():
+        raise SourceError(f"{ref} is a file: give the folder it lies in")
+    repo, _, revision = ref.partition("@")
+    if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
+        raise SourceError(
+            f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base"
+        )
+    return HubFiles(repo, revision or None, is_offline(offline))
+
+
+def is_offline(offline: bool) -> bool:
+    """Whether downloads are forbidden, by the argument or by the hub's own HF_HUB_OFFLINE."""
+    return offline or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+
+
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a checkpoint: its size, whether it is here whole, and where the hub tells it its SHA-256.
+    """One file of a checkpoint, before it is fetched.
 
-    `partial` bytes of it were fetched before an interruption. Offline, the size of what is not here is not known.
+    `have` says that all of it is on this machine, `partial` how many bytes an interrupted download
+    left. `bytes` is None if the size is unknown (offline, or a hub that does not say). `sha256` is
+    what the hub says of large files.
     """
 
     name: str
@@ -33,8 +60,10 @@ class FileEntry:
 
     @property
     def missing(self) -> int:
-        """Bytes still to fetch, as far as known."""
-        return 0 if self.have else (self.bytes or 0) - self.partial
+        """Bytes left to fetch; 0 if the size is unknown."""
+        if self.have:
+            return 0
+        return (self.bytes or 0) - self.partial
 
 
 class Files(ABC):
@@ -43,17 +72,17 @@ class Files(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave."""
 
     @property
     @abstractmethod
     def revision(self) -> str | None:
-        """The hub commit it was resolved to, or None for a local folder."""
+        """The resolved hub commit, or None for a local folder."""
 
     @property
     @abstractmethod
     def source(self) -> str:
-        """What opens these very files again, from whatever folder."""
+        """A reference that opens exactly these files again, from any working directory."""
 
     @abstractmethod
     def names(self) -> frozenset[str]:
@@ -61,46 +90,46 @@ class Files(ABC):
 
     @abstractmethod
     def entry(self, name: str) -> FileEntry:
-        """What is known of this file without fetching it; raises SourceError if it is missing."""
+        """What is known of a file without fetching it; raises SourceError if it is missing."""
 
     @abstractmethod
     def path(self, name: str) -> Path:
-        """A local path of this file, fetched first where need be; raises SourceError if it is missing."""
+        """A local path of a file, fetched first if needed; raises SourceError if it is missing."""
 
 
 @final
 @dataclass(frozen=True)
 class LocalFiles(Files):
-    """A folder on this machine, perhaps one that comes with saescope under a name."""
+    """A folder on this machine; embedded checkpoints have their name as `title`."""
 
     folder: Path
     title: str | None = None
 
     @property
     def name(self) -> str:
-        """The folder as the user gave it, or its name."""
+        """The folder as the user gave it, or the embedded checkpoint's name."""
         return self.title or str(self.folder)
 
     @property
     def source(self) -> str:
-        """The whole path, or the name."""
+        """The absolute path, or the embedded checkpoint's name."""
         return self.title or str(self.folder.resolve())
 
     @property
     def revision(self) -> None:
-        """A folder has no revision."""
+        """None: a folder has no revision."""
         return
 
     def names(self) -> frozenset[str]:
         """Names of the files directly in the folder."""
-        return frozenset(p.name for p in self.folder.iterdir() if p.is_file())
+        return frozenset(path.name for path in self.folder.iterdir() if path.is_file())
 
     def entry(self, name: str) -> FileEntry:
-        """The file's size: it is here."""
+        """The file's size."""
         return FileEntry(name, self.path(name).stat().st_size, have=True)
 
     def path(self, name: str) -> Path:
-        """The file's path; raises SourceError if it is not there."""
+        """The file's path; raises SourceError if it does not exist."""
         path = self.folder / name
         if not path.is_file():
             raise SourceError(f"{self.folder} has no file {name}")
@@ -109,11 +138,19 @@ class LocalFiles(Files):
 
 @dataclass(frozen=True)
 class Blob:
-    """What the hub says of a file: its size, the name of its contents in the cache, and the SHA-256 of large ones."""
+    """The contents of a hub file: size, name in the cache, and SHA-256 if it is a large file."""
 
     bytes: int | None
     etag: str | None = None
     sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A hub repository at one commit."""
+
+    commit: str
+    blobs: Mapping[str, Blob]
 
 
 @final
@@ -135,161 +172,156 @@ class HubFiles(Files):
         """The repository at its commit."""
         return f"{self.repo}@{self.revision}"
 
-    @cached_property
-    def _commit_and_blobs(self) -> tuple[str, Mapping[str, Blob]]:
-        from huggingface_hub import HfApi, snapshot_download
-
-        if self.offline:
-            # No pattern, so that a snapshot is found where only some of its files were ever fetched.
-            find = partial(
-                snapshot_download,
-                self.repo,
-                revision=self.requested_revision,
-                allow_patterns=[],
-                local_files_only=True,
-            )
-            folder = Path(call_hub(self, find))
-            cached = (path for path in folder.rglob("*") if path.is_file())
-            return folder.name, {
-                p.relative_to(folder).as_posix(): Blob(p.stat().st_size) for p in cached
-            }
-        info = call_hub(
-            self,
-            lambda: HfApi().model_info(
-                self.repo, revision=self.requested_revision, files_metadata=True
-            ),
-        )
-        self._remember(str(info.sha))
-        return str(info.sha), {
-            s.rfilename: Blob(s.lfs.size, s.lfs.sha256, s.lfs.sha256)
-            if s.lfs
-            else Blob(s.size, s.blob_id)
-            for s in info.siblings or ()
-        }
-
     @property
     def revision(self) -> str:
-        """The commit the wanted revision stands for; later files all come from this one."""
-        return self._commit_and_blobs[0]
+        """The commit of the requested revision; all files come from this one."""
+        return self._snapshot.commit
 
     def names(self) -> frozenset[str]:
-        """File names at that commit (offline: those in the cache)."""
-        return frozenset(self._commit_and_blobs[1])
+        """File names at that commit; offline only those in the cache."""
+        return frozenset(self._snapshot.blobs)
+
+    def entry(self, name: str) -> FileEntry:
+        """What the hub says of the file, and whether the cache has it in its full size."""
+        blob = self._blob(name)
+        entry = FileEntry(name, blob.bytes, self._is_cached(name, blob), blob.sha256)
+        if entry.have or entry.sha256 is None:
+            return entry
+        unfinished = self.unfinished(entry)
+        if not unfinished.is_file():
+            return entry
+        return replace(entry, partial=min(unfinished.stat().st_size, entry.bytes or 0))
+
+    def path(self, name: str) -> Path:
+        """A path in the cache; a missing file is downloaded first."""
+        from huggingface_hub import hf_hub_download
+
+        self._blob(name)
+
+        def download() -> str:
+            return hf_hub_download(
+                self.repo, name, revision=self.revision, local_files_only=self.offline
+            )
+
+        return Path(call_hub(self, download))
 
     @property
     def folder(self) -> Path:
-        """Where the cache keeps this repository."""
+        """The repository's folder in the cache."""
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
         return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="model")
 
     def unfinished(self, entry: FileEntry) -> Path:
-        """Where the bytes of a large file collect until all are there and found right."""
+        """The file that collects the bytes of a large file until it is complete and checked."""
         return self.folder / "blobs" / f"{entry.sha256}.incomplete"
 
-    def entry(self, name: str) -> FileEntry:
-        """What the hub says of the file, and whether it is in the cache in its full size."""
-        blob = self._blob(name)
-        places = [self.folder / "snapshots" / self.revision / name]
-        if blob.etag is not None:  # fetched for another revision
-            places.append(self.folder / "blobs" / blob.etag)
-        have = any(p.is_file() and blob.bytes in (None, p.stat().st_size) for p in places)
-        entry = FileEntry(name, blob.bytes, have, blob.sha256)
-        if have or entry.sha256 is None or not (part := self.unfinished(entry)).is_file():
-            return entry
-        return replace(entry, partial=min(part.stat().st_size, entry.bytes or 0))
-
-    def _remember(self, commit: str) -> None:
-        """Note in the cache which commit a name stood for: files are fetched by commit, offline asks by name."""
-        wanted = self.requested_revision or "main"
-        ref = self.folder / "refs" / wanted
-        if wanted != commit and not (ref.is_file() and ref.read_text() == commit):
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(commit)
+    def _is_cached(self, name: str, blob: Blob) -> bool:
+        paths = [self.folder / "snapshots" / self.revision / name]
+        if blob.etag is not None:  # perhaps fetched for another revision
+            paths.append(self.folder / "blobs" / blob.etag)
+        sizes = [path.stat().st_size for path in paths if path.is_file()]
+        if blob.bytes is None:
+            return bool(sizes)
+        return blob.bytes in sizes
 
     def _blob(self, name: str) -> Blob:
-        blob = self._commit_and_blobs[1].get(name)
+        blob = self._snapshot.blobs.get(name)
         if blob is None:
             where = "the offline cache of " if self.offline else ""
             raise SourceError(f"{where}{self.repo} (revision {self.revision}) has no file {name}")
         return blob
 
-    def path(self, name: str) -> Path:
-        """A path in the cache, downloaded (and resumed) if it is not there yet."""
-        from huggingface_hub import hf_hub_download
+    @cached_property
+    def _snapshot(self) -> Snapshot:
+        if self.offline:
+            return self._cached_snapshot()
+        from huggingface_hub import HfApi
 
-        self._blob(name)
-        return Path(
-            call_hub(
-                self,
-                lambda: hf_hub_download(
-                    self.repo, name, revision=self.revision, local_files_only=self.offline
-                ),
+        def model_info() -> Any:
+            return HfApi().model_info(
+                self.repo, revision=self.requested_revision, files_metadata=True
             )
-        )
+
+        info = call_hub(self, model_info)
+        commit = str(info.sha)
+        self._remember(commit)
+        return Snapshot(commit, {file.rfilename: _blob_of(file) for file in info.siblings or ()})
+
+    def _cached_snapshot(self) -> Snapshot:
+        from huggingface_hub import snapshot_download
+
+        def find() -> str:
+            # No patterns: a snapshot is found even if only some of its files were fetched.
+            return snapshot_download(
+                self.repo,
+                revision=self.requested_revision,
+                allow_patterns=[],
+                local_files_only=True,
+            )
+
+        folder = Path(call_hub(self, find))
+        blobs = {}
+        for path in folder.rglob("*"):
+            if path.is_file():
+                blobs[path.relative_to(folder).as_posix()] = Blob(path.stat().st_size)
+        return Snapshot(folder.name, blobs)
+
+    def _remember(self, commit: str) -> None:
+        """Note the commit of a revision in the cache, so that offline it is found by name."""
+        name = self.requested_revision or "main"
+        ref = self.folder / "refs" / name
+        if name != commit and not (ref.is_file() and ref.read_text() == commit):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit)
+
+
+def _blob_of(file: Any) -> Blob:
+    """The contents of a file as the hub lists them; large files have their SHA-256."""
+    if file.lfs:
+        return Blob(file.lfs.size, file.lfs.sha256, file.lfs.sha256)
+    return Blob(file.size, file.blob_id)
 
 
 def call_hub(files: HubFiles, call: Callable[[], T]) -> T:
-    """Run a hub call, turning its failures into one line that says what to do."""
-    from huggingface_hub import errors
-
-    at = f" at revision {files.requested_revision}" if files.requested_revision else ""
+    """The result of a hub call; raises SourceError, with what to do, if it fails."""
     try:
         return call()
-    except errors.GatedRepoError as error:
-        raise SourceError(
-            f"{files.repo} is gated: accept its terms on the hub and log in (hf auth login)"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise SourceError(
-            f"no folder and no hub repository named {files.repo!r}: check the spelling, or log in if it is private"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(f"{files.repo} has no revision {files.requested_revision!r}") from error
-    except errors.LocalEntryNotFoundError as error:
-        if files.offline:
-            raise NotCachedError(
-                f"{files.repo}{at} is not in the local cache: run once without --offline"
-            ) from error
-        hint = "check the connection, or give a local folder"
-        raise SourceError(f"{files.repo}{at} is not in the local cache: {hint}") from error
-    except (
-        Exception
-    ) as error:  # connection failures come as whatever HTTP library the hub client uses
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"cannot fetch {files.repo}{at}: {reason}") from error
+    except Exception as error:  # connection failures come as whatever HTTP library the client uses
+        raise _hub_error(files, error) from error
 
 
-def open_files(ref: str, *, offline: bool = False) -> Files:
-    """Find the checkpoint `ref`: an existing folder, one that comes with saescope, or a hub id `owner/name@revision`.
+def _hub_error(files: HubFiles, error: Exception) -> SourceError:
+    from huggingface_hub import errors
 
-    Raises SourceError when it can be none.
-    """
-    if ref in EMBEDDED:
-        return LocalFiles(EMBEDDED[ref], title=ref)
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return LocalFiles(folder)
-    if folder.exists():
-        raise SourceError(f"{ref} is a file; give the folder it lies in")
-    repo, _, revision = ref.partition("@")
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
-        raise SourceError(
-            f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base"
-        )
-    return HubFiles(repo, revision or None, is_offline(offline))
-
-
-def is_offline(asked: bool) -> bool:
-    """Whether nothing may be fetched: asked for, or by the hub's own HF_HUB_OFFLINE."""
-    return asked or os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "")
+    repo, revision = files.repo, files.requested_revision
+    ref = f"{repo} at revision {revision}" if revision else repo
+    match error:
+        case errors.GatedRepoError():
+            message = f"{repo} is gated: accept its terms on the hub and log in (hf auth login)"
+        case errors.RepositoryNotFoundError():
+            message = (
+                f"no folder and no hub repository named {repo!r}: "
+                "check the spelling, or log in if it is private"
+            )
+        case errors.RevisionNotFoundError():
+            message = f"{repo} has no revision {revision!r}"
+        case errors.LocalEntryNotFoundError() if files.offline:
+            return NotCachedError(f"{ref} is not in the local cache: fetch it once without offline")
+        case errors.LocalEntryNotFoundError():
+            hint = "check the connection, or give a local folder"
+            message = f"{ref} is not in the local cache: {hint}"
+        case _:
+            message = f"cannot fetch {ref}: {first_line(error)}"
+    return SourceError(message)
 
 
 def fingerprint(path: Path) -> str:
-    """A hash that tells files apart: SHA-256 of small files, of size and 256 samples of 16 KiB of large ones.
+    """A hash of a file: SHA-256 up to 64 MiB, above that of its size and 256 samples of 16 KiB.
 
-    Reading all of a 16 GB checkpoint only to name it would cost more than the job; the prefix says which it is.
+    Reading all of a 16 GB checkpoint only to name it would cost more than the job. The prefix
+    (`sha256` or `sampled-sha256`) says which hash it is.
     """
     size = path.stat().st_size
     digest = hashlib.sha256()

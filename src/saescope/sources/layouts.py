@@ -1,129 +1,158 @@
-"""Which files make an SAE, format by format, and what their paths and configs say of it. Needs no torch.
+"""Which files make an SAE, format by format, and what their configs say. Needs no torch.
 
 | format | weights | config |
-| Qwen-Scope | layer<N>.sae.pt | cfg.json may say k |
-| SAELens | sae_weights.safetensors | cfg.json beside it |
-| sparsify | sae.safetensors | cfg.json beside it |
-| dictionary_learning | ae.pt | config.json beside it |
-| Gemma Scope | params.npz, params.safetensors | config.json may lie beside it |
-| Llama Scope | checkpoints/final.safetensors | hyperparams.json beside the folder |
+| Qwen-Scope | layer<N>.sae.pt | cfg.json, optional |
+| SAELens | sae_weights.safetensors | cfg.json in the same folder |
+| sparsify | sae.safetensors | cfg.json in the same folder |
+| dictionary_learning | ae.pt | config.json in the same folder |
+| Gemma Scope | params.npz, params.safetensors | config.json, optional |
+| Llama Scope | checkpoints/final.safetensors | hyperparams.json one folder above |
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from saescope.errors import SourceError
+from saescope.sources.catalog import Format
 from saescope.sources.files import Files
+from saescope.sources.formats.configs import Config
+from saescope.sources.hook_points import (
+    UNKNOWN,
+    HookPoint,
+    hook_in_path,
+    input_of,
+    parse_hook_point,
+)
 
-Format = Literal[
-    "qwen-scope", "saelens", "sparsify", "dictionary-learning", "gemma-scope", "llama-scope"
-]
-Config = Mapping[str, Any]
-
-_MAX_CONFIG = 2**20
-_NEAR = 4  # folders above the checkpoint whose names may still speak of the SAE
-
-
-class Hook(NamedTuple):
-    """The layer whose output an SAE reads, as far as it is said; `other` names a place that is no layer's output."""
-
-    layer: int | None = None
-    other: str | None = None
+SUPPORTED_FILES = (
+    "layer<N>.sae.pt (Qwen-Scope), sae_weights.safetensors with cfg.json (SAELens), "
+    "params.npz or params.safetensors (Gemma Scope), sae.safetensors with cfg.json (sparsify), "
+    "ae.pt with config.json (dictionary_learning), "
+    "checkpoints/final.safetensors with hyperparams.json (Llama Scope)"
+)
+_MAX_CONFIG_BYTES = 2**20
+_PARENTS = 4  # as many folders above a checkpoint may name the hook point
+_MAX_LAYER = 10**4
 
 
 @dataclass(frozen=True)
 class SaeLocation:
-    """Where one SAE lies in a checkpoint, and what its path and config say; nothing is known of its tensors yet."""
+    """Where one SAE lies in a checkpoint, and what its path and config say of it."""
 
     format: Format
     weights: str
     config: str | None
-    hook: Hook
+    hook: HookPoint
     d_sae: int | None = None
     trained_on: str | None = None
 
     @property
     def folder(self) -> str:
-        """Its folder within the checkpoint, empty for the checkpoint's own."""
-        above = self.weights.split("/")[: -2 if self.format == "llama-scope" else -1]
-        return "/".join(above)
+        """Its folder within the checkpoint; empty for the checkpoint's own folder."""
+        levels = 2 if self.format == "llama-scope" else 1
+        return "/".join(self.weights.split("/")[:-levels])
 
 
-# The file that holds the weights, by its name; where its config lies, and whether there can be none.
-_WEIGHTS: tuple[tuple[re.Pattern[str], Format, str, bool], ...] = (
-    (re.compile(r"layer\d+\.sae\.pt"), "qwen-scope", "cfg.json", False),
-    (re.compile(r"sae_weights\.safetensors"), "saelens", "cfg.json", True),
-    (re.compile(r"sae\.safetensors"), "sparsify", "cfg.json", True),
-    (re.compile(r"ae\.pt"), "dictionary-learning", "config.json", True),
-    (re.compile(r"params\.(npz|safetensors)"), "gemma-scope", "config.json", False),
-    (re.compile(r"final\.safetensors"), "llama-scope", "hyperparams.json", True),
+@dataclass(frozen=True)
+class _Layout:
+    """How a format names its files; weights may lie in a subfolder of the SAE's folder."""
+
+    format: Format
+    weights: re.Pattern[str]
+    config: str
+    config_required: bool = True
+    subfolder: str | None = None
+
+    def config_for(self, name: str) -> str | None:
+        """The path of the config if `name` is a weights file of this layout, else None."""
+        folder, _, file = name.rpartition("/")
+        if not self.weights.fullmatch(file):
+            return None
+        if self.subfolder:
+            folder, _, last = folder.rpartition("/")
+            if last != self.subfolder:
+                return None
+        return f"{folder}/{self.config}" if folder else self.config
+
+
+_LAYOUTS = (
+    _Layout("qwen-scope", re.compile(r"layer\d+\.sae\.pt"), "cfg.json", config_required=False),
+    _Layout("saelens", re.compile(r"sae_weights\.safetensors"), "cfg.json"),
+    _Layout("sparsify", re.compile(r"sae\.safetensors"), "cfg.json"),
+    _Layout("dictionary-learning", re.compile(r"ae\.pt"), "config.json"),
+    _Layout(
+        "gemma-scope",
+        re.compile(r"params\.(npz|safetensors)"),
+        "config.json",
+        config_required=False,
+    ),
+    _Layout(
+        "llama-scope",
+        re.compile(r"final\.safetensors"),
+        "hyperparams.json",
+        subfolder="checkpoints",
+    ),
 )
-LOOKED_FOR = (
-    "layer<N>.sae.pt (Qwen-Scope), sae_weights.safetensors with cfg.json (SAELens), params.npz or params.safetensors "
-    "(Gemma Scope), sae.safetensors with cfg.json (sparsify), ae.pt with config.json (dictionary_learning), "
-    "checkpoints/final.safetensors with hyperparams.json (Llama Scope)"
-)
 
 
-def find_saes(files: Files, names: Sequence[str], around: Sequence[str]) -> list[SaeLocation]:
-    """Every SAE among these files, which lie in folders called `around`; raises SourceError for a config that is none.
+def find_saes(files: Files, names: Sequence[str], parents: Sequence[str]) -> list[SaeLocation]:
+    """Every SAE among these files of a checkpoint whose own path is `parents`.
 
-    A config is only read where the path does not say which layer the SAE is of.
+    A config is read only if the path does not say which layer the SAE reads. Raises SourceError
+    for a damaged config.
     """
-    known = frozenset(names)
-    found = []
+    existing = frozenset(names)
+    locations = []
     for name in sorted(names):
-        kind, config, needed = _format_of(name)
-        if kind is not None and (config in known or not needed):
-            hook = hook_in_path(kind, (*around[-_NEAR:], *name.split("/")))
-            place = SaeLocation(kind, name, config if config in known else None, hook)
-            found.append(with_config(files, place) if hook == Hook() else place)
-    return found
+        for layout in _LAYOUTS:
+            config = layout.config_for(name)
+            if config is None or (layout.config_required and config not in existing):
+                continue
+            hook = hook_in_path(layout.format, (*parents[-_PARENTS:], *name.split("/")))
+            existing_config = config if config in existing else None
+            location = SaeLocation(layout.format, name, existing_config, hook)
+            if hook == UNKNOWN:
+                location = with_config(files, location)
+            locations.append(location)
+            break
+    return locations
 
 
 def missing_config(names: Sequence[str]) -> str | None:
-    """The config that is missing beside the first file of weights that needs one, in words."""
+    """A sentence on the first weights file whose required config is missing, or None."""
+    existing = frozenset(names)
     for name in sorted(names):
-        kind, config, needed = _format_of(name)
-        if kind is not None and needed and config not in names:
-            return f"{name} is there, but not its {config}"
+        for layout in _LAYOUTS:
+            config = layout.config_for(name)
+            if config is not None and layout.config_required and config not in existing:
+                return f"{name} is there, but not its {config}"
     return None
 
 
-def _format_of(name: str) -> tuple[Format | None, str, bool]:
-    """The format of a file of weights, where its config would lie, and whether there must be one."""
-    folder, _, file = name.rpartition("/")
-    for pattern, kind, config, needed in _WEIGHTS:
-        if pattern.fullmatch(file):
-            if kind == "llama-scope":
-                above, _, last = folder.rpartition("/")
-                if last != "checkpoints":
-                    continue
-                folder = above
-            return kind, f"{folder}/{config}" if folder else config, needed
-    return None, "", False
+def with_config(files: Files, location: SaeLocation) -> SaeLocation:
+    """The location with what its config says, which is fetched if needed.
 
-
-def with_config(files: Files, place: SaeLocation) -> SaeLocation:
-    """The same with what its config says, which is fetched where need be; raises SourceError where it is damaged."""
-    if place.config is None:
-        return place
-    config = read_sae_config(files, place.config)
-    hook, d_sae, trained_on = _SAID[place.format](config)
-    return replace(
-        place, hook=hook if hook != Hook() else place.hook, d_sae=d_sae, trained_on=trained_on
-    )
+    Raises SourceError if the config is damaged.
+    """
+    if location.config is None:
+        return location
+    config = read_sae_config(files, location.config)
+    hook, d_sae, trained_on = _CONFIG_READERS[location.format](config)
+    if hook == UNKNOWN:
+        hook = location.hook
+    return replace(location, hook=hook, d_sae=d_sae, trained_on=trained_on)
 
 
 def read_sae_config(files: Files, name: str) -> Config:
-    """A JSON object of the checkpoint; raises SourceError where the file holds anything else."""
+    """A JSON object of the checkpoint; raises SourceError for any other content."""
     path = files.path(name)
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise SourceError(f"{path} has {path.stat().st_size:,} bytes: that is no SAE's config")
+        size = path.stat().st_size
+        if size > _MAX_CONFIG_BYTES:
+            raise SourceError(f"{path} has {size:,} bytes: that is too large for an SAE's config")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not JSON: {error}") from error
@@ -132,152 +161,86 @@ def read_sae_config(files: Files, name: str) -> Config:
     return config
 
 
-def hook_of(name: object) -> Hook:
-    """A hook point by the name that TransformerLens or a module gives it: `resid_pre` of a layer is the one before."""
-    if not isinstance(name, str):
-        return Hook()
-    if match := re.fullmatch(r"blocks\.(\d{1,4})\.hook_resid_(pre|post)", name):
-        layer = int(match[1]) - (match[2] == "pre")
-        return Hook(layer) if layer >= 0 else Hook(other=f"{name} (the embedding)")
-    if match := re.fullmatch(r"(?:[\w.]*\.)?(?:layers|h|blocks)\.(\d{1,4})(?:\.output)?", name):
-        return Hook(int(match[1]))
-    return Hook(other=name)
+class _Description(NamedTuple):
+    """What a config says of an SAE, as far as it says it."""
 
-
-def hook_in_path(kind: Format, path: Sequence[str]) -> Hook:
-    """What the folders and the file's name say, where a maker's paths can be relied on; else nothing."""
-    inner = list(reversed(path))
-    match kind:
-        case "qwen-scope":
-            return Hook(int("".join(filter(str.isdigit, path[-1]))))
-        case "saelens":
-            return next(
-                (
-                    hook_of(part)
-                    for part in inner
-                    if part.startswith("blocks.") and "hook_resid" in part
-                ),
-                Hook(),
-            )
-        case "sparsify":
-            folders = [
-                part.replace("layers_", "layers.")
-                for part in inner
-                if re.search(r"(^|\.)(layers|h)[._]\d", part)
-            ]
-            return (
-                hook_of(folders[0])
-                if folders
-                else Hook(other="embed_tokens")
-                if "embed_tokens" in path
-                else Hook()
-            )
-        case "dictionary-learning":
-            layers = [
-                re.fullmatch(r"resid_post_layer_(\d{1,4})(?:_checkpoints)?", part) for part in inner
-            ]
-            return next((Hook(int(found[1])) for found in layers if found), Hook())
-        case "llama-scope":
-            return _llama_scope_path(inner)
-        case "gemma-scope":
-            return _gemma_scope_path(path)
-
-
-def _llama_scope_path(inner: Sequence[str]) -> Hook:
-    for part in inner:
-        if match := re.fullmatch(r"Llama[\w.-]+-Base-L(\d{1,3})([A-Z]+)-\d+x", part):
-            return (
-                Hook(int(match[1]))
-                if match[2] == "R"
-                else Hook(other=f"{part} (not the residual stream)")
-            )
-    return Hook()
-
-
-def _gemma_scope_path(path: Sequence[str]) -> Hook:
-    """The first's repositories are named by their place, the second's folders; either has `layer_N…` within."""
-    for part in path:
-        place = re.fullmatch(
-            r"(?:gemma-scope-[\w.-]+-)?(att|mlp|(?:trans|cross)coders?(?:_all)?|(?:attn|mlp)_out(?:_all)?|clt)",
-            part,
-        )
-        if place:
-            return Hook(other=f"{place[1]} (not the residual stream)")
-        if part == "embedding":
-            return Hook(other="the embedding")
-    layers = [re.match(r"layer_(\d{1,4})(?:_|$)", part) for part in reversed(path)]
-    return next((Hook(int(found[1])) for found in layers if found), Hook())
-
-
-class _Said(NamedTuple):
-    hook: Hook = Hook()
+    hook: HookPoint = UNKNOWN
     d_sae: int | None = None
     trained_on: str | None = None
 
 
-def _saelens(config: Config) -> _Said:
-    about = config.get("metadata")
-    about = about if isinstance(about, dict) else config  # before version 6 it was all in one
-    name = about.get("hook_name", about.get("hook_point", about.get("hf_hook_name")))
-    if name is None or about.get("hook_head_index") is None:
-        hook = hook_of(name)
-    else:
-        hook = Hook(other=f"head {about['hook_head_index']!r:.20} of {name}")
-    if (out := about.get("hook_name_out")) not in (None, name):
-        hook = Hook(other=f"{name} to {out} (a transcoder)")
-    return _Said(hook, _count(config.get("d_sae")), _text(about.get("model_name")))
+def _qwen_scope(config: Config) -> _Description:
+    return _Description(trained_on=_text(config.get("trained_on")))
 
 
-def _sparsify(config: Config) -> _Said:
-    width, times = _count(config.get("d_in")), _count(config.get("expansion_factor"))
+def _saelens(config: Config) -> _Description:
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict):  # before version 6 all settings were in one object
+        metadata = config
+    name = metadata.get("hook_name", metadata.get("hook_point", metadata.get("hf_hook_name")))
+    head = metadata.get("hook_head_index")
+    output = metadata.get("hook_name_out")
+    hook = parse_hook_point(name)
+    if name is not None and head is not None:
+        hook = HookPoint(other=f"head {head!r:.20} of {name}")
+    if output not in (None, name):
+        hook = _transcoder(name, output)
+    return _Description(hook, _count(config.get("d_sae")), _text(metadata.get("model_name")))
+
+
+def _sparsify(config: Config) -> _Description:
     latents = _count(config.get("num_latents"))
-    return _Said(d_sae=latents or (width * times if width and times else None))
+    d_in, factor = _count(config.get("d_in")), _count(config.get("expansion_factor"))
+    if latents is None and d_in and factor:
+        latents = d_in * factor
+    return _Description(d_sae=latents)
 
 
-def _dictionary_learning(config: Config) -> _Said:
-    trainer, buffer = (
-        part if isinstance(part := config.get(name), dict) else {} for name in ("trainer", "buffer")
-    )
+def _dictionary_learning(config: Config) -> _Description:
+    trainer, buffer = _section(config, "trainer"), _section(config, "buffer")
     layer, module = trainer.get("layer"), trainer.get("submodule_name")
-    hook = (
-        Hook(layer)
-        if isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < 10**4
-        else Hook()
-    )
+    hook = UNKNOWN
+    if isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < _MAX_LAYER:
+        hook = input_of(layer) if buffer.get("io") == "in" else HookPoint(layer)
     if isinstance(module, str) and re.search(r"attn|attention|mlp", module):
-        hook = Hook(other=module)
-    if (
-        buffer.get("io") == "in" and hook.layer is not None
-    ):  # a layer's input is the output of the one before
-        hook = Hook(hook.layer - 1) if hook.layer else Hook(other="the embedding")
-    return _Said(hook, _count(trainer.get("dict_size")), _text(trainer.get("lm_name")))
+        hook = HookPoint(other=module)
+    return _Description(hook, _count(trainer.get("dict_size")), _text(trainer.get("lm_name")))
 
 
-def _gemma_scope(config: Config) -> _Said:
-    name = config.get("hf_hook_point_in")
-    out = config.get("hf_hook_point_out")
-    hook = (
-        Hook(other=f"{name} to {out} (a transcoder)") if out not in (None, name) else hook_of(name)
-    )
-    return _Said(hook, _count(config.get("width")), _text(config.get("model_name")))
+def _gemma_scope(config: Config) -> _Description:
+    name, output = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    hook = parse_hook_point(name)
+    if output not in (None, name):
+        hook = _transcoder(name, output)
+    return _Description(hook, _count(config.get("width")), _text(config.get("model_name")))
 
 
-def _llama_scope(config: Config) -> _Said:
-    return _Said(
-        hook_of(config.get("hook_point_in")), _count(config.get("d_sae")), "meta-llama/Llama-3.1-8B"
-    )
+def _llama_scope(config: Config) -> _Description:
+    hook = parse_hook_point(config.get("hook_point_in"))
+    return _Description(hook, _count(config.get("d_sae")), "meta-llama/Llama-3.1-8B")
+
+
+def _transcoder(name: object, output: object) -> HookPoint:
+    return HookPoint(other=f"{name} to {output} (a transcoder)")
+
+
+def _section(config: Config, key: str) -> Config:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    return None
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-_SAID = {
-    "qwen-scope": lambda config: _Said(trained_on=_text(config.get("trained_on"))),
+_CONFIG_READERS: Mapping[Format, Callable[[Config], _Description]] = {
+    "qwen-scope": _qwen_scope,
     "saelens": _saelens,
     "sparsify": _sparsify,
     "dictionary-learning": _dictionary_learning,

@@ -9,8 +9,9 @@ from saescope.sources.budget import ENCODE_BLOCK, JobSizes, activation_bytes
 from saescope.sources.catalog import Release, find_release, layer_file
 from saescope.sources.checkpoint import Checkpoint, DecoderConfig, TensorInfo, open_checkpoint
 from saescope.sources.files import FileEntry, Files, HubFiles, is_offline, open_files
+from saescope.sources.hook_points import HookPoint
 from saescope.sources.job_plan import JobPlan, NeededFile, PlanRequest, counted
-from saescope.sources.layouts import Hook, SaeLocation
+from saescope.sources.layouts import SaeLocation
 from saescope.sources.machine import free_disk, free_memory, show_bytes
 from saescope.sources.saes import SaeSource, open_sae, sae_name_of
 
@@ -98,7 +99,7 @@ def _known_sae(request: PlanRequest, release: Release | None, files: Files | Non
     if release is None:
         raise SourceError(f"{request.sae} is not in the catalog")
     every = tuple(range(release.n_layers))
-    places = tuple(SaeLocation("qwen-scope", layer_file(n), None, Hook(n)) for n in every)
+    places = tuple(SaeLocation("qwen-scope", layer_file(n), None, HookPoint(n)) for n in every)
     source = SaeSource(
         files or open_files(release.repo, offline=True), places, release.k, release.model
     )
@@ -133,11 +134,11 @@ def _find_model(request: PlanRequest, last: int) -> _Model:
     lost = [entry.name for entry in entries if entry.bytes is None]
     if lost and not request.offline:  # a mirror that does not tell sizes
         line = f"{files.name}: the hub does not tell the size of {', '.join(lost)}"
-        return _Model(needed, checkpoint, checkpoint.tensors(last), (line,))
+        return _Model(needed, checkpoint, checkpoint.tensor_infos(last), (line,))
     if lost:
         line = f"{files.name}: {counted(lost, 'shard')} not in the local cache, sizes are not known offline"
         return _Model(needed, checkpoint, None, (line,))
-    return _Model(needed, checkpoint, checkpoint.tensors(last))
+    return _Model(needed, checkpoint, checkpoint.tensor_infos(last))
 
 
 def _entry(files: Files, name: str) -> FileEntry:
@@ -159,7 +160,7 @@ def _sizes(request: PlanRequest, dtype: str, model: _Model, sae: _Sae) -> JobSiz
     config, value = model.checkpoint.config, _VALUE_BYTES[dtype]
     d_sae = _width(sae, config)
     blocks, embedding = [0] * (max(sae.layers) + 1), 0
-    for name, block in model.checkpoint.needed(max(sae.layers)).items():
+    for name, block in model.checkpoint.needed_tensors(max(sae.layers)).items():
         if block is None:
             embedding += model.tensors[name].bytes
         else:
@@ -200,7 +201,7 @@ def _flop_per_token(model: _Model, sae: _Sae) -> float | None:
     if model.checkpoint is None or model.tensors is None:
         return None
     config = model.checkpoint.config
-    blocks = model.checkpoint.needed(max(sae.layers)).items()
+    blocks = model.checkpoint.needed_tensors(max(sae.layers)).items()
     values = sum(
         model.tensors[name].values * (config.experts_used if ".experts." in name else 1.0)
         for name, block in blocks

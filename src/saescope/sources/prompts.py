@@ -1,24 +1,19 @@
-"""Prompts and prompt sets: read, label, pair, split, fingerprint. Knows no tokenizer and no model."""
+"""Prompts and prompt sets: read, pair, split, fingerprint. Knows no tokenizer and no model."""
 
-import csv
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from saescope.errors import PromptError
+from saescope.sources.prompt_files import PromptRow, read_rows, read_text_lines
 
 Split = Literal["discovery", "holdout"]
 DISCOVERY_SHARE = 0.6
-_SPLIT_WORDS: Mapping[str, Split] = {
-    "discovery": "discovery", "train": "discovery",
-    "holdout": "holdout", "confirmation": "holdout", "validation": "holdout", "test": "holdout",
-}  # fmt: skip
-_FIELDS = ("text", "messages", "set", "id", "pair", "split")
 DEFAULT_BUNDLE = "languages"
 BUNDLES: Mapping[str, str] = {
     DEFAULT_BUNDLE: "prompts.jsonl",
@@ -26,11 +21,28 @@ BUNDLES: Mapping[str, str] = {
     "requests": "organism/prompts.jsonl",
     "neutral": "organism/neutral.jsonl",
 }
+_FOLDER_FILES = (".txt", ".jsonl")
+_SINGLE_FILES = (".jsonl", ".csv", ".parquet")
+_SPLIT_NAMES: Mapping[str, Split] = {
+    "discovery": "discovery",
+    "train": "discovery",
+    "holdout": "holdout",
+    "confirmation": "holdout",
+    "validation": "holdout",
+    "test": "holdout",
+}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One message of a chat: who speaks (`system`, `user` or `assistant`) and what it says.
+
+    >>> import saescope as ss
+    >>> from saescope.sources.prompts import Message
+    >>> chat = (Message("user", "Hello!"), Message("assistant", "Good morning."))
+    >>> ss.Prompt(id="chat:1", set="chats", messages=chat).display_text
+    '[user] Hello! [assistant] Good morning.'
+    """
 
     role: str
     content: str
@@ -38,7 +50,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text or a chat, in one set; `pair` names what it says, `split` the part it is kept for."""
+    """One prompt of a set: either a `text` or the `messages` of a chat.
+
+    `id` is unique over all sets. Prompts that say the same in several sets share a `pair`. `split`
+    fixes the part a prompt belongs to; without it, `split_prompts` decides by hash.
+
+    >>> import saescope as ss
+    >>> prompt = ss.Prompt(id="en:1", set="english", text="Good morning", pair="greeting")
+    >>> prompt.display_text
+    'Good morning'
+    """
 
     id: str
     set: str
@@ -49,7 +70,7 @@ class Prompt:
 
     @property
     def display_text(self) -> str:
-        """The text, or the chat's turns on one line."""
+        """The text, or all messages of a chat on one line."""
         if self.text is not None:
             return self.text
         return " ".join(f"[{m.role}] {m.content}" for m in self.messages or ())
@@ -57,7 +78,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A named group of prompts."""
+    """A named group of prompts.
+
+    >>> import saescope as ss
+    >>> [greetings] = ss.texts(["Good morning", "Good evening"], name="greetings")
+    >>> greetings.name, len(greetings)
+    ('greetings', 2)
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -66,303 +93,252 @@ class PromptSet:
         return len(self.prompts)
 
 
-def fingerprint(sets: Iterable[PromptSet]) -> str:
-    """SHA-256 over every field of every prompt, in order."""
-    text = json.dumps(
-        [[s.name, [asdict(p) for p in s.prompts]] for s in sets], ensure_ascii=False, sort_keys=True
-    )
-    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
 def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
-    """Prompt sets from a folder (a file a set) or from one .jsonl, .csv or .parquet with a `set` column.
+    """Prompt sets from a folder of `SET.txt` or `SET.jsonl`, or from one .jsonl, .csv or .parquet.
 
-    The words `languages` and `conlangs`, where no such path exists, stand for the bundled sets; `+` joins several
-    places, as in `languages+my/prompts`. Raises PromptError with file and line for anything unreadable, a duplicate
-    id, a set in two places, or an empty set.
+    A single file names each prompt's set in a `set` column. The names of bundled sets, such as
+    `languages` and `conlangs`, are accepted too unless a path of that name exists. `+` joins
+    several sources: `languages+my/prompts`. Raises PromptError, with file and line, for
+    unreadable rows, duplicate ids, empty sets, and a set that occurs in two sources.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import saescope as ss
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "greetings.txt").write_text("Good morning\\nGood evening\\n")
+    ...     [greetings] = ss.read_prompts(folder)
+    >>> [(prompt.id, prompt.text) for prompt in greetings.prompts]
+    [('greetings:1', 'Good morning'), ('greetings:2', 'Good evening')]
     """
-    parts = _parts(str(path))
-    if len(parts) > 1 and "" in parts:
-        raise PromptError(
-            f"{path}: a '+' stands between two prompt sets, as in {'+'.join(BUNDLES)}"
-        )
-    read = [_read_part(part) for part in parts]
-    where: dict[str, str] = {}
-    for part, sets in zip(parts, read, strict=True):
-        for one in sets:
-            if one.name in where:
+    sources = _split_at_plus(str(path))
+    if len(sources) > 1 and "" in sources:
+        example = "+".join(BUNDLES)
+        raise PromptError(f"{path}: a '+' stands between two prompt sets, as in {example}")
+    source_of_set: dict[str, str] = {}
+    prompts: list[Prompt] = []
+    for source in sources:
+        for prompt_set in _read_source(source):
+            name = prompt_set.name
+            if name in source_of_set:
+                first = source_of_set[name]
                 raise PromptError(
-                    f"{where[one.name]} and {part} both have a set {one.name!r}: rename or drop one"
+                    f"{first} and {source} both have a set {name!r}: rename or drop one"
                 )
-            where[one.name] = part
-    return _group(prompt for sets in read for one in sets for prompt in one.prompts)
+            source_of_set[name] = source
+            prompts += prompt_set.prompts
+    return _group(prompts)
 
 
-def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
-    """The sets that come with saescope: `languages` (and code), which the embedded pair knows, or `conlangs`.
-
-    Raises PromptError for another name.
-    """
-    if name not in BUNDLES:
-        raise PromptError(f"no prompt sets {name!r} come with saescope: {' or '.join(BUNDLES)}")
-    with resources.as_file(resources.files("saescope.demo") / BUNDLES[name]) as path:
-        return _group(_read_file(path, default_set=None))
-
-
-def _parts(text: str) -> list[str]:
-    """What `+` joins; a path that exists may have a plus in its name."""
+def _split_at_plus(text: str) -> list[str]:
+    """The sources that `+` joins; the name of an existing path may contain a plus."""
     if _exists(text) or "+" not in text:
         return [text]
-    words = text.split("+")
-    for n in range(len(words) - 1, 0, -1):
-        if _exists(first := "+".join(words[:n])):
-            return [first, *_parts("+".join(words[n:]))]
-    return [words[0], *_parts("+".join(words[1:]))]
+    pieces = text.split("+")
+    for length in range(len(pieces) - 1, 0, -1):
+        start = "+".join(pieces[:length])
+        if _exists(start):
+            break
+    else:
+        start, length = pieces[0], 1
+    return [start, *_split_at_plus("+".join(pieces[length:]))]
 
 
-def _exists(part: str) -> bool:
-    return bool(part) and Path(part).expanduser().exists()
+def _exists(source: str) -> bool:
+    return bool(source) and Path(source).expanduser().exists()
 
 
-def _read_part(part: str) -> tuple[PromptSet, ...]:
-    path = Path(part).expanduser()
+def _read_source(source: str) -> tuple[PromptSet, ...]:
+    path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(
-            p
-            for p in path.iterdir()
-            if p.suffix in (".txt", ".jsonl") and not p.name.startswith(".")
-        )
-        if not files:
-            raise PromptError(
-                f"{path} has no NAME.txt or NAME.jsonl: one file a set, a prompt a line"
-            )
-        _refuse_same_stem(files)
-        return _group(p for file in files for p in _read_file(file, default_set=file.stem))
+        return _read_folder(path)
     if path.is_file():
-        if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        if path.suffix not in _SINGLE_FILES:
             raise PromptError(
                 f"{path}: one file of sets is .jsonl, .csv or .parquet; for .txt give their folder"
             )
-        return _group(_read_file(path, default_set=None))
-    if part in BUNDLES:
-        return bundled_prompts(part)
+        return _group(_read_file(path))
+    if source in BUNDLES:
+        return bundled_prompts(source)
     names = " or ".join(f"'{name}'" for name in BUNDLES)
     raise PromptError(
         f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or {names}"
     )
 
 
+def _read_folder(folder: Path) -> tuple[PromptSet, ...]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _FOLDER_FILES or path.name.startswith("."):
+            continue
+        if path.stem in files:
+            first = files[path.stem]
+            raise PromptError(f"{first} and {path.name} both name the set {path.stem!r}: keep one")
+        files[path.stem] = path
+    if not files:
+        raise PromptError(
+            f"{folder} has no NAME.txt or NAME.jsonl: give one file per set, one prompt per line"
+        )
+    prompts: list[Prompt] = []
+    for set_name, path in files.items():
+        prompts += _read_file(path, default_set=set_name)
+    return _group(prompts)
+
+
+def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
+    """The prompt sets that come with saescope.
+
+    `languages` holds six languages and code, `conlangs` the same sentences in constructed
+    languages, `requests` and `neutral` belong to the embedded chat model. Raises PromptError for
+    another name.
+
+    >>> import saescope as ss
+    >>> [prompt_set.name for prompt_set in ss.bundled_prompts()]
+    ['japanese', 'english', 'chinese', 'hindi', 'basque', 'esperanto', 'code']
+    """
+    if name not in BUNDLES:
+        raise PromptError(f"no prompt sets {name!r} come with saescope: {' or '.join(BUNDLES)}")
+    with resources.as_file(resources.files("saescope.demo") / BUNDLES[name]) as path:
+        return _group(_read_file(path))
+
+
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
-    """Plain texts as one set."""
-    return _group(
-        _prompt({"text": line}, f"{name}:{n}", n, name, name) for n, line in enumerate(lines, 1)
-    )
+    """Plain texts as one prompt set, which is returned as a tuple of one.
+
+    Raises PromptError for empty texts, and if there is none.
+
+    >>> import saescope as ss
+    >>> [prompts] = ss.texts(["Good morning", "Good evening"])
+    >>> [prompt.id for prompt in prompts.prompts]
+    ['prompts:1', 'prompts:2']
+    """
+    rows = [
+        PromptRow({"text": line}, number, f"{name}:{number}")
+        for number, line in enumerate(lines, 1)
+    ]
+    return _group(_prompt(row, default_set=name, id_prefix=name) for row in rows)
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The non-empty lines of a text file; raises PromptError for a missing, empty or wrongly encoded one."""
+    """Non-blank lines of a text file; raises PromptError if it is missing, empty or not UTF-8."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise PromptError(f"{path} does not exist: give a text file, a prompt a line")
-    lines = [line for _, line in _lines(path)]
+        raise PromptError(f"{path} does not exist: give a text file with one prompt per line")
+    lines = [line for _, line in read_text_lines(path)]
     if not lines:
-        raise PromptError(f"{path} is empty: a prompt a line")
+        raise PromptError(f"{path} is empty: write one prompt per line")
     return lines
 
 
-def split_prompts(
-    prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, seed: int = 0
-) -> list[Split]:
-    """Which part each prompt is for: its own `split`, or else by hash, `share` of every set to discovery.
-
-    Prompts of one pair stay on one side in every set, so a sentence never helps to confirm its own translation.
-    """
-    members: defaultdict[str, list[int]] = defaultdict(list)
-    for i, prompt in enumerate(prompts):
-        members[split_key(prompt)].append(i)
-    # Keys that occur in the same sets are divided together: each set then gets its share to within one prompt.
-    alike: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key, rows in members.items():
-        alike[tuple(sorted({prompts[i].set for i in rows}))].append(key)
-    parts: list[Split] = ["holdout"] * len(prompts)
-    for keys in alike.values():
-        ordered = sorted(keys, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-        for key in ordered[: round(share * len(ordered))]:
-            for i in members[key]:
-                parts[i] = "discovery"
-    return [prompt.split or part for prompt, part in zip(prompts, parts, strict=True)]
+def _read_file(path: Path, default_set: str = "") -> list[Prompt]:
+    prompts = [_prompt(row, default_set, id_prefix=path.stem) for row in read_rows(path)]
+    if not prompts:
+        raise PromptError(f"{path} is empty: a set needs at least one prompt")
+    return prompts
 
 
-def split_key(prompt: Prompt) -> str:
-    """What stays on one side of the split: a pair, or a prompt that has none."""
-    return f"pair\0{prompt.pair}" if prompt.pair is not None else f"id\0{prompt.set}\0{prompt.id}"
+def _prompt(row: PromptRow, default_set: str, id_prefix: str) -> Prompt:
+    """The prompt of a row; raises PromptError, with the row's location, if the row is invalid."""
+    set_name = row.string("set") or default_set
+    if not set_name:
+        raise row.error("no `set`: every prompt of a single file names its set")
+    text = row.string("text")
+    messages = row.objects("messages")
+    if (text is None) == (messages is None):
+        raise row.error("needs either `text` or `messages`")
+    if text is not None and not text.strip():
+        raise row.error("the text is empty")
+    return Prompt(
+        id=row.string("id") or f"{id_prefix}:{row.number}",
+        set=set_name,
+        text=text,
+        messages=tuple(_message(value, row) for value in messages) if messages else None,
+        pair=row.string("pair"),
+        split=_split(row),
+    )
+
+
+def _message(value: object, row: PromptRow) -> Message:
+    if not isinstance(value, dict) or set(value) != {"role", "content"}:
+        raise row.error("each message has exactly `role` and `content`")
+    message = replace(row, values=value)
+    role, content = message.string("role"), message.string("content")
+    if role is None or content is None:
+        raise row.error("the `role` or `content` of a message is null")
+    return Message(role, content)
+
+
+def _split(row: PromptRow) -> Split | None:
+    name = row.string("split")
+    if name is None:
+        return None
+    if name not in _SPLIT_NAMES:
+        allowed = ", ".join(get_args(Split))
+        raise row.error(f"split {name!r} is not one of {allowed} (or train, test)")
+    return _SPLIT_NAMES[name]
 
 
 def _group(prompts: Iterable[Prompt]) -> tuple[PromptSet, ...]:
     by_set: dict[str, list[Prompt]] = {}
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise PromptError(
                 f"prompt id {prompt.id!r} occurs twice: ids must be unique over all sets"
             )
-        seen.add(prompt.id)
+        ids.add(prompt.id)
         by_set.setdefault(prompt.set, []).append(prompt)
     if not by_set:
         raise PromptError("no prompts: every file is empty")
     return tuple(PromptSet(name, tuple(members)) for name, members in by_set.items())
 
 
-def _refuse_same_stem(files: Sequence[Path]) -> None:
-    stems: dict[str, Path] = {}
-    for file in files:
-        if file.stem in stems:
-            raise PromptError(
-                f"{stems[file.stem]} and {file.name} both name the set {file.stem!r}: keep one"
-            )
-        stems[file.stem] = file
+def split_prompts(
+    prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, seed: int = 0
+) -> list[Split]:
+    """`discovery` or `holdout` per prompt: its own `split`, or else by hash.
+
+    `share` of every set goes to discovery. All prompts of one pair go to the same part, so a
+    sentence never helps to confirm its own translation.
+    """
+    discovery = _discovery_keys(prompts, share, seed)
+    parts: list[Split] = []
+    for prompt in prompts:
+        by_hash: Split = "discovery" if split_key(prompt) in discovery else "holdout"
+        parts.append(prompt.split or by_hash)
+    return parts
 
 
-def _read_file(path: Path, default_set: str | None) -> list[Prompt]:
-    match path.suffix:
-        case ".txt":
-            rows: Iterator[tuple[int, Mapping[str, Any]]] = (
-                (n, {"text": line}) for n, line in _lines(path)
-            )
-        case ".jsonl":
-            rows = _jsonl_rows(path)
-        case ".csv":
-            rows = _csv_rows(path)
-        case _:
-            rows = _parquet_rows(path)
-    prompts = [_prompt(row, f"{path}:{n}", n, default_set or "", path.stem) for n, row in rows]
-    if not prompts:
-        raise PromptError(f"{path} is empty: a set needs at least one prompt")
-    return prompts
+def split_key(prompt: Prompt) -> str:
+    """What stays on one side of the split: a pair, or a single prompt without a pair."""
+    if prompt.pair is not None:
+        return f"pair\0{prompt.pair}"
+    return f"id\0{prompt.set}\0{prompt.id}"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines with their 1-based numbers, without a byte-order mark; refuses what is not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise PromptError(
-                f"{path}:{number}: not UTF-8 (byte {error.start}): save the file as UTF-8"
-            ) from error
-        if "\0" in text:
-            raise PromptError(f"{path}:{number}: has a NUL character: is it a text file in UTF-8?")
-        if text.strip():
-            yield number, text
+def _discovery_keys(prompts: Sequence[Prompt], share: float, seed: int) -> set[str]:
+    sets_of_key: defaultdict[str, set[str]] = defaultdict(set)
+    for prompt in prompts:
+        sets_of_key[split_key(prompt)].add(prompt.set)
+    # Keys that occur in the same sets are divided together: each set gets its share to within
+    # one prompt.
+    groups: defaultdict[frozenset[str], list[str]] = defaultdict(list)
+    for key, names in sets_of_key.items():
+        groups[frozenset(names)].append(key)
+
+    def digest(key: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+
+    discovery: set[str] = set()
+    for keys in groups.values():
+        keys.sort(key=digest)
+        discovery.update(keys[: round(share * len(keys))])
+    return discovery
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # ValueError: also a number of over 4,300 digits
-            raise PromptError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise PromptError(
-                f"{path}:{number}: a {type(row).__name__}, not an object with text or messages"
-            )
-        yield number, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    text = "\n".join(line for _, line in _lines(path))  # only to refuse bad bytes with their line
-    if not text:
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise PromptError(
-                        f"{path}:{reader.line_num}: has not as many cells as the header"
-                    )
-                yield reader.line_num, {key: value for key, value in row.items() if value != ""}
-        except csv.Error as error:
-            raise PromptError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        columns = [name for name in pq.read_schema(path).names if name in _FIELDS]
-        rows = pq.ParquetFile(path).read(columns=columns).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise PromptError(
-            f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}"
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield number, {key: value for key, value in row.items() if value is not None}
-
-
-def _prompt(row: Mapping[str, Any], at: str, number: int, default_set: str, stem: str) -> Prompt:
-    name = _string(row, "set", at) or default_set
-    if not name:
-        raise PromptError(f"{at}: no `set`: every prompt of a single file names its set")
-    text, messages = _string(row, "text", at), _messages(row.get("messages"), at)
-    if (text is None) == (messages is None):
-        raise PromptError(f"{at}: needs either `text` or `messages`")
-    if text is not None and not text.strip():
-        raise PromptError(f"{at}: the text is empty")
-    split = _string(row, "split", at)
-    if split is not None and split not in _SPLIT_WORDS:
-        raise PromptError(
-            f"{at}: split {split!r} is not one of {', '.join(get_args(Split))} (or train, test)"
-        )
-    return Prompt(
-        id=_string(row, "id", at) or f"{stem}:{number}",
-        set=name,
-        text=text,
-        messages=messages,
-        pair=_string(row, "pair", at),
-        split=_SPLIT_WORDS[split] if split else None,
-    )
-
-
-def _string(row: Mapping[str, Any], key: str, at: str) -> str | None:
-    value = row.get(key)
-    if value is None or isinstance(value, str):
-        if value is not None and any("\ud800" <= c <= "\udfff" for c in value):
-            raise PromptError(
-                f"{at}: `{key}` has half of a surrogate pair, which no tokenizer can read"
-            )
-        return value
-    if key in ("id", "pair") and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise PromptError(f"{at}: `{key}` is a {type(value).__name__}, not a string")
-
-
-def _messages(value: Any, at: str) -> tuple[Message, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str):  # a CSV cell can hold them only as JSON
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{at}: `messages` is not JSON: {error}") from error
-    if not isinstance(value, list) or not value:
-        raise PromptError(f"{at}: `messages` is not a non-empty list")
-    for turn in value:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-            raise PromptError(f"{at}: each message has exactly `role` and `content`")
-    return tuple(Message(_required(t, "role", at), _required(t, "content", at)) for t in value)
-
-
-def _required(turn: Mapping[str, Any], key: str, at: str) -> str:
-    text = _string(turn, key, at)
-    if text is None:
-        raise PromptError(f"{at}: a message's `{key}` is null")
-    return text
+def fingerprint(sets: Iterable[PromptSet]) -> str:
+    """SHA-256 over every field of every prompt, in order."""
+    fields: list[list[Any]] = [
+        [prompt_set.name, [asdict(prompt) for prompt in prompt_set.prompts]] for prompt_set in sets
+    ]
+    text = json.dumps(fields, ensure_ascii=False, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

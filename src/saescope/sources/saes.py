@@ -16,7 +16,7 @@ from saescope.sources.catalog import (
 )
 from saescope.sources.files import Files, LocalFiles, open_files
 from saescope.sources.layouts import (
-    LOOKED_FOR,
+    SUPPORTED_FILES,
     SaeLocation,
     find_saes,
     missing_config,
@@ -115,7 +115,7 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
     around = _folders(files)
     locations = _chosen(find_saes(files, names, around), parts)
     if not locations:
-        why = missing_config(names) or f"looked for {LOOKED_FOR}"
+        why = missing_config(names) or f"looked for {SUPPORTED_FILES}"
         if parts:
             why = f"of {files.name} no SAE has {'/'.join(parts)} in its path"
         raise SourceError(f"{ref} has no SAE: {why}")
