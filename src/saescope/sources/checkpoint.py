@@ -144,7 +144,7 @@ def read_index(files: Files) -> WeightIndex:
         total_bytes = sum(tensor.bytes for tensor in header.values())
         return WeightIndex(dict.fromkeys(header, SINGLE), total_bytes)
     raise SourceError(
-        f"{files.name} has no {SINGLE} and no {INDEX}: saescope only reads safetensors weights"
+        f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
     )
 
 
