@@ -56,7 +56,7 @@ def test_unknown_k_is_asked_for(cfg: str | None, tmp_path: Path) -> None:
     folder = tiny.save_sae(tmp_path / "sae", k=None)
     if cfg is not None:
         (folder / "cfg.json").write_text(cfg)
-    with pytest.raises(SourceError, match="give it with --k"):
+    with pytest.raises(SourceError, match="pass k"):
         open_sae(str(folder))
 
 

@@ -192,9 +192,9 @@ def test_several_saes_of_a_layer_are_chosen_by_path(gemma: Path) -> None:
 def test_layer_that_nothing_says_is_the_one_asked_for(tmp_path: Path) -> None:
     folder = save_gemma_scope(tmp_path, ["mine"])
     assert load_sae(folder / "mine", 7).spec.layer == 7
-    with pytest.raises(SourceError, match="give it with --layers"):
+    with pytest.raises(SourceError, match="pass layers"):
         open_sae(str(folder / "mine")).choose_layers(None)
-    with pytest.raises(SourceError, match="give it with --layers"):
+    with pytest.raises(SourceError, match="pass layers"):
         open_sae(str(folder / "mine")).choose_layers(())
     with pytest.raises(SourceError, match="is one SAE: ask for one layer, not 1-2"):
         open_sae(str(folder / "mine")).choose_layers([1, 2])
@@ -226,7 +226,7 @@ def test_folder_that_is_no_checkpoint_is_not_searched_for_ever(
 ) -> None:
     from saescope.sources import saes
 
-    monkeypatch.setattr(saes, "_MOST_FILES", 3)
+    monkeypatch.setattr(saes, "_MAX_FILES", 3)
     for n in range(5):
         (tmp_path / f"{n}.txt").touch()
     with pytest.raises(SourceError, match="over 3 files: give the folder of the SAE itself"):

@@ -160,7 +160,9 @@ class JobPlan:
         if not self.fits_memory and self.sizes is not None:
             lines += suggest_changes(self.sizes, self.budget or 0, _MODES)
         if self.request.offline and self.missing:
-            lines.append("fetch the files where there is a network: saescope fetch, without offline")
+            lines.append(
+                "fetch the files where there is a network: saescope fetch, without offline"
+            )
         return tuple(lines)
 
     @property

@@ -1,7 +1,7 @@
-"""From names and paths to SAEs: which format, which layers, which k. Opens no weights and needs no torch."""
+"""From names and paths to SAEs: which format, which layers, which k. Opens no weights."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from saescope.errors import SourceError
 from saescope.sources.catalog import (
     SaeName,
     canonical_folders,
+    layer_file,
     layer_of,
     model_of,
     parse_registry_name,
@@ -24,12 +25,16 @@ from saescope.sources.layouts import (
     with_config,
 )
 
-_DEPTH, _MOST_FILES = 6, 50_000
+_MAX_DEPTH, _MAX_FILES = 6, 50_000
+_PARENTS_TRIED = 4
 
 
 @dataclass(frozen=True)
 class SaeSource:
-    """The SAEs of one checkpoint; k is what was given or what names say, None where each SAE's files say it."""
+    """The SAEs of one checkpoint, by layer.
+
+    `k` comes from the caller or from names; it is None if each SAE's own files say it.
+    """
 
     files: Files
     locations: tuple[SaeLocation, ...]
@@ -38,53 +43,57 @@ class SaeSource:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers there is an SAE of, ascending."""
-        return tuple(
-            sorted({place.hook.layer for place in self.locations if place.hook.layer is not None})
-        )
+        """Layers that have an SAE, ascending; empty if a single SAE does not name its layer."""
+        layers = {location.hook.layer for location in self.locations}
+        return tuple(sorted(layer for layer in layers if layer is not None))
 
     def choose_layers(self, requested: Sequence[int] | None) -> tuple[int, ...]:
-        """The requested layers, or the middle one; raises SourceError for a layer that has no SAE here."""
-        layers = self.layers
+        """The requested layers, ascending, or the middle one.
+
+        Raises SourceError for a layer without an SAE.
+        """
+        name, layers = self.files.name, self.layers
         if not requested:
             if not layers:
                 raise SourceError(
-                    f"{self.files.name}: which layer the SAE is of is not said: give it with --layers"
+                    f"{name}: cannot tell which layer this SAE belongs to: pass layers"
                 )
             return (layers[(len(layers) - 1) // 2],)
+        chosen = tuple(sorted(set(requested)))
+        if not layers and len(chosen) > 1:
+            raise SourceError(f"{name} is one SAE: ask for one layer, not {ranges(chosen)}")
         for layer in requested:
             if layers and layer not in layers:
-                file = (
-                    f"layer{layer}.sae.pt"
-                    if self.locations[0].format == "qwen-scope"
-                    else f"SAE of layer {layer}"
-                )
-                raise SourceError(
-                    f"{self.files.name} has no {file}; it has layers {ranges(layers)}"
-                )
-        if len(set(requested)) > 1 and not layers:
-            raise SourceError(
-                f"{self.files.name} is one SAE: ask for one layer, not {ranges(sorted(set(requested)))}"
-            )
-        return tuple(sorted(set(requested)))
+                missing = f"SAE of layer {layer}"
+                if self.locations[0].format == "qwen-scope":
+                    missing = layer_file(layer)
+                raise SourceError(f"{name} has no {missing}; it has layers {ranges(layers)}")
+        return chosen
 
     def locate(self, layer: int) -> SaeLocation:
-        """The SAE of this layer, with what its config says; raises SourceError where there is none or several."""
+        """The SAE of this layer, with what its config says.
+
+        Raises SourceError if the layer has no SAE or several, or if the config names another layer.
+        """
         self.choose_layers([layer])
-        found = [place for place in self.locations if place.hook.layer in (layer, None)]
-        if len(found) > 1:
-            first, second = sorted(place.weights for place in found)[:2]
+        name = self.files.name
+        matching = [place for place in self.locations if place.hook.layer in (layer, None)]
+        if len(matching) > 1:
+            first, second = sorted(place.weights for place in matching)[:2]
+            example = matching[0].folder or matching[0].weights
             raise SourceError(
-                f"{self.files.name} has {len(found)} SAEs of layer {layer} ({first}, {second}…): "
-                f"choose by parts of their paths, as in {self.files.name}/{found[0].folder or found[0].weights}"
+                f"{name} has {len(matching)} SAEs of layer {layer} ({first}, {second}…): "
+                f"choose by parts of their paths, as in {name}/{example}"
             )
-        place = with_config(self.files, found[0])
-        if place.hook.other is not None or place.hook.layer not in (layer, None):
-            said = place.hook.other or f"layer {place.hook.layer}"
+        location = with_config(self.files, matching[0])
+        hook = location.hook
+        if hook.other is not None or hook.layer not in (layer, None):
+            configured = hook.other or f"layer {hook.layer}"
             raise SourceError(
-                f"{self.files.name}: the config of {place.weights} says it reads {said}, not layer {layer}"
+                f"{name}: the config of {location.weights} says it reads {configured}, "
+                f"not layer {layer}"
             )
-        return place
+        return location
 
 
 def ranges(layers: Sequence[int]) -> str:
@@ -95,154 +104,195 @@ def ranges(layers: Sequence[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(shown)
 
 
 def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSource:
-    """Find SAEs: a folder, one file, a hub id or a registry name, the last three perhaps with a path within.
+    """Find the SAEs of a folder, a file, a hub id or a registry name, without opening weights.
 
-    The path's parts choose among several SAEs: those whose own path has them, in this order. k is the argument, or `k`
-    of a Qwen-Scope folder's cfg.json, or what its name says. Raises SourceError where there is no SAE of a format that
-    is known, or of more than one, and for those that read something else than a layer's output.
+    A path may follow a folder, a hub id or a registry name; its parts choose among several SAEs:
+    those whose own path has these parts in this order. `k` is the argument, or `k` of a Qwen-Scope
+    folder's cfg.json, or what the name says. Raises SourceError if there is no SAE of a supported
+    format, if there are several formats, and for SAEs that do not read a layer's output.
+
+    >>> import saescope as ss
+    >>> source = ss.open_sae("saescope-tiny-sae")
+    >>> source.layers, source.k
+    ((0, 1, 2, 3, 4, 5), 32)
+    >>> source.choose_layers(None)
+    (2,)
     """
-    files, parts, asked_for = _located(ref, offline=offline)
+    reference = _resolve(ref, offline=offline)
+    files, parts = reference.files, reference.parts
+    names = _list_files(ref, reference)
+    locations = _with_parts(find_saes(files, names, _folder_names(files)), parts)
+    if not locations:
+        reason = missing_config(names) or f"looked for {SUPPORTED_FILES}"
+        if parts:
+            reason = f"of {files.name} no SAE has {'/'.join(parts)} in its path"
+        raise SourceError(f"{ref} has no SAE: {reason}")
+    formats = sorted({location.format for location in locations})
+    if len(formats) > 1:
+        raise SourceError(
+            f"{ref} holds SAEs of several formats ({', '.join(formats)}): "
+            "give the folder of one of them"
+        )
+    usable = tuple(location for location in locations if location.hook.other is None)
+    if not usable:
+        raise SourceError(
+            f"{ref} reads {locations[0].hook.other}: "
+            "only SAEs of a layer's output (the residual stream) are supported"
+        )
+    if formats == ["qwen-scope"]:
+        return _qwen_scope_source(files, usable, k)
+    by_name = next(filter(None, map(model_of, _release_names(files))), None)
+    by_config = next((place.trained_on for place in usable if place.trained_on), None)
+    return SaeSource(files, usable, k, reference.model or by_name or by_config)
+
+
+def _qwen_scope_source(
+    files: Files, locations: tuple[SaeLocation, ...], k: int | None
+) -> SaeSource:
+    """The source with k and model from cfg.json or the release's name."""
+    config = read_sae_config(files, "cfg.json") if "cfg.json" in files.names() else {}
+    name = sae_name_of(files)
+    configured_k, trained_on = config.get("k"), config.get("trained_on")
+    if k is None and isinstance(configured_k, int) and not isinstance(configured_k, bool):
+        k = configured_k
+    if k is None and name is not None:
+        k = name.k
+    if k is None:
+        raise SourceError(
+            f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): pass k"
+        )
+    if not isinstance(trained_on, str):
+        trained_on = name.model if name else None
+    return SaeSource(files, locations, k, trained_on)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A checkpoint, the parts of a path that choose among its SAEs, and a registry name's model."""
+
+    files: Files
+    parts: tuple[str, ...] = ()
+    model: str | None = None
+
+
+def _resolve(ref: str, *, offline: bool) -> _Reference:
+    path = Path(ref).expanduser()
+    if path.is_file():
+        return _resolve_file(path)
+    if path.is_dir():
+        return _Reference(LocalFiles(path))
+    if registered := parse_registry_name(ref):
+        files = open_files(registered.repo, offline=offline)
+        return _Reference(files, registered.parts, registered.model)
+    is_path = ref.startswith((".", "/", "~"))
+    folder = _existing_parent(path)
+    if folder is not None and (is_path or len(folder.parts) > 1):
+        return _Reference(LocalFiles(folder), path.relative_to(folder).parts)
+    parts = ref.split("/")
+    if len(parts) > 2 and all(parts) and not is_path:
+        files = open_files("/".join(parts[:2]), offline=offline)
+        return _Reference(files, tuple(parts[2:]))
+    return _Reference(open_files(ref, offline=offline))
+
+
+def _resolve_file(path: Path) -> _Reference:
+    if path.suffix == ".pt" and layer_of(path.name) is None and path.name != "ae.pt":
+        raise SourceError(
+            f"{path}: a single SAE file is named layer<N>.sae.pt, so that its layer is known"
+        )
+    folder = path.parent
+    if folder.name == "checkpoints":
+        folder = folder.parent
+    return _Reference(LocalFiles(folder), path.relative_to(folder).parts)
+
+
+def _existing_parent(path: Path) -> Path | None:
+    """The folder at the start of a path that goes on with parts of SAEs' paths, or None.
+
+    Folders that hold everything (root, home, the working directory) are no checkpoints.
+    """
+    working = Path.cwd()
+    for parent in list(path.parents)[:_PARENTS_TRIED]:
+        if parent.is_dir():
+            resolved = parent.resolve()
+            too_wide = (working, *working.parents, Path.home(), Path(resolved.anchor))
+            return None if resolved in too_wide else parent
+    return None
+
+
+def _list_files(ref: str, reference: _Reference) -> list[str]:
+    """All files of the checkpoint, sorted; a local folder is searched a few folders deep."""
+    files, parts = reference.files, reference.parts
+    if isinstance(files, LocalFiles):
+        depth = len(parts) - 1 if Path(ref).expanduser().is_file() else _MAX_DEPTH
+        return sorted(_walk(files, depth))
     try:
-        names = _tree(files, len(parts) - 1 if Path(ref).expanduser().is_file() else _DEPTH)
+        return sorted(files.names())
     except SourceError as error:
         if not parts or parse_registry_name(ref):
             raise
         raise type(error)(f"{ref} does not exist; as a hub id and a path: {error}") from error
-    around = _folders(files)
-    locations = _chosen(find_saes(files, names, around), parts)
-    if not locations:
-        why = missing_config(names) or f"looked for {SUPPORTED_FILES}"
-        if parts:
-            why = f"of {files.name} no SAE has {'/'.join(parts)} in its path"
-        raise SourceError(f"{ref} has no SAE: {why}")
-    formats = sorted({place.format for place in locations})
-    if len(formats) > 1:
-        raise SourceError(
-            f"{ref} holds SAEs of several formats ({', '.join(formats)}): give the folder of one of them"
-        )
-    usable = [place for place in locations if place.hook.other is None]
-    if not usable:
-        raise SourceError(
-            f"{ref} reads {locations[0].hook.other}: only SAEs of a layer's output (the residual stream) are supported"
-        )
-    if formats != ["qwen-scope"]:
-        said = next((place.trained_on for place in usable if place.trained_on), None)
-        by_name = next(filter(None, map(model_of, _names(files))), None)
-        return SaeSource(files, tuple(usable), k, asked_for or by_name or said)
-    named = sae_name_of(files)
-    config = read_sae_config(files, "cfg.json") if "cfg.json" in files.names() else {}
-    trained_on = config.get("trained_on")
-    return SaeSource(
-        files=files,
-        locations=tuple(usable),
-        k=_find_k(files, k, config.get("k"), named.k if named else None),
-        trained_on=trained_on if isinstance(trained_on, str) else (named.model if named else None),
-    )
 
 
-def _located(ref: str, *, offline: bool) -> tuple[Files, tuple[str, ...], str | None]:
-    """Where the files are, the parts of a path that choose among them, and the model a registry name speaks of."""
-    path = Path(ref).expanduser()
-    if path.is_file():
-        if path.suffix == ".pt" and layer_of(path.name) is None and path.name != "ae.pt":
-            raise SourceError(
-                f"{ref}: a single SAE file is named layer<N>.sae.pt, so that its layer is known"
-            )
-        root = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        return LocalFiles(root), path.relative_to(root).parts, None
-    if path.is_dir():
-        return LocalFiles(path), (), None
-    if known := parse_registry_name(ref):
-        return open_files(known.repo, offline=offline), known.parts, known.model
-    parts = ref.split("/")
-    explicit = ref.startswith((".", "/", "~"))
-    if (above := _existing(path)) is not None and (explicit or len(above.parts) > 1):
-        return LocalFiles(above), path.relative_to(above).parts, None
-    is_hub_path = len(parts) > 2 and all(parts) and not explicit
-    repo = "/".join(parts[:2]) if is_hub_path else ref
-    return open_files(repo, offline=offline), tuple(parts[2:]) if is_hub_path else (), None
-
-
-def _existing(path: Path) -> Path | None:
-    """The folder that a path begins with where it goes on with parts of paths of SAEs within; None where none is."""
-    here = Path.cwd()
-    for above in list(path.parents)[:4]:
-        if above.is_dir():
-            inside = above.resolve()
-            return (
-                None if inside in (here, *here.parents, Path.home(), Path(inside.anchor)) else above
-            )
-    return None
-
-
-def _tree(files: Files, depth: int) -> list[str]:
-    """All files of a checkpoint, so many folders deep; raises SourceError where a local folder cannot be one."""
-    if not isinstance(files, LocalFiles):
-        return sorted(files.names())
-    found: list[str] = []
-    for folder, folders, names in os.walk(files.folder):
+def _walk(files: LocalFiles, depth: int) -> Iterator[str]:
+    count = 0
+    for folder, subfolders, names in os.walk(files.folder):
         inner = Path(folder).relative_to(files.folder)
-        deep = len(inner.parts) >= depth
-        folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
-        found += [(inner / name).as_posix() for name in names]
-        if len(found) > _MOST_FILES:
+        if len(inner.parts) >= depth:
+            subfolders.clear()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        count += len(names)
+        if count > _MAX_FILES:
             raise SourceError(
-                f"{files.name} has over {_MOST_FILES:,} files: give the folder of the SAE itself"
+                f"{files.name} has over {_MAX_FILES:,} files: give the folder of the SAE itself"
             )
-    return sorted(found)
+        for name in names:
+            yield (inner / name).as_posix()
 
 
-def _chosen(locations: Sequence[SaeLocation], parts: Sequence[str]) -> list[SaeLocation]:
-    """The SAEs whose path has these parts in this order; `canonical` is the average L0 nearest to 100 of its folder."""
+def _with_parts(locations: Sequence[SaeLocation], parts: Sequence[str]) -> list[SaeLocation]:
+    """The SAEs whose path has these parts in this order.
+
+    The part `canonical` stands for the average L0 nearest to 100 within each folder.
+    """
     if "canonical" in parts:
         parts = [part for part in parts if part != "canonical"]
-        nearest = canonical_folders([place.folder for place in locations])
-        locations = [place for place in locations if place.folder in nearest]
-    return [place for place in locations if _has_parts(place.weights.split("/"), parts)]
+        canonical = canonical_folders(location.folder for location in locations)
+        locations = [location for location in locations if location.folder in canonical]
+    return [location for location in locations if _has_parts(location.weights, parts)]
 
 
-def _has_parts(path: Sequence[str], parts: Sequence[str]) -> bool:
-    rest = iter(path)
-    return all(part in rest for part in parts)
+def _has_parts(path: str, parts: Sequence[str]) -> bool:
+    remaining = iter(path.split("/"))
+    return all(part in remaining for part in parts)
 
 
 def sae_name_of(files: Files) -> SaeName | None:
-    """Model, width and k where a name in the checkpoint's path follows the grammar of releases."""
-    return next(filter(None, map(parse_sae_name, _names(files))), None)
+    """Model, width and k, if a name in the checkpoint's path is a Qwen-Scope release's name."""
+    return next(filter(None, map(parse_sae_name, _release_names(files))), None)
 
 
 def release_name(files: Files) -> str:
-    """The release's name by Qwen-Scope's grammar wherever the path carries one, else what the user called it."""
-    return next((name for name in _names(files) if parse_sae_name(name)), files.name)
+    """The Qwen-Scope release's name in the checkpoint's path, or else the user's name for it."""
+    for name in _release_names(files):
+        if parse_sae_name(name):
+            return name
+    return files.name
 
 
-def _names(files: Files) -> list[str]:
-    """Everything in the checkpoint's path that could carry a release's name, innermost first."""
-    return [
-        part.split("--")[-1] for part in reversed(_folders(files))
-    ]  # the hub's cache writes models--Owner--Name
+def _release_names(files: Files) -> list[str]:
+    """Names in the checkpoint's path that may be a release's name, innermost first."""
+    folders = reversed(_folder_names(files))
+    return [folder.split("--")[-1] for folder in folders]  # the hub's cache: models--Owner--Name
 
 
-def _folders(files: Files) -> tuple[str, ...]:
-    """Names of the folders the checkpoint lies in, its own last; of a hub repository its name."""
-    return (
-        files.folder.resolve().parts
-        if isinstance(files, LocalFiles)
-        else (files.name.split("/")[-1],)
-    )
-
-
-def _find_k(files: Files, given: int | None, configured: object, named: int | None) -> int:
-    if given is not None:
-        return given
-    if isinstance(configured, int) and not isinstance(configured, bool):
-        return configured
-    if named is not None:
-        return named
-    raise SourceError(
-        f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): give it with --k"
-    )
+def _folder_names(files: Files) -> tuple[str, ...]:
+    """Folders of the checkpoint's path, its own last; of a hub repository its name."""
+    if isinstance(files, LocalFiles):
+        return files.folder.resolve().parts
+    return (files.name.split("/")[-1],)
