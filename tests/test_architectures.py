@@ -55,7 +55,7 @@ from transformers import (
 
 import reference
 import tiny
-from saescope.engine.batches import divide, lay_out
+from saescope.engine.batches import divide, lay_out, plan_batches
 from saescope.engine.extract import residuals
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
@@ -509,7 +509,7 @@ def doctored(folder: Path, how: str) -> Path:
 @pytest.mark.parametrize("how", ["scaled", "in place", "several streams"])
 def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) -> None:
     lm = load_lm(doctored(tmp_path, how), [3])
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
     for _ in range(2):
         with pytest.raises(
             SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"
@@ -520,7 +520,7 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
 
 def test_residual_is_checked_in_the_first_pass_alone(tmp_path: Path) -> None:
     lm = load_lm(doctored(tmp_path, "nothing"), [3])
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts, 64)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, 64)
     hooks = []
     for _ in residuals(lm, [3], work):
         with capture(lm, [3]):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 import reference
 import tiny
 from conftest import Pair
+from saescope.engine.batches import plan_batches
 from saescope.engine.extract import compute, extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
@@ -64,7 +65,7 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
 
 def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
     rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
     for number, layer, found, _ in compute(lm, saes, work):
         dense = np.zeros((len(found.norms), saes[0].spec.d_sae), np.float32)
@@ -181,7 +182,7 @@ def test_interrupted_job_resumes(pair: Pair, tmp_path: Path) -> None:
     resumed = extract(
         lm, saes, sets, out, batch_tokens=30, progress=lambda done, _: left.append(done)
     )
-    n_batches = len(divide(lm, sets[0].prompts, 30).batches)
+    n_batches = len(plan_batches(lm, sets[0].prompts, 30).batches)
     assert len(left) == n_batches - 3
     assert resumed.manifest["tables"] == whole.manifest["tables"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]

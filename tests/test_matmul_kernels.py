@@ -11,6 +11,7 @@ from torch.nn import functional
 import tiny
 from saescope.engine import extract as extract_module
 from saescope.engine import matmul_kernels
+from saescope.engine.batches import plan_batches
 from saescope.engine.extract import choose_batch_kernels, extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
@@ -115,7 +116,7 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
 
 def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
     assert choose_batch_kernels(lm, work) == {"float32": "native"}
     monkeypatch.setattr(matmul_kernels, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(

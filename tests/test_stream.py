@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from conftest import Pair
-from saescope.engine.batches import lay_out
+from saescope.engine.batches import lay_out, plan_batches
 from saescope.engine.extract import extract, residuals
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.stream import streamed
@@ -22,7 +22,7 @@ from saescope.sources.prompts import texts
 def all_residuals(
     lm: LM, layers: list[int], budget: int, spill: Path | None = None
 ) -> dict[tuple[int, int], Tensor]:
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts, budget)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, budget)
     return {
         (number, layer): resid.clone()
         for number, layer, resid in residuals(lm, layers, work, spill=spill)
@@ -76,7 +76,7 @@ def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
 def test_blocks_are_back_in_place(pair: Pair) -> None:
     lm = load_lm(pair.model, [2])
     before = list(lm.blocks)
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts, 60)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, 60)
     batches = [lay_out(batch.lines, work.rows, lm.device) for batch in work.batches]
     stream = streamed(lm, [2], batches)
     next(stream)

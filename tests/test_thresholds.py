@@ -17,6 +17,7 @@ from saescope.analysis.fitness import fitness
 from saescope.analysis.layers import layers
 from saescope.control.edits import Edit
 from saescope.control.steer import steered
+from saescope.engine.batches import plan_batches
 from saescope.engine.decoders import decoder_cosines
 from saescope.engine.extract import compute, extract
 from saescope.engine.lm import LM, load_lm
@@ -80,7 +81,7 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
 
 def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
     lm, saes, _ = kind
-    work = divide(lm, texts(tiny.TEXTS)[0].prompts)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
     [(_, _, features, _)] = list(compute(lm, saes[:1], work))
     assert (
         len(features.acts) == features.counts.sum() < len(features.counts) * features.counts.max()

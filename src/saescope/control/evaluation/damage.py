@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.engine.batches import TokenBatch, lay_out
+from saescope.engine.batches import TokenBatch, divide, lay_out
 from saescope.engine.lm import LM
 
 _BATCH_TOKENS = 256  # log-probabilities of the whole vocabulary are held for each of them
