@@ -14,12 +14,12 @@ from saescope.table import Table
 
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
-    ExportSettings NeuronpediaSettings
+    
     FeatureJudge FunctionJudge Judge Reply ReferenceData EvaluateSettings BakeSettings
     DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
-    LogitLens Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
+    Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
     bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
-    export_gguf export_lora export_neuronpedia export_saelens extract fitness detect_language layers
+    extract fitness detect_language layers
     load_judge load_lm load_sae open_sae output_scores parse_edit profile read_behaviour
     read_direction read_edits read_prompts scan select steered texts verify write_directions
     write_edits write_report

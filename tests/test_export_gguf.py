@@ -112,17 +112,17 @@ def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_p
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
-        (Edit("1/3", "scale"), "can only add, not scale"),
-        (Edit("1/3", "clamp", 2.0), "needs a hook"),
-        (Edit("1/3", "project"), "--format lora"),
-        (everywhere("0/3", 1.0), "no control vector after block 0"),
+        (Edit("1/3", "scale"), "takes add edits, not scale"),
+        (Edit("1/3", "clamp", 2.0), "steer it at run time"),
+        (Edit("1/3", "project"), "a LoRA project"),
+        (everywhere("0/3", 1.0), "adds nothing after block 0"),
         (
             Edit(op="add", strength=1.0, direction=Direction(3, np.ones(32))),
             "the model has layers 0-2",
         ),
         (
             Edit(op="add", strength=1.0, direction=Direction(1, np.ones(31))),
-            "are 31 wide, .* has 32",
+            "is 31 wide, the model's residuals 32",
         ),
         (
             Edit(op="add", strength=3e38, direction=Direction(2, 2 * np.ones(32))),

@@ -199,7 +199,7 @@ def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> Non
             'scale acts by how strongly.*export its direction as "1/3 project 1"',
         ),
         (Edit("1/3", "clamp"), "clamp acts by how strongly"),
-        (Edit("1/3", "add", 2.0), "no place for a constant: use --format gguf"),
+        (Edit("1/3", "add", 2.0), "cannot add a constant: export a control vector"),
         (Edit("1/3", "readout_clamp"), "moves the residual to a target"),
         (Edit("1/3", "project", scope="decode"), "its scope is decode"),
         (Edit("1/3", "project", 0.0), "none changes anything"),
@@ -230,7 +230,7 @@ def test_nothing_is_left_where_it_fails(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("saescope.control.exports.tensors.Stored.pieces", full)
+        patch.setattr("saescope.control.exports.tensors.StoredTensor.chunks", full)
         with pytest.raises(ResourceError, match="No space left on device; nothing was left"):
             export_lora(model, saes, EDITS, tmp_path / "out")
     monkeypatch.setattr("saescope.control.exports.lora._measure", interrupted)

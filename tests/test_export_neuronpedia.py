@@ -11,8 +11,11 @@ import pytest
 import torch
 
 import tiny
+from saescope.control.exports.firings import Histogram
 from saescope.control.exports.lens import LogitLens
-from saescope.control.exports.neuronpedia import Effect, Names, export_neuronpedia
+from saescope.control.exports.logit_effect import LogitEffect, TokenEffect
+from saescope.control.exports.neuronpedia import export_neuronpedia
+from saescope.control.exports.neuronpedia_rows import NeuronpediaIds
 from saescope.control.exports.settings import NeuronpediaSettings
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
@@ -161,8 +164,12 @@ def test_same_run_same_bytes(run: Run, tmp_path: Path) -> None:
 
 
 def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
-    def lens(layer: int, ids: list[int]) -> list[Effect]:
-        return [Effect([("up", i / 7)], [("down", -i / 7)], [1, 2], [0.5, 1.5]) for i in ids]
+    def lens(layer: int, ids: list[int]) -> list[LogitEffect]:
+        histogram = Histogram([1, 2], [0.5, 1.5])
+        return [
+            LogitEffect([TokenEffect("up", i / 7)], [TokenEffect("down", -i / 7)], histogram)
+            for i in ids
+        ]
 
     result = export_neuronpedia(
         run, tmp_path / "out", layers=[4], lens=lens, settings=NeuronpediaSettings("tiny", "res")
@@ -174,14 +181,14 @@ def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
 
 
 def test_ids_are_made_of_the_runs_names(run: Run) -> None:
-    names = Names.of(run, NeuronpediaSettings())
+    names = NeuronpediaIds.of(run, NeuronpediaSettings())
     assert (names.model, names.source_set) == ("planned", "planned")
     named = NeuronpediaSettings(source_set="Somebody/My SAEs (16k)")
-    assert Names.of(run, named).source_set == "my-saes-16k"
+    assert NeuronpediaIds.of(run, named).source_set == "my-saes-16k"
 
 
 def test_nothing_is_left_where_it_fails(run: Run, tmp_path: Path) -> None:
-    def full(layer: int, ids: list[int]) -> list[Effect]:
+    def full(layer: int, ids: list[int]) -> list[LogitEffect]:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ResourceError, match="No space left"):
@@ -222,6 +229,8 @@ def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> No
         wanted = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
     top = wanted[: len(lm.tokenizer)].topk(10)
     text = TokenText(lm.tokenizer)
-    np.testing.assert_allclose([value for _, value in one.raised], top.values, rtol=0.05, atol=0.02)
-    assert one.raised[0][0] in [text(token) for token in top.indices[:3].tolist()]
-    assert sum(one.heights) == len(lm.tokenizer)
+    np.testing.assert_allclose(
+        [effect.value for effect in one.raised], top.values, rtol=0.05, atol=0.02
+    )
+    assert one.raised[0].token in [text(token) for token in top.indices[:3].tolist()]
+    assert sum(one.histogram.counts) == len(lm.tokenizer)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 from saescope.control.exports.saelens import export_saelens
-from saescope.control.exports.tensors import Stored, write_safetensors
+from saescope.control.exports.tensors import StoredTensor, write_safetensors
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae, SparseActs
 from saescope.errors import ResourceError, SourceError
@@ -140,9 +140,9 @@ def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> N
 
 
 def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saescope.control.exports.tensors._BLOCK_BYTES", 4 * 40)
+    monkeypatch.setattr("saescope.control.exports.tensors._CHUNK_BYTES", 4 * 40)
     tensors = {"a": torch.randn(31, 17), "b": torch.randn(5), "c": torch.randn(17, 50)}
-    stored = {name: Stored(t, transposed=name != "b") for name, t in tensors.items()}
+    stored = {name: StoredTensor(t, transposed=name != "b") for name, t in tensors.items()}
     write_safetensors(tmp_path / "x", stored, {"format": "pt"})
     read = load_file(tmp_path / "x")
     assert read.keys() == tensors.keys()

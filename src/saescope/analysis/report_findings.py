@@ -1,4 +1,4 @@
-"""What a report of a run shows: its profile, its contrast, and the prompts on which the best features fire."""
+"""What a run's report shows: its profile, its contrast, and the prompts of the best features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -112,7 +112,7 @@ class BestFeature:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The tokens of a prompt around the feature's strongest one; so many tokens come before and after."""
+    """The tokens of a prompt around the feature's strongest one, and how many are cut off."""
 
     example: Example
     tokens: tuple[TokenAct, ...]

@@ -176,7 +176,7 @@ def _quiet(_what: str, _done: int, _all: int) -> None:
 def _plan(job: _Job, edits: Sequence[Edit], method: Method | None) -> BakePlan:
     """The plan, once it is shown that every writer (and reader) it needs is known."""
     anatomy = job.anatomy
-    bound = edit_vectors(edits, job.saes, anatomy)
+    bound = edit_vectors(edits, job.saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
     chosen = choose_method(bound, method)
     if chosen == "bias":
         return plan_biases(anatomy, read_config(job.files), bound)

@@ -8,7 +8,6 @@ import torch
 from saescope.control.baking.methods import EditVectors
 from saescope.control.edits import Edit
 from saescope.control.formulae import bind_edits
-from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
 
@@ -47,18 +46,20 @@ def nearest_bakeable(edit: Edit) -> Edit:
     )
 
 
-def edit_vectors(edits: Sequence[Edit], saes: Sequence[Sae], anatomy: Anatomy) -> list[EditVectors]:
+def edit_vectors(
+    edits: Sequence[Edit], saes: Sequence[Sae], *, n_layers: int, d_model: int
+) -> list[EditVectors]:
     """The edits with their vectors; raises EditError for one that is not of this model."""
     sae_of = {sae.spec.layer: sae for sae in saes}
     found = []
     for edit in edits:
-        if edit.layer >= anatomy.n_layers:
-            raise EditError(f"edit of {edit.name}: the model has layers 0-{anatomy.n_layers - 1}")
+        if edit.layer >= n_layers:
+            raise EditError(f"edit of {edit.name}: the model has layers 0-{n_layers - 1}")
         own = sae_of.get(edit.layer) if edit.feature is not None else None
         one = bind_edits([edit], own, torch.float64, torch.device("cpu"))
-        if one.d.shape[1] != anatomy.d_model:
+        if one.d.shape[1] != d_model:
             raise EditError(
-                f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {anatomy.d_model}"
+                f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {d_model}"
             )
         found.append(EditVectors(edit, one.reader.readout.w[0], one.reader.readout.b[0], one.d[0]))
     return found

@@ -1,4 +1,4 @@
-"""What an export gives back: the files, and what they equal."""
+"""What an export returns: the files it wrote, and what they compute."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +11,10 @@ from saescope.table import Table
 @final
 @dataclass(frozen=True)
 class ExportResult(Table):
-    """The files of an export, whether they do exactly what they are meant for, and what that is.
+    """The files of an export, and whether they do exactly what was exported.
 
-    `limits` are the ways in which they differ from it, or from the edits they were made of; `measured` what was.
+    `equals` says in words what the files compute, `limits` in what that differs from what was
+    exported, and `measured` holds figures, with the keys of the JSON.
     """
 
     format: str
@@ -25,7 +26,7 @@ class ExportResult(Table):
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope export`."""
+        """Return the JSON of `saescope export`."""
         return {
             "format": self.format,
             "out": str(self.out),
@@ -37,15 +38,13 @@ class ExportResult(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a file."""
+        """Return one row per file."""
         return [
             {"format": self.format, "file": str(path), "bytes": path.stat().st_size}
             for path in self.files
         ]
 
 
-def files_in(out: Path) -> tuple[Path, ...]:
-    """The files of a published folder, or the file itself, in order."""
-    return (
-        tuple(sorted(path for path in out.rglob("*") if path.is_file())) if out.is_dir() else (out,)
-    )
+def files_in(folder: Path) -> tuple[Path, ...]:
+    """Return all files below a folder, sorted."""
+    return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))

@@ -1,9 +1,11 @@
-"""Edits that add a vector, as a control vector in GGUF: what llama.cpp's --control-vector takes.
+"""`add` edits as a control vector in GGUF, the format of llama.cpp's --control-vector.
 
-llama.cpp adds tensor `direction.{L}` to what block L has written, at every position: the residual this project calls
-resid_post of layer L (its `build_cvec(cur, il)` stands after the block's last addition). Block 0 has no such place.
-The file is a header, three values and a few vectors, so it is written here and not by a library; the `gguf` package
-reads it in the tests. Format: github.com/ggml-org/ggml, docs/gguf.md, version 3.
+llama.cpp adds the tensor `direction.{L}` to the output of block L at every position: `build_cvec`
+comes after the block's last addition, so this is saescope's resid_post of layer L. It adds nothing
+after block 0. The file is a header, three values and a few vectors, so it is written here without a
+library; the tests read it with the `gguf` package.
+
+Format: github.com/ggml-org/ggml, docs/gguf.md, version 3.
 """
 
 import struct
@@ -16,12 +18,12 @@ import numpy.typing as npt
 import torch
 
 from saescope.control.baking.distance import distance
-from saescope.control.baking.methods import constant_hook
+from saescope.control.baking.eligibility import edit_vectors
+from saescope.control.baking.methods import constant_hook, summed_constants
 from saescope.control.edits import Edit
 from saescope.control.exports.export_result import ExportResult
-from saescope.control.exports.measuring import Progress, Reader
+from saescope.control.exports.measuring import OutputRecorder, Progress, State
 from saescope.control.exports.settings import ExportSettings
-from saescope.control.exports.vectors import vectors
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy
 from saescope.engine.config import read_config
@@ -31,8 +33,8 @@ from saescope.errors import EditError
 from saescope.sources.files import open_files
 from saescope.store.atomic import atomic_file, refuse_existing
 
-Vector = npt.NDArray[np.float32]
-# llama.cpp's names of architectures, by transformers' model_type; others are mostly the same without punctuation.
+EQUALS = "h + s·d after each edited layer, at every position (scope all, skip_sinks = false)"
+# llama.cpp's architecture names by transformers' model_type, where more than punctuation differs.
 ARCHITECTURES: Final[Mapping[str, str]] = {
     "gemma3_text": "gemma3",
     "gpt_neox": "gptneox",
@@ -43,9 +45,11 @@ ARCHITECTURES: Final[Mapping[str, str]] = {
     "qwen3_5_moe_text": "qwen35moe",
     "qwen3_5_text": "qwen35",
 }
+_VERSION = 3
 _ALIGNMENT = 32
-_UINT32, _STRING, _FLOAT32 = 4, 8, 0
-EQUALS = "h + s·d after each edited layer, at every position: the add edits with scope all and skip_sinks = false"
+# Numbers of types in GGUF: of a value, and of a tensor.
+_UINT32, _STRING, _FLOAT32_TENSOR = 4, 8, 0
+Vector = npt.NDArray[np.float32]
 
 
 def export_gguf(
@@ -56,81 +60,122 @@ def export_gguf(
     settings: ExportSettings | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write `add` edits as a control vector; strengths are in it, so llama.cpp takes it with scale 1.
+    """Write `add` edits as a control vector for llama.cpp, to be loaded with scale 1.
 
-    Of the `model`, a folder or hub id, the config alone is read, unless the edits are not quite what llama.cpp will do
-    and that shall be measured on neutral text (`settings.neutral`). Raises EditError for other ops,
-    for layer 0, and for edits that do not fit the model.
+    Only the model's config is read, unless an edit has a scope or leaves sinks alone, which
+    llama.cpp cannot do. Then the result is not exact, and `measured` holds the KL per token in nats
+    from the steered model and from the base model to the model with the control vector.
+
+    Raises EditError for other ops, for layer 0, and for edits that do not fit the model;
+    ResourceError if `out` exists.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> from saescope.control.exports.gguf import export_gguf
+    >>> sae = ss.load_sae("saescope-tiny-sae", 2)
+    >>> edit = ss.Edit("2/5", "add", 3.0, skip_sinks=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = export_gguf("saescope-tiny", [sae], [edit], f"{folder}/steer.gguf")
+    >>> result.exact, result.measured
+    (True, {'layers': [2]})
     """
     settings = settings or ExportSettings()
     out = Path(out).expanduser()
     refuse_existing(out)
     files = open_files(str(model), offline=settings.offline)
     config = read_config(files)
-    for edit in edits:
-        _refuse(edit, int(config.num_hidden_layers))
-    layers = _summed(edits, saes, int(config.hidden_size), str(model))
-    limits = tuple(dict.fromkeys(filter(None, map(_limit, edits))))
-    measured: dict[str, Any] = {"layers": sorted(layers)}
+    _check(edits, config.num_hidden_layers)
+    bound = edit_vectors(edits, saes, n_layers=config.num_hidden_layers, d_model=config.hidden_size)
+    vectors = _float32(summed_constants(bound))
+    limits = _limits(edits)
+    measured: dict[str, Any] = {"layers": sorted(vectors)}
     if limits and settings.measure:
-        shards, anatomy = Shards.open(files), read_anatomy(files)
-        measured |= _measure(Reader(shards, anatomy, settings, progress), layers, edits, saes)
+        recorder = OutputRecorder(Shards.open(files), read_anatomy(files), settings)
+        measured |= _measure(recorder, vectors, saes, edits, progress)
     with atomic_file(out) as path:
-        path.write_bytes(control_vector(layers, architecture(str(config.model_type))))
+        path.write_bytes(control_vector(vectors, architecture(config.model_type)))
     return ExportResult("gguf", out, (out,), not limits, EQUALS, limits, measured)
 
 
-def _summed(
-    edits: Sequence[Edit], saes: Sequence[Sae], d_model: int, model: str
-) -> dict[int, Vector]:
-    """What each layer's edits add, together; raises EditError where that does not fit the model, or float32."""
-    layers = {
-        layer: sum(edit.amount * d.double() for edit, d in zip(of, rows, strict=True))
-        .float()
-        .numpy()
-        for layer, (of, rows) in vectors(edits, saes).items()
-    }
-    for layer, vector in layers.items():
-        if len(vector) != d_model:
-            raise EditError(
-                f"the edits of layer {layer} are {len(vector)} wide, {model} has {d_model}"
-            )
-        if not np.isfinite(vector).all():
-            raise EditError(f"the edits of layer {layer} add up to more than float32 holds")
-    return layers
-
-
-def _measure(
-    reader: Reader, layers: Mapping[int, Vector], edits: Sequence[Edit], saes: Sequence[Sae]
-) -> dict[str, Any]:
-    """How far the control vector is from the edits as they are steered, and from the model without them."""
-    hook = constant_hook({layer: torch.from_numpy(vector) for layer, vector in layers.items()})
-    vector, edited, base = reader.read([hook, steered(reader.lm, saes, edits), None])
-    far = {"kl_steered_vector": edited, "kl_base_vector": base}
-    return {name: distance(one, vector).to_dict() for name, one in far.items()}
+def control_vector(vectors: Mapping[int, Vector], model_hint: str) -> bytes:
+    """Return a control vector's bytes, from one float32 vector (d_model,) per layer."""
+    metadata = [
+        _text("general.architecture") + _string_value("controlvector"),
+        _text("controlvector.model_hint") + _string_value(model_hint),
+        _text("controlvector.layer_count") + struct.pack("<II", _UINT32, len(vectors)),
+    ]
+    tensor_infos = []
+    data = b""
+    for layer, vector in sorted(vectors.items()):
+        n_dimensions, offset = 1, len(data)
+        info = struct.pack("<IQIQ", n_dimensions, len(vector), _FLOAT32_TENSOR, offset)
+        tensor_infos.append(_text(f"direction.{layer}") + info)
+        data += _padded(vector.astype("<f4").tobytes())
+    counts = struct.pack("<4sIQQ", b"GGUF", _VERSION, len(tensor_infos), len(metadata))
+    header = b"".join([counts, *metadata, *tensor_infos])
+    return _padded(header) + data
 
 
 def architecture(model_type: str) -> str:
-    """llama.cpp's name of an architecture that transformers calls `model_type`; a hint, which llama.cpp only shows."""
+    """Return llama.cpp's name of an architecture; llama.cpp only displays it."""
     return ARCHITECTURES.get(model_type, model_type.replace("_", ""))
 
 
-def control_vector(layers: Mapping[int, Vector], hint: str) -> bytes:
-    """A control vector's bytes, from one float32 vector (d_model,) for each layer."""
-    values = [
-        ("general.architecture", _STRING, _text("controlvector")),
-        ("controlvector.model_hint", _STRING, _text(hint)),
-        ("controlvector.layer_count", _UINT32, struct.pack("<I", len(layers))),
-    ]
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(layers), len(values))
-    head += b"".join(_text(key) + struct.pack("<I", kind) + data for key, kind, data in values)
-    body = b""
-    for layer, vector in sorted(layers.items()):
-        head += _text(f"direction.{layer}") + struct.pack(
-            "<IQIQ", 1, len(vector), _FLOAT32, len(body)
-        )
-        body += _padded(vector.astype("<f4").tobytes())
-    return _padded(head) + body
+def _check(edits: Sequence[Edit], n_layers: int) -> None:
+    if not edits:
+        raise EditError("there are no edits to export")
+    for edit in edits:
+        if edit.op == "project":
+            raise EditError(
+                f"edit of {edit.name}: a control vector takes add edits, a LoRA project"
+            )
+        if edit.op != "add":
+            raise EditError(
+                f"edit of {edit.name}: a control vector takes add edits, not {edit.op}: "
+                "steer it at run time, or export its direction as a project edit to a LoRA"
+            )
+        if edit.layer == 0:
+            raise EditError(
+                f"edit of {edit.name}: llama.cpp adds nothing after block 0: use layer 1 or later"
+            )
+
+
+def _float32(constants: Mapping[int, torch.Tensor]) -> dict[int, Vector]:
+    vectors = {layer: constant.float().numpy() for layer, constant in constants.items()}
+    for layer, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise EditError(f"the edits of layer {layer} add up to more than float32 holds")
+    return vectors
+
+
+def _limits(edits: Sequence[Edit]) -> tuple[str, ...]:
+    """Say in what the edits differ from what llama.cpp does."""
+    limits = []
+    for edit in edits:
+        if edit.scope != "all":
+            limits.append(
+                f"the edit of {edit.name} has scope {edit.scope}; llama.cpp adds at every position"
+            )
+        elif edit.skip_sinks:
+            limits.append("the edits skip position 0 and sinks (skip_sinks); llama.cpp does not")
+    return tuple(dict.fromkeys(limits))
+
+
+def _measure(
+    recorder: OutputRecorder,
+    vectors: Mapping[int, Vector],
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Measure the KL from the steered model and from the base model to the control vector."""
+    hook = constant_hook({layer: torch.from_numpy(v) for layer, v in vectors.items()})
+    states: list[State] = [hook, steered(recorder.lm, saes, edits), None]
+    with_vector, with_edits, base = recorder.record(states, progress)
+    return {
+        "kl_steered_vector": distance(with_edits, with_vector).to_dict(),
+        "kl_base_vector": distance(base, with_vector).to_dict(),
+    }
 
 
 def _text(text: str) -> bytes:
@@ -138,31 +183,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def _string_value(text: str) -> bytes:
+    return struct.pack("<I", _STRING) + _text(text)
+
+
 def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % _ALIGNMENT)
-
-
-def _refuse(edit: Edit, n_layers: int) -> None:
-    if edit.op != "add":
-        instead = (
-            "--format lora takes project away from every write"
-            if edit.op == "project"
-            else "what depends on the residual needs a hook (steer), or --format lora of a project edit"
-        )
-        raise EditError(
-            f"edit of {edit.name}: a control vector can only add, not {edit.op}; {instead}"
-        )
-    if edit.layer == 0:
-        raise EditError(
-            f"edit of {edit.name}: llama.cpp adds no control vector after block 0; take layer 1 or later"
-        )
-    if edit.layer >= n_layers:
-        raise EditError(f"edit of {edit.name}: the model has layers 0-{n_layers - 1}")
-
-
-def _limit(edit: Edit) -> str | None:
-    if edit.scope != "all":
-        return f"the edit of {edit.name} is meant for scope {edit.scope}; llama.cpp adds at every position"
-    if edit.skip_sinks:
-        return "the edits leave position 0 and sinks alone (skip_sinks); llama.cpp adds there too"
-    return None

@@ -1,6 +1,7 @@
-"""Which tokens a feature's direction raises and lowers: lm_head · (γ ⊙ d), the final norm's gain γ with it.
+"""Which tokens a feature's direction raises and lowers: the logit lens.
 
-The lm_head stays mapped from its file and is converted a piece at a time, so a layer of many features is read in the
+The effect is lm_head · (γ ⊙ d), with the final norm's gain γ and the decoder column d. The lm_head
+stays mapped from its file and is converted chunk by chunk, so a layer of many features needs the
 memory of one batch of them.
 """
 
@@ -11,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.exports.firings import histogram
-from saescope.control.exports.neuronpedia import Effect
+from saescope.control.exports.firings import Histogram
+from saescope.control.exports.logit_effect import LogitEffect, TokenEffect
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
 from saescope.engine.lm import read_tokenizer
@@ -24,73 +25,88 @@ from saescope.errors import SourceError
 from saescope.sources.files import open_files
 from saescope.store.runs import Run
 
-_PIECE = 2**24  # values of the lm_head in float32 at a time
-_FEATURES = 64  # whose logits over the whole vocabulary are held at once
-_SHOWN = 10
+_CHUNK = 2**24  # values of the lm_head that are converted to float32 at a time
+_BATCH = 64  # features whose logits over the whole vocabulary are held at once
+_N_TOKENS = 10
 
 
 @final
 class LogitLens:
-    """The effects of a run's features on the logits of its model; both are opened again from its manifest."""
+    """The effects of a run's features on the logits of its model, both named in its manifest.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, [sae], ss.bundled_prompts()[:2], f"{folder}/run")
+    ...     [effect] = ss.LogitLens(run)(2, [5])
+    >>> len(effect.raised), effect.raised[0].value > 0
+    (10, True)
+    """
 
     def __init__(self, run: Run, *, offline: bool = False) -> None:
-        source = str(run.manifest["inputs"]["model"])
-        files = open_files(source, offline=offline)
-        self._run, self._offline = run, offline
+        files = open_files(str(run.manifest["inputs"]["model"]), offline=offline)
+        tokenizer, _ = read_tokenizer(files)
+        self._run = run
+        self._offline = offline
         self._anatomy: Anatomy = read_anatomy(files)
         self._shards = Shards.open(files)
-        self._gain, self._centred = self._final_norm()
-        tokenizer, _ = read_tokenizer(files)
-        self._known, self._text = len(tokenizer), TokenText(tokenizer)
+        self._norm_weight, self._subtracts_mean = self._final_norm()
+        self._n_tokens = len(tokenizer)
+        self._token_text = TokenText(tokenizer)
         self._sae: Sae | None = None
 
-    def __call__(self, layer: int, ids: Sequence[int]) -> list[Effect]:
-        """An effect for each feature; raises SourceError where the SAE is not what the run was made with."""
-        found: list[Effect] = []
-        for start in range(0, len(ids), _FEATURES):
-            logits = self._logits(self._directions(layer, ids[start : start + _FEATURES]))
-            found += map(self._effect, logits)
-        return found
+    def __call__(self, layer: int, ids: Sequence[int]) -> list[LogitEffect]:
+        """Return the effect of each feature; raises SourceError if the SAE is not the run's."""
+        sae = self._load_sae(layer)
+        assert sae.W_dec is not None
+        effects = []
+        for batch in torch.as_tensor(ids, dtype=torch.long).split(_BATCH):
+            directions = sae.W_dec[:, batch].T.float()
+            effects += [self._effect(logits) for logits in self._logits(directions)]
+        return effects
 
     def _final_norm(self) -> tuple[Float[Tensor, "d_model"], bool]:
-        """Its gain, and whether it subtracts the mean as well (LayerNorm)."""
+        """Return the final norm's gain, and whether it subtracts the mean as LayerNorm does."""
         name = str(self._anatomy.head.norm)
         stored = f"{self._anatomy.prefix}{name}"
         if f"{stored}.bias" in self._shards.places:
             return self._shards.tensor(f"{stored}.weight").float(), True
-        return norm_gains(self._shards, self._anatomy, [name])[name].float(), False
+        gains = norm_gains(self._shards, self._anatomy, [name])
+        return gains[name].float(), False
 
-    def _directions(self, layer: int, ids: Sequence[int]) -> Float[Tensor, "n d_model"]:
-        if self._sae is None or self._sae.spec.layer != layer:
-            spec = self._run.saes[layer]
-            source = self._run.manifest["inputs"]["saes"][str(layer)]
-            self._sae = load_sae(source, layer, k=spec.k, offline=self._offline)
-            if self._sae.spec.fingerprint != spec.fingerprint:
-                raise SourceError(
-                    f"{source} is not the SAE that {self._run.path} was made with: layer {layer} differs"
-                )
-        assert self._sae.W_dec is not None
-        return self._sae.W_dec[:, torch.as_tensor(ids)].T.float()
+    def _load_sae(self, layer: int) -> Sae:
+        if self._sae is not None and self._sae.spec.layer == layer:
+            return self._sae
+        spec = self._run.saes[layer]
+        source = self._run.manifest["inputs"]["saes"][str(layer)]
+        sae = load_sae(source, layer, k=spec.k, offline=self._offline)
+        if sae.spec.fingerprint != spec.fingerprint:
+            raise SourceError(
+                f"{source} is not the SAE that made {self._run.path}: layer {layer} differs"
+            )
+        self._sae = sae
+        return sae
 
     @torch.inference_mode()
-    def _logits(self, d: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        anatomy = self._anatomy
-        W = self._shards.tensor((anatomy.embedding if anatomy.tied else anatomy.head).stored[0])
-        seen = (d - d.mean(dim=1, keepdim=True) if self._centred else d) * self._gain
-        rows = max(1, _PIECE // W.shape[1])
-        return torch.cat([seen @ piece.float().T for piece in W.split(rows)], dim=1)
+    def _logits(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        if self._subtracts_mean:
+            directions = directions - directions.mean(dim=1, keepdim=True)
+        normed = directions * self._norm_weight
+        head = self._anatomy.embedding if self._anatomy.tied else self._anatomy.head
+        W = self._shards.tensor(head.stored[0])
+        chunks = W.split(max(1, _CHUNK // W.shape[1]))
+        return torch.cat([normed @ chunk.float().T for chunk in chunks], dim=1)
 
-    def _effect(self, logits: Float[Tensor, "vocab"]) -> Effect:
-        known = logits[
-            : self._known
-        ]  # what lies beyond fills up a model's vocabulary and has no text
-        raised, lowered = (
-            known.topk(min(_SHOWN, len(known)), largest=largest) for largest in (True, False)
-        )
-        return Effect(self._texts(raised), self._texts(lowered), *histogram(known.numpy()))
+    def _effect(self, logits: Float[Tensor, "vocab"]) -> LogitEffect:
+        logits = logits[: self._n_tokens]  # models pad their vocabulary with rows that have no text
+        n = min(_N_TOKENS, len(logits))
+        raised = self._token_effects(logits.topk(n))
+        lowered = self._token_effects(logits.topk(n, largest=False))
+        return LogitEffect(raised, lowered, Histogram.of(logits.numpy()))
 
-    def _texts(self, top: Any) -> list[tuple[str, float]]:
-        return [
-            (self._text(token), value)
-            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+    def _token_effects(self, top: Any) -> list[TokenEffect]:
+        effects = []
+        for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+            effects.append(TokenEffect(self._token_text(token), value))
+        return effects

@@ -1,14 +1,17 @@
-"""Projections as a LoRA in peft's format: base + adapter is the model projected at every write, switched on and off.
+"""`project` edits as a LoRA in peft's format, which can be switched on and off.
 
-Every weight that writes to the residual, W, gets B·A with A = s·Vᵀ W and B = −U: the share s of what it writes along
-the directions is taken away. Of a plain projection U = V, orthonormal directions; past a norm see `maps.py`. The rank
-is the number of directions; alpha = rank, so the scaling is 1. Embeddings get peft's embedding LoRA, which leaves an
-lm_head that is tied to them as it is: what is read from the residual is not edited, only what is written.
+The base model with the adapter is the model with the projection at every write. Every weight W that
+writes to the residual gets B·A, with A = s·Vᵀ W and B = −U: this removes the share s of what W
+writes along the directions. For a plain projection U = V, orthonormal directions; past a norm, see
+`residual_map.py`. The rank is the number of directions, and alpha = rank, so the scaling is 1.
+
+Embeddings get peft's embedding LoRA. It leaves a tied lm_head as it is, which is right: the edit
+changes what is written to the residual, not what is read from it.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,12 @@ from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import edit_vectors, why_not_bakeable
 from saescope.control.baking.methods import BakePlan, plan_projection
 from saescope.control.edits import Edit
-from saescope.control.exports.adapter import (
-    Factors,
-    Names,
-    adapted,
-    factors,
-    names_of,
-    peft_tensors,
-)
+from saescope.control.exports.adapter import LoraAdapter, adapted, compute_adapter
 from saescope.control.exports.export_result import ExportResult, files_in
-from saescope.control.exports.measuring import Progress, Reader
+from saescope.control.exports.measuring import OutputRecorder, Progress, State
+from saescope.control.exports.peft_format import peft_config, peft_names, peft_tensors
 from saescope.control.exports.settings import ExportSettings
-from saescope.control.exports.tensors import Stored, write_safetensors
+from saescope.control.exports.tensors import StoredTensor, write_safetensors
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.devices import Device, DType
@@ -44,7 +41,7 @@ from saescope.sources.files import Files, open_files
 from saescope.store.atomic import atomic_folder, refuse_existing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-EQUALS = "the projection at every write of every layer, whichever layer the edit names, at every position"
+EQUALS = "the projection at every write of every layer, whatever layer the edit names"
 
 
 def export_lora(
@@ -55,127 +52,152 @@ def export_lora(
     settings: ExportSettings | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write `project` edits as a LoRA of `model` that peft loads; strengths are in it.
+    """Write `project` edits as a LoRA of the model; `PeftModel.from_pretrained` loads the folder.
 
-    With `settings.measure` the result says how far the adapter is from the projection by hooks, from the edits as they are
-    steered and from the model without them: KL of every next token's distribution on neutral text. Raises EditError for edits that a LoRA cannot take over.
+    If `settings.measure` is on, `measured` holds the KL per token in nats to the model with the
+    adapter: from the projection by hooks, from the edits as they are steered, and from the base
+    model. `component_left` is how large the component along the directions still is, as a share of
+    what it is without the adapter.
+
+    Raises EditError for edits that a LoRA cannot express, and ResourceError if `out` exists.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> from saescope.control.exports.lora import export_lora
+    >>> sae = ss.load_sae("saescope-tiny-sae", 2)
+    >>> edit = ss.Edit("2/5", "project")
+    >>> settings = ss.ExportSettings(measure=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = export_lora("saescope-tiny", [sae], [edit], f"{folder}/lora", settings)
+    >>> result.exact, result.measured["rank"]
+    (True, 1)
     """
     settings = settings or ExportSettings()
     out = Path(out).expanduser()
     refuse_existing(out)
-    wanted = [edit for edit in edits if not edit.is_noop]
-    _refuse(wanted)
+    edits = [edit for edit in edits if not edit.is_noop]
+    _check(edits)
     files = open_files(str(model), offline=settings.offline)
-    anatomy, shards = read_anatomy(files), Shards.open(files)
-    plan = _plan(files, anatomy, shards, wanted, saes, settings.device)
-    made, missed = factors(anatomy, shards, plan)
-    names = names_of(files, made)
-    with atomic_folder(out) as folder:
-        tensors = {name: Stored(tensor) for name, tensor in peft_tensors(made, names).items()}
-        write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
-        text = json.dumps(adapter_config(files, made, names), indent=2, ensure_ascii=False)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-        measured: dict[str, Any] = {
-            "method": plan.method,
-            "rank": made[0].rank,
-            "writers": len(made),
-        }
-        if settings.measure:
-            read = partial(Reader, shards, anatomy, settings, progress)
-            measured |= _measure(read, plan, made, wanted, saes)
-    limits = [plan.why_not] if plan.why_not else []
-    limits += (
-        [f"biases are not in a LoRA, so what {missed} of them write along the directions stays"]
-        if missed
-        else []
-    )
-    return ExportResult("lora", out, files_in(out), not limits, EQUALS, tuple(limits), measured)
-
-
-def adapter_config(files: Files, made: Sequence[Factors], names: Names) -> dict[str, Any]:
-    """peft's config: every value that decides what is computed is said, none is left to a default."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": files.source,
-        "revision": files.revision,
-        "inference_mode": True,
-        "r": made[0].rank,
-        "lora_alpha": made[0].rank,
-        "use_rslora": False,
-        "use_dora": False,
-        "lora_dropout": 0.0,
-        "lora_bias": False,
-        "bias": "none",
-        "fan_in_fan_out": any(one.kind == "conv1d" for one in made),
-        "target_modules": names.target_modules,
-        "target_parameters": names.target_parameters or None,
-        "modules_to_save": None,
+    checkpoint = _Checkpoint(files, Shards.open(files), read_anatomy(files), settings)
+    plan = _plan(checkpoint, saes, edits)
+    adapter = compute_adapter(checkpoint.shards, checkpoint.anatomy, plan)
+    measured = {
+        "method": plan.method,
+        "rank": adapter.rank,
+        "writers": len(adapter.factors),
     }
+    with atomic_folder(out) as folder:
+        _write(folder, files, adapter)
+        if settings.measure:
+            measured |= _measure(checkpoint, plan, adapter, saes, edits, progress)
+    limits = _limits(plan, adapter)
+    return ExportResult("lora", out, files_in(out), not limits, EQUALS, limits, measured)
 
 
-def _refuse(edits: Sequence[Edit]) -> None:
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The model that is exported for, and the settings it is opened with."""
+
+    files: Files
+    shards: Shards
+    anatomy: Anatomy
+    settings: ExportSettings
+
+
+def _check(edits: Sequence[Edit]) -> None:
     if not edits:
         raise EditError("there are no edits to export: none changes anything")
     for edit in edits:
         if edit.op == "add":
             raise EditError(
-                f"edit of {edit.name}: a LoRA has no place for a constant: use --format gguf, or steer it"
+                f"edit of {edit.name}: a LoRA cannot add a constant: "
+                "export a control vector (gguf), or steer it at run time"
             )
-        if (why := why_not_bakeable(edit)) is not None or edit.op != "project":
-            why = why or f"{edit.op} moves the residual to a target, which a low rank cannot"
+        reason = why_not_bakeable(edit)
+        if reason is None and edit.op != "project":
+            reason = f"{edit.op} moves the residual to a target, which a low rank cannot"
+        if reason is not None:
             raise EditError(
-                f'edit of {edit.name}: {why}; export its direction as "{edit.name} project 1", or steer it at run time'
+                f"edit of {edit.name}: {reason}; "
+                f'export its direction as "{edit.name} project 1", or steer it at run time'
             )
 
 
-def _plan(
-    files: Files,
-    anatomy: Anatomy,
-    shards: Shards,
-    edits: Sequence[Edit],
-    saes: Sequence[Sae],
-    device: Device,
-) -> BakePlan:
-    """How each writer is projected, once it is shown by numbers that every writer is known."""
-    bound = edit_vectors(edits, saes, anatomy)
-    gains = norm_gains(shards, anatomy, anatomy.norms(writes=True, reads=False))
-    lm = load_lm(files.source, [anatomy.last_kind], device=device, streamed=True)
+def _plan(checkpoint: _Checkpoint, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakePlan:
+    """Plan the projection of every writer; raises SourceError if a writer is not known."""
+    anatomy = checkpoint.anatomy
+    bound = edit_vectors(edits, saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
+    norms = anatomy.norms(writes=True, reads=False)
+    gains = norm_gains(checkpoint.shards, anatomy, norms)
+    lm = load_lm(
+        checkpoint.files.source,
+        [anatomy.last_kind],
+        device=checkpoint.settings.device,
+        streamed=True,
+    )
     check_anatomy(lm, anatomy, gains, reads=False)
     return plan_projection("every-write", anatomy, gains, bound)
 
 
+def _write(folder: Path, files: Files, adapter: LoraAdapter) -> None:
+    names = peft_names(files, adapter)
+    tensors = peft_tensors(adapter, names)
+    stored = {name: StoredTensor(tensor) for name, tensor in tensors.items()}
+    write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})
+    config = json.dumps(peft_config(files, adapter, names), indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def _limits(plan: BakePlan, adapter: LoraAdapter) -> tuple[str, ...]:
+    """Say in what the adapter differs from the projection."""
+    limits = []
+    if plan.why_not:
+        limits.append(plan.why_not)
+    if adapter.n_biases:
+        limits.append(
+            "a LoRA holds no biases: what "
+            f"{adapter.n_biases} of them write along the directions stays"
+        )
+    return tuple(limits)
+
+
 def _measure(
-    read: Callable[[DType], Reader],
+    checkpoint: _Checkpoint,
     plan: BakePlan,
-    made: Sequence[Factors],
-    edits: Sequence[Edit],
+    adapter: LoraAdapter,
     saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    progress: Progress | None,
 ) -> dict[str, Any]:
-    """How far the adapter is from the hook, the edits and the base, and what is left of the component it takes away."""
-    reader = read("float32")
-    lm = reader.lm
-    adapter, hook, edited, base = reader.read(
-        [adapted(lm, made), plan.hook, steered(lm, saes, edits), None]
+    """Measure the KL to the adapter in float32, and the component left in each dtype."""
+    recorder = OutputRecorder(checkpoint.shards, checkpoint.anatomy, checkpoint.settings)
+    lm = recorder.lm
+    states: list[State] = [adapted(lm, adapter), plan.hook, steered(lm, saes, edits), None]
+    with_adapter, with_hook, with_edits, base = recorder.record(states, progress)
+    component_left = {"float32": _component_left(plan, base.resid, with_adapter.resid)}
+    native = OutputRecorder(
+        checkpoint.shards, checkpoint.anatomy, checkpoint.settings, dtype="auto"
     )
-    far = {"kl_hook_adapter": hook, "kl_steered_adapter": edited, "kl_base_adapter": base}
-    left = {"float32": _left(plan, base.resid, adapter.resid)}
-    own = read("auto")
-    if own.lm.dtype is not lm.dtype:
-        before = own.residuals()
-        with adapted(own.lm, made):
-            left[str(own.lm.dtype).removeprefix("torch.")] = _left(plan, before, own.residuals())
+    if native.lm.dtype is not lm.dtype:
+        before = native.residuals()
+        with adapted(native.lm, adapter):
+            after = native.residuals()
+        dtype = str(native.lm.dtype).removeprefix("torch.")
+        component_left[dtype] = _component_left(plan, before, after)
     return {
-        **{name: distance(one, adapter).to_dict() for name, one in far.items()},
-        "component_left": left,
+        "kl_hook_adapter": distance(with_hook, with_adapter).to_dict(),
+        "kl_steered_adapter": distance(with_edits, with_adapter).to_dict(),
+        "kl_base_adapter": distance(base, with_adapter).to_dict(),
+        "component_left": component_left,
     }
 
 
-def _left(
+def _component_left(
     plan: BakePlan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
 ) -> float:
-    """Size of the component along the directions in the last residuals, with the adapter as a share of without."""
+    """Return the size of the component along the directions, as a share of what it was before."""
     assert plan.hook.first is not None
     Q = plan.hook.first.V.float()
-    without, within = (float((resid.float() @ Q).norm(dim=-1).sum()) for resid in (before, after))
-    return within / max(without, 1e-30)
+    size_before = float((before.float() @ Q).norm(dim=-1).sum())
+    size_after = float((after.float() @ Q).norm(dim=-1).sum())
+    return size_after / max(size_before, 1e-30)

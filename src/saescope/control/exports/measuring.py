@@ -1,4 +1,4 @@
-"""Neutral text read by a model in several ways, one after another: what exports are measured on."""
+"""What exports are measured on: neutral text, read by a streamed model in several states."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,46 +20,44 @@ from saescope.errors import PromptError
 from saescope.sources.prompts import bundled_prompts
 
 Progress = Callable[[int, int], None]
+# What is active while the model reads: a hook, a context manager such as `steered`, or nothing.
+State = ResidualHook | AbstractContextManager[Any] | None
 
 
 @final
-class Reader:
-    """A checkpoint, streamed, and the text it reads: the settings' neutral text or the bundled sentences."""
+class OutputRecorder:
+    """Streams a checkpoint over neutral text and records its outputs in several states."""
 
     def __init__(
-        self, shards: Shards, anatomy: Anatomy, settings: ExportSettings,
-        progress: Progress | None, dtype: DType = "float32",
-    ) -> None:  # fmt: skip
-        self.lm: LM = load_lm(
-            shards.files.source,
-            [anatomy.n_layers - 1],
-            dtype=dtype,
-            device=settings.device,
-            streamed=True,
-        )
-        self._shards, self._anatomy = shards, anatomy
-        text = (
-            bundled_prompts("neutral")[0].prompts if settings.neutral is None else settings.neutral
-        )
-        if not text:
+        self, shards: Shards, anatomy: Anatomy, settings: ExportSettings, dtype: DType = "float32"
+    ) -> None:
+        prompts = settings.neutral
+        if prompts is None:
+            prompts = bundled_prompts("neutral")[0].prompts
+        if not prompts:
             raise PromptError(
-                "there is no neutral text to measure on: give some, or measure nothing"
+                "there is no neutral text to measure on: give some, or do not measure"
             )
-        self._rows = [prompt_ids(self.lm, prompt) for prompt in text]
-        self._progress = progress
+        last_layer = anatomy.n_layers - 1
+        self.lm: LM = load_lm(
+            shards.files.source, [last_layer], dtype=dtype, device=settings.device, streamed=True
+        )
+        self._shards = shards
+        self._anatomy = anatomy
+        self._rows = [prompt_ids(self.lm, prompt) for prompt in prompts]
 
-    def read(
-        self, ways: Sequence[ResidualHook | AbstractContextManager[Any] | None]
+    def record(
+        self, states: Sequence[State], progress: Progress | None = None
     ) -> list[RecordedOutputs]:
-        """The text under each hook or within each block."""
+        """Read the text once per state."""
         logits = Logits(self._shards, self._anatomy, self.lm.device)
-        found = []
-        for way in ways:
-            found.append(record_outputs(self.lm, logits, self._rows, self._anatomy, way))
-            if self._progress:
-                self._progress(len(found), len(ways))
-        return found
+        outputs = []
+        for state in states:
+            outputs.append(record_outputs(self.lm, logits, self._rows, self._anatomy, state))
+            if progress:
+                progress(len(outputs), len(states))
+        return outputs
 
     def residuals(self) -> Float[Tensor, "tokens d_model"]:
-        """The last block's output at every token, under whatever is active."""
+        """Return the last block's output at every token, under whatever is active."""
         return last_residuals(self.lm, self._rows)

@@ -1,75 +1,33 @@
-"""A stored run as a Neuronpedia export: metadata and gzipped JSON lines of features and activations.
+"""A stored run as a Neuronpedia export: metadata, features and activations as JSON lines.
 
-The layout and every field's name are those of SAEDashboard's converter and of the tables they are imported into:
+Layout and field names are those of SAEDashboard's converter, which Neuronpedia's import reads:
 
     {model}/{layer}-{set}/  release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl
                             features/batch-{n}.jsonl.gz  activations/batch-{n}.jsonl.gz
 
-Only features that fire on a scored position are written; on others, values are 0. The same run gives the same bytes.
+Features that fire on no scored position are left out, and activations on other positions are 0. The
+same run gives the same bytes.
 """
 
 import gzip
-import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saescope.control.exports.export_result import ExportResult, files_in
-from saescope.control.exports.firings import Firings, Shown, histogram
+from saescope.control.exports.firings import LayerFirings
+from saescope.control.exports.logit_effect import Lens, LogitEffect
+from saescope.control.exports.neuronpedia_rows import LayerRows, NeuronpediaIds
 from saescope.control.exports.settings import NeuronpediaSettings
-from saescope.sources.catalog import SaeSpec
 from saescope.store.atomic import atomic_folder
 from saescope.store.runs import Run
 
-EQUALS = "what the run holds: every feature's activations on its strongest prompts, rounded to 3 decimals"
+EQUALS = "what the run holds: each feature's activations on its strongest prompts, to 3 decimals"
+_NO_LENS = "the tokens that features raise and lower are left empty: no model was given"
 _BATCH = 256
-_VISIBLE = "PUBLIC"
-# Lists that an import needs though nothing here fills them.
-_EMPTY_LISTS = (
-    "vector", "topkCosSimIndices", "topkCosSimValues", "neuron_alignment_indices", "neuron_alignment_values",
-    "neuron_alignment_l1", "correlated_neurons_indices", "correlated_neurons_pearson", "correlated_neurons_l1",
-    "correlated_features_indices", "correlated_features_pearson", "correlated_features_l1", "decoder_weights_dist",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a feature's direction does to the logits: the tokens it raises and lowers most, and how all are moved."""
-
-    raised: Sequence[tuple[str, float]]
-    lowered: Sequence[tuple[str, float]]
-    heights: Sequence[int]
-    values: Sequence[float]
-
-
-# What features of a layer do to the logits, an effect each.
-Lens = Callable[[int, Sequence[int]], Sequence[Effect]]
-
-
-@dataclass(frozen=True)
-class Names:
-    """Neuronpedia's ids of the model and of the set of sources, which is also its release's, and who made them."""
-
-    model: str
-    source_set: str
-    creator: str
-    creator_id: str
-
-    @classmethod
-    def of(cls, run: Run, settings: NeuronpediaSettings) -> "Names":
-        """Ids made of the model's and the SAE release's names: lower case, without owner."""
-        release = run.saes[run.layers[0]].release
-        model, source_set = settings.model_id or run.model.repo, settings.source_set or release
-        return cls(_id(model), _id(source_set), settings.creator, settings.creator_id)
-
-    def source(self, layer: int) -> str:
-        """The id of one layer's source."""
-        return f"{layer}-{self.source_set}"
+_COMPRESSION = 5
+Row = Mapping[str, Any]
 
 
 def export_neuronpedia(
@@ -81,178 +39,89 @@ def export_neuronpedia(
     settings: NeuronpediaSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Write a run's features with their strongest prompts, at most `settings.context` tokens of each around the strongest one.
+    """Write a run's features with their strongest prompts. Default: all layers.
 
-    Without a `lens` logits are left empty. Raises RunError for a layer that the run does not hold.
+    Pass `LogitLens(run)` as `lens` to add which tokens each feature raises and lowers.
+
+    Raises RunError for a layer that the run does not hold, and ResourceError if `out` exists.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> from saescope.control.exports.neuronpedia import export_neuronpedia
+    >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, [sae], ss.bundled_prompts()[:2], f"{folder}/run")
+    ...     result = export_neuronpedia(run, f"{folder}/dashboards")
+    >>> list(result.measured["features"])
+    [2]
     """
     settings = settings or NeuronpediaSettings()
     settings.check()
-    names, out = Names.of(run, settings), Path(out).expanduser()
-    n_examples, context = settings.n_examples, settings.context
-    for layer in layers or ():
-        run.check_layer(layer)
-    chosen = sorted(set(layers)) if layers is not None else list(run.layers)
-    totals: dict[int, int] = {}
+    out = Path(out).expanduser()
+    ids = NeuronpediaIds.of(run, settings)
+    n_features = {}
     with atomic_folder(out) as folder:
-        for layer in chosen:
-            place = folder / names.model / names.source(layer)
-            (place / "features").mkdir(parents=True)
-            (place / "activations").mkdir()
-            firings = Firings.of(run, layer, settings.masking)
-            fired = firings.fired
-            writer = _Layer(run, layer, names, n_examples, context)
-            for name, row in writer.about(firings.masked).items():
-                _write(place / f"{name}.jsonl", [row])
-            totals[layer] = 0
-            for number, ids in enumerate(_batches(fired)):
-                shown = firings.of_features(ids, n_examples, context)
-                effects: Sequence[Effect | None] = lens(layer, ids) if lens else [None] * len(ids)
-                file = f"batch-{number}.jsonl.gz"
-                _write(place / "features" / file, map(writer.feature, shown, effects))
-                _write(
-                    place / "activations" / file,
-                    (row for one in shown for row in writer.activations(one)),
-                )
-                totals[layer] += len(ids)
-                if progress:
-                    progress(totals[layer], len(fired))
-    limits = (
-        ()
-        if lens
-        else ("the tokens that features raise and lower are left empty: no model was given",)
-    )
-    return ExportResult(
-        "neuronpedia", out, files_in(out), True, EQUALS, limits, {"features": totals}
-    )
+        for layer in _check_layers(run, layers):
+            rows = LayerRows(run, layer, ids, settings)
+            layer_folder = folder / ids.model / ids.source(layer)
+            n_features[layer] = _write_layer(layer_folder, rows, lens, progress)
+    limits: tuple[str, ...] = ()
+    if lens is None:
+        limits = (_NO_LENS,)
+    measured = {"features": n_features}
+    return ExportResult("neuronpedia", out, files_in(out), True, EQUALS, limits, measured)
 
 
-def _id(name: str) -> str:
-    """A name as Neuronpedia's ids are written."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.rpartition("/")[2].lower()).strip("-.") or "unnamed"
+def _check_layers(run: Run, layers: Sequence[int] | None) -> list[int]:
+    if layers is None:
+        return list(run.layers)
+    for layer in layers:
+        run.check_layer(layer)
+    return sorted(set(layers))
 
 
-def _batches(ids: Sequence[int]) -> Iterator[list[int]]:
-    return (list(ids[start : start + _BATCH]) for start in range(0, len(ids), _BATCH))
+def _write_layer(
+    folder: Path,
+    rows: LayerRows,
+    lens: Lens | None,
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Write the files of one layer; return its number of features."""
+    for subfolder in ("features", "activations"):
+        (folder / subfolder).mkdir(parents=True)
+    firings = LayerFirings.of(rows.run, rows.layer, rows.settings.masking)
+    for name, row in rows.metadata(firings.masked).items():
+        _write(folder / f"{name}.jsonl", [row])
+    n_done = 0
+    for number, features in enumerate(_batches(firings.fired)):
+        file = f"batch-{number}.jsonl.gz"
+        batch = firings.of_features(features, rows.settings.n_examples, rows.settings.context)
+        effects: Sequence[LogitEffect | None] = [None] * len(features)
+        if lens:
+            effects = lens(rows.layer, features)
+        _write(folder / "features" / file, map(rows.feature, batch, effects))
+        activations = (row for feature in batch for row in rows.activations(feature))
+        _write(folder / "activations" / file, activations)
+        n_done += len(features)
+        if progress:
+            progress(n_done, len(firings.fired))
+    return n_done
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    lines = (
-        (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii") for row in rows
-    )
-    with path.open("wb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile("", "wb", 5, raw, mtime=0) as file:
-                file.writelines(lines)
-        else:
-            raw.writelines(lines)
+def _batches(features: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(features), _BATCH):
+        yield features[start : start + _BATCH]
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One layer's rows."""
-
-    run: Run
-    layer: int
-    names: Names
-    n_examples: int
-    context: int
-
-    @property
-    def _spec(self) -> SaeSpec:
-        return self.run.saes[self.layer]
-
-    @property
-    def _place(self) -> dict[str, Any]:
-        """Which feature's table a row belongs to, and whose it is."""
-        return {"modelId": self.names.model, "layer": self.names.source(self.layer), **self._owner}
-
-    @property
-    def _owner(self) -> dict[str, Any]:
-        return {"creatorId": self.names.creator_id, "createdAt": str(self.run.manifest["created"])}
-
-    def about(self, masked: str) -> dict[str, dict[str, Any]]:
-        """The rows of release, model, set and source."""
-        names, model = self.names, self.run.model
-        creator = {"creatorName": names.creator, "creatorNameShort": names.creator}
-        words = f"{self._spec.release}: {self._spec.d_sae} features of the residual"
-        return {
-            "release": {
-                "name": names.source_set, "description": words, "descriptionShort": words, "urls": [], **creator,
-                "visibility": _VISIBLE, "defaultUmapSourceIds": [], **self._owner,
-            },
-            "model": {
-                "id": names.model, "displayName": model.repo, "displayNameShort": names.model, "owner": names.creator,
-                "instruct": bool(re.search(r"instruct|chat|-it$", model.repo.lower())), "layers": model.n_layers,
-                "neuronsPerLayer": 0, "dimension": model.d_model, "inferenceEnabled": False, "visibility": _VISIBLE,
-                "updatedAt": self._owner["createdAt"], **self._owner,
-            },
-            "sourceset": {
-                "modelId": names.model, "name": names.source_set, "description": words, "type": "",
-                "creatorName": names.creator, "urls": [], "releaseName": names.source_set, "hasDashboards": True,
-                "visibility": _VISIBLE, **self._owner,
-            },
-            "source": {
-                "id": names.source(self.layer), "modelId": names.model, "setName": names.source_set,
-                "hasDashboards": True, "inferenceEnabled": False, "visibility": _VISIBLE,
-                "hfRepoId": self._spec.release if "/" in self._spec.release else None,
-                "num_prompts": len(self.run.prompts), "num_tokens_in_prompt": self.context,
-                "dataset": ", ".join(self.run.sets), "notes": masked, **self._owner,
-            },
-        }  # fmt: skip
-
-    def feature(self, shown: Shown, effect: Effect | None) -> dict[str, Any]:
-        """A feature's row; every row has the same keys, for an import takes them from the first."""
-        heights, values = histogram(shown.acts)
-        raised, lowered = (effect.raised, effect.lowered) if effect else ((), ())
-        return {
-            **self._place,
-            "index": str(shown.feature),
-            "maxActApprox": _round(shown.acts.max()),
-            "hasVector": False,
-            "vectorLabel": None,
-            "hookName": f"blocks.{self.layer}.hook_resid_post",
-            **{name: [] for name in _EMPTY_LISTS},
-            "pos_str": [text for text, _ in raised],
-            "pos_values": [_round(value) for _, value in raised],
-            "neg_str": [text for text, _ in lowered],
-            "neg_values": [_round(value) for _, value in lowered],
-            "frac_nonzero": shown.share,
-            "freq_hist_data_bar_heights": heights,
-            "freq_hist_data_bar_values": values,
-            "logits_hist_data_bar_heights": list(effect.heights) if effect else [],
-            "logits_hist_data_bar_values": list(effect.values) if effect else [],
-        }
-
-    def activations(self, shown: Shown) -> Iterator[dict[str, Any]]:
-        """A row for each of a feature's strongest prompts."""
-        top = _round(max(float(example.values.max()) for example in shown.examples))
-        for example in shown.examples:
-            values = [_round(value) for value in example.values]
-            mark = json.dumps(
-                [self._place, shown.feature, example.first, self.run.manifest["fingerprint"]]
-            )
-            yield {
-                "id": "c" + hashlib.sha256(mark.encode()).hexdigest()[:24],
-                **self._place,
-                "index": str(shown.feature),
-                "tokens": self.run.token_text[example.first : example.first + len(values)],
-                "values": values,
-                "maxValue": max(values),
-                "maxValueTokenIndex": int(np.argmax(example.values)),
-                "minValue": min(values),
-                "dataIndex": self.run.prompts[example.prompt].id,
-                "dataSource": self.run.prompts[example.prompt].set,
-                "dfaValues": [],
-                "dfaTargetIndex": None,
-                "dfaMaxValue": None,
-                "lossValues": [],
-                "logitContributions": None,
-                "binMin": -1,
-                "binMax": top,
-                "binContains": -1,
-                "qualifyingTokenIndex": None,
-            }
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    with path.open("wb") as file:
+        if path.suffix != ".gz":
+            file.writelines(map(_json_line, rows))
+            return
+        # Without a name and a time, the same rows give the same bytes.
+        with gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as compressed:
+            compressed.writelines(map(_json_line, rows))
 
 
-def _round(value: float | np.floating[Any]) -> float:
-    return round(float(value), 3)
+def _json_line(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"

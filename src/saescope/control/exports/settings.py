@@ -1,4 +1,4 @@
-"""Settings of the exports. Imports no torch, so that a command can show them at once."""
+"""Settings of the exports. Imports no torch, so that `saescope export --help` starts at once."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,13 +7,20 @@ from saescope.errors import RunError
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 
-# The user that owns imported rows unless another is named. Neuronpedia's converter has this default.
-NEURONPEDIA_USER = "clkht01d40000jv08hvalcvly"
+# Neuronpedia's own converter names this user as the owner of imported rows.
+DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How an export of edits opens the model, and whether it measures its result."""
+    """How `export_gguf` and `export_lora` open the model, and whether they measure the result.
+
+    >>> import saescope as ss
+    >>> [texts] = ss.texts(["The red dog sleeps.", "Every bird sings."])
+    >>> settings = ss.ExportSettings(neutral=texts.prompts)
+    >>> settings.measure
+    True
+    """
 
     measure: bool = True
     "Measure the KL from the steered model to the exported files."
@@ -22,15 +29,20 @@ class ExportSettings:
     "Plain text to measure on. Default: the bundled sentences."
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    "Device that runs the model."
+    "Device that runs the model; auto takes the best one available."
 
     offline: bool = False
-    "Use only files that are already on this machine."
+    "Download nothing: use only local folders and the hub's cache."
 
 
 @dataclass(frozen=True)
 class NeuronpediaSettings:
-    """What a Neuronpedia export is called, and how many examples it shows per feature."""
+    """What a Neuronpedia export is called, and how many examples it shows per feature.
+
+    >>> import saescope as ss
+    >>> ss.NeuronpediaSettings(source_set="res-16k", n_examples=5).context
+    128
+    """
 
     model_id: str | None = None
     "Neuronpedia's id of the model. Default: made from the model's name."
@@ -41,11 +53,11 @@ class NeuronpediaSettings:
     creator: str = "saescope"
     "Name of the creator."
 
-    creator_id: str = NEURONPEDIA_USER
+    creator_id: str = DEFAULT_CREATOR_ID
     "Neuronpedia's id of the user that owns the imported rows."
 
     n_examples: int = 20
-    "Number of example prompts per feature, strongest first."
+    "Maximum number of example prompts per feature, strongest first."
 
     context: int = 128
     "Maximum number of tokens shown per example."
@@ -54,7 +66,8 @@ class NeuronpediaSettings:
     "Which positions count."
 
     def check(self) -> None:
-        """Raise RunError if there would be no example to show."""
+        """Raises RunError if there would be no example to show."""
         for name, value in (("n_examples", self.n_examples), ("context", self.context)):
             if value < 1:
                 raise RunError(f"{name} must be at least 1, got {value}")
+        self.masking.check()

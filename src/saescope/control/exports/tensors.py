@@ -1,6 +1,6 @@
-"""A safetensors file written piece by piece, so that a tensor need not be held to be stored in another order.
+"""A safetensors file written chunk by chunk, so that transposing a tensor takes no second copy.
 
-Format: github.com/huggingface/safetensors: length of the header, the header as JSON, the values one after another.
+Format: github.com/huggingface/safetensors: the header's length, the header as JSON, the values.
 """
 
 import json
@@ -11,43 +11,47 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 128 * 2**20
+_CHUNK_BYTES = 128 * 2**20
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A float32 tensor as it will be stored: `transposed` or as it is."""
+class StoredTensor:
+    """A tensor as the file holds it: in float32, transposed or not."""
 
     tensor: Tensor
     transposed: bool = False
 
     @property
-    def shape(self) -> list[int]:
-        """Its shape in the file."""
-        return list(self.tensor.shape[::-1] if self.transposed else self.tensor.shape)
+    def view(self) -> Tensor:
+        """The tensor in the file's orientation."""
+        if self.transposed:
+            return self.tensor.T
+        return self.tensor
 
-    def pieces(self) -> Iterator[bytes]:
-        """Its values in order, no more than a block of them at a time."""
-        view = self.tensor.T if self.transposed else self.tensor
-        rows = max(1, _BLOCK_BYTES // (4 * max(1, view[0].numel())))
-        for start in range(0, len(view), rows):
-            yield view[start : start + rows].to("cpu", torch.float32).contiguous().numpy().tobytes()
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the values in order, at most 128 MiB at a time."""
+        row_bytes = 4 * self.view[0].numel()
+        n_rows = max(1, _CHUNK_BYTES // max(1, row_bytes))
+        for rows in self.view.split(n_rows):
+            yield rows.to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]
+    path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write float32 tensors under their names; raises OSError where the disk refuses."""
+    """Write float32 tensors under their names; raises OSError if the disk fails."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
+    start = 0
     for name, stored in tensors.items():
-        start, end = end, end + 4 * stored.tensor.numel()
-        header[name] = {"dtype": "F32", "shape": stored.shape, "data_offsets": [start, end]}
+        end = start + 4 * stored.tensor.numel()
+        shape = list(stored.view.shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
         for stored in tensors.values():
-            for piece in stored.pieces():
-                file.write(piece)
+            file.writelines(stored.chunks())

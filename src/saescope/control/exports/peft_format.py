@@ -1,0 +1,140 @@
+"""A LoRA as peft stores it: the names of its modules and tensors, and its config."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saescope.control.exports.adapter import LoraAdapter, LoraFactors
+from saescope.errors import SourceError, first_line
+from saescope.sources.files import Files
+
+
+@dataclass(frozen=True)
+class PeftNames:
+    """How peft finds what it adapts in the model that AutoModelForCausalLM loads.
+
+    `prefix` is what stands before the decoder's names; the targets are ends of names.
+    """
+
+    prefix: str
+    target_modules: list[str]
+    target_parameters: list[str]
+
+
+def peft_names(files: Files, adapter: LoraAdapter) -> PeftNames:
+    """Return the names; raises SourceError if AutoModelForCausalLM cannot load the checkpoint."""
+    model = _empty_model(files)
+    all_parameters = [name for name, _ in model.named_parameters()]
+    all_modules = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "weight", None) is not None
+    ]
+    prefix = _prefix(all_parameters, adapter.factors[0].port.name)
+    modules, parameters = [], []
+    for factors in adapter.factors:
+        if _by_parameter(factors, adapter):
+            parameters.append(prefix + factors.port.name)
+        else:
+            modules.append(prefix + factors.module)
+    return PeftNames(
+        prefix,
+        _shortest_ends(modules, all_modules, min_parts=1),
+        _shortest_ends(parameters, all_parameters, min_parts=2),
+    )
+
+
+def peft_tensors(adapter: LoraAdapter, names: PeftNames) -> dict[str, Tensor]:
+    """Return the adapter's tensors under peft's names."""
+    tensors = {}
+    for factors in adapter.factors:
+        module = f"base_model.model.{names.prefix}{factors.module}"
+        A, B = factors.A, factors.B
+        if factors.kind == "embedding":
+            tensors[f"{module}.lora_embedding_A"] = A
+            tensors[f"{module}.lora_embedding_B"] = B
+            continue
+        if factors.kind == "experts":
+            # peft wants A's rows expert by expert, and B's columns direction by direction.
+            n_experts = len(A)
+            A = A.flatten(0, 1)
+            B = B[:, :, None].expand(-1, -1, n_experts).flatten(1)
+        tensors[f"{module}.lora_A.weight"] = A
+        tensors[f"{module}.lora_B.weight"] = B.contiguous()
+    return tensors
+
+
+def peft_config(files: Files, adapter: LoraAdapter, names: PeftNames) -> dict[str, Any]:
+    """Return peft's config. It leaves nothing that changes the computation to peft's defaults."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": files.source,
+        "revision": files.revision,
+        "inference_mode": True,
+        "r": adapter.rank,
+        "lora_alpha": adapter.rank,
+        "use_rslora": False,
+        "use_dora": False,
+        "lora_dropout": 0.0,
+        "lora_bias": False,
+        "bias": "none",
+        "fan_in_fan_out": any(factors.kind == "conv1d" for factors in adapter.factors),
+        "target_modules": names.target_modules,
+        "target_parameters": names.target_parameters or None,
+        "modules_to_save": None,
+    }
+
+
+def _empty_model(files: Files) -> nn.Module:
+    """Build the model that users load, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from_config: Any = AutoModelForCausalLM.from_config
+    try:
+        config = AutoConfig.from_pretrained(files.path("config.json").parent)
+        with torch.device("meta"):
+            model: nn.Module = from_config(config)
+    except Exception as error:  # models check their configs by exceptions of their own
+        raise SourceError(
+            f"AutoModelForCausalLM cannot load {files.name}: {first_line(error)}"
+        ) from error
+    return model
+
+
+def _prefix(parameters: Sequence[str], decoder_name: str) -> str:
+    """Return what stands before a decoder parameter's name in the whole model."""
+    for name in parameters:
+        if name == decoder_name or name.endswith(f".{decoder_name}"):
+            return name.removesuffix(decoder_name)
+    return ""
+
+
+def _by_parameter(factors: LoraFactors, adapter: LoraAdapter) -> bool:
+    """Whether peft has to adapt the parameter, not the module.
+
+    In a mixture of experts peft takes every module called down_proj for experts and skips it.
+    """
+    if factors.kind == "experts":
+        return True
+    return adapter.has_experts and factors.module.rpartition(".")[2] == "down_proj"
+
+
+def _shortest_ends(targets: Sequence[str], names: Sequence[str], min_parts: int) -> list[str]:
+    """Return the shortest ends of the targets' names that fit no other name.
+
+    If there are none of up to three parts, return the targets' whole names.
+    """
+    for n_parts in range(min_parts, 4):
+        ends = {".".join(name.split(".")[-n_parts:]) for name in targets}
+        matches = {name for name in names if any(_ends_with(name, end) for end in ends)}
+        if matches == set(targets):
+            return sorted(ends)
+    return sorted(targets)
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
