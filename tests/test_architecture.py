@@ -37,7 +37,7 @@ ALLOWED = {
 FILES = sorted(ROOT.rglob("*.py"))
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Class names that still mean two things; this list only ever becomes shorter.
-AMBIGUOUS_CLASSES = {"Names", "Positions", "Reader", "Written", "_Layer"}
+AMBIGUOUS_CLASSES = {"Positions", "Written", "_Layer"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

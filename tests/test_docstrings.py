@@ -14,7 +14,6 @@ from saescope.table import Table
 
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
-    
     FeatureJudge FunctionJudge Judge Reply ReferenceData EvaluateSettings BakeSettings
     DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
     Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake

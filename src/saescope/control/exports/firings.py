@@ -84,14 +84,14 @@ class LayerFirings:
         rate = len(acts) / int(self.scored.sum())
         return FeatureFirings(feature, acts, rate, examples)
 
-    def _example(self, prompt: int, tokens: Indices, acts: Floats, context: int) -> "Example":
+    def _example(self, prompt: int, tokens: Indices, acts: Floats, context: int) -> "ExampleWindow":
         start, end = int(self.first_token[prompt]), int(self.first_token[prompt + 1])
         peak = int(tokens[np.argmax(acts)])
         first = max(start, min(peak - context // 2, end - context))
         values = np.zeros(min(context, end - first), np.float32)
         shown = (tokens >= first) & (tokens < first + len(values))
         values[tokens[shown] - first] = acts[shown]
-        return Example(prompt, first, values)
+        return ExampleWindow(prompt, first, values)
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,11 @@ class FeatureFirings:
     feature: int
     acts: Floats
     rate: float
-    examples: Sequence["Example"]
+    examples: Sequence["ExampleWindow"]
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleWindow:
     """The tokens of one prompt around the feature's strongest one.
 
     `first_token` is the first of them in the run, `values` the activation on each.

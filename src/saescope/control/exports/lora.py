@@ -31,7 +31,6 @@ from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import StoredTensor, write_safetensors
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
-from saescope.engine.devices import Device, DType
 from saescope.engine.gains import norm_gains
 from saescope.engine.lm import load_lm
 from saescope.engine.sae import Sae
@@ -78,9 +77,9 @@ def export_lora(
     edits = [edit for edit in edits if not edit.is_noop]
     _check(edits)
     files = open_files(str(model), offline=settings.offline)
-    checkpoint = _Checkpoint(files, Shards.open(files), read_anatomy(files), settings)
-    plan = _plan(checkpoint, saes, edits)
-    adapter = compute_adapter(checkpoint.shards, checkpoint.anatomy, plan)
+    base = _BaseModel(files, Shards.open(files), read_anatomy(files), settings)
+    plan = _plan(base, saes, edits)
+    adapter = compute_adapter(base.shards, base.anatomy, plan)
     measured = {
         "method": plan.method,
         "rank": adapter.rank,
@@ -89,13 +88,13 @@ def export_lora(
     with atomic_folder(out) as folder:
         _write(folder, files, adapter)
         if settings.measure:
-            measured |= _measure(checkpoint, plan, adapter, saes, edits, progress)
+            measured |= _measure(base, plan, adapter, saes, edits, progress)
     limits = _limits(plan, adapter)
     return ExportResult("lora", out, files_in(out), not limits, EQUALS, limits, measured)
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class _BaseModel:
     """The model that is exported for, and the settings it is opened with."""
 
     files: Files
@@ -123,16 +122,16 @@ def _check(edits: Sequence[Edit]) -> None:
             )
 
 
-def _plan(checkpoint: _Checkpoint, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakePlan:
+def _plan(base: _BaseModel, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakePlan:
     """Plan the projection of every writer; raises SourceError if a writer is not known."""
-    anatomy = checkpoint.anatomy
+    anatomy = base.anatomy
     bound = edit_vectors(edits, saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
     norms = anatomy.norms(writes=True, reads=False)
-    gains = norm_gains(checkpoint.shards, anatomy, norms)
+    gains = norm_gains(base.shards, anatomy, norms)
     lm = load_lm(
-        checkpoint.files.source,
+        base.files.source,
         [anatomy.last_kind],
-        device=checkpoint.settings.device,
+        device=base.settings.device,
         streamed=True,
     )
     check_anatomy(lm, anatomy, gains, reads=False)
@@ -162,7 +161,7 @@ def _limits(plan: BakePlan, adapter: LoraAdapter) -> tuple[str, ...]:
 
 
 def _measure(
-    checkpoint: _Checkpoint,
+    base: _BaseModel,
     plan: BakePlan,
     adapter: LoraAdapter,
     saes: Sequence[Sae],
@@ -170,14 +169,12 @@ def _measure(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Measure the KL to the adapter in float32, and the component left in each dtype."""
-    recorder = OutputRecorder(checkpoint.shards, checkpoint.anatomy, checkpoint.settings)
+    recorder = OutputRecorder(base.shards, base.anatomy, base.settings)
     lm = recorder.lm
     states: list[State] = [adapted(lm, adapter), plan.hook, steered(lm, saes, edits), None]
-    with_adapter, with_hook, with_edits, base = recorder.record(states, progress)
-    component_left = {"float32": _component_left(plan, base.resid, with_adapter.resid)}
-    native = OutputRecorder(
-        checkpoint.shards, checkpoint.anatomy, checkpoint.settings, dtype="auto"
-    )
+    with_adapter, with_hook, with_edits, without = recorder.record(states, progress)
+    component_left = {"float32": _component_left(plan, without.resid, with_adapter.resid)}
+    native = OutputRecorder(base.shards, base.anatomy, base.settings, dtype="auto")
     if native.lm.dtype is not lm.dtype:
         before = native.residuals()
         with adapted(native.lm, adapter):
@@ -187,7 +184,7 @@ def _measure(
     return {
         "kl_hook_adapter": distance(with_hook, with_adapter).to_dict(),
         "kl_steered_adapter": distance(with_edits, with_adapter).to_dict(),
-        "kl_base_adapter": distance(base, with_adapter).to_dict(),
+        "kl_base_adapter": distance(without, with_adapter).to_dict(),
         "component_left": component_left,
     }
 

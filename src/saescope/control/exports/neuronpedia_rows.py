@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saescope.control.exports.firings import Example, FeatureFirings, Histogram
+from saescope.control.exports.firings import ExampleWindow, FeatureFirings, Histogram
 from saescope.control.exports.logit_effect import LogitEffect
 from saescope.control.exports.settings import NeuronpediaSettings
 from saescope.store.runs import Run
@@ -101,7 +101,7 @@ class LayerRows:
         for example in firings.examples:
             yield self._activation(firings.feature, example, largest)
 
-    def _activation(self, feature: int, example: Example, largest: float) -> dict[str, Any]:
+    def _activation(self, feature: int, example: ExampleWindow, largest: float) -> dict[str, Any]:
         prompt = self.run.prompts[example.prompt]
         end = example.first_token + len(example.values)
         values = [_round(value) for value in example.values]
@@ -127,7 +127,7 @@ class LayerRows:
             "qualifyingTokenIndex": None,
         }
 
-    def _activation_id(self, feature: int, example: Example) -> str:
+    def _activation_id(self, feature: int, example: ExampleWindow) -> str:
         fingerprint = self.run.manifest["fingerprint"]
         key = json.dumps([self._key, feature, example.first_token, fingerprint])
         return "c" + hashlib.sha256(key.encode()).hexdigest()[:24]
