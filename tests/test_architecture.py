@@ -1,6 +1,7 @@
 """The house keeps its rules: import order, torch-free rooms, one place for hooks and for transposing weights."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Set
@@ -167,3 +168,22 @@ def test_class_names_mean_one_thing() -> None:
                 files_of.setdefault(node.name, set()).add(str(file.relative_to(ROOT)))
     ambiguous = {name: sorted(files) for name, files in files_of.items() if len(files) > 1}
     assert {name: files for name, files in ambiguous.items() if name not in AMBIGUOUS_CLASSES} == {}
+
+
+def test_names_are_defined() -> None:
+    """Neither ruff nor mypy looks for them here: jaxtyping's shapes would read as names."""
+    pytest.importorskip("ruff")
+    command = [sys.executable, "-m", "ruff", "check", "--select=F821", "--config=lint.ignore=[]"]
+    folders = ["src", "tests", "training", "benchmarks"]
+    found = subprocess.run(
+        [*command, "--output-format=json", "--exit-zero", *folders],
+        cwd=ROOT.parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    undefined = []
+    for problem in json.loads(found.stdout):
+        row, column = problem["location"]["row"], problem["location"]["column"]
+        line = Path(problem["filename"]).read_text(encoding="utf-8").splitlines()[row - 1]
+        inside_quotes = line[: column - 1].count('"') % 2 == 1
+        if not inside_quotes:
+            undefined.append(f"{problem['filename']}:{row}: {problem['message']}")
+    assert not undefined
