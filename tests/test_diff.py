@@ -11,7 +11,8 @@ from torch import Tensor
 
 from saescope.control.baking.bake import bake
 from saescope.control.baking.settings import BakeSettings
-from saescope.control.diff import TensorChange, diff
+from saescope.control.diff import diff
+from saescope.control.diff_result import TensorChange
 from saescope.errors import SourceError
 from saescope.surfaces.cli import run as cli
 from test_architectures import save
@@ -130,7 +131,7 @@ def test_prefixes_and_weights_of_nobody_knows_what(tmp_path: Path) -> None:
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "nobody"}')
     assert {one.status for one in diff(model, other).tensors} == {"only in A", "only in B"}
-    with pytest.raises(SourceError, match="reads and writes is not known"):
+    with pytest.raises(SourceError, match="read and write the residual is not known"):
         diff(model, other, [D[0]])
 
 

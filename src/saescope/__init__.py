@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from saescope.control.baking.bake import bake
     from saescope.control.baking.bake_result import BakeResult
     from saescope.control.baking.settings import BakeSettings
-    from saescope.control.diff import Diff, diff
+    from saescope.control.diff import diff
+    from saescope.control.diff_result import Diff
     from saescope.control.edits import Edit, EditSet, parse_edit
     from saescope.control.edits_file import read_edits, write_edits
     from saescope.control.evaluation.behaviour import (
@@ -186,7 +187,8 @@ _HOME = {
     "control.baking.bake": ("bake",),
     "control.baking.bake_result": ("BakeResult",),
     "control.baking.settings": ("BakeSettings",),
-    "control.diff": ("Diff", "diff"),
+    "control.diff": ("diff",),
+    "control.diff_result": ("Diff",),
     "control.edits": ("Edit", "EditSet", "parse_edit"),
     "control.edits_file": ("read_edits", "write_edits"),
     "control.evaluation.behaviour": (

@@ -11,7 +11,7 @@ from saescope.surfaces.cli.inputs import Inputs
 from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from saescope.control.diff import Diff, TensorChange
+    from saescope.control.diff_result import Diff, TensorChange
 
 
 def diff(
