@@ -84,7 +84,7 @@ def test_the_first_way_that_fits_is_chosen() -> None:
     assert choose_mode(SIZES, 10 * GB - 1, ("cut", "streamed")) == "streamed"
     with pytest.raises(ResourceError) as refused:
         choose_mode(sizes, taken[-1] - 1)
-    for words in ("(streamed)", "budget is", "--dtype auto", "--memory"):
+    for words in ("(streamed)", "budget is", "dtype auto", "memory budget"):
         assert words in str(refused.value)
 
 
@@ -96,7 +96,10 @@ def test_what_would_fit_does() -> None:
     [layers, *_, memory] = suggest_changes(sizes, budget, ("cut",))
     assert layers == "ask for at most 3 of the 18 layers at a time"
     assert budget < footprint(replace(sizes, n_saes=4), "cut").total
-    assert parse_bytes(memory.removeprefix("allow --memory ")) >= footprint(sizes, "cut").total
+    assert (
+        parse_bytes(memory.removeprefix("raise the memory budget to "))
+        >= footprint(sizes, "cut").total
+    )
     converted = replace(SIZES, widening=2.0, mapped=False, n_saes=1)
     assert "ask for layers up to 8" in suggest_changes(converted, 13 * GB, ("cut",))
     assert footprint(replace(converted, blocks=SIZES.blocks[:9]), "cut").total <= 13 * GB

@@ -20,7 +20,7 @@ from benchmarks.shapes import SHAPES
 from hub_server import Hub, serving
 from saescope.sources import plan as plan_module
 from saescope.sources.fetch import fetch
-from saescope.sources.job_plan import JobPlan, PlanRequest
+from saescope.sources.job_plan import JobOptions, JobPlan
 from saescope.sources.plan import plan_job
 from saescope.surfaces.cli import run
 from test_hub import COMMIT, MODEL, SAE, needed, saescope, scan
@@ -250,7 +250,7 @@ def test_full_disk_is_refused_before_anything_is_fetched(
 
 
 def _plan(**changes: Any) -> JobPlan:
-    return plan_job(PlanRequest(MODEL, SAE, **changes))
+    return plan_job(JobOptions(MODEL, SAE, **changes))
 
 
 def test_fewer_shards_are_said_where_one_layer_is_too_much(
@@ -266,7 +266,7 @@ def test_files_of_another_revision_are_not_fetched_again(hub: Hub, here: Path) -
     fetch(_plan(layers=[1]), report=lambda _: None)
     hub.revisions = {**hub.revisions, "v2": "f" * 40}
     hub.downloaded.clear()
-    newer = plan_job(PlanRequest(f"{MODEL}@v2", f"{SAE}@v2", [1]))
+    newer = plan_job(JobOptions(f"{MODEL}@v2", f"{SAE}@v2", [1]))
     assert newer.download_bytes == 0
     assert all(file.files and file.files.revision == "f" * 40 for file in newer.needed)
     fetch(newer, report=lambda _: None)
@@ -296,12 +296,12 @@ def test_single_file_without_an_index(hub: Hub, here: Path, tmp_path: Path) -> N
 
 def test_partly_cached_offline(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fetch(_plan(layers=[0]), report=lambda _: None)
-    made = plan_job(PlanRequest(MODEL, SAE, [0], offline=True))
+    made = plan_job(JobOptions(MODEL, SAE, [0], offline=True))
     assert (made.fits, made.download_bytes) == (True, 0)
     assert run(["plan", "--model", MODEL, "--sae", SAE, "--layers", "2", "--offline"]) == 2
     assert "layer2.sae.pt" in capfd.readouterr().err
     for path in here.rglob("model-00001*"):
         path.unlink()
-    lost = plan_job(PlanRequest(MODEL, SAE, [0], offline=True))
+    lost = plan_job(JobOptions(MODEL, SAE, [0], offline=True))
     assert (lost.fits, lost.memory_bytes, len(lost.missing)) == (False, None, 1)
     assert "shard is not in the local cache" in lost.unknown[0]

@@ -17,7 +17,7 @@ from saescope.errors import SourceError
 from saescope.sources.catalog import RegistryName, canonical_folders, model_of, parse_registry_name
 from saescope.sources.files import LocalFiles
 from saescope.sources.hook_points import HookPoint, hook_in_path, parse_hook_point
-from saescope.sources.job_plan import PlanRequest
+from saescope.sources.job_plan import JobOptions
 from saescope.sources.plan import plan_job
 from saescope.sources.saes import open_sae
 
@@ -250,7 +250,7 @@ def test_config_that_contradicts_its_path_is_refused(tmp_path: Path) -> None:
 def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     folder = tiny.save_saelens(tmp_path / "saes")
-    planned = plan_job(PlanRequest(str(model), str(folder), layers=[1]))
+    planned = plan_job(JobOptions(str(model), str(folder), layers=[1]))
     names = [
         file.entry.name for file in planned.needed if file.files and file.files.name == str(folder)
     ]

@@ -1,7 +1,7 @@
-"""How much memory a job takes in each way of running it, and which way fits a budget: pure arithmetic, no I/O.
+"""Memory of a job in each way of running it, and which way fits a budget. Pure arithmetic, no I/O.
 
-docs/memory.md says where every term comes from. It lies in this room, not in the engine, because what a job will take
-is asked before anything of it is fetched, and without torch.
+docs/numerics-and-memory.md derives every term. This is not in the engine because it is asked before
+anything is fetched, and without torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,152 +14,186 @@ from saescope.sources.machine import show_bytes
 Mode = Literal["whole", "cut", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# Python, torch, transformers and a tokenizer themselves, before any weights, and the libraries they are mapped from:
-# measured, see docs/memory.md.
+# Python, torch, transformers and a tokenizer before any weights, and the libraries mapped for them:
+# measured.
 PROGRAM = 500 * 10**6
 LIBRARIES = 175 * 10**6
-# What encoding a batch holds of (tokens × d_sae) at once.
+# Bytes of the (tokens, d_sae) matrix that encoding a batch holds at once.
 ENCODE_BLOCK = 64 * 2**20
-# What a product of widened operands holds at once: columns of its result, values of its weights.
-_PRODUCT_COLUMNS, _PRODUCT_WEIGHTS = 2048, 4 * 2**20
-# A lookup in the embedding maps this much around the row where the file is cached.
-_AROUND_A_ROW = 64 * 2**10
+# Matmuls of widened operands hold so many columns of their result and values of their weights.
+_MATMUL_COLUMNS, _MATMUL_WEIGHTS = 2048, 4 * 2**20
+# Reading one row of a mapped embedding maps this many bytes around it.
+_BYTES_AROUND_ROW = 64 * 2**10
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a process at its peak: what lies in files, which the kernel can drop and read again, and the rest."""
+    """A process's peak memory: file-backed pages, which the kernel can drop, and the rest."""
 
     file_backed: int
     anonymous: int
 
     @property
     def total(self) -> int:
-        """Both together: what the process is seen to hold."""
+        """Both together: the resident set size."""
         return self.file_backed + self.anonymous
 
 
 @dataclass(frozen=True)
 class JobSizes:
-    """What the parts of a job take, in bytes as they lie in their files; `blocks` are those up to the last layer.
-
-    `rest` is what only the whole model has: blocks above, final norm, lm_head. `activations` are those of one batch
-    within a block, `kept` its residuals at one wanted layer, and `rows` the batch's tokens if that is known.
-    `widening` is bytes computed for a byte stored. Weights are `mapped` where they are used as stored, on the CPU; with
-    `on_device` encoders are copied too. `residuals` are kept in memory between blocks when streamed (0: in files).
-    """
+    """Sizes of a job's parts in bytes, weights as stored."""
 
     embedding: int
     blocks: tuple[int, ...]
+    """Blocks up to the last requested layer."""
+
     rest: int
+    """What only the whole model has: the blocks above, the final norm, lm_head."""
+
     encoder: int
     n_saes: int
     activations: int
+    """Activations of one batch within one block."""
+
     kept: int = 0
+    """Residuals of one batch at one requested layer."""
+
     encode_block: int = ENCODE_BLOCK
     rows: int | None = None
+    """Tokens of one batch, if known: rows of the embedding that it reads."""
+
     widening: float = 1.0
+    """Bytes computed with per byte stored."""
+
     mapped: bool = True
+    """Whether weights are used as stored, mapped from their files (CPU only)."""
+
     on_device: bool = False
+    """Whether weights and encoders are copied to a GPU."""
+
     residuals: int = 0
+    """Residuals kept in memory between blocks when streamed; 0 if they are kept in files."""
 
 
 def footprint(sizes: JobSizes, mode: Mode) -> Footprint:
-    """The peak of one way of running the job."""
-    at_once = (
-        1 if mode == "streamed" else sizes.n_saes
-    )  # layers whose residuals and encoders are held together
-    work = PROGRAM + sizes.activations + sizes.encode_block + at_once * sizes.kept
-    work += sizes.residuals if mode == "streamed" else 0
-    encoders = at_once * sizes.encoder
-    held_blocks = sum(sizes.blocks) if mode != "streamed" else max(sizes.blocks, default=0)
-    rest = sizes.rest if mode == "whole" else 0
-    if not sizes.mapped:
-        held = round(sizes.widening * (sizes.embedding + held_blocks + rest))
-        # The pages that weights are converted or copied from go when their shard is done.
-        read = LIBRARIES + max(sizes.embedding, sizes.encoder, *sizes.blocks)
-        return Footprint(read, work + held + (encoders if sizes.on_device else 0))
+    """The peak memory of one way of running the job."""
+    streamed = mode == "streamed"
+    layers_at_once = 1 if streamed else sizes.n_saes
+    work = PROGRAM + sizes.activations + sizes.encode_block + layers_at_once * sizes.kept
+    if streamed:
+        work += sizes.residuals
+    if sizes.mapped:
+        return Footprint(LIBRARIES + _mapped_weights(sizes, mode), work)
+    copied = round(sizes.widening * _held_weights(sizes, mode))
+    if sizes.on_device:
+        copied += layers_at_once * sizes.encoder
+    # Pages of the files are released as soon as the weights of a shard are converted or copied.
+    source_pages = max(sizes.embedding, sizes.encoder, *sizes.blocks)
+    return Footprint(LIBRARIES + source_pages, work + copied)
+
+
+def _mapped_weights(sizes: JobSizes, mode: Mode) -> int:
     if mode == "whole":
-        return Footprint(LIBRARIES + sizes.embedding + held_blocks + rest + sizes.encoder, work)
-    # Encoders are read whole, one by one, when they are checked: before any block. Later a part of one is held.
-    weights = max(_touched(sizes) + max(sizes.blocks, default=0), sizes.encoder)
-    return Footprint(LIBRARIES + weights, work)
+        return _held_weights(sizes, mode) + sizes.encoder
+    # Loading checks the encoders one by one and reads each whole, before any block is read. Later
+    # only a part of one is resident.
+    return max(_embedding_pages(sizes) + _largest_block(sizes), sizes.encoder)
 
 
-def _touched(sizes: JobSizes) -> int:
-    """Pages of the embedding that a batch's tokens can reach; all where their number is not known."""
-    return (
-        sizes.embedding if sizes.rows is None else min(sizes.embedding, sizes.rows * _AROUND_A_ROW)
-    )
+def _held_weights(sizes: JobSizes, mode: Mode) -> int:
+    """Weights of the model that are held together."""
+    if mode == "streamed":
+        return sizes.embedding + _largest_block(sizes)
+    held = sizes.embedding + sum(sizes.blocks)
+    if mode == "whole":
+        held += sizes.rest
+    return held
+
+
+def _largest_block(sizes: JobSizes) -> int:
+    return max(sizes.blocks, default=0)
+
+
+def _embedding_pages(sizes: JobSizes) -> int:
+    """Pages of the embedding that one batch's tokens can touch."""
+    if sizes.rows is None:
+        return sizes.embedding
+    return min(sizes.embedding, sizes.rows * _BYTES_AROUND_ROW)
 
 
 def footprints(sizes: JobSizes) -> Mapping[Mode, Footprint]:
-    """The peak of every way of running the job."""
+    """The peak memory of every way of running the job."""
     return {mode: footprint(sizes, mode) for mode in MODES}
 
 
 def choose_mode(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES) -> Mode:
-    """The first of `modes` that stays within `budget` bytes; raises ResourceError with what would fit.
+    """The first of `modes` that fits `budget` bytes; raises ResourceError, with what would fit.
 
-    Where the budget cannot keep all mapped blocks cached, streamed is taken before the others. A job that only reads
-    residuals asks for ("cut", "streamed"); "whole" is the model that can also generate.
+    `streamed` goes first if the budget cannot keep all mapped blocks cached, because a cut model
+    would read them again for every batch. A job that only reads residuals passes ("cut",
+    "streamed"); "whole" is the model that can also generate.
     """
-    taken = {mode: footprint(sizes, mode).total for mode in modes}
-    within = [mode for mode in modes if taken[mode] <= budget]
-    if within:
-        return "streamed" if "streamed" in within and _read_again(sizes, budget) else within[0]
-    least = min(taken, key=lambda mode: taken[mode])
-    instead = "; or ".join(suggest_changes(sizes, budget, modes))
+    totals = {mode: footprint(sizes, mode).total for mode in modes}
+    fitting = [mode for mode in modes if totals[mode] <= budget]
+    blocks_exceed_cache = sizes.mapped and sizes.embedding + sum(sizes.blocks) > budget
+    if blocks_exceed_cache and "streamed" in fitting:
+        return "streamed"
+    if fitting:
+        return fitting[0]
+    least = min(modes, key=totals.__getitem__)
+    suggestions = "; or ".join(suggest_changes(sizes, budget, modes))
     raise ResourceError(
-        f"the least memory this takes is {show_bytes(taken[least])} ({least}), the budget is {show_bytes(budget)}: "
-        + instead
+        f"the least memory this takes is {show_bytes(totals[least])} ({least}), "
+        f"the budget is {show_bytes(budget)}: {suggestions}"
     )
 
 
-def _read_again(sizes: JobSizes, budget: int) -> bool:
-    """Whether mapped blocks cannot all stay cached: a cut model would read them again for every batch."""
-    return sizes.mapped and sizes.embedding + sum(sizes.blocks) > budget
-
-
 def suggest_changes(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES) -> list[str]:
-    """What to change so that the job stays within the budget, most useful first; the last is more memory."""
-    lines = []
+    """Changes that make the job fit the budget, most useful first; the last one is more memory."""
+
+    def fits(changed: JobSizes) -> bool:
+        return _least_memory(changed, modes) <= budget
+
+    suggestions = []
     stored = replace(sizes, widening=1.0, mapped=True)
-    if not sizes.mapped and not sizes.on_device and _least(stored, modes) <= budget:
-        lines.append(
-            "compute in the dtype the weights are stored in (--dtype auto): they then stay in their files"
+    if not sizes.mapped and not sizes.on_device and fits(stored):
+        suggestions.append(
+            "compute in the dtype the weights are stored in (dtype auto): "
+            "they then stay in their files"
         )
-    if room := _most(sizes.n_saes - 1, budget, modes, lambda n: replace(sizes, n_saes=n)):
-        lines.append(f"ask for at most {room} of the {sizes.n_saes} layers at a time")
-    if room := _most(
-        len(sizes.blocks) - 1, budget, modes, lambda n: replace(sizes, blocks=sizes.blocks[:n])
-    ):
-        lines.append(f"ask for layers up to {room - 1}")
-    if _least(replace(sizes, activations=sizes.activations // 8), modes) <= budget:
-        lines.append("use an eighth of the --batch-tokens")
-    return [*lines, f"allow --memory {-(-_least(sizes, modes) // 10**8) / 10:.1f}GB"]
+    saes = _largest(sizes.n_saes - 1, lambda n: fits(replace(sizes, n_saes=n)))
+    if saes:
+        suggestions.append(f"ask for at most {saes} of the {sizes.n_saes} layers at a time")
+    blocks = _largest(
+        len(sizes.blocks) - 1, lambda n: fits(replace(sizes, blocks=sizes.blocks[:n]))
+    )
+    if blocks:
+        suggestions.append(f"ask for layers up to {blocks - 1}")
+    if fits(replace(sizes, activations=sizes.activations // 8)):
+        suggestions.append("use an eighth of the batch_tokens")
+    tenths_of_gb = -(-_least_memory(sizes, modes) // 10**8)  # rounded up
+    return [*suggestions, f"raise the memory budget to {tenths_of_gb / 10:.1f}GB"]
 
 
-def _most(n: int, budget: int, modes: Sequence[Mode], changed: Callable[[int], JobSizes]) -> int:
-    """The largest number up to n whose job stays within the budget; 0 where none does."""
-    return next((m for m in range(n, 0, -1) if _least(changed(m), modes) <= budget), 0)
+def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `limit` that fits, or 0."""
+    return next((n for n in range(limit, 0, -1) if fits(n)), 0)
 
 
-def _least(sizes: JobSizes, modes: Sequence[Mode]) -> int:
+def _least_memory(sizes: JobSizes, modes: Sequence[Mode]) -> int:
     return min(footprint(sizes, mode).total for mode in modes)
 
 
 def activation_bytes(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
-    """Bytes a batch of this many tokens takes inside one block, and while its residuals are encoded.
+    """Bytes that a batch takes inside one block, and while its residuals are encoded.
 
-    `attention` is the width of queries, keys and values together, `value` the bytes of a number. What linear layers
-    widen bfloat16 into (engine/matmul_kernels.py) is in it.
+    `attention` is the width of queries, keys and values together, `value` the bytes of a number.
+    With bfloat16, what the engine's matmuls widen is included.
     """
-    inside = value * (3 * mlp + 4 * d_model + 2 * attention)
-    in_float32 = 4 * 4 * d_model  # norms are taken, and residuals encoded, in float32
-    widened = (
-        4 * (tokens * (max(mlp, d_model, attention) + _PRODUCT_COLUMNS) + _PRODUCT_WEIGHTS)
-        if value == 2
-        else 0
-    )
-    return tokens * (inside + in_float32) + widened
+    in_block = value * (3 * mlp + 4 * d_model + 2 * attention)
+    in_float32 = 4 * 4 * d_model  # norms and encoders compute in float32
+    widened = 0
+    if value == 2:
+        columns = max(mlp, d_model, attention) + _MATMUL_COLUMNS
+        widened = 4 * (tokens * columns + _MATMUL_WEIGHTS)
+    return tokens * (in_block + in_float32) + widened

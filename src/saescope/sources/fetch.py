@@ -1,4 +1,4 @@
-"""Fetches the files of a plan: what was begun goes on, and nothing enters the cache that is not what the hub says."""
+"""Fetch a plan's files: interrupted downloads resume, and every large file's SHA-256 is checked."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,115 +9,124 @@ from saescope.sources.files import FileEntry, HubFiles, call_hub
 from saescope.sources.job_plan import JobPlan
 from saescope.sources.machine import show_bytes
 
-_PIECE = 2**20
+_CHUNK_BYTES = 2**20
 
 
 def fetch(plan: JobPlan, *, check: bool = False, report: Callable[[str], None] = print) -> JobPlan:
-    """Fetch what is missing and return the plan with every file there; with `check` hash also what was there before.
+    """Fetch what is missing; returns the plan with every file on this machine.
 
-    Raises ResourceError before anything is fetched where the disk cannot hold it, and SourceError for a file that is
-    not what the hub says: it is removed. Interrupted, a large file goes on from where it was.
+    With `check`, files that were already here are hashed too. Raises ResourceError before anything
+    is fetched if the disk is too small, and SourceError for a file that differs from the hub's,
+    which is removed. An interrupted download of a large file resumes.
     """
     refuse_if_too_large(plan)
     for number, file in enumerate(plan.needed, 1):
-        if not isinstance(file.files, HubFiles):
+        files, entry = file.files, file.entry
+        if not isinstance(files, HubFiles):
             continue
-        if not file.entry.have:
-            begun = f", {show_bytes(file.entry.partial)} are here" if file.entry.partial else ""
-            report(
-                f"{number}/{len(plan.needed)} {file.entry.name}: {show_bytes(file.entry.bytes or 0)}{begun}"
-            )
-            _fetch(file.files, file.entry)
-        elif check and file.entry.sha256:
-            report(f"{number}/{len(plan.needed)} {file.entry.name}: checking")
-            _check_hash(file.files.path(file.entry.name), file.files, file.entry)
-    return plan.renewed()
+        progress = f"{number}/{len(plan.needed)} {entry.name}"
+        if not entry.have:
+            size = show_bytes(entry.bytes or 0)
+            if entry.partial:
+                size += f", {show_bytes(entry.partial)} are here"
+            report(f"{progress}: {size}")
+            _fetch(files, entry)
+        elif check and entry.sha256:
+            report(f"{progress}: checking")
+            _check_hash(files.path(entry.name), files, entry)
+    return plan.refreshed()
 
 
 def refuse_if_too_large(plan: JobPlan) -> None:
-    """Raises ResourceError, with what would fit, unless everything missing can be fetched and written."""
-    if plan.request.offline and plan.missing:
+    """Raise ResourceError, with what would fit, if the disk cannot hold all missing files.
+
+    Raises SourceError for missing files of an offline plan.
+    """
+    if plan.options.offline and plan.missing:
         names = ", ".join(file.entry.name for file in plan.missing[:3])
         raise SourceError(
-            f"--offline fetches nothing, and {len(plan.missing)} files are not in the cache ({names})"
+            f"offline fetches nothing, and {len(plan.missing)} files are not in the cache ({names})"
         )
     if not plan.fits_disk:
-        raise ResourceError(f"{plan.why[0]}; {'; or '.join(plan.disk_instead)}")
+        raise ResourceError(f"{plan.why[0]}; {'; or '.join(plan.disk_suggestions)}")
 
 
 def _fetch(files: HubFiles, entry: FileEntry) -> None:
-    _drop_damaged(files, entry)
+    # A file of another size under this name is damaged: huggingface_hub would take it as it is.
+    damaged = files.folder / "snapshots" / files.revision / entry.name
+    if damaged.is_file():
+        _remove(damaged)
     if entry.sha256:
-        _download(files, entry)
+        _download_large(files, entry)
     path = files.path(entry.name)
-    if entry.bytes is not None and path.stat().st_size != entry.bytes:
-        got = path.stat().st_size
+    size = path.stat().st_size
+    if entry.bytes is not None and size != entry.bytes:
         _remove(path)
         raise SourceError(
-            f"{files.repo}: {entry.name} came with {got:,} bytes, the hub says {entry.bytes:,}: removed, fetch it again"
+            f"{files.repo}: {entry.name} came with {size:,} bytes, the hub says {entry.bytes:,}: "
+            "removed, fetch it again"
         )
 
 
-def _download(files: HubFiles, entry: FileEntry) -> None:
-    """Large files are fetched here, into a file of a fixed name that the next attempt appends to.
+def _download_large(files: HubFiles, entry: FileEntry) -> None:
+    """Download into a file of a fixed name, which the next attempt appends to.
 
-    huggingface_hub throws away what an interrupted process had of a file, up to 5 GB of a shard.
+    huggingface_hub would discard what an interrupted process had of a file, up to 5 GB of a shard.
     """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    part = files.unfinished(entry)
-    blob = part.with_suffix("")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = files.unfinished(entry)
+    blob = unfinished.with_suffix("")
     lock = files.folder.parent / ".locks" / files.folder.name / f"{entry.sha256}.lock"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    url = hf_hub_url(files.repo, entry.name, revision=files.revision)
     with WeakFileLock(lock):
         if blob.is_file():
             return
-        if part.is_file() and part.stat().st_size > (entry.bytes or 0):
-            part.unlink()
-        with part.open("ab") as out:
-            begun = out.tell()
-            call_hub(
-                files,
-                lambda: http_get(
-                    url,
-                    out,
-                    resume_size=begun,
-                    headers=build_hf_headers(),
-                    expected_size=entry.bytes,
-                    displayed_filename=entry.name,
-                ),
+        if unfinished.is_file() and unfinished.stat().st_size > (entry.bytes or 0):
+            unfinished.unlink()
+        _append_rest(unfinished, files, entry)
+        _check_hash(unfinished, files, entry)
+        unfinished.rename(blob)  # huggingface_hub finds it there and only adds the snapshot's link
+
+
+def _append_rest(unfinished: Path, files: HubFiles, entry: FileEntry) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(files.repo, entry.name, revision=files.revision)
+    with unfinished.open("ab") as out:
+        resume_size = out.tell()
+
+        def download() -> None:
+            http_get(
+                url,
+                out,
+                resume_size=resume_size,
+                headers=build_hf_headers(),
+                expected_size=entry.bytes,
+                displayed_filename=entry.name,
             )
-        _check_hash(part, files, entry)
-        part.rename(
-            blob
-        )  # huggingface_hub finds it there and only makes the name that points to it
+
+        call_hub(files, download)
 
 
 def _check_hash(path: Path, files: HubFiles, entry: FileEntry) -> None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    if digest.hexdigest() != entry.sha256:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    sha256 = digest.hexdigest()
+    if sha256 != entry.sha256:
         _remove(path)
         raise SourceError(
-            f"{files.repo}: {entry.name} is damaged (SHA-256 {digest.hexdigest()[:12]}…, the hub says "
-            f"{str(entry.sha256)[:12]}…): removed, fetch it again"
+            f"{files.repo}: {entry.name} is damaged (SHA-256 {sha256[:12]}…, "
+            f"the hub says {str(entry.sha256)[:12]}…): removed, fetch it again"
         )
 
 
-def _drop_damaged(files: HubFiles, entry: FileEntry) -> None:
-    """Remove what lies under the file's name in another size, or huggingface_hub would take it as it is."""
-    path = files.folder / "snapshots" / files.revision / entry.name
-    if path.is_file():
-        _remove(path)
-
-
 def _remove(path: Path) -> None:
-    """A cached file and what its name points to."""
+    """Remove a cached file and, if its name is a link, the link's target."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def fetch(
     if not planned.fits_memory:
         note(f"this machine cannot run it as asked: {planned.why[-1]}; see saescope plan")
     fetched = fetch_files(planned, check=check, report=note)
-    if find_release(planned.request.sae.partition("@")[0]):
+    if find_release(planned.options.sae.partition("@")[0]):
         note(QWEN_SCOPE_NOTICE)
     if json:
         print_json(to_dict(fetched, limits))

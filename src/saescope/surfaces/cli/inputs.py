@@ -16,7 +16,7 @@ from saescope.sources.catalog import (
     parse_sae_name,
     releases_for,
 )
-from saescope.sources.job_plan import PlanRequest
+from saescope.sources.job_plan import JobOptions
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import plan_job
 from saescope.sources.prompts import PromptSet, read_prompts
@@ -114,9 +114,9 @@ class Inputs:
 
     def asked(
         self, model: str, sae: str, layers: Sequence[int] | Literal["all"] | None
-    ) -> PlanRequest:
+    ) -> JobOptions:
         """The job as `plan` takes it."""
-        return PlanRequest(
+        return JobOptions(
             model=model,
             sae=sae,
             layers=layers,

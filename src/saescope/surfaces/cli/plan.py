@@ -142,8 +142,8 @@ def _here(files: Sequence[NeededFile]) -> str:
 
 def _memory(planned: JobPlan) -> Table:
     budget = "" if planned.budget is None else f"; {show_bytes(planned.budget)} "
-    budget += "" if not budget else "allowed" if planned.request.budget else "free"
-    title = f"memory on {planned.request.device} in {planned.dtype}{budget}"
+    budget += "" if not budget else "allowed" if planned.options.budget else "free"
+    title = f"memory on {planned.options.device} in {planned.dtype}{budget}"
     made = table(title, "way", "in all", "mapped from files", "the rest", "", left=1)
     made.columns[-1].justify = "left"
     about = {"whole": "every layer and the head: what generating needs", "cut": "up to the last layer asked for",
@@ -166,7 +166,7 @@ def _work(planned: JobPlan, computing: float | None, rate: float | None) -> str:
         if computing is not None
         else " (--measure: seconds)"
     )
-    tokens = f"about {planned.request.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
+    tokens = f"about {planned.options.tokens:,} tokens (bytes / {_BYTES_A_TOKEN})"
     return f"computing  {tokens} of {each:.3g} GFLOP: {planned.gflop:,.0f} GFLOP{seconds}"
 
 
@@ -183,7 +183,7 @@ def _measured(planned: JobPlan) -> float:
     note("measuring: this imports torch")
     from saescope.engine.matmul_kernels import matmul_rate
 
-    return matmul_rate(planned.dtype, planned.request.device)
+    return matmul_rate(planned.dtype, planned.options.device)
 
 
 def _seconds(planned: JobPlan, limits: Limits, rate: float | None) -> tuple[float, float | None]:
