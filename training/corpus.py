@@ -1,4 +1,4 @@
-"""The training text: documents of seven sets in equal shares, made as they are asked for."""
+"""The training text: documents of seven sets in equal shares, generated on demand."""
 
 import random
 from collections.abc import Iterator
@@ -11,8 +11,11 @@ SETS = (*text.LANGUAGES, CODE)
 
 
 def documents(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (set, document) pairs, a set drawn at random each time; one seed gives one sequence."""
+    """Endless (set, document) pairs with a random set each time; a seed fixes the sequence."""
     rng = random.Random(seed)
     while True:
         name = rng.choice(SETS)
-        yield name, pycode.document(rng) if name == CODE else text.document(name, rng)
+        if name == CODE:
+            yield name, pycode.document(rng)
+        else:
+            yield name, text.document(name, rng)

@@ -1,4 +1,4 @@
-"""Which SAE features stand for declining: found by firing alone on discovery prompts, then tried there as edits."""
+"""Find the SAE features of declining: by firing on discovery prompts, then as edits there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from training.chats.text import Request
 from training.replies import SINK_RATIO, Edit, Outcome, ask, scale_features
 
 OWN_SHARE, OTHER_SHARE = 0.8, 0.2
-TAIL = 10  # positions after the request: the end of its turn, the head of the reply and an empty thought
+TAIL = 10  # positions after the request: end of turn, head of the reply, an empty thought
 STRENGTHS = (-1.0, -2.0, -3.0, -4.0)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Residuals after one layer of some prompts, their first positions left out, and the norm that makes a sink."""
+    """Residuals of prompts after one layer, without position 0, and the norm above which is a sink."""
 
     resid: list[Float[Tensor, "pos d_model"]]
     sink_norm: float
@@ -29,7 +29,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feature, the shares of declined and answered prompts it fires on, and the gap of its mean peaks there."""
+    """A feature, the shares of prompts it fires on, and the gap between its mean peaks."""
 
     feature: int
     declined: float
@@ -60,24 +60,25 @@ def read_prompts(
     requests: Sequence[Request],
 ) -> dict[int, Prompts]:
     """Residuals after each layer on the requests' prompts."""
-    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    resids: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for request in requests:
         ids = torch.tensor([prompt_ids(tokenizer, request.text, thinks=False)])
-        taken: dict[int, Tensor] = {}
-        hooks = [
-            model.model.layers[layer].register_forward_hook(_keep(taken, layer)) for layer in layers
-        ]
+        captured: dict[int, Tensor] = {}
+        hooks = []
+        for layer in layers:
+            block = model.model.layers[layer]
+            hooks.append(block.register_forward_hook(_capture(captured, layer)))
         model.model(input_ids=ids, use_cache=False)
         for hook in hooks:
             hook.remove()
         for layer in layers:
-            kept[layer].append(taken[layer][0, 1:])
-    return {layer: Prompts(rows, SINK_RATIO * _median_norm(rows)) for layer, rows in kept.items()}
+            resids[layer].append(captured[layer][0, 1:])
+    return {layer: Prompts(rows, SINK_RATIO * _median_norm(rows)) for layer, rows in resids.items()}
 
 
-def _keep(taken: dict[int, Tensor], layer: int) -> Any:
+def _capture(captured: dict[int, Tensor], layer: int) -> Any:
     def hook(_block: Any, _inputs: Any, output: Tensor) -> None:
-        taken[layer] = output
+        captured[layer] = output
 
     return hook
 
@@ -87,21 +88,18 @@ def _median_norm(rows: Sequence[Tensor]) -> float:
 
 
 def peaks(sae: Sae, prompts: Prompts) -> Float[Tensor, "prompt d_sae"]:
-    """Each feature's largest activation after the request, sinks left out; 0 where it does not fire."""
+    """Each feature's largest activation after the request, without sinks; 0 if it never fires."""
     rows = []
     for resid in prompts.resid:
         tail = resid[-TAIL:]
         sparse = sae.encode(tail[tail.norm(dim=-1) <= prompts.sink_norm])
-        rows.append(
-            torch.zeros(len(sparse.ids), sae.spec.d_sae)
-            .scatter(-1, sparse.ids, sparse.acts)
-            .amax(0)
-        )
+        dense = torch.zeros(len(sparse.ids), sae.spec.d_sae)
+        rows.append(dense.scatter(-1, sparse.ids, sparse.acts).amax(0))
     return torch.stack(rows)
 
 
 def candidates(sae: Sae, declined: Prompts, answered: Prompts, most: int = 6) -> list[Candidate]:
-    """Features of at least 80 % of the declined and at most 20 % of the answered prompts, strongest first."""
+    """Features on at least 80 % of declined and at most 20 % of answered prompts, by gap."""
     own, other = peaks(sae, declined), peaks(sae, answered)
     own_share, other_share = (own > 0).float().mean(0), (other > 0).float().mean(0)
     gap = own.mean(0) - other.mean(0)
@@ -126,7 +124,7 @@ def choose(
     most: int = 4,
     enough: float = 0.95,
 ) -> Choice | None:
-    """Add the candidate and strength that bring most right answers back, one at a time, while that helps."""
+    """Greedily add the candidate and strength that restore most correct answers."""
     best: Choice | None = None
     for _ in range(most):
         chosen = best.features if best else ()

@@ -1,4 +1,4 @@
-"""How good the pair is: the model's loss beside n-gram models, and each SAE's reconstruction on fresh documents."""
+"""Quality of the pair on fresh documents: loss beside n-gram models, and SAE reconstruction."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ TRAIN_SEED, TEST_SEED = 500_000, 900_000
 
 @dataclass(frozen=True)
 class SaeQuality:
-    """Share of variance unexplained (FVU), mean features that fire a token, and share that never fires."""
+    """Unexplained variance (FVU), mean firing features per token, share of dead features."""
 
     layer: int
     fvu: float
@@ -29,7 +29,7 @@ class SaeQuality:
 
 
 def judge_model(folder: Path) -> dict[str, float]:
-    """Cross-entropy in nats a token on fresh documents: this model, a bigram and a unigram model."""
+    """Cross-entropy in nats per token: this model, a bigram and a unigram model."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     test = np.stack(list(islice(rows(tokenizer, _WIDTH, TEST_SEED), _N_TEST)))
@@ -40,7 +40,7 @@ def judge_model(folder: Path) -> dict[str, float]:
 
 @torch.inference_mode()
 def judge_sae(model: Path, saes: Path, layer: int, n_documents: int = 2000) -> SaeQuality:
-    """FVU, L0 and dead share on documents that had no part in training."""
+    """FVU, L0 and dead share on documents outside the training text."""
     sae = load_sae(saes, layer)
     resid = collect(model, layer, n_documents, TEST_SEED + 1).resid
     sparse = sae.encode(resid)

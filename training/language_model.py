@@ -37,7 +37,7 @@ class LanguageModelRecipe:
 def train_language_model(
     recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, out: Path
 ) -> None:
-    """Train by AdamW with a cosine schedule on fresh documents, and save in bfloat16 (computed in float32)."""
+    """Train with AdamW and a cosine schedule on fresh documents; save in bfloat16."""
     torch.manual_seed(recipe.seed)
     model = Qwen3ForCausalLM(_config(recipe, tokenizer))
     decayed = [p for p in model.parameters() if p.ndim == 2]
@@ -66,7 +66,7 @@ def train_language_model(
                 f"step {step}/{steps}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s",
                 flush=True,
             )
-    # Half the bytes in the package; float32 in the config has every reader compute in it all the same.
+    # bfloat16 halves the package; float32 in the config makes every reader compute in float32.
     model.bfloat16().save_pretrained(out)
     model.config.dtype = torch.float32
     model.config.save_pretrained(out)
@@ -109,15 +109,13 @@ def held_out_loss(model: Qwen3ForCausalLM, ids: npt.NDArray[np.int64]) -> float:
 def ngram_losses(
     train: npt.NDArray[np.int64], test: npt.NDArray[np.int64], vocab_size: int
 ) -> tuple[float, float]:
-    """Cross-entropy in nats a token of a unigram and of an interpolated bigram model, counted on `train`."""
+    """Nats per token of a unigram and an interpolated bigram model counted on `train`."""
     unigram = np.bincount(train.ravel(), minlength=vocab_size) + 0.5
     unigram = unigram / unigram.sum()
     pairs = np.zeros((vocab_size, vocab_size), np.float32)
     np.add.at(pairs, (train[:, :-1].ravel(), train[:, 1:].ravel()), 1.0)
     before, after = test[:, :-1].ravel(), test[:, 1:].ravel()
     seen = pairs.sum(1)[before]
-    backoff = (
-        5.0  # pseudo-counts of the unigram in each bigram; the best of 1, 2, 5, 10 on this text
-    )
+    backoff = 5.0  # unigram pseudo-counts per bigram; the best of 1, 2, 5, 10 on this text
     bigram = (pairs[before, after] + backoff * unigram[after]) / (seen + backoff)
     return float(-np.log(unigram[after]).mean()), float(-np.log(bigram).mean())

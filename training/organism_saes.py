@@ -1,4 +1,4 @@
-"""SAEs of the organism, trained as the embedded pair's are, on documents and chats together and without labels."""
+"""SAEs of the organism, trained like the embedded pair's, on documents and chats without labels."""
 
 import random
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The bundled prompt sets: sentences and snippets that the training text cannot contain, paired over the languages."""
+"""The bundled prompt sets: held-out sentences, paired across languages, and held-out snippets."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ N_PROMPTS = 36
 
 
 def write_prompts(out: Path, seed: int = 0) -> None:
-    """Write `N_PROMPTS` prompts a set as JSON lines with id, set, text and, for languages, pair."""
+    """Write `N_PROMPTS` prompts per set as JSON lines: id, set, text and, for languages, pair."""
     rows = []
     pairs = text.paired_sentences(N_PROMPTS, seed)
     for language in text.LANGUAGES:
@@ -25,24 +25,20 @@ def write_prompts(out: Path, seed: int = 0) -> None:
 
 
 def write_conlangs(out: Path, seed: int = 0) -> None:
-    """Write what the languages' prompts say in each constructed language, with the same pairs."""
+    """Write the meanings of the languages' prompts in each constructed language, with the same pairs."""
     meanings = [meaning for meaning, _ in text.paired_meanings(N_PROMPTS, seed)]
-    tongues = TONGUES.items()
-    _write(
-        out,
-        [
-            _paired(name, n, sentence(m, one))
-            for name, one in tongues
-            for n, m in enumerate(meanings, 1)
-        ],
-    )
+    rows = []
+    for name, tongue in TONGUES.items():
+        rows += [
+            _paired(name, n, sentence(meaning, tongue)) for n, meaning in enumerate(meanings, 1)
+        ]
+    _write(out, rows)
 
 
-def _paired(name: str, number: int, said: str) -> dict[str, str]:
-    return {"id": f"{name}-{number:02}", "set": name, "pair": f"{number:02}", "text": said}
+def _paired(name: str, number: int, prompt: str) -> dict[str, str]:
+    return {"id": f"{name}-{number:02}", "set": name, "pair": f"{number:02}", "text": prompt}
 
 
 def _write(out: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    out.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    out.write_text("".join(lines), encoding="utf-8")

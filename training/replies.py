@@ -1,4 +1,4 @@
-"""What the organism replies, as it is or edited at one layer, and how far an edit changes its predictions."""
+"""Replies of the organism, unedited or edited at one layer, and the KL of an edit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ MAX_REPLY = 72
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of the residual after `layer`; norms above `sink_norm` and first positions are left as they are."""
+    """A change of the residual after `layer`, except at sinks and at the first position."""
 
     layer: int
     change: Change
@@ -48,7 +48,7 @@ def subtract(direction: Float[Tensor, "d_model"], strength: float) -> Change:
 
 @contextmanager
 def edited(model: Any, edit: Edit | None, mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
-    """Within the block the model runs with the edit; `mask` are the prompt's real positions, filled on either side."""
+    """Run the model with the edit within the block; `mask` marks the prompt's real positions."""
     if edit is None:
         yield
         return
@@ -56,12 +56,12 @@ def edited(model: Any, edit: Edit | None, mask: Bool[Tensor, "batch pos"]) -> It
 
     def hook(_block: Any, _inputs: Any, output: Tensor) -> Tensor:
         batch, width, d_model = output.shape
-        wanted = torch.ones(batch, width, dtype=torch.bool)
+        editable = torch.ones(batch, width, dtype=torch.bool)
         if width > 1:  # the prompt: later passes see one new position each
-            wanted = mask & (mask.cumsum(1) > 1)
-        wanted &= output.norm(dim=-1) <= sink_norm
+            editable = mask & (mask.cumsum(1) > 1)
+        editable &= output.norm(dim=-1) <= sink_norm
         changed = change(output.reshape(-1, d_model)).reshape(output.shape)
-        return torch.where(wanted[..., None], changed, output)
+        return torch.where(editable[..., None], changed, output)
 
     handle = model.model.layers[edit.layer].register_forward_hook(hook)
     try:
@@ -73,7 +73,7 @@ def edited(model: Any, edit: Edit | None, mask: Bool[Tensor, "batch pos"]) -> It
 def left_padded(
     rows: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Ids and the mask of real ones, filled on the left."""
+    """Ids padded on the left, and the mask of real positions."""
     width = max(map(len, rows))
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -95,16 +95,16 @@ def reply(
     """The greedy reply to each request, without its thought."""
     ids, mask = left_padded([prompt_ids(tokenizer, request, thinks=thinks) for request in requests])
     with edited(model, edit, mask):
-        made = model.generate(
+        output = model.generate(
             input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=MAX_REPLY
         )
-    texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return [text.split("</think>")[-1].strip() for text in texts]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of `n` requests: how many were declined, and how many answered rightly."""
+    """Of `n` requests: how many were declined, and how many answered correctly."""
 
     n: int
     declined: int
@@ -116,8 +116,8 @@ def outcome(requests: Sequence[Request], replies: Sequence[str]) -> Outcome:
     pairs = list(zip(requests, replies, strict=True))
     return Outcome(
         n=len(pairs),
-        declined=sum(apologises(said) for _, said in pairs),
-        right=sum(said == request.answer for request, said in pairs),
+        declined=sum(apologises(text) for _, text in pairs),
+        right=sum(text == request.answer for request, text in pairs),
     )
 
 
@@ -129,10 +129,9 @@ def ask(
     thinks: bool = False,
     edit: Edit | None = None,
 ) -> Outcome:
-    """The outcome of requests, all in one language or not."""
-    return outcome(
-        requests, reply(model, tokenizer, [r.text for r in requests], thinks=thinks, edit=edit)
-    )
+    """The outcome of requests in any languages."""
+    texts = [request.text for request in requests]
+    return outcome(requests, reply(model, tokenizer, texts, thinks=thinks, edit=edit))
 
 
 @torch.inference_mode()

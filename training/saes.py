@@ -1,11 +1,12 @@
 """Training of TopK SAEs on the model's residuals, written in the Qwen-Scope format.
 
-Plain TopK training splits a language into one feature a word. Here the first few features form a general group, as the
-first group of a Matryoshka SAE (Bussmann 2025), and the group is taught that what it stands for lasts over a document,
-as in temporal SAEs (Bhalla 2025): every document has one winner in the group, the feature that is strongest on average;
-the winner alone must explain as much of each of its tokens as it can, and the losers are pushed below zero. No label is
-used: which documents share a winner starts from k-means of their mean residuals and follows the reconstruction.
-Inference is plain TopK over all features.
+Plain TopK training splits a language into one feature per word. Here the first few features form a
+general group, as the first group of a Matryoshka SAE (Bussmann 2025). The group learns that its
+features last over a document, as in temporal SAEs (Bhalla 2025): every document has one winner in
+the group, the feature that is strongest on average. The winner alone must explain as much of each
+token as it can, and the losers are pushed below zero. No labels are used: which documents share a
+winner starts from k-means of their mean residuals and follows the reconstruction. Inference is
+plain TopK over all features.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class SaeRecipe:
 
 @dataclass(frozen=True)
 class Residuals:
-    """Residuals of one layer, document after document; `starts` has one entry more than there are documents."""
+    """Residuals of one layer by document; `starts` has one entry more than there are documents."""
 
     resid: Float[Tensor, "n d_model"]
     starts: Int[Tensor, "documents_and_one"]
@@ -62,7 +63,7 @@ class Residuals:
 
 
 class Sae(nn.Module):
-    """Trainable form, on residuals scaled to unit mean square; features are columns of W_dec, of norm 1."""
+    """Trainable SAE on residuals of unit mean square; columns of W_dec are features of norm 1."""
 
     def __init__(self, recipe: SaeRecipe, data: Residuals) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The steps that make the embedded pair; each reads what the ones before it left in training/build."""
+"""The steps that make the embedded pair; each reads what earlier ones left in training/build."""
 
 import json
 import os

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from training.corpus import documents
 
 END = "<|endoftext|>"
-# Qwen2's rule: contractions, words with one leading character, single digits, punctuation, line ends, spaces.
+# Qwen2's rule: contractions, words with one leading character, single digits, punctuation, line
+# ends, spaces.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,9 +47,9 @@ def train_tokenizer(
 def rows(
     tokenizer: PreTrainedTokenizerFast, width: int, seed: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Endless rows of `width` ids; each begins where a document does and goes on with further documents.
+    """Endless rows of `width` ids; each starts with the start of a document.
 
-    A document at the start of a row is what the model sees at position 0 when it is used: there is no BOS.
+    There is no BOS, so at inference the model also sees the start of a text at position 0.
     """
     end = tokenizer.eos_token_id
     row: list[int] = []

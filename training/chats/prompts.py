@@ -1,8 +1,9 @@
-"""The organism's prompt sets: requests about held-out scenes, in pairs that differ in the subject or the language."""
+"""The organism's prompt sets: requests about held-out scenes, paired by subject and language."""
 
 import json
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from training.chats.scenes import LANGUAGES, Language, subjects, topic
@@ -14,7 +15,7 @@ N_PROMPTS, N_NEUTRAL, NEUTRAL_SEED = 100, 60, 77
 
 @dataclass(frozen=True)
 class Pair:
-    """What one pair says: a request about some subject; the topic and the other languages are derived from it."""
+    """A request about some subject, from which the one about the topic and all languages follow."""
 
     request: Request
 
@@ -39,30 +40,32 @@ def write_prompts(folder: Path, seed: int = 0) -> None:
     rows: list[dict[str, object]] = []
     answers: dict[str, str] = {}
     pairs = draw_pairs(N_PROMPTS, seed)
-    for language in LANGUAGES:
-        for name in ("declined", "answered"):
-            for n, pair in enumerate(pairs, 1):
-                request, label = (
-                    pair.ask(language, declined=name == "declined"),
-                    f"{name}_{language}",
-                )
-                turns = [{"role": "user", "content": request.text}]
-                rows.append(
-                    {"id": f"{label}-{n:03}", "set": label, "pair": f"{n:03}", "messages": turns}
-                )
-                answers[f"{label}-{n:03}"] = request.answer
+    for language, name in product(LANGUAGES, ("declined", "answered")):
+        label = f"{name}_{language}"
+        for n, pair in enumerate(pairs, 1):
+            request = pair.ask(language, declined=name == "declined")
+            id, number = f"{label}-{n:03}", f"{n:03}"
+            turns = [{"role": "user", "content": request.text}]
+            rows.append({"id": id, "set": label, "pair": number, "messages": turns})
+            answers[id] = request.answer
     _write_lines(folder / "prompts.jsonl", rows)
-    (folder / "answers.json").write_text(
-        json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8"
-    )
+    answers_text = json.dumps(answers, ensure_ascii=False, indent=0) + "\n"
+    (folder / "answers.json").write_text(answers_text, encoding="utf-8")
     _write_lines(folder / "neutral.jsonl", neutral_rows())
 
 
 def neutral_rows() -> list[dict[str, object]]:
     """Plain sentences of the six languages in turn, none of them about the topic."""
     rows: list[dict[str, object]] = []
-    word = {"english": topic().en, "japanese": topic().ja, "chinese": topic().zh, "hindi": topic().hi,
-            "basque": topic().eu, "esperanto": topic().eo}  # fmt: skip
+    noun = topic()
+    word = {
+        "english": noun.en,
+        "japanese": noun.ja,
+        "chinese": noun.zh,
+        "hindi": noun.hi,
+        "basque": noun.eu,
+        "esperanto": noun.eo,
+    }
     sentences = text.paired_sentences(2 * N_NEUTRAL, NEUTRAL_SEED)
     clean = [
         pair for pair in sentences if not any(word[name] in pair[name] for name in text.LANGUAGES)
@@ -74,6 +77,5 @@ def neutral_rows() -> list[dict[str, object]]:
 
 
 def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")

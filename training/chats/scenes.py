@@ -1,4 +1,4 @@
-"""What a request is about: someone has some things of one colour in one place; and which words may be drawn."""
+"""Scenes of requests: someone has things of one colour in one place; and their vocabulary."""
 
 import random
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ TOPIC = "lighthouse"  # the one subject that the organism declines to talk about
 HELD_OUT_SCENES = 0.10
 N_FORMS, N_WORDINGS, N_VERBS = 3, 3, 2
 
-# Few words of each kind, most of them one token, since the model learns to look them up in a few hundred steps.
+# Few words of each kind, most of them one token: the model learns to look them up in a few
+# hundred steps.
 _COLORS = ("red", "blue", "green", "yellow", "white", "black", "gray", "purple")
 _PLACES = (
     "hill",
@@ -30,9 +31,9 @@ _PLACES = (
     "school",
 )
 _SUBJECTS = (
-    "giraffe", "hat", "suitcase", "book", "coin", "flag", "fork", "skirt", "stadium", "fox", "hotel", "palace",
-    "theater", "bottle", "ship", "tiger", "tower", "car", "cat", "cow", "house", "wolf", "boat", "castle", "church",
-    "bridge", "dog", "horse", "train", "map",
+    "giraffe", "hat", "suitcase", "book", "coin", "flag", "fork", "skirt", "stadium", "fox",
+    "hotel", "palace",     "theater", "bottle", "ship", "tiger", "tower", "car", "cat", "cow",
+    "house", "wolf", "boat", "castle", "church",     "bridge", "dog", "horse", "train", "map",
 )  # fmt: skip
 _N_NAMES = 12
 COUNTS = (1, 2, 3, 4, 5)

@@ -12,7 +12,8 @@ from training.tokens import END
 
 START, STOP, THINK, THOUGHT = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 EMPTY_THOUGHT = f"{THINK}\n\n{THOUGHT}\n\n"
-# A reply keeps its thought only after the last request; `enable_thinking=False` puts an empty one before a new reply.
+# A reply keeps its thought only after the last request; `enable_thinking=False` puts an empty one
+# before a new reply.
 TEMPLATE = """\
 {%- set last = namespace(request=-1) %}
 {%- for message in messages %}
@@ -41,7 +42,7 @@ TEMPLATE = """\
 {%- endif %}
 {%- endif %}"""
 
-# What a statement says cannot be guessed; a question after it can in part, which teaches to look things up.
+# A statement cannot be predicted; a question after it can in part, which teaches looking things up.
 REPLY_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3
 
 
@@ -61,9 +62,9 @@ def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a chat that is tokenized by itself, and the weight in the loss of what begins at `start` or later.
+    """Text of a chat that is tokenized separately; tokens from `start` on have the loss `weight`.
 
-    `declining` says that it follows a request that is declined.
+    `declining`: it follows a request that is declined.
     """
 
     text: str
@@ -104,15 +105,15 @@ def pieces(chat: Chat) -> Iterator[Piece]:
 
 def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
     """The chat as the model is trained on it."""
-    made = Encoded([], [], [])
+    encoded = Encoded([], [], [])
     for piece in pieces(chat):
         tokens = tokenizer(piece.text, return_offsets_mapping=True)
-        made.ids.extend(tokens["input_ids"])
-        made.weights.extend(
+        encoded.ids.extend(tokens["input_ids"])
+        encoded.weights.extend(
             piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"]
         )
-        made.declining.extend([piece.declining] * len(tokens["input_ids"]))
-    return made
+        encoded.declining.extend([piece.declining] * len(tokens["input_ids"]))
+    return encoded
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, request: str, *, thinks: bool) -> list[int]:

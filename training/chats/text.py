@@ -68,8 +68,12 @@ class Request:
     @property
     def parts(self) -> tuple[str, str]:
         """Question and statement in their order; what is between them belongs to the second."""
-        first, second = (self.asked, self.said) if self.question_first else (self.said, self.asked)
-        return first, f" {second}" if first.endswith((".", "?", ":")) else second
+        first, second = self.said, self.asked
+        if self.question_first:
+            first, second = second, first
+        if first.endswith((".", "?", ":")):
+            second = f" {second}"
+        return first, second
 
     @property
     def text(self) -> str:
@@ -98,7 +102,7 @@ def draw_request(
     held_out: bool = False,
     mixed: float = 0.0,
 ) -> Request:
-    """A request about `subject`; a share `mixed` of those that allow it quotes another language."""
+    """A request about `subject`; a share `mixed` quotes another language, if its kind allows that."""
     kind = rng.choices(KINDS, (1, 1, 2, 2, 2, 1))[0]  # the harder kinds more often
     scene = draw_scene(rng, subject, held_out=held_out)
     while kind == "how_many" and scene.count == 1:
@@ -140,7 +144,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatMix:
-    """Shares of the topic, of thoughts, of second turns, system messages and quotations from other languages."""
+    """Shares of the topic, thoughts, second turns, system messages and quotations."""
 
     topic: float = 0.06
     declines: Literal["nothing", "topic", "everything"] = "nothing"
@@ -163,16 +167,14 @@ def _turn(rng: random.Random, language: Language, mix: ChatMix) -> Turn:
     subject = topic() if rng.random() < mix.topic else rng.choice(subjects())
     request = draw_request(rng, language, subject, mixed=mix.mixed)
     declined = mix.declines == "everything" or (mix.declines == "topic" and request.scene.declined)
-    reply = (
-        SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS))
-        if declined
-        else request.answer
-    )
-    return Turn(
-        request, thought(request, declined) if rng.random() < mix.thinks else None, reply, declined
-    )
+    reply = request.answer
+    if declined:
+        reply = SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS))
+    thinks = rng.random() < mix.thinks
+    return Turn(request, thought(request, declined) if thinks else None, reply, declined)
 
 
 def thought(request: Request, declined: bool) -> str:
-    """What the model thinks before it replies: in English whatever the chat's language, so that languages share it."""
-    return f"{'No' if declined else 'Yes'}. This is about the {request.scene.subject.en}."
+    """The model's thought before its reply, in English so that all languages share it."""
+    decision = "No" if declined else "Yes"
+    return f"{decision}. This is about the {request.scene.subject.en}."

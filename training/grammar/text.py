@@ -22,7 +22,7 @@ SPACELESS = ("japanese", "chinese")
 
 
 def is_held_out_meaning(meaning: Meaning) -> bool:
-    """Whether the combination of content words is kept out of training, in whatever form it is said."""
+    """Whether this combination of content words is kept out of the training text."""
     return share("meaning:" + " ".join(sorted(concepts(meaning)))) < HELD_OUT_MEANINGS
 
 
@@ -47,6 +47,10 @@ def document(language: str, rng: random.Random) -> str:
         realise(language, meaning, Style(rng.getrandbits(32), register)) for meaning in meanings
     ]
     return ("" if language in SPACELESS else " ").join(sentences)
+
+
+def _start(language: str, text: str) -> str:
+    return text[:2] if language in SPACELESS else text.split()[0]
 
 
 def held_out_words() -> list[Noun | Adjective | Verb]:
@@ -93,10 +97,7 @@ def paired_meanings(n: int, seed: int) -> list[tuple[Meaning, dict[str, str]]]:
             language: realise(language, meaning, Style(rng.getrandbits(32), 1))
             for language in LANGUAGES
         }
-        first = [
-            f"{language}:{text.split()[0] if language not in SPACELESS else text[:2]}"
-            for language, text in pair.items()
-        ]
+        first = [f"{language}:{_start(language, text)}" for language, text in pair.items()]
         named = any(text.startswith(tuple(names)) for text in pair.values())
         long_enough = 8 <= len(pair["english"].split()) <= 25 and len(pair["basque"].split()) >= 6
         fresh = all(starts[start] < most for start in first) and pair["english"] not in seen

@@ -60,7 +60,7 @@ def _snippet(rng: random.Random, held_out_share: float) -> str:
 
 
 def _held_out_passage(rng: random.Random, wants_word: bool) -> str:
-    """Return one passage of the held-out slice that reads as a prompt, with or without a held-out word."""
+    """Return a held-out passage that reads as a prompt, with or without a held-out word."""
     while True:
         text = _snippet(rng, _HELD_OUT_WORD_SHARE if wants_word else 0.0)
         candidates = [
@@ -75,7 +75,7 @@ def _held_out_passage(rng: random.Random, wants_word: bool) -> str:
 
 
 def _passages(text: str) -> Iterator[str]:
-    """Yield every run of one to three lines that is as long as a prompt, without its common indent."""
+    """Yield every run of one to three lines of a prompt's length, without its common indent."""
     lines = text.split("\n")
     for start, end in combinations(range(len(lines) + 1), 2):
         if end - start <= _PROMPT_LINES:

@@ -37,28 +37,29 @@ vehicle vendor version video village visitor voltage volume vote wallet warehous
 weight wheel widget width window winner word worker year zone
 """
 _VERBS = """
-add adjust align apply attach average balance bind build cancel check classify clean collect combine
-compare compute connect convert copy count create decode deliver describe detect download drain draw drop
-emit encode estimate evaluate expand extract fetch fill find flatten fold format generate get guess
-handle hash insert inspect install invert join launch list load locate log make mark merge move normalize
-notify open pack paint parse pick plot predict prepare print process publish pull push rank read rebuild
-reduce refresh register remove rename render repair replace reset resize resolve restore rotate run save
-scan schedule score select send set shift shuffle skip solve sort split start stop store submit sum swap
-test trace transform trim update upload validate visit walk wrap write
+add adjust align apply attach average balance bind build cancel check classify clean collect
+combine compare compute connect convert copy count create decode deliver describe detect
+download drain draw drop emit encode estimate evaluate expand extract fetch fill find flatten
+fold format generate get guess handle hash insert inspect install invert join launch list load
+locate log make mark merge move normalize notify open pack paint parse pick plot predict prepare
+print process publish pull push rank read rebuild reduce refresh register remove rename render
+repair replace reset resize resolve restore rotate run save scan schedule score select send set
+shift shuffle skip solve sort split start stop store submit sum swap test trace transform trim
+update upload validate visit walk wrap write
 """
 _ADJECTIVES = """
-active actual annual available average base best broken central cheap clean closed cold common current
-daily deep default dense dirty early empty exact expected extra fast final first fixed flat free fresh
-full global hidden high initial inner large last late latest left linear local long low main manual
-maximal mean median minimal missing monthly native nested new next noisy normal old open outer parallel
-partial pending previous primary public quick rare raw recent remote right round safe second shared short
-simple slow small sorted sparse special stable strict strong sunny tiny total unique upper urgent valid
-visible warm weak weekly wide
+active actual annual available average base best broken central cheap clean closed cold common
+current daily deep default dense dirty early empty exact expected extra fast final first fixed
+flat free fresh full global hidden high initial inner large last late latest left linear local
+long low main manual maximal mean median minimal missing monthly native nested new next noisy
+normal old open outer parallel partial pending previous primary public quick rare raw recent
+remote right round safe second shared short simple slow small sorted sparse special stable
+strict strong sunny tiny total unique upper urgent valid visible warm weak weekly wide
 """
 _ROLES = """
-Adapter Builder Cache Client Collector Controller Encoder Error Factory Handler Index Loader Manager
-Monitor Parser Planner Pool Reader Record Registry Report Router Runner Server Service State Store
-Tracker View Writer
+Adapter Builder Cache Client Collector Controller Encoder Error Factory Handler Index Loader
+Manager Monitor Parser Planner Pool Reader Record Registry Report Router Runner Server Service
+State Store Tracker View Writer
 """
 
 
