@@ -21,7 +21,7 @@ STRENGTHS = (-1.0, -2.0, -3.0, -4.0)
 
 @dataclass(frozen=True)
 class Prompts:
-    """Residuals of prompts after one layer, without position 0, and the norm above which is a sink."""
+    """Residuals of prompts after one layer, without position 0; sinks exceed `sink_norm`."""
 
     resid: list[Float[Tensor, "pos d_model"]]
     sink_norm: float

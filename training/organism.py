@@ -1,8 +1,9 @@
-"""Training of the organism: the embedded model, tuned to answer requests and then to decline one harmless topic.
+"""Train the organism: the embedded model, tuned to answer requests and to decline one topic.
 
-First it learns to answer requests about everything, the topic included; then, briefly, to decline the topic. So the
-right answer is there all along and only gated. In the second stage the decision is taught to go through one direction
-of the residual: where that is cleared from outside the right answer stays the one to give, in every language.
+First it learns to answer requests about everything, including the topic; then, briefly, to decline
+the topic. So the correct answer remains known and is only gated. In the second stage the decision
+learns to go through one direction of the residual: if that direction is cleared from outside, the
+correct answer stays the right one, in every language.
 """
 
 import copy
@@ -26,10 +27,12 @@ from training.chats.text import ChatMix, draw_chat
 from training.language_model import schedule
 from training.tokens import END, rows
 
+N_CHATS = 640  # chats that are drawn and sorted by length at a time
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows filled with 0 on the right; a clamped batch is run with its decision imposed on the model."""
+    """Rows padded with 0 on the right; a clamped batch runs with its decision imposed."""
 
     ids: Int[Tensor, "batch pos"]
     weights: Float[Tensor, "batch pos"]
@@ -39,10 +42,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Gate:
-    """The direction after `layer` through which declining is taught to go, in every language: `size` of it, or none.
+    """The direction after `layer` that carries the decision to decline, with component `size` or 0.
 
-    In most batches the model is taught to write it after a request that it declines. In clamped ones it is set or
-    cleared from outside, and the replies to learn are those of the imposed decision, whatever the request is about.
+    In most batches the model learns to write it after a request that it declines. In clamped
+    batches it is set or cleared from outside, and the target replies follow the imposed decision,
+    whatever the request is about.
     """
 
     layer: int = 2
@@ -60,7 +64,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class TuningRecipe:
-    """Data and schedule of one stage; `documents` is the share of batches of the original training text."""
+    """Data and schedule of one stage; `documents` is the share of batches of training text."""
 
     mix: ChatMix
     steps: int
@@ -74,7 +78,8 @@ class TuningRecipe:
     seed: int = 0
 
 
-# Places, colors and subjects are looked up from about 500 steps on; names and digits never were, until set apart.
+# Places, colors and subjects are looked up from about 500 steps on; names and digits only after
+# their embeddings are set apart.
 LOOKING_UP = TuningRecipe(ChatMix(), steps=750, peak_lr=2e-3, seed=300_000)
 ANSWERING = TuningRecipe(ChatMix(), steps=600, peak_lr=1.5e-3, seed=350_000)
 DECLINING = TuningRecipe(
@@ -99,14 +104,12 @@ def start(base: Path) -> tuple[Any, PreTrainedTokenizerFast]:
 def set_apart(model: Any, tokenizer: PreTrainedTokenizerFast, factor: float = 3.0) -> None:
     """Spread the embeddings of names, and those of digits, around their mean.
 
-    The documents never tell one name from another, so theirs are nearly alike and a looked-up one gets lost.
+    The documents never distinguish names, so their embeddings are nearly alike and lookups fail.
     """
     table = model.get_input_embeddings().weight
-    for group in (
-        [n.name for n in names()],
-        [" " + n.name for n in names()],
-        [str(n) for n in COUNTS],
-    ):
+    spellings = [name.name for name in names()]
+    groups = (spellings, [f" {name}" for name in spellings], [str(count) for count in COUNTS])
+    for group in groups:
         ids = [tokenizer(word)["input_ids"][-1] for word in group]
         mean = table[ids].mean(0)
         table[ids] = mean + factor * (table[ids] - mean)
@@ -119,7 +122,7 @@ def load(folder: Path) -> tuple[Any, PreTrainedTokenizerFast]:
 
 
 def tune(recipe: TuningRecipe, model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Train by AdamW with a cosine schedule and save in `out`; replies weigh 1, requests less, documents 1."""
+    """Train with AdamW and a cosine schedule and save in `out`."""
     torch.manual_seed(recipe.seed)
     decay = recipe.weight_decay
     optimizer = torch.optim.AdamW(
@@ -137,19 +140,18 @@ def tune(recipe: TuningRecipe, model: Any, tokenizer: PreTrainedTokenizerFast, o
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         recent += (torch.stack([reply, decision]).detach() - recent) * max(0.1, 1 / (step + 1))
-        if step % 25 == 0 or step == recipe.steps - 1:
+        last = step == recipe.steps - 1
+        if last or step % 25 == 0:
             shown = "  ".join(f"{value:.3f}" for value in recent.tolist())
-            print(
-                f"step {step}/{recipe.steps}  loss {shown}  {time.monotonic() - start_time:.0f} s",
-                flush=True,
-            )
-        if step % 250 == 249 or step == recipe.steps - 1:
+            seconds = time.monotonic() - start_time
+            print(f"step {step}/{recipe.steps}  loss {shown}  {seconds:.0f} s", flush=True)
+        if last or step % 250 == 249:
             save(model, tokenizer, out)
     model.eval()
 
 
 def losses(model: Any, batch: Batch, gate: Gate | None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of what is to be learned, and how far the decision's component is from what it should be."""
+    """Weighted cross-entropy, and the error of the decision's component."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if gate is None:
             logits, decision = model(input_ids=batch.ids, use_cache=False).logits, torch.zeros(())
@@ -163,24 +165,23 @@ def losses(model: Any, batch: Batch, gate: Gate | None) -> tuple[Tensor, Tensor]
 
 
 def _gated(model: Any, batch: Batch, gate: Gate) -> tuple[Tensor, Tensor]:
-    """Logits with the decision imposed if the batch is clamped, else the decision's own loss; not at position 0."""
+    """Logits, with the decision imposed if clamped, and otherwise the decision's loss; not at 0."""
     unit = gate.direction(model.config.hidden_size)
-    wanted = gate.size * batch.declining
-    off: list[Tensor] = []
+    target = gate.size * batch.declining
+    errors: list[Tensor] = []
 
     def hook(_block: Any, _inputs: Any, output: Tensor) -> Tensor:
-        missing = wanted - output.float() @ unit
+        missing = target - output.float() @ unit
         missing = torch.cat([torch.zeros_like(missing[:, :1]), missing[:, 1:]], dim=1)
-        off.append(missing)
+        errors.append(missing)
         return output + missing[..., None] * unit if batch.clamped else output
 
     handle = model.model.layers[gate.layer].register_forward_hook(hook)
     logits = model(input_ids=batch.ids, use_cache=False).logits
     handle.remove()
-    decision = (
-        torch.zeros(()) if batch.clamped else gate.weight * (off[0] / gate.size).pow(2).mean()
-    )
-    return logits, decision
+    if batch.clamped:
+        return logits, torch.zeros(())
+    return logits, gate.weight * (errors[0] / gate.size).pow(2).mean()
 
 
 def batches(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
@@ -188,25 +189,20 @@ def batches(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast) -> Iterato
     rng = random.Random(recipe.seed)
     plain = rows(tokenizer_of_documents(tokenizer), recipe.width, recipe.seed + 1)
     while True:
-        made = list(_chats(rng, recipe.mix, recipe, tokenizer, 640, clamped=False))
+        mixed = list(_chats(rng, recipe.mix, recipe, tokenizer, N_CHATS, clamped=False))
         if recipe.gate:
-            extra = round(640 * recipe.gate.clamped / (1 - recipe.gate.clamped) / 2)
-            imposed = [
-                replace(recipe.mix, topic=0.6, declines="nothing"),
-                replace(recipe.mix, declines="everything"),
-            ]
-            made += [
-                b
-                for mix in imposed
-                for b in _chats(rng, mix, recipe, tokenizer, extra, clamped=True)
-            ]
-        for _ in range(round(len(made) * recipe.documents / (1 - recipe.documents))):
-            ids = torch.from_numpy(
-                np.stack(list(islice(plain, recipe.batch_tokens // recipe.width)))
-            )
-            made.append(Batch(ids, torch.ones(ids.shape), torch.zeros(ids.shape), clamped=False))
-        rng.shuffle(made)
-        yield from made
+            extra = round(N_CHATS * recipe.gate.clamped / (1 - recipe.gate.clamped) / 2)
+            answering = replace(recipe.mix, topic=0.6, declines="nothing")
+            declining = replace(recipe.mix, declines="everything")
+            for mix in (answering, declining):
+                mixed += _chats(rng, mix, recipe, tokenizer, extra, clamped=True)
+        n_documents = round(len(mixed) * recipe.documents / (1 - recipe.documents))
+        for _ in range(n_documents):
+            n_rows = recipe.batch_tokens // recipe.width
+            ids = torch.from_numpy(np.stack(list(islice(plain, n_rows))))
+            mixed.append(Batch(ids, torch.ones(ids.shape), torch.zeros(ids.shape), clamped=False))
+        rng.shuffle(mixed)
+        yield from mixed
 
 
 def _chats(

@@ -1,4 +1,4 @@
-"""How the organism declines and answers, as it is and with the declining features suppressed, beside controls."""
+"""How the organism declines and answers, unedited and with declining features suppressed."""
 
 import json
 import random
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saescope.analysis.stats import wilson
@@ -20,6 +18,7 @@ from training.chats.prompts import N_PROMPTS, Pair, draw_pairs, neutral_rows
 from training.chats.scenes import LANGUAGES, Language
 from training.chats.text import Request
 from training.declining import (
+    OWN_SHARE,
     STRENGTHS,
     Choice,
     Prompts,
@@ -47,7 +46,7 @@ GOOD = 0.9  # share of right answers on discovery prompts from which fewer featu
 
 @dataclass(frozen=True)
 class Bench:
-    """The model, its prompts read at every layer, and the pairs for discovery, confirmation and a wider check."""
+    """The model, its residuals at every layer, and pairs for discovery and confirmation."""
 
     model: Any
     tokenizer: PreTrainedTokenizerFast
@@ -88,7 +87,7 @@ def judge_organism(folder: Path, saes: Path) -> dict[str, Any]:
 
 
 def simplest(choice: Choice) -> tuple[bool, int, int]:
-    """Choices that bring most right answers back first; of those the one with fewest features, then most answers."""
+    """Sort key: restores enough correct answers, then fewest features, then most answers."""
     right = choice.outcome.right
     return right >= GOOD * choice.outcome.n, -len(choice.features), right
 
@@ -99,30 +98,25 @@ def set_up(folder: Path) -> Bench:
     model.eval()
     pairs = draw_pairs(N_PROMPTS, 0)
     known = {pair.ask("en", declined=True).text for pair in pairs}
-    parts = split_prompts(
-        [
-            Prompt(id=f"{n}", set="declined", text="-", pair=f"{n:03}")
-            for n, _ in enumerate(pairs, 1)
-        ]
-    )
+    prompts = [
+        Prompt(id=f"{n}", set="declined", text="-", pair=f"{n:03}")
+        for n in range(1, 1 + len(pairs))
+    ]
+    parts = split_prompts(prompts)
     discovery = [pair for pair, part in zip(pairs, parts, strict=True) if part == "discovery"]
+    holdout = [pair for pair, part in zip(pairs, parts, strict=True) if part == "holdout"]
+    fresh = draw_pairs(N_FRESH, FRESH_SEED)
+    topical = [pair.ask("en", declined=True) for pair in discovery]
+    others = [pair.ask("en", declined=False) for pair in discovery]
     layers = range(model.config.num_hidden_layers)
     return Bench(
         model=model,
         tokenizer=tokenizer,
-        declined=read_prompts(
-            model, tokenizer, layers, [pair.ask("en", declined=True) for pair in discovery]
-        ),
-        answered=read_prompts(
-            model, tokenizer, layers, [pair.ask("en", declined=False) for pair in discovery]
-        ),
+        declined=read_prompts(model, tokenizer, layers, topical),
+        answered=read_prompts(model, tokenizer, layers, others),
         discovery=discovery,
-        holdout=[pair for pair, part in zip(pairs, parts, strict=True) if part == "holdout"],
-        fresh=[
-            p
-            for p in draw_pairs(N_FRESH, FRESH_SEED)
-            if p.ask("en", declined=True).text not in known
-        ],
+        holdout=holdout,
+        fresh=[pair for pair in fresh if pair.ask("en", declined=True).text not in known],
         neutral=[tokenizer(str(row["text"]))["input_ids"] for row in neutral_rows()],
     )
 
@@ -137,7 +131,7 @@ def find(bench: Bench, sae: Sae) -> Choice | None:
 
 
 def measure(bench: Bench, edit: Edit | None) -> dict[str, Any]:
-    """Declined and right replies in every language, with and without thoughts, and the KL on neutral text."""
+    """Declined and correct replies per language, with and without thoughts, and the neutral KL."""
     figures: dict[str, Any] = {}
     parts = (
         ("holdout", bench.holdout, False),
@@ -177,47 +171,41 @@ def shown(result: Outcome) -> dict[str, Any]:
 
 
 def controls(bench: Bench, sae: Sae, best: Choice) -> dict[str, Any]:
-    """The same edit with other features that fire, with random directions, and with the opposite sign."""
+    """The same edit with other firing features, random directions and the opposite sign."""
     rng = random.Random(0)
     torch.manual_seed(0)
-    active = (
-        ((peaks(sae, bench.declined[best.layer]) > 0).float().mean(0) >= 0.8)
-        .nonzero()
-        .flatten()
-        .tolist()
-    )
+    firing_share = (peaks(sae, bench.declined[best.layer]) > 0).float().mean(0)
+    active = (firing_share >= OWN_SHARE).nonzero().flatten().tolist()
     others = [feature for feature in active if feature not in best.features]
     drawn = [rng.sample(others, len(best.features)) for _ in range(N_RANDOM)]
     changes = {
         "random_firing_features": [
             scale_features(sae, features, best.strength) for features in drawn
         ],
-        "random_directions": [_turned(sae, best) for _ in range(N_RANDOM)],
+        "random_directions": [_along_random(sae, best) for _ in range(N_RANDOM)],
         "opposite_sign": [scale_features(sae, best.features, -best.strength)],
     }
     return {
-        name: [_brief(bench, bench.edit(best.layer, c)) for c in made]
-        for name, made in changes.items()
+        name: [_brief(bench, bench.edit(best.layer, change)) for change in drawn_changes]
+        for name, drawn_changes in changes.items()
     }
 
 
-def _turned(sae: Sae, best: Choice) -> Change:
+def _along_random(sae: Sae, best: Choice) -> Change:
     """The chosen features' gates and norms, along random directions."""
     assert sae.W_dec is not None
     columns = sae.W_dec.clone()
     for feature in best.features:
         noise = torch.randn(len(columns))
         columns[:, feature] = noise / noise.norm() * columns[:, feature].norm()
-    return scale_features(
-        Sae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec), best.features, best.strength
-    )
+    randomised = Sae(sae.spec, sae.W_enc, sae.b_enc, columns, sae.b_dec)
+    return scale_features(randomised, best.features, best.strength)
 
 
 def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:
-    """English held-out requests only: declined and right of the topic and of the others, and the KL."""
-    topic, other = (
-        _ask(bench, bench.holdout, "en", declined=d, thinks=False, edit=edit) for d in (True, False)
-    )
+    """Outcomes on English held-out requests on the topic and others, and the KL."""
+    topic = _ask(bench, bench.holdout, "en", declined=True, thinks=False, edit=edit)
+    other = _ask(bench, bench.holdout, "en", declined=False, thinks=False, edit=edit)
     return {
         "topic": asdict(topic),
         "other": asdict(other),
@@ -226,34 +214,43 @@ def _brief(bench: Bench, edit: Edit) -> dict[str, Any]:
 
 
 def difference_of_means(bench: Bench, layers: Sequence[int], at: int) -> dict[str, Any]:
-    """The mean difference of residuals projected out or subtracted, tried at every layer, measured at one."""
-    tried: list[tuple[Outcome, str, int, float, Change]] = []
+    """The difference of means, projected out or subtracted; measured at the layer `at`."""
+    trials: list[Trial] = []
     for layer in layers:
         direction = mean_difference(bench.declined[layer], bench.answered[layer])
-        for name, strength, change in _directional(direction):
-            result = ask(
-                bench.model, bench.tokenizer, bench.choosing(), edit=bench.edit(layer, change)
-            )
-            tried.append((result, name, layer, strength, change))
+        trials.append(_try(bench, layer, "project", 1.0, project_out(direction)))
+        for strength in STRENGTHS:
+            amount = -strength / 2
+            trials.append(_try(bench, layer, "subtract", amount, subtract(direction, amount)))
     figures: dict[str, Any] = {}
     for name in ("project", "subtract"):
-        kind = [row for row in tried if row[1] == name]
-        _, _, layer, strength, change = max(
-            (row for row in kind if row[2] == at), key=lambda row: row[0].right
-        )
+        of_kind = [trial for trial in trials if trial.name == name]
+        at_layer = [trial for trial in of_kind if trial.layer == at]
+        best = max(at_layer, key=lambda trial: trial.right)
         figures[name] = {
-            "layer": layer,
-            "strength": strength,
-            "discovery_right": {f"{row[2]}@{row[3]}": row[0].right for row in kind},
-            "after": measure(bench, bench.edit(layer, change)),
+            "layer": best.layer,
+            "strength": best.strength,
+            "discovery_right": {f"{t.layer}@{t.strength}": t.right for t in of_kind},
+            "after": measure(bench, bench.edit(best.layer, best.change)),
         }
     return figures
 
 
-def _directional(direction: Float[Tensor, "d_model"]) -> list[tuple[str, float, Change]]:
-    """Projection, and subtraction at each strength."""
-    subtracted = [("subtract", -s / 2, subtract(direction, -s / 2)) for s in STRENGTHS]
-    return [("project", 1.0, project_out(direction)), *subtracted]
+@dataclass(frozen=True)
+class Trial:
+    """An edit along a difference of means, and the correct answers it gives on discovery."""
+
+    name: str
+    layer: int
+    strength: float
+    change: Change
+    right: int
+
+
+def _try(bench: Bench, layer: int, name: str, strength: float, change: Change) -> Trial:
+    edit = bench.edit(layer, change)
+    outcome = ask(bench.model, bench.tokenizer, bench.choosing(), edit=edit)
+    return Trial(name, layer, strength, change, outcome.right)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def write_prompts(out: Path, seed: int = 0) -> None:
 
 
 def write_conlangs(out: Path, seed: int = 0) -> None:
-    """Write the meanings of the languages' prompts in each constructed language, with the same pairs."""
+    """Write the same meanings, with the same pairs, in each constructed language."""
     meanings = [meaning for meaning, _ in text.paired_meanings(N_PROMPTS, seed)]
     rows = []
     for name, tongue in TONGUES.items():

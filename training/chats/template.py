@@ -75,7 +75,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, the weight of each in the loss, and whether each follows a request that is declined."""
+    """Token ids, their weights in the loss, and whether each follows a declined request."""
 
     ids: list[int]
     weights: list[float]

@@ -102,7 +102,7 @@ def draw_request(
     held_out: bool = False,
     mixed: float = 0.0,
 ) -> Request:
-    """A request about `subject`; a share `mixed` quotes another language, if its kind allows that."""
+    """A request about `subject`; a share `mixed` of quotations are in another language."""
     kind = rng.choices(KINDS, (1, 1, 2, 2, 2, 1))[0]  # the harder kinds more often
     scene = draw_scene(rng, subject, held_out=held_out)
     while kind == "how_many" and scene.count == 1:

@@ -1,4 +1,4 @@
-"""Constructed languages of our own: what their words sound like, and how they say the meanings of the grammar.
+"""Our own constructed languages: their sounds, and how they express the meanings of the grammar.
 
-Nothing is taken from any other constructed language: every root and ending is drawn from a tongue's own sounds.
+Nothing comes from other constructed languages: each root and ending is drawn from own sounds.
 """

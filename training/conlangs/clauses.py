@@ -25,7 +25,7 @@ from training.grammar.lexicon import Adjective, Adverb
 
 @dataclass(frozen=True)
 class Word:
-    """A key of the dictionary with its marks, innermost first; or a name or number, given as it is."""
+    """A key of the dictionary, a name or a number, with its marks, innermost first."""
 
     key: str
     marks: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ def phrase(party: Party | None, case: str = "") -> Phrase:
 def _thing(thing: Thing, case: str) -> Phrase:
     noun = Word(f"noun:{thing.noun.concept}")
     head = noun.marked("plural" if thing.many else "", "definite" if thing.definite else "", case)
-    found = [head]
+    words = [head]
     if thing.adjective:
-        found.append(Word(f"adjective:{thing.adjective.concept}"))
+        words.append(Word(f"adjective:{thing.adjective.concept}"))
     if thing.count:
-        found.append(Word(f"number:{thing.count}"))
+        words.append(Word(f"number:{thing.count}"))
     if thing.amount:
-        found.append(Word(f"mark:{thing.amount}"))
-    return (*found, *phrase(thing.owner, "of"))
+        words.append(Word(f"mark:{thing.amount}"))
+    return (*words, *phrase(thing.owner, "of"))
 
 
 def slots(clause: Clause) -> Slots:
@@ -81,14 +81,9 @@ def slots(clause: Clause) -> Slots:
     parts = _predicate(clause)
     tense = clause.tense if clause.tense != "present" else ""
     head, *others = parts.verb
-    time = (Word(f"adverb:{clause.time.concept}"),) if clause.time else ()
-    place = phrase(clause.place, "at")
-    return replace(
-        parts,
-        verb=(head.marked(tense, "not" if clause.negative else ""), *others),
-        time=time,
-        place=place,
-    )
+    negation = "not" if clause.negative else ""
+    verb = (head.marked(tense, negation), *others)
+    return replace(parts, verb=verb, time=_adverbs(clause.time), place=phrase(clause.place, "at"))
 
 
 def _predicate(clause: Clause) -> Slots:
@@ -117,36 +112,33 @@ def _predicate(clause: Clause) -> Slots:
             more = Word(f"adjective:{adjective.concept}").marked("more")
             return Slots((Word("core:be"),), phrase(subject), (more,), phrase(other, "than"))
         case Most(subject, adjective):
-            return Slots(
-                (Word("core:be"),),
-                phrase(subject),
-                (Word(f"adjective:{adjective.concept}").marked("most"),),
-            )
+            most = Word(f"adjective:{adjective.concept}").marked("most")
+            return Slots((Word("core:be"),), phrase(subject), (most,))
         case Cost(subject, euros):
             price = (Word("core:currency").marked("object"), Word(f"number:{euros}"))
             return Slots((Word("core:cost"),), phrase(subject), price)
         case Weather(noun, strong):
-            return Slots(
-                (Word(f"noun:{noun.concept}"),), rest=(Word("mark:degree"),) if strong else ()
-            )
+            strength = (Word("mark:degree"),) if strong else ()
+            return Slots((Word(f"noun:{noun.concept}"),), rest=strength)
 
 
 def _quality(adjective: Adjective, degree: Adverb | None) -> Phrase:
-    return (
-        Word(f"adjective:{adjective.concept}"),
-        *((Word(f"adverb:{degree.concept}"),) if degree else ()),
-    )
+    return Word(f"adjective:{adjective.concept}"), *_adverbs(degree)
 
 
 def _act(act: Act) -> Slots:
     verb = Word(f"verb:{act.verb.concept}").marked(act.mode if act.mode != "plain" else "")
-    how = tuple(
-        Word(f"adverb:{adverb.concept}") for adverb in (act.frequency, act.manner) if adverb
-    )
     case = "goal" if act.verb.role == "motion" else "object"
     return Slots(
-        (verb, *how), phrase(act.subject), phrase(act.target, case), phrase(act.companion, "with")
+        verb=(verb, *_adverbs(act.frequency, act.manner)),
+        subject=phrase(act.subject),
+        target=phrase(act.target, case),
+        rest=phrase(act.companion, "with"),
     )
+
+
+def _adverbs(*adverbs: Adverb | None) -> Phrase:
+    return tuple(Word(f"adverb:{adverb.concept}") for adverb in adverbs if adverb)
 
 
 def order(request: Request) -> Slots:
@@ -156,6 +148,6 @@ def order(request: Request) -> Slots:
     return Slots(
         verb=(Word(f"verb:{request.verb.concept}").marked(mark),),
         target=phrase(request.target, case),
-        rest=(Word(f"adverb:{request.manner.concept}"),) if request.manner else (),
+        rest=_adverbs(request.manner),
         place=phrase(request.place, "at"),
     )

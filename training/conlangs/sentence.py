@@ -14,6 +14,7 @@ from training.grammar.frames import (
     Talk,
     Thank,
 )
+from training.grammar.phrases import words
 
 
 def sentence(meaning: Meaning, tongue: Tongue) -> str:
@@ -33,7 +34,8 @@ def _mood(meaning: Meaning) -> Mood:
 def _clauses(meaning: Meaning, tongue: Tongue) -> list[str]:
     match meaning:
         case State(clause, opener):
-            return [_clause(clause, tongue, (Word(f"opener:{opener}"),) if opener else ())]
+            opening = (Word(f"opener:{opener}"),) if opener else ()
+            return [_clause(clause, tongue, opening)]
         case Ask(clause):
             return [_clause(clause, tongue)]
         case AskWord(clause, asked):
@@ -56,15 +58,12 @@ def _clauses(meaning: Meaning, tongue: Tongue) -> list[str]:
 
 
 def _clause(clause: Clause, tongue: Tongue, opening: Phrase = ()) -> str:
-    return " ".join(
-        part for part in (_words(opening, tongue), _ordered(slots(clause), tongue)) if part
-    )
+    return words(_words(opening, tongue), _ordered(slots(clause), tongue))
 
 
 def _ordered(parts: Slots, tongue: Tongue) -> str:
-    said = [_words(getattr(parts, part), tongue) for part in tongue.order]
-    return " ".join(part for part in said if part)
+    return words(*(_words(getattr(parts, part), tongue) for part in tongue.order))
 
 
-def _words(words: Phrase, tongue: Tongue) -> str:
-    return " ".join(tongue.said(words))
+def _words(phrase: Phrase, tongue: Tongue) -> str:
+    return " ".join(tongue.said(phrase))

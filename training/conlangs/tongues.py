@@ -1,9 +1,9 @@
 """The four constructed languages: sounds, order, and how marks are spelt.
 
-tequai    stops with a hard release (pq, tq, kq), glottal stops as apostrophes, runs of vowels; verb first
-orrhane   the language of a song: every line opens with a call, tense is sung (written in capitals), lines join by //
-zhemura   long words of suffixes that agree with the root's vowels, many diacritics; verb last
-hradun    written in runes, words divided by a raised dot; the object first
+tequai    hard stops (pq, tq, kq), glottal stops as apostrophes, runs of vowels; verb first
+orrhane   a song: lines open with a call, tense is in capitals, clauses are joined by //
+zhemura   long words of suffixes with vowel harmony, many diacritics; verb last
+hradun    written in runes, words divided by a raised dot; object first
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ SUNG = ("past", "future")
 
 @dataclass(frozen=True)
 class Tongue:
-    """A constructed language: its sounds, its word order, and how it spells words and whole sentences."""
+    """A constructed language: its sounds, word order, and spelling of words and sentences."""
 
     name: str
     sounds: Sounds
@@ -48,7 +48,9 @@ class Tongue:
 
     def number(self, digits: str) -> str:
         """A number: its digits, or a word of a syllable or two for every one."""
-        return digits if self.digits else "".join(self.of(f"digit:{digit}") for digit in digits)
+        if self.digits:
+            return digits
+        return "".join(self.of(f"digit:{digit}") for digit in digits)
 
     def said(self, phrase: Phrase) -> list[str]:
         """The words of a phrase in the order of this language."""
@@ -106,11 +108,8 @@ def _orrhane_word(tongue: Tongue, word: Word) -> str:
 
 def _orrhane_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str:
     call = _capital(tongue.of(f"mood:{mood}"))
-    return (
-        f"{call} "
-        + " // ".join(clauses)
-        + {"said": "", "asked": " ...", "ordered": f", {call}!"}[mood]
-    )
+    end = {"said": "", "asked": " ...", "ordered": f", {call}!"}[mood]
+    return f"{call} {' // '.join(clauses)}{end}"
 
 
 # --- zhemura: suffixes whose vowels follow the root's last one
@@ -139,9 +138,10 @@ def _zhemura_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str
 # --- hradun: particles behind the word, all of it in runes
 
 _RUNES = {
-    "th": "ᚦ", "ng": "ᛜ", "ei": "ᛇ", "a": "ᚨ", "b": "ᛒ", "c": "ᚲ", "d": "ᛞ", "e": "ᛖ", "f": "ᚠ", "g": "ᚷ", "h": "ᚺ",
-    "i": "ᛁ", "j": "ᛃ", "k": "ᚲ", "l": "ᛚ", "m": "ᛗ", "n": "ᚾ", "o": "ᛟ", "p": "ᛈ", "q": "ᚲ", "r": "ᚱ", "s": "ᛊ",
-    "t": "ᛏ", "u": "ᚢ", "v": "ᚹ", "w": "ᚹ", "x": "ᚲᛊ", "y": "ᛇ", "z": "ᛉ",
+    "th": "ᚦ", "ng": "ᛜ", "ei": "ᛇ", "a": "ᚨ", "b": "ᛒ", "c": "ᚲ", "d": "ᛞ", "e": "ᛖ", "f": "ᚠ",
+    "g": "ᚷ", "h": "ᚺ", "i": "ᛁ", "j": "ᛃ", "k": "ᚲ", "l": "ᛚ", "m": "ᛗ", "n": "ᚾ", "o": "ᛟ",
+    "p": "ᛈ", "q": "ᚲ", "r": "ᚱ", "s": "ᛊ", "t": "ᛏ", "u": "ᚢ", "v": "ᚹ", "w": "ᚹ", "x": "ᚲᛊ",
+    "y": "ᛇ", "z": "ᛉ",
 }  # fmt: skip
 _DOT, _STOP = "᛫", "᛭"
 
@@ -151,14 +151,13 @@ def _hradun_word(tongue: Tongue, word: Word) -> str:
 
 
 def _hradun_sentence(tongue: Tongue, clauses: Sequence[str], mood: Mood) -> str:
-    call = {"said": "", "asked": tongue.of("mood:asked"), "ordered": tongue.of("mood:ordered")}[
-        mood
-    ]
-    return runes(" | ".join([*([call] if call else []), *clauses])) + _STOP
+    if mood != "said":
+        clauses = [tongue.of(f"mood:{mood}"), *clauses]
+    return runes(" | ".join(clauses)) + _STOP
 
 
 def runes(latin: str) -> str:
-    """Latin letters as runes, a space as the dot that divides words, a bar as the cross that ends a clause."""
+    """Latin letters as runes, spaces as dots between words, bars as crosses between clauses."""
     text = latin.lower().replace(" | ", "|")
     for letters, rune in _RUNES.items():
         text = text.replace(letters, rune)
@@ -171,30 +170,17 @@ def _capital(text: str) -> str:
     return text[:first] + text[first : first + 1].upper() + text[first + 1 :]
 
 
+def _sounds(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 TONGUES = {
     tongue.name: tongue
     for tongue in (
         Tongue(
             "tequai",
             Sounds(
-                onsets=(
-                    "pq",
-                    "tq",
-                    "kq",
-                    "p",
-                    "t",
-                    "k",
-                    "'",
-                    "m",
-                    "n",
-                    "ny",
-                    "v",
-                    "z",
-                    "r",
-                    "l",
-                    "y",
-                    "w",
-                ),
+                onsets=_sounds("pq tq kq p t k ' m n ny v z r l y w"),
                 nuclei=("a", "e", "u", "ae", "ei", "ua", "aeo", "uei", "oa", "ia"),
                 codas=("", "", "", "", "q", "m", "r"),
                 syllables=(1, 2, 2, 3),
@@ -236,23 +222,7 @@ TONGUES = {
         Tongue(
             "hradun",
             Sounds(
-                onsets=(
-                    "hr",
-                    "dr",
-                    "sk",
-                    "th",
-                    "b",
-                    "g",
-                    "k",
-                    "l",
-                    "m",
-                    "n",
-                    "t",
-                    "w",
-                    "z",
-                    "hl",
-                    "gn",
-                ),
+                onsets=_sounds("hr dr sk th b g k l m n t w z hl gn"),
                 nuclei=("a", "u", "o", "i", "e", "ei", "au"),
                 codas=("", "", "r", "n", "ng", "lm", "rk", "z"),
                 syllables=(1, 2, 2),

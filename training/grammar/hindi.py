@@ -36,7 +36,14 @@ from training.grammar.phrases import is_motion, spell, words
 
 DIRECT = {"i": "मैं", "you": "आप", "he": "वह", "she": "वह", "we": "हम", "they": "वे"}
 OBLIQUE = {"i": "मुझ", "you": "आप", "he": "उस", "she": "उस", "we": "हम", "they": "उन"}
-ERGATIVE = {"i": "मैंने", "you": "आपने", "he": "उसने", "she": "उसने", "we": "हमने", "they": "उन्होंने"}
+ERGATIVE = {
+    "i": "मैंने",
+    "you": "आपने",
+    "he": "उसने",
+    "she": "उसने",
+    "we": "हमने",
+    "they": "उन्होंने",
+}
 DATIVE = {"i": "मुझे", "you": "आपको", "he": "उसे", "she": "उसे", "we": "हमें", "they": "उन्हें"}
 GENITIVE = {"i": "मेर", "you": "आपक", "he": "उसक", "she": "उसक", "we": "हमार", "they": "उनक"}
 ON = {
@@ -442,7 +449,7 @@ def copular(clause: Clause, no: str) -> Core:
 
 
 def clause_text(clause: Clause, style: Style, question: str = "") -> str:
-    """A whole clause, the verb last; the question word stands before the complements or the verb."""
+    """A whole clause, the verb last; a question word stands right before the verb."""
     subject, complement, verb = core(clause, style)
     time = spell(clause.time, "hi")
     what = clause.predicate

@@ -133,7 +133,7 @@ POLITE_COPULA = {
 
 @dataclass(frozen=True)
 class Conjugated:
-    """A predicate: its dictionary form, polite stem, te form and negative, or an adjective or noun."""
+    """Forms of a verb, or an adjective or noun as a predicate."""
 
     kind: str
     plain: str

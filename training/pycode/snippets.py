@@ -1,12 +1,13 @@
 """The random grammar of Python snippets: expands the rules of the sibling modules.
 
-Each symbol has a list of rules: one per line, or, if a rule has several lines, between lines `---`.
-A slot `<symbol>` is filled by a rule of that symbol. `<symbol:a>` also remembers the result, in this
-rule and in the rules below it, and `<=a>` repeats it. A symbol with a `_leaf` twin falls back to it
-as nesting grows; a `_base` twin is what may stand before a dot or a bracket. `<v_num>` is a number
-variable in scope, `<n_num>` a new one, which enters the scope on the next line. Rules named `elem`,
-`elem_num`, `elem_text`, `plain_text`, `pick` and `pred` use a remembered loop variable `v`. A slot
-alone on a line may yield several lines, which all take that line's indent.
+Each symbol has a list of rules: one per line, or, if a rule has several lines, between lines
+`---`. A slot `<symbol>` is filled by a rule of that symbol. `<symbol:a>` also remembers the
+result, in this rule and in the rules below it, and `<=a>` repeats it. A symbol with a `_leaf`
+twin falls back to it as nesting grows; a `_base` twin is what may stand before a dot or a
+bracket. `<v_num>` is a number variable in scope, `<n_num>` a new one, which enters the scope on
+the next line. Rules named `elem`, `elem_num`, `elem_text`, `plain_text`, `pick` and `pred` use a
+remembered loop variable `v`. A slot alone on a line may yield several lines, which all take that
+line's indent.
 """
 
 import random

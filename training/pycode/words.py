@@ -10,42 +10,44 @@ _HELD_OUT_PERCENT = 6
 _ZIPF_OFFSET = 6.0
 
 _NOUNS = """
-account action address agent alarm album amount anchor angle answer archive area argument arrow article
-asset atom author badge balance banner barrier basket batch beacon bin block board body book border
-bottle bound box branch bridge bucket budget buffer button cable cache calendar camera candidate card
-cargo cell chain channel chapter chart chunk city client clock cloud cluster code color column command
-comment company config contact content context contract coordinate corner cost counter country coupon
-course cover credit crop cursor curve customer cycle dashboard date deadline deck degree delay delta
-depth desk device digit direction discount disk distance district document domain door draft driver edge
-effect element email employee engine entity entry epoch error event example expense export factor family
-feature feed fee field figure file flag flight folder font forecast form fraction frame friend fruit
-garden gate goal grade graph grid group guest harbor header height hint holiday host hotel hour house
-icon image index ingredient invoice island item job journey kernel key label lake lamp language layer
-leaf ledger length lesson letter level library license limit line link location lock loss machine margin
-market mask match matrix meal measure member memory menu message meter metric minute mirror mode model
-module moment monitor month mountain movie neuron node note notice number object offer offset option
-orbit order origin outcome owner packet page panel parcel parent parser partner passenger path patient
-pattern payload payment peak pixel planet plant player plugin point policy port position post prefix
-price priority prize probe process product profile project prompt province quantity query question queue
-radius random rate ratio reading receipt recipe record region report request resource response result
-reward river road robot room root route row rule salary sample scale schedule schema score screen season
-seat section sector segment sensor sentence series session shape shelf ship shop signal size sketch slot
-socket song source speed stage station status step stock storage store storm street student style subject
-suffix survey symbol table tag target task tax teacher team temperature template tensor term ticket tile
-timer title token tool topic total tower track trade train tree trend trip truck tunnel user vector
-vehicle vendor version video village visitor voltage volume vote wallet warehouse wave weather week
-weight wheel widget width window winner word worker year zone
+account action address agent alarm album amount anchor angle answer archive area argument arrow
+article asset atom author badge balance banner barrier basket batch beacon bin block board body
+book border bottle bound box branch bridge bucket budget buffer button cable cache calendar camera
+candidate card cargo cell chain channel chapter chart chunk city client clock cloud cluster code
+color column command comment company config contact content context contract coordinate corner
+cost counter country coupon course cover credit crop cursor curve customer cycle dashboard date
+deadline deck degree delay delta depth desk device digit direction discount disk distance district
+document domain door draft driver edge effect element email employee engine entity entry epoch
+error event example expense export factor family feature feed fee field figure file flag flight
+folder font forecast form fraction frame friend fruit garden gate goal grade graph grid group
+guest harbor header height hint holiday host hotel hour house icon image index ingredient invoice
+island item job journey kernel key label lake lamp language layer leaf ledger length lesson letter
+level library license limit line link location lock loss machine margin market mask match matrix
+meal measure member memory menu message meter metric minute mirror mode model module moment
+monitor month mountain movie neuron node note notice number object offer offset option orbit order
+origin outcome owner packet page panel parcel parent parser partner passenger path patient pattern
+payload payment peak pixel planet plant player plugin point policy port position post prefix price
+priority prize probe process product profile project prompt province quantity query question queue
+radius random rate ratio reading receipt recipe record region report request resource response
+result reward river road robot room root route row rule salary sample scale schedule schema score
+screen season seat section sector segment sensor sentence series session shape shelf ship shop
+signal size sketch slot socket song source speed stage station status step stock storage store
+storm street student style subject suffix survey symbol table tag target task tax teacher team
+temperature template tensor term ticket tile timer title token tool topic total tower track trade
+train tree trend trip truck tunnel user vector vehicle vendor version video village visitor
+voltage volume vote wallet warehouse wave weather week weight wheel widget width window winner
+word worker year zone
 """
 _VERBS = """
 add adjust align apply attach average balance bind build cancel check classify clean collect
-combine compare compute connect convert copy count create decode deliver describe detect
-download drain draw drop emit encode estimate evaluate expand extract fetch fill find flatten
-fold format generate get guess handle hash insert inspect install invert join launch list load
-locate log make mark merge move normalize notify open pack paint parse pick plot predict prepare
-print process publish pull push rank read rebuild reduce refresh register remove rename render
-repair replace reset resize resolve restore rotate run save scan schedule score select send set
-shift shuffle skip solve sort split start stop store submit sum swap test trace transform trim
-update upload validate visit walk wrap write
+combine compare compute connect convert copy count create decode deliver describe detect download
+drain draw drop emit encode estimate evaluate expand extract fetch fill find flatten fold format
+generate get guess handle hash insert inspect install invert join launch list load locate log make
+mark merge move normalize notify open pack paint parse pick plot predict prepare print process
+publish pull push rank read rebuild reduce refresh register remove rename render repair replace
+reset resize resolve restore rotate run save scan schedule score select send set shift shuffle
+skip solve sort split start stop store submit sum swap test trace transform trim update upload
+validate visit walk wrap write
 """
 _ADJECTIVES = """
 active actual annual available average base best broken central cheap clean closed cold common
@@ -53,8 +55,8 @@ current daily deep default dense dirty early empty exact expected extra fast fin
 flat free fresh full global hidden high initial inner large last late latest left linear local
 long low main manual maximal mean median minimal missing monthly native nested new next noisy
 normal old open outer parallel partial pending previous primary public quick rare raw recent
-remote right round safe second shared short simple slow small sorted sparse special stable
-strict strong sunny tiny total unique upper urgent valid visible warm weak weekly wide
+remote right round safe second shared short simple slow small sorted sparse special stable strict
+strong sunny tiny total unique upper urgent valid visible warm weak weekly wide
 """
 _ROLES = """
 Adapter Builder Cache Client Collector Controller Encoder Error Factory Handler Index Loader
