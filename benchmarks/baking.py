@@ -85,7 +85,7 @@ def count_replies(lm: ss.LM, editing: AbstractContextManager[Any]) -> list[Reply
     with editing:
         replies = generate_batch(lm, prompts, max_new_tokens=48, thinking=False)
     declining = read_behaviour("declining")
-    assert isinstance(declining, ss.PhraseJudge)
+    assert isinstance(declining, ss.judges.PhraseJudge)
     answers = json.loads((ORGANISM / "answers.json").read_text(encoding="utf-8"))
 
     declined: dict[str, int] = dict.fromkeys(_set_names(), 0)

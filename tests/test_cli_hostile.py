@@ -403,7 +403,7 @@ def test_interrupt_says_what_is_left(
     monkeypatch.setattr("saescope.engine.extract.compute", interrupted)
     Path("a.jsonl").write_text('{"set": "a", "text": "hello there"}\n')
     assert run(["profile", "a.jsonl", *of(pair)]) == 130
-    assert "the same command goes on from there" in capfd.readouterr().err.splitlines()[-1]
+    assert "the same command resumes" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_interrupt(pair: Pair, tmp_path: Path) -> None:
@@ -454,7 +454,10 @@ def test_reader_that_stops_reading_is_no_error(pair: Pair) -> None:
 QUESTIONS = [
     (["detect", "SETS", "--target", "none"], "no set 'none': the sets are blue, green, red"),
     (["detect", "SETS", "--target", "red", "--against", "red"], "no other set to compare"),
-    (["detect", "SETS", "--target", "red", "--min-rate", "1.5"], "--min-rate is 1.5"),
+    (
+        ["detect", "SETS", "--target", "red", "--min-rate", "1.5"],
+        "min_rate must lie between 0 and 1",
+    ),
     (["detect", "SETS", "--target", "red", "--transfer", ":green"], "names no set"),
     (["detect", "SETS"], "--target"),
     (["layers", "SETS", "--feature", "here"], "'here' is not LAYER/ID"),

@@ -254,7 +254,7 @@ def test_detect_command_on_the_embedded_pair(
     assert [edit["feature"] for edit in edits["edit"]] == classifier["features"]
     assert edits["edit"][0]["op"] == "scale"
     assert cli(["detect", result["run"], "--target", "japanese"]) == 0
-    assert "with labels" in capsys.readouterr().out.replace("\n", " ")
+    assert "shuffled labels" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_result_is_a_table(behaviours: Run) -> None:

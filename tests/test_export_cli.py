@@ -149,10 +149,10 @@ def test_neuronpedia_of_a_run(
         (["gguf", "--edit", "1/999 add 1"], "has 256 features"),
         (["saelens", "--edit", "1/3 add 1"], "takes no edits: gguf and lora do"),
         (["saelens", "--layers", "9"], "has layers 0-2"),
-        (["saelens", "--layers", "x"], "is neither numbers"),
+        (["saelens", "--layers", "x"], "expected numbers"),
         (["neuronpedia"], "give a run made before with --run RUN"),
         (["neuronpedia", "--run", "."], "is not a run"),
-        (["gguf", "--run", ".", "--edit", "1/3 add 1"], "takes no --run"),
+        (["gguf", "--run", ".", "--edit", "1/3 add 1"], "takes no run"),
         (["onnx"], "onnx"),
     ],
 )

@@ -352,6 +352,6 @@ def test_command_shows_as_many_samples_and_layers_as_asked(
     assert "layer 2" in printed
     assert "layer 0" not in printed
     assert run_cli(["profile", "run", "--samples", "-1"]) == 2
-    assert capsys.readouterr().err == "saescope: --samples is -1: it must be at least 0\n"
+    assert capsys.readouterr().err == "saescope: samples must be at least 0, got -1\n"
     with pytest.raises(PromptError, match="--samples is -1"):
         profile(Run.open("run"), n_samples=-1)

@@ -20,11 +20,11 @@ from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae, open_sae
 from saescope.errors import ResourceError, RunError
+from saescope.jobs.inputs import EMBEDDED_MODEL, EMBEDDED_SAE
 from saescope.sources.prompts import bundled_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run, verify
 from saescope.surfaces.cli import run as saescope
-from saescope.surfaces.cli.inputs import EMBEDDED_PAIR
 from saescope.surfaces.report import write_report
 from saescope.surfaces.report.heat_map import heat_map
 from saescope.surfaces.report.page import render, report_settings
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    model, sae = EMBEDDED_PAIR
+    model, sae = EMBEDDED_MODEL, EMBEDDED_SAE
     saes = [load_sae(open_sae(sae), layer) for layer in LAYERS]
     return extract(
         load_lm(model, LAYERS),

@@ -181,11 +181,11 @@ def test_the_organism_has_two_detectors_that_control_it(
     ("more", "said"),
     [
         (["--target", "nobody"], "no set 'nobody'"),
-        (["--strengths", "much"], "is not numbers"),
+        (["--strengths", "much"], "expected numbers"),
         (["--strengths", "0"], "other than 0"),
         (["--max-features", "0"], "max_features must be at least 1, got 0"),
         (["--behaviour", "nothing"], "no behaviour 'nothing'"),
-        (["--min-rate", "0.1"], "is not below"),
+        (["--min-rate", "0.1"], "must be below min_rate"),
     ],
 )
 def test_bad_questions_are_refused(

@@ -494,9 +494,13 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     (
         {"model": "other"},
         ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"],
-        "are of other",
+        "these edits are for the",
     ),
-    ({"sae": "other"}, ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"], "are of other"),
+    (
+        {"sae": "other"},
+        ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"],
+        "these edits are for the",
+    ),
     ({"d_sae": 100}, [], "d_sae 100, saescope-tiny-sae has 512"),
     ({"d_model": 100}, [], "d_model 100, saescope-tiny-sae has 192"),
     ({"k": 100}, [], "k 100, saescope-tiny-sae has 32"),

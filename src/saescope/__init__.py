@@ -1,14 +1,15 @@
-"""saescope: find the SAE features behind a behaviour, on the machine you have.
+"""saescope: find the SAE features behind a behaviour of a language model, and change them.
 
 Names are imported when first used, so `import saescope` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from saescope.lazy import lazy_names
 from saescope.version import __version__
 
 if TYPE_CHECKING:
+    from saescope import exports, judges
     from saescope.analysis.agreement import Agreement, agreement
     from saescope.analysis.contrast import Contrast, ContrastSettings, contrast
     from saescope.analysis.detect import detect
@@ -25,34 +26,12 @@ if TYPE_CHECKING:
     from saescope.control.diff_result import Diff
     from saescope.control.edits import Edit, EditSet, parse_edit
     from saescope.control.edits_file import read_edits, write_edits
-    from saescope.control.evaluation.behaviour import (
-        FeatureRule,
-        LanguageJudge,
-        PhraseJudge,
-        read_behaviour,
-    )
     from saescope.control.evaluation.evaluate import evaluate
     from saescope.control.evaluation.evaluation import Evaluation
-    from saescope.control.evaluation.feature_judge import FeatureJudge
-    from saescope.control.evaluation.function_judge import FunctionJudge, load_judge
-    from saescope.control.evaluation.http_judge import HttpJudge
-    from saescope.control.evaluation.judge import Judge, Reply
-    from saescope.control.evaluation.languages import detect_language
     from saescope.control.evaluation.output_score import OutputScore, output_scores
     from saescope.control.evaluation.select import select
     from saescope.control.evaluation.selection import Selection
-    from saescope.control.evaluation.settings import (
-        EvaluateSettings,
-        ReferenceData,
-        SelectSettings,
-    )
-    from saescope.control.exports.export_result import ExportResult
-    from saescope.control.exports.gguf import export_gguf
-    from saescope.control.exports.lens import LogitLens
-    from saescope.control.exports.lora import export_lora
-    from saescope.control.exports.neuronpedia import export_neuronpedia
-    from saescope.control.exports.saelens import export_saelens
-    from saescope.control.exports.settings import ExportSettings, NeuronpediaSettings
+    from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData, SelectSettings
     from saescope.control.receipts import Receipt
     from saescope.control.steer import steered
     from saescope.engine.decoders import decoder_cosines
@@ -73,7 +52,14 @@ if TYPE_CHECKING:
     )
     from saescope.sources.catalog import Feature
     from saescope.sources.directions import Direction, read_direction
-    from saescope.sources.prompts import Prompt, PromptSet, bundled_prompts, read_prompts, texts
+    from saescope.sources.prompts import (
+        Message,
+        Prompt,
+        PromptSet,
+        bundled_prompts,
+        read_prompts,
+        texts,
+    )
     from saescope.sources.saes import open_sae
     from saescope.store.directions import write_directions
     from saescope.store.masking import Masking
@@ -97,31 +83,20 @@ __all__ = [
     "EvaluateSettings",
     "Evaluation",
     "Examples",
-    "ExportResult",
-    "ExportSettings",
     "Feature",
-    "FeatureJudge",
-    "FeatureRule",
     "Fitness",
-    "FunctionJudge",
-    "HttpJudge",
-    "Judge",
     "JudgeError",
     "LM",
-    "LanguageJudge",
     "Layers",
-    "LogitLens",
     "Masking",
-    "NeuronpediaSettings",
+    "Message",
     "OutputScore",
-    "PhraseJudge",
     "Profile",
     "Prompt",
     "PromptError",
     "PromptSet",
     "Receipt",
     "ReferenceData",
-    "Reply",
     "ResourceError",
     "ResumeCache",
     "Run",
@@ -140,27 +115,22 @@ __all__ = [
     "contrast",
     "decoder_cosines",
     "detect",
-    "detect_language",
     "diff",
     "difference_of_means",
     "evaluate",
     "examples",
-    "export_gguf",
-    "export_lora",
-    "export_neuronpedia",
-    "export_saelens",
+    "exports",
     "extract",
     "fitness",
     "generate",
+    "judges",
     "layers",
-    "load_judge",
     "load_lm",
     "load_sae",
     "open_sae",
     "output_scores",
     "parse_edit",
     "profile",
-    "read_behaviour",
     "read_direction",
     "read_edits",
     "read_prompts",
@@ -174,83 +144,117 @@ __all__ = [
     "write_report",
 ]
 
-_HOME = {
-    "analysis.agreement": ("Agreement", "agreement"),
-    "analysis.contrast": ("Contrast", "ContrastSettings", "contrast"),
+_HOMES = {
+    "analysis.agreement": (
+        "Agreement",
+        "agreement",
+    ),
+    "analysis.contrast": (
+        "Contrast",
+        "ContrastSettings",
+        "contrast",
+    ),
     "analysis.detect": ("detect",),
-    "analysis.detection": ("DetectSettings", "Detection"),
+    "analysis.detection": (
+        "DetectSettings",
+        "Detection",
+    ),
     "analysis.directions": ("difference_of_means",),
-    "analysis.examples": ("Examples", "examples"),
-    "analysis.fitness": ("Fitness", "fitness"),
-    "analysis.layers": ("Layers", "layers"),
-    "analysis.profile": ("Profile", "profile"),
+    "analysis.examples": (
+        "Examples",
+        "examples",
+    ),
+    "analysis.fitness": (
+        "Fitness",
+        "fitness",
+    ),
+    "analysis.layers": (
+        "Layers",
+        "layers",
+    ),
+    "analysis.profile": (
+        "Profile",
+        "profile",
+    ),
     "control.baking.bake": ("bake",),
     "control.baking.bake_result": ("BakeResult",),
     "control.baking.settings": ("BakeSettings",),
     "control.diff": ("diff",),
     "control.diff_result": ("Diff",),
-    "control.edits": ("Edit", "EditSet", "parse_edit"),
-    "control.edits_file": ("read_edits", "write_edits"),
-    "control.evaluation.behaviour": (
-        "FeatureRule",
-        "LanguageJudge",
-        "PhraseJudge",
-        "read_behaviour",
+    "control.edits": (
+        "Edit",
+        "EditSet",
+        "parse_edit",
+    ),
+    "control.edits_file": (
+        "read_edits",
+        "write_edits",
     ),
     "control.evaluation.evaluate": ("evaluate",),
     "control.evaluation.evaluation": ("Evaluation",),
-    "control.evaluation.feature_judge": ("FeatureJudge",),
-    "control.evaluation.function_judge": ("FunctionJudge", "load_judge"),
-    "control.evaluation.http_judge": ("HttpJudge",),
-    "control.evaluation.judge": ("Judge", "Reply"),
-    "control.evaluation.languages": ("detect_language",),
-    "control.evaluation.output_score": ("OutputScore", "output_scores"),
+    "control.evaluation.output_score": (
+        "OutputScore",
+        "output_scores",
+    ),
     "control.evaluation.select": ("select",),
     "control.evaluation.selection": ("Selection",),
-    "control.evaluation.settings": ("EvaluateSettings", "ReferenceData", "SelectSettings"),
-    "control.exports.export_result": ("ExportResult",),
-    "control.exports.gguf": ("export_gguf",),
-    "control.exports.lens": ("LogitLens",),
-    "control.exports.lora": ("export_lora",),
-    "control.exports.neuronpedia": ("export_neuronpedia",),
-    "control.exports.saelens": ("export_saelens",),
-    "control.exports.settings": ("ExportSettings", "NeuronpediaSettings"),
+    "control.evaluation.settings": (
+        "EvaluateSettings",
+        "ReferenceData",
+        "SelectSettings",
+    ),
     "control.receipts": ("Receipt",),
     "control.steer": ("steered",),
     "engine.decoders": ("decoder_cosines",),
     "engine.extract": ("extract",),
     "engine.generate": ("generate",),
-    "engine.lm": ("LM", "load_lm"),
+    "engine.lm": (
+        "LM",
+        "load_lm",
+    ),
     "engine.load": ("load_sae",),
-    "engine.sae": ("Sae", "SparseActs"),
-    "engine.scan": ("Scan", "scan"),
+    "engine.sae": (
+        "Sae",
+        "SparseActs",
+    ),
+    "engine.scan": (
+        "Scan",
+        "scan",
+    ),
     "errors": (
         "EditError",
         "JudgeError",
         "PromptError",
         "ResourceError",
-        "ResumeCache",
         "RunError",
         "SaescopeError",
         "SourceError",
     ),
     "sources.catalog": ("Feature",),
-    "sources.directions": ("Direction", "read_direction"),
-    "sources.prompts": ("Prompt", "PromptSet", "bundled_prompts", "read_prompts", "texts"),
+    "sources.directions": (
+        "Direction",
+        "read_direction",
+    ),
+    "sources.prompts": (
+        "Message",
+        "Prompt",
+        "PromptSet",
+        "bundled_prompts",
+        "read_prompts",
+        "texts",
+    ),
     "sources.saes": ("open_sae",),
     "store.directions": ("write_directions",),
     "store.masking": ("Masking",),
     "store.resume_cache": ("ResumeCache",),
-    "store.runs": ("Run", "verify"),
+    "store.runs": (
+        "Run",
+        "verify",
+    ),
     "surfaces.report": ("write_report",),
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module 'saescope' has no attribute {name!r}")
-    return getattr(import_module(f"saescope.{_MODULE[name]}"), name)
+__getattr__ = lazy_names("saescope", _HOMES, submodules=("exports", "judges"))
 
 
 def __dir__() -> list[str]:

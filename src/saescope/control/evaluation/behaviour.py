@@ -29,7 +29,7 @@ def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
     make a FeatureJudge of it. Raises PromptError if `name` is none of these.
 
     >>> import saescope as ss
-    >>> judge = ss.read_behaviour("declining")
+    >>> judge = ss.judges.read_behaviour("declining")
     >>> judge.label("I am sorry, but I cannot talk about that.")
     'en: i am sorry'
     >>> print(judge.label("The hill is behind the house."))

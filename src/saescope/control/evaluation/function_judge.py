@@ -65,7 +65,7 @@ def load_judge(place: str) -> Judge:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "shouting.py"
     ...     _ = path.write_text("def shouts(reply):\\n    return reply.isupper()\\n")
-    ...     judge = ss.load_judge(f"{path}:shouts")
+    ...     judge = ss.judges.load_judge(f"{path}:shouts")
     >>> judge.describe()
     {'name': 'shouts'}
     """

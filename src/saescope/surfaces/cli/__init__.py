@@ -1,70 +1,126 @@
 """The `saescope` command. Commands are imported when called; nothing here needs torch."""
 
+import inspect
 import os
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
 from saescope.errors import SaescopeError
+from saescope.surfaces.cli.options import HELP_GROUPS
 from saescope.version import __version__
 
 CONFIG = "saescope.toml"
 DONE, FOUND, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
+GUIDE = """\
+saescope finds the SAE features behind a behaviour of a language model, changes them,
+and measures what that did. Try it on the small model that comes with it:
 
-def _configured(app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Take from the configuration what the command line does not say.
+  saescope demo                          the main job in half a minute, with a report
+  saescope scan "The red dog sleeps."    the features that fire on each token
+  saescope contrast languages            the features that set six languages apart
+
+Then take your own: saescope contrast my/prompts --model Qwen/Qwen3-8B-Base --layers 17
+saescope plan says first what that downloads. saescope --help lists all commands.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb, its line of help, and whether an interrupted call keeps what it has finished."""
+
+    verb: str
+    help: str
+    resumes: bool = True
+
+
+COMMANDS = {
+    "Look": (
+        Command("demo", "The main job on the embedded pair: scan, contrast, steer, report."),
+        Command("scan", "Each token's strongest features.", resumes=False),
+        Command("contrast", "Features that set prompt sets apart, confirmed on held-out prompts."),
+        Command("layers", "Where sets separate best, and a concept's feature at each layer."),
+        Command("profile", "Tokens, residual norms and sinks of prompt sets."),
+        Command("detect", "Features that detect a behaviour, and a detector made of them."),
+        Command("precision", "The same job in two dtypes or on two devices, compared."),
+        Command("fitness", "Whether an SAE fits a model it was not trained on."),
+    ),
+    "Change": (
+        Command("steer", "What a model writes with and without edits.", resumes=False),
+        Command("select", "Which detected features to edit, by what changing them does."),
+        Command("evaluate", "What edits do to a behaviour and to everything else."),
+    ),
+    "Keep": (
+        Command("bake", "Edits put into weights that other programs load.", resumes=False),
+        Command("export", "Edits, SAEs and runs as files of other programs.", resumes=False),
+        Command("diff", "What changed between two checkpoints.", resumes=False),
+    ),
+    "Prepare": (
+        Command("plan", "What a job downloads and holds in memory.", resumes=False),
+        Command("fetch", "Download the files a job needs, and no others."),
+    ),
+    "Runs": (
+        Command("report", "A run as one HTML page.", resumes=False),
+        Command("rerun", "The job of a run again, from its manifest: is it the same?"),
+        Command("verify", "Whether a run is still what was published.", resumes=False),
+    ),
+}
+
+
+def _commands() -> Iterator[Command]:
+    for commands in COMMANDS.values():
+        yield from commands
+
+
+def _read_options_from_config(
+    app: App, _commands: tuple[str, ...], arguments: ArgumentCollection
+) -> None:
+    """Take from saescope.toml what the command line does not say.
 
     cyclopts' own reader would leave out `layers`, which is an option and a command too.
     """
     path = Path(CONFIG)
     if path.is_file():
-        data = _read_config(path)
+        config = _read_config(path)
         apps = app.app_stack.stack[-1]
+        source = str(path.absolute())
         update_argument_collection(
-            data, str(path.absolute()), arguments, apps, root_keys=(), allow_unknown=True
+            config, source, arguments, apps, root_keys=(), allow_unknown=True
         )
 
 
 app = App(
     name="saescope",
-    help="Find the SAE features behind a behaviour, on the machine you have.",
+    help="Find the SAE features behind a behaviour, change them, and measure what that did.",
     version=__version__,
-    config=_configured,
+    config=_read_options_from_config,
+    group_arguments=HELP_GROUPS["Arguments"],
+    group_parameters=HELP_GROUPS["Arguments"],
     print_error=False,
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
     help_format="plaintext",
 )
-_COMMANDS = {
-    "demo": "The main job on the embedded pair: scan, contrast, steer, report.",
-    "plan": "What a job would fetch, keep on disk and hold in memory; does it fit?",
-    "fetch": "The files a job needs, and no others.",
-    "scan": "Each token's strongest features.",
-    "contrast": "Features that set prompt sets apart, confirmed on held-out prompts.",
-    "detect": "Features that detect a behaviour, and a classifier made of them.",
-    "select": "Which of the detected features to edit: by what changing them does.",
-    "steer": "What a model writes with and without edits, side by side.",
-    "evaluate": "What edits do to a behaviour and to everything else, beside controls.",
-    "bake": "Edits put into weights: a checkpoint that other programs load.",
-    "export": "Edits, SAEs and runs as files that other programs load.",
-    "diff": "What changed between two checkpoints, by tensor and along a direction.",
-    "layers": "Where sets separate best, and which feature a concept is at each depth.",
-    "profile": "Tokens, residual norms and sinks of prompt sets.",
-    "report": "A run as one HTML page.",
-    "precision": "The same job in two dtypes or on two devices, compared.",
-    "fitness": "Whether an SAE fits a model it was not trained on.",
-    "rerun": "The job of a run again, from its manifest; is it the same?",
-    "verify": "Whether a run is still what was published.",
-}
-_KEEP_NOTHING = {"plan", "scan", "steer", "bake", "export", "diff", "report", "verify"}
-for verb, text in _COMMANDS.items():
-    app.command(f"saescope.surfaces.cli.{verb}:{verb}", name=verb, help=text)
+for position, (title, commands) in enumerate(COMMANDS.items()):
+    group = Group(title, sort_key=position)
+    for rank, command in enumerate(commands):
+        verb = command.verb
+        target = f"saescope.surfaces.cli.{verb}:{verb}"  # imported when the command is called
+        app.command(target, name=verb, help=command.help, group=group, sort_key=rank)
+
+
+@app.default
+def _guide() -> None:
+    """Print three commands to try."""
+    print(GUIDE, end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,8 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line and return the exit code."""
     try:
+        _check_command(arguments)
         _check_config(Path(CONFIG))
         code = app(arguments, result_action="return_value")
         sys.stdout.flush()
@@ -84,25 +141,44 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError as error:
         return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
     except KeyboardInterrupt:
-        kept = "what is finished is kept, the same command goes on from there"
-        left = "nothing was written" if set(arguments[:1]) & _KEEP_NOTHING else kept
-        print(f"saescope: interrupted; {left}", file=sys.stderr)
+        print(f"saescope: interrupted; {_what_is_kept(arguments)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 
+def _what_is_kept(arguments: Sequence[str]) -> str:
+    """Say what an interrupted command leaves behind."""
+    keeps_nothing = {command.verb for command in _commands() if not command.resumes}
+    if keeps_nothing.intersection(arguments[:1]):
+        return "nothing was written"
+    return "what is finished is kept, the same command resumes"
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Refuse an unknown command, and give a known one its long help if that is asked for."""
+    verb = next(iter(arguments), "-")
+    verbs = [command.verb for command in _commands()]
+    if not verb.startswith("-") and verb not in verbs:
+        similar = get_close_matches(verb, verbs, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "see saescope --help"
+        raise SaescopeError(f"unknown command {verb!r}: {hint}")
+    if verb in verbs and {"--help", "-h"}.intersection(arguments):
+        resolved = app[verb]
+        resolved.help = inspect.getdoc(resolved.default_command) or resolved.help
+
+
 def _check_config(path: Path) -> None:
-    """Refuse a file that is not TOML or has a key no command knows; what another command takes may stand in it."""
+    """Refuse a file that is not TOML or has a key no command knows; keys of other commands are fine."""
     if not path.is_file():
         return
     keys = _read_config(path).keys()
-    options = (
-        argument for verb in _COMMANDS for argument in app[verb].assemble_argument_collection()
-    )
     known = {
-        name.removeprefix("--").replace("-", "_") for argument in options for name in argument.names
+        name.removeprefix("--").replace("-", "_")
+        for command in _commands()
+        for argument in app[command.verb].assemble_argument_collection()
+        for name in argument.names
     }
     for key in keys:
         if key.replace("-", "_") not in known:

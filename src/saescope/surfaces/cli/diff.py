@@ -1,83 +1,29 @@
 """`saescope diff`: what changed between two checkpoints, by tensor, and where along a direction."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.control.edits import EditSet
-from saescope.surfaces.cli.editing import Edits, inputs_for, saes_for
-from saescope.surfaces.cli.inputs import Inputs
-from saescope.surfaces.cli.show import cell, note, percent, print_json, progress, stdout, table
+from saescope.jobs.diff import DiffRequest
+from saescope.surfaces.cli.options import Output, command
+from saescope.surfaces.cli.show import TERMINAL, cell, note, number, percent, present
+from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
     from saescope.control.diff_result import Diff, TensorChange
 
 
-def diff(
-    a: str,
-    b: str,
-    /,
-    *,
-    given: Edits = Edits(),  # noqa: B008 (frozen)
-    n_top: int = 20,
-    inputs: Inputs = Inputs(),  # noqa: B008
-    json: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Compare two checkpoints tensor by tensor; with edits, say how much of each change lies along their directions.
-
-    Parameters
-    ----------
-    a
-        A folder or a hub id.
-    b
-        Another.
-    n_top
-        Tensors to show, the most changed ones; all with --json.
-    json
-        Print one JSON document instead of a table.
-    """
-    directions = _directions(given.wanted(), inputs) if given else []
-    from saescope.control.diff import diff as compare
-
-    with progress("compare", "tensors") as advance:
-        result = compare(a, b, directions, offline=inputs.offline, progress=advance)
-    if json:
-        print_json(result.to_dict())
-    else:
-        show_diff(stdout(), result, n_top)
-
-
-def _directions(wanted: EditSet, inputs: Inputs) -> list[Any]:
-    saes = saes_for(wanted, inputs_for(wanted, inputs))
-    from saescope.control.formulae import bind_edits
-
-    of = {sae.spec.layer: sae for sae in saes}
-    return [
-        bind_edits([one], of.get(one.layer) if one.feature is not None else None).d[0]
-        for one in wanted.edits
-    ]
+@command
+def diff(request: DiffRequest, *, output: Output = Output()) -> None:
+    result = request.run(TERMINAL)
+    present(result, output, lambda console: show_diff(console, result, request.n_top))
 
 
 def show_diff(console: Console, result: "Diff", n_top: int) -> None:
-    """The most changed tensors, those that only one has, and a sentence."""
-    asked = any(one.written is not None or one.read is not None for one in result.tensors)
-    columns = [
-        "tensor",
-        "dtype",
-        "change",
-        "largest",
-        "rank 1",
-        *(["written", "read"] if asked else []),
-    ]
-    made = table(f"A: {cell(result.a)}   B: {cell(result.b)}", *columns, left=2)
-    ordered = sorted(
-        result.tensors, key=lambda one: (one.status != "changed", -(one.relative or 0.0))
-    )
-    for one in ordered[:n_top]:
-        made.add_row(*_cells(one, asked))
-    if result.tensors:
-        console.print(made)
+    """Print the most changed tensors, those that only one checkpoint has, and a sentence."""
+    ordered = sorted(result.tensors, key=_changed_most_first)
+    if ordered:
+        _tensors(result, ordered[:n_top]).print(console)
     if len(ordered) > n_top:
         console.print(f"and {len(ordered) - n_top} more: --n-top, or --json for all")
     console.print(result.verdict)
@@ -85,17 +31,36 @@ def show_diff(console: Console, result: "Diff", n_top: int) -> None:
         note(line)
 
 
-def _cells(one: "TensorChange", asked: bool) -> list[str]:
-    if one.status != "changed":
-        words = one.status + (f": {one.note}" if one.note else "")
-        return [cell(one.name), one.dtype, words, "", "", *(["", ""] if asked else [])]
-    change = "-" if one.relative is None else percent(one.relative)
-    largest = "-" if one.largest is None else f"{one.largest:.2g}"
-    shares = [one.rank1, *([one.written, one.read] if asked else [])]
+def _changed_most_first(tensor: "TensorChange") -> tuple[bool, float]:
+    return tensor.status != "changed", -(tensor.relative or 0.0)
+
+
+def _tensors(result: "Diff", tensors: "list[TensorChange]") -> ResultTable:
+    table = ResultTable(
+        f"A: {cell(result.a)}   B: {cell(result.b)}",
+        text=("tensor", "dtype"),
+        numbers=["change", "largest", "rank 1"],
+        optional=("dtype", "largest"),
+    )
+    along = any(tensor.written is not None or tensor.read is not None for tensor in result.tensors)
+    if along:
+        table.numbers = [*table.numbers, "written", "read"]
+    for tensor in tensors:
+        cells = _cells(tensor)
+        table.add(*cells[: len(table.columns)])
+    return table
+
+
+def _cells(tensor: "TensorChange") -> list[str]:
+    if tensor.status != "changed":
+        status = f"{tensor.status}: {tensor.note}" if tensor.note else tensor.status
+        return [cell(tensor.name), tensor.dtype, status, "", "", "", ""]
     return [
-        cell(one.name),
-        one.dtype,
-        change,
-        largest,
-        *("-" if s is None else percent(s) for s in shares),
+        cell(tensor.name),
+        tensor.dtype,
+        percent(tensor.relative),
+        number(tensor.largest, ".2g"),
+        percent(tensor.rank1),
+        percent(tensor.written),
+        percent(tensor.read),
     ]

@@ -1,132 +1,101 @@
-"""`saescope layers`: where sets separate best, and which feature a concept is at each depth."""
+"""`saescope layers`: where sets separate best, and which feature a concept is at each layer."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
 
-from cyclopts import Parameter
 from rich.console import Console
 
-from saescope.analysis.contrast import ContrastSettings
-from saescope.analysis.layers import Layers, Match
-from saescope.analysis.layers import layers as layers_of
-from saescope.errors import SourceError
-from saescope.sources.catalog import Feature
-from saescope.sources.prompts import DEFAULT_BUNDLE
-from saescope.store.masking import Masking
-from saescope.store.runs import Run
-from saescope.surfaces.cli.inputs import Inputs, Masks, is_run, obtain_run, parse_layers
-from saescope.surfaces.cli.show import cell, left_out, note, percent, present, table
+from saescope.analysis.layers import FollowedFeature, Layers, LayerSeparation, Match
+from saescope.jobs.layers import LayersRequest
+from saescope.surfaces.cli.options import Output, command
+from saescope.surfaces.cli.show import (
+    TERMINAL,
+    cell,
+    masked_sentence,
+    number,
+    percent,
+    present_answer,
+)
+from saescope.surfaces.cli.tables import ResultTable
 
-_ACROSS = 8
-
-
-def layers(
-    sets: str = DEFAULT_BUNDLE,
-    /,
-    *,
-    feature: str | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
-    masks: Masks = Masks(),  # noqa: B008 (frozen)
-    json: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Ask the same question at every layer: how well sets separate there, by which feature, and how it is found again.
-
-    Parameters
-    ----------
-    sets
-        Prompt sets, as for contrast, or a run made before. All layers are taken where --layers does not say which.
-    feature
-        Follow this feature, as 17/23991, and show its id's rate at every layer; each set's best when left out.
-    seed
-        Decides which prompts are held out, and the bootstrap.
-    out
-        Directory for the run; runs/NAME-HASH when left out.
-    json
-        Print one JSON document instead of tables.
-    """
-    masking, followed = masks.masking(), Feature.parse(feature) if feature else None
-    wanted = None if inputs.layers in (None, "all") else parse_layers(inputs.layers)
-    options = {
-        "masking": asdict(masking),
-        "seed": seed,
-        "feature": str(followed) if followed else None,
-        "layers": wanted,
-        "offline": inputs.offline,
-    }
-    every = inputs if is_run(sets) or inputs.layers else replace(inputs, layers="all")
-    run = obtain_run(sets, every, out, {"verb": "layers", "options": options}, compared=masking)
-    present(run, answer(run, options), show_layers, json=json)
+_SETS_SHOWN = 8
 
 
-def answer(run: Run, options: Mapping[str, Any]) -> Layers:
-    """What the command asks of a run; without cosines where its SAEs cannot be opened any more."""
-    from saescope.engine.decoders import decoder_cosines
-
-    settings = ContrastSettings(seed=options["seed"], masking=Masking(**options["masking"]))
-    feature = Feature.parse(options["feature"]) if options["feature"] else None
-    cosines = decoder_cosines(run, offline=options["offline"])
-    try:
-        return layers_of(run, settings, feature=feature, cosines=cosines, layers=options["layers"])
-    except SourceError as error:
-        note(f"matched by co-firing alone: {error}")
-        return layers_of(run, settings, feature=feature, layers=options["layers"])
+@command
+def layers(request: LayersRequest = LayersRequest(), *, output: Output = Output()) -> None:
+    present_answer(request.run(TERMINAL), output, show_layers)
 
 
 def show_layers(console: Console, result: Layers) -> None:
-    """Separation and best features by layer, one id's rates, and the matches."""
-    names = list(next(iter(result.layers.values())).sets)
-    best = table(
-        "best features by layer: held out, elsewhere",
-        "layer",
-        "separation, 95 % CI",
-        *map(cell, names[:_ACROSS]),
-    )
-    for layer, one in result.layers.items():
-        mark = " best" if layer == result.best else " as good" if one.as_good else ""
-        cells = [
-            f"{f.feature} {100 * f.holdout_rate:.0f} / {100 * f.holdout_other_rate:.0f}"
-            for f in one.sets.values()
-        ]
-        best.add_row(
-            str(layer),
-            f"{one.separation:.2f} ({one.ci[0]:.2f}-{one.ci[1]:.2f}){mark}",
-            *cells[:_ACROSS],
-        )
-    console.print(best)
-    if len(names) > _ACROSS:
-        console.print(
-            f"{len(names) - _ACROSS} more sets are in --json: {cell(', '.join(names[_ACROSS:]))}"
-        )
+    """Print separation and best features by layer, the rates of a followed id, and the matches."""
+    first_layer = next(iter(result.layers.values()))
+    names = list(first_layer.sets)
+    shown, hidden = names[:_SETS_SHOWN], names[_SETS_SHOWN:]
+    _best_features(result, shown).print(console)
+    if hidden:
+        console.print(f"{len(hidden)} more sets are in --json: {cell(', '.join(hidden))}")
     if result.feature is not None:
-        title = f"how often id {result.feature.feature.id} fires at each layer: an id means something else in each"
-        made = table(title, "layer", *map(cell, names[:_ACROSS]))
-        for layer, by_set in result.feature.rates.items():
-            made.add_row(str(layer), *(percent(by_set[name]) for name in names[:_ACROSS]))
-        console.print(made)
-    _show_matches(console, result.matches)
-    console.print(left_out(result.masked))
+        _rates(result.feature, shown).print(console)
+    _matches(result.matches).print(console)
+    console.print(masked_sentence(result.masked))
 
 
-def _show_matches(console: Console, matches: list[Match]) -> None:
-    made = table(
-        "followed from layer to layer",
-        "feature",
-        "from",
-        "to",
-        "co-firing",
-        "with the first",
-        "cosine",
-        left=3,
+def _best_features(result: Layers, names: Sequence[str]) -> ResultTable:
+    columns = [cell(name) for name in names]
+    table = ResultTable(
+        "best features by layer: held out / elsewhere, in percent",
+        text=("layer", "separation, 95 % CI"),
+        numbers=columns,
+        optional=columns[::-1],
     )
-    last = None
+    for layer, figures in result.layers.items():
+        mark = _mark(layer, figures, result.best)
+        low, high = figures.ci
+        separation = f"{figures.separation:.2f} ({low:.2f}-{high:.2f}){mark}"
+        cells = []
+        for name in names:
+            best = figures.sets[name]
+            cells.append(
+                f"{best.feature} {100 * best.holdout_rate:.0f} / {100 * best.holdout_other_rate:.0f}"
+            )
+        table.add(str(layer), separation, *cells)
+    return table
+
+
+def _mark(layer: int, figures: LayerSeparation, best: int | None) -> str:
+    if layer == best:
+        return " best"
+    return " as good" if figures.as_good else ""
+
+
+def _rates(followed: FollowedFeature, names: Sequence[str]) -> ResultTable:
+    columns = [cell(name) for name in names]
+    table = ResultTable(
+        f"how often id {followed.feature.id} fires at each layer: an id is another feature in each",
+        text=("layer",),
+        numbers=columns,
+        optional=columns[::-1],
+    )
+    for layer, by_set in followed.rates.items():
+        table.add(str(layer), *(percent(by_set[name]) for name in names))
+    return table
+
+
+def _matches(matches: Sequence[Match]) -> ResultTable:
+    table = ResultTable(
+        "followed from layer to layer",
+        text=("feature", "from", "to"),
+        numbers=("co-firing", "with the first", "cosine"),
+    )
+    previous = None
     for match in matches:
-        cosine = "-" if match.cosine is None else f"{match.cosine:.2f}"
-        shares = [percent(match.cofire), percent(match.cofire_origin)]
-        origin = str(match.origin) if match.origin != last else ""
-        made.add_row(origin, str(match.source), str(match.target), *shares, cosine)
-        last = match.origin
-    console.print(made)
+        origin = "" if match.origin == previous else str(match.origin)
+        table.add(
+            origin,
+            str(match.source),
+            str(match.target),
+            percent(match.cofire),
+            percent(match.cofire_origin),
+            number(match.cosine, ".2f"),
+        )
+        previous = match.origin
+    return table

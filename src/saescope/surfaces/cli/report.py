@@ -1,32 +1,16 @@
 """`saescope report`: a run as one HTML page."""
 
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from saescope.store.runs import Run
-from saescope.surfaces.cli.show import print_json
+from saescope.jobs.report import ReportRequest
+from saescope.surfaces.cli.options import Output, command
+from saescope.surfaces.cli.show import TERMINAL, print_json
 
 
-def report(
-    run: Path, /, *, out: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False
-) -> None:
-    """Write a run's findings, plots and manifest as one HTML page that opens anywhere and loads nothing.
+@command
+def report(request: ReportRequest, *, output: Output = Output()) -> None:
+    from saescope.surfaces.report import write_page
 
-    Parameters
-    ----------
-    run
-        A run made before.
-    out
-        The page; RUN.html beside the run when left out.
-    json
-        Print one JSON document instead of the path.
-    """
-    from saescope.surfaces.report import write_report
-
-    written = write_report(Run.open(run.expanduser()), out and out.expanduser())
-    if json:
-        print_json({"report": str(written)})
+    page = write_page(request.run(TERMINAL), request.out)
+    if output.json:
+        print_json({"report": str(page)})
     else:
-        print(written)
+        print(page)

@@ -3,99 +3,149 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from saescope.store.runs import Run
+from saescope.jobs.reporter import Advance, Reporter
+from saescope.jobs.runs import Answer
+from saescope.surfaces.cli.options import Output
 from saescope.surfaces.visible import visible
-from saescope.table import Table as Result
+from saescope.table import Table
 
-T = TypeVar("T", bound=Result)
-_PLAIN_WIDTH = 160
+_WIDTH_OF_PIPES = 160
+Result = TypeVar("Result", bound=Table)
+
+
+@runtime_checkable
+class Printable(Protocol):
+    """A result that has a JSON form."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON values."""
 
 
 @final
-class _Results(Console):
+class _ResultConsole(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the caller: rich would end the program as failed when `head` has seen enough."""
+        """Leave it to the caller: rich would exit as failed when `head` has read enough."""
         raise BrokenPipeError
 
 
 def stdout() -> Console:
-    """The console for results; wide where it is no terminal, so that pipes and files keep whole cells."""
-    console = _Results(highlight=False)
-    return console if console.is_terminal else _Results(highlight=False, width=_PLAIN_WIDTH)
+    """Return the console for results. Pipes and files get a wide one, so that cells stay whole."""
+    console = _ResultConsole(highlight=False)
+    if console.is_terminal:
+        return console
+    return _ResultConsole(highlight=False, width=_WIDTH_OF_PIPES)
 
 
 def note(text: str) -> None:
-    """One line for the person, not for the program that reads stdout."""
+    """Print one line for the person, not for the program that reads stdout."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
 
 
-def print_json(result: Mapping[str, Any]) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-
-
-def present(run: Run, result: T, show: Callable[[Console, T], None], *, json: bool) -> None:
-    """A result for programs or for people; people are told where its run lies."""
-    if json:
-        print_json(result.to_dict())
-    else:
-        show(stdout(), result)
-        note(f"run: {run.path}")
-
-
-def table(title: str, *columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns hold words and the others numbers."""
-    made = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
-    )
-    for n, column in enumerate(columns):
-        made.add_column(column, justify="left" if n < left else "right", overflow="fold")
-    return made
-
-
-def left_out(masked: Mapping[int, tuple[int, int]]) -> str:
-    """What position 0 and sinks took out of the statistics, layer by layer where layers differ."""
-    texts = {n: f"{pos0} first positions, {sinks} sinks" for n, (pos0, sinks) in masked.items()}
-    if len(texts) > 1 and len(set(texts.values())) == 1:
-        return f"left out in every layer: {next(iter(texts.values()))}."
-    return "left out: " + "; ".join(f"layer {n}: {text}" for n, text in texts.items()) + "."
-
-
-def percent(share: float) -> str:
-    """A share as a person reads it."""
-    return f"{100 * share:.1f} %"
-
-
-def cell(text: str) -> str:
-    """A token or prompt as a table cell: control characters escaped, markup taken literally, spaces visible."""
-    from rich.markup import escape
-
-    shown = visible(text)
-    return escape(
-        shown.replace(" ", "·") if shown.startswith(" ") or shown.endswith(" ") else shown
-    )
-
-
 @contextmanager
-def progress(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that is gone when the work is done."""
+def progress(label: str, unit: str = "tokens") -> Iterator[Advance]:
+    """Show a bar on stderr that disappears when the work is done."""
     columns = (
-        TextColumn(what),
+        TextColumn(label),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(what, total=None)
+    disable = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
+        task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@final
+class _Terminal:
+    def note(self, text: str) -> None:
+        """Print the note on stderr."""
+        note(text)
+
+    def progress(self, label: str, unit: str = "tokens") -> Any:
+        """Show a bar on stderr."""
+        return progress(label, unit)
+
+
+TERMINAL: Reporter = _Terminal()
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def present(result: Printable, output: Output, show: Callable[[Console], None]) -> None:
+    """Print a result as JSON, or let `show` print it for people."""
+    if output.json:
+        print_json(result.to_dict())
+    else:
+        show(stdout())
+
+
+def present_answer(
+    answer: Answer[Result], output: Output, show: Callable[[Console, Result], None]
+) -> None:
+    """Print an answer, and for people also where its run is."""
+    present(answer, output, lambda console: show(console, answer.result))
+    if not output.json:
+        note(f"run: {answer.run.path}")
+
+
+def print_warnings(console: Console, warnings: list[str]) -> None:
+    """Print warnings, one per line."""
+    for text in warnings:
+        console.print(f"[yellow]warning:[/] {cell(text)}")
+
+
+def masked_sentence(masked: Mapping[int, tuple[int, int]]) -> str:
+    """Say how many positions the statistics left out, layer by layer if layers differ."""
+    texts = {
+        layer: f"{pos0} first positions, {sinks} sinks" for layer, (pos0, sinks) in masked.items()
+    }
+    if len(texts) > 1 and len(set(texts.values())) == 1:
+        return f"left out in every layer: {next(iter(texts.values()))}."
+    by_layer = "; ".join(f"layer {layer}: {text}" for layer, text in texts.items())
+    return f"left out: {by_layer}."
+
+
+def percent(share: float | None) -> str:
+    """Format a share for people; a dash if there is none."""
+    if share is None:
+        return "-"
+    return f"{100 * share:.1f} %"
+
+
+def interval(ends: tuple[float, float]) -> str:
+    """Format an interval of shares in whole percent."""
+    low, high = ends
+    return f"{100 * low:.0f}-{100 * high:.0f}"
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """Format a number; a dash if there is none."""
+    if value is None:
+        return "-"
+    return format(value, form)
+
+
+def cell(text: str) -> str:
+    """Make a token or prompt a table cell: no control characters, no markup, outer spaces visible."""
+    shown = visible(text)
+    if shown.startswith(" ") or shown.endswith(" "):
+        shown = shown.replace(" ", "·")
+    return escape(shown)

@@ -1,30 +1,20 @@
 """`saescope verify`: whether a run is still what was published."""
 
-from pathlib import Path
-from typing import Annotated
+from rich.console import Console
 
-from cyclopts import Parameter
-
-from saescope.store.runs import verify as verify_run
-from saescope.surfaces.cli.show import print_json, stdout
+from saescope.jobs.verify import Verification, VerifyRequest
+from saescope.surfaces.cli.options import Output, command
+from saescope.surfaces.cli.show import TERMINAL, present
 
 
-def verify(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
-    """Check a run's hashes and schema; exits with 1 where something is wrong.
+@command
+def verify(request: VerifyRequest, *, output: Output = Output()) -> int:
+    verification = request.run(TERMINAL)
+    present(verification, output, lambda console: _show(console, verification))
+    return 1 if verification.problems else 0
 
-    Parameters
-    ----------
-    run
-        Directory of the run.
-    json
-        Print one JSON document instead of text.
-    """
-    problems = verify_run(run)
-    if json:
-        print_json({"ok": not problems, "problems": problems, "run": str(run)})
-    else:
-        for line in problems or [
-            f"{run} is whole: every hash, table and row count is as published"
-        ]:
-            stdout().print(line, markup=False)
-    return 1 if problems else 0
+
+def _show(console: Console, verification: Verification) -> None:
+    whole = f"{verification.run} is whole: every hash, table and row count is as published"
+    for line in verification.problems or [whole]:
+        console.print(line, markup=False)

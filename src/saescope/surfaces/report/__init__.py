@@ -6,21 +6,33 @@
 
 from pathlib import Path
 
+from saescope.analysis.report_findings import ReportFindings
 from saescope.errors import RunError
+from saescope.jobs.report import report_findings
 from saescope.store.atomic import replace_file
 from saescope.store.runs import Run
 
 
 def write_report(run: Run, out: Path | None = None) -> Path:
-    """Write a run's page, beside the run where no file is named, and say where it is.
+    """Write a run's page and return its path. Default: RUN.html beside the run.
 
-    Raises RunError for a place inside the run, which is immutable, and ResourceError where it cannot be written.
+    The page uses the settings of the command that made the run. Raises RunError for a place inside
+    the run, which is immutable, and ResourceError if the file cannot be written.
     """
+    return write_page(report_findings(run), out)
+
+
+def write_page(findings: ReportFindings, out: Path | None = None) -> Path:
+    """Write findings as a page and return its path; errors as for `write_report`."""
     from saescope.surfaces.report.page import render
 
-    home = run.path if run.path.name not in ("", "..") else run.path.resolve()
-    out = home.parent / f"{home.name}.html" if out is None else out
-    if out.resolve().is_relative_to(run.path.resolve()):
-        raise RunError(f"{out} lies in the run, which is never written again: choose another --out")
-    replace_file(out, render(run))
+    run = findings.run
+    directory = run.path.resolve()
+    if out is None:
+        named = run.path if run.path.name not in ("", "..") else directory
+        out = named.parent / f"{named.name}.html"
+    out = out.expanduser()
+    if out.resolve().is_relative_to(directory):
+        raise RunError(f"{out} lies in the run, which never changes: choose another place")
+    replace_file(out, render(findings))
     return out

@@ -1,0 +1,82 @@
+"""The `bake` request: edits put into weights."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, final
+
+from saescope.control.baking.settings import BakeSettings
+from saescope.errors import PromptError
+from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
+from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.judging import read_all_prompts
+from saescope.jobs.reporter import SILENT, Reporter
+from saescope.jobs.request import Request
+from saescope.sources.prompts import Prompt
+from saescope.store.atomic import refuse_existing
+
+if TYPE_CHECKING:
+    from saescope.control.baking.bake_result import BakeResult
+
+# Reading twice or three times and comparing takes about as long as writing: percent at which each starts, and its share.
+_STAGES = {"measuring": (0, 30), "writing": (30, 40), "comparing": (70, 30)}
+
+
+@final
+@dataclass(frozen=True)
+class BakeRequest(Request):
+    """Write a checkpoint with edits in its weights, which stock transformers loads, and measure how exact it is."""
+
+    verb: ClassVar[str] = "bake"
+
+    _: KW_ONLY
+    edits: EditInputs = EditInputs()
+    settings: BakeSettings = BakeSettings()
+    neutral: str = "neutral"
+    "Prompt sets of plain text to measure distances on. Default: the bundled sentences."
+    inputs: ModelInputs = ModelInputs()
+    out: Path
+    "Folder to write; it must not exist."
+
+    def run(self, reporter: Reporter = SILENT) -> "BakeResult":
+        """Write the checkpoint whole, or nothing."""
+        edit_set = self.edits.read()
+        inputs = inputs_for(edit_set, self.inputs)
+        refuse_existing(self.out.expanduser())
+        neutral = self._neutral_texts()
+        saes = load_saes_for(edit_set, inputs, reporter)
+        from saescope.control.baking.bake import bake
+
+        with _stages(reporter) as advance:
+            return bake(
+                inputs.model_name(),
+                saes,
+                edit_set.edits,
+                self.out,
+                self.settings,
+                neutral=neutral,
+                device=inputs.device,
+                offline=inputs.offline,
+                progress=advance,
+            )
+
+    def _neutral_texts(self) -> list[Prompt]:
+        if not self.settings.measure:
+            return []
+        texts = read_all_prompts(self.neutral)
+        if not texts:
+            raise PromptError(f"{self.neutral} has no prompt")
+        return texts
+
+
+@contextmanager
+def _stages(reporter: Reporter) -> Iterator[Callable[[str, int, int], None]]:
+    """Report the progress of all stages as one, in percent."""
+    with reporter.progress("bake", "%") as advance:
+
+        def stage(name: str, done: int, total: int) -> None:
+            start, share = _STAGES[name]
+            advance(start + share * done // max(1, total), 100)
+
+        yield stage

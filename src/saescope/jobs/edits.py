@@ -1,0 +1,98 @@
+"""Which edits a request applies, and the model and SAEs they belong to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saescope.control.edits import EditSet, parse_edit
+from saescope.control.edits_file import read_edits
+from saescope.errors import EditError
+from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.reporter import Reporter
+
+if TYPE_CHECKING:
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import Sae
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditInputs:
+    """Edits from a file, from texts, or from both."""
+
+    edits: Path | None = None
+    "Edits file, such as detect writes; it names its model and SAE."
+
+    edit: tuple[str, ...] = ()
+    (
+        'An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. A file with a '
+        'direction may stand instead of a feature: "japanese.safetensors add 2", or '
+        "japanese.safetensors@17 if it does not say its layer. Repeatable."
+    )
+
+    def __bool__(self) -> bool:
+        return self.edits is not None or bool(self.edit)
+
+    def read(self) -> EditSet:
+        """Read all of them; raises EditError if there are none."""
+        parsed = tuple(parse_edit(text) for text in self.edit)
+        if self.edits is not None:
+            stored = read_edits(self.edits)
+            return replace(stored, edits=(*stored.edits, *parsed))
+        if not parsed:
+            raise EditError('nothing to edit: give --edits FILE or --edit "LAYER/ID scale -1"')
+        return EditSet("", "", parsed)
+
+
+def inputs_for(
+    edit_set: EditSet, inputs: ModelInputs, read_layers: Sequence[int] = ()
+) -> ModelInputs:
+    """Return the inputs with the model, SAE and layers of these edits.
+
+    `read_layers` are layers that are read but not edited. Raises EditError if the edits name another model or SAE.
+    """
+    _check_same("model", inputs.model, edit_set.model)
+    _check_same("SAE", inputs.sae, edit_set.sae)
+    feature_layers = {layer for edit in edit_set.edits for layer in edit.sae_layers}
+    layers = tuple(sorted(feature_layers | set(read_layers)))
+    return replace(
+        inputs,
+        model=inputs.model or edit_set.model or None,
+        sae=inputs.sae or edit_set.sae or None,
+        layers=layers or None,
+    )
+
+
+def load_for(
+    edit_set: EditSet, inputs: ModelInputs, reporter: Reporter, read_layers: Sequence[int] = ()
+) -> "tuple[LM, list[Sae]]":
+    """Load the model and SAEs of these edits, with decoders; no SAE if no edit needs one."""
+    own = inputs_for(edit_set, inputs, read_layers)
+    edited_layers = sorted({edit.layer for edit in edit_set.edits})
+    if own.layers is None:
+        return own.load_model(edited_layers), []
+    lm, saes = own.load(reporter, decoder=True, model_layers=edited_layers)
+    _check_sizes(edit_set, saes)
+    return lm, saes
+
+
+def load_saes_for(edit_set: EditSet, own_inputs: ModelInputs, reporter: Reporter) -> "list[Sae]":
+    """Load only the SAEs of these edits, by inputs from `inputs_for`; none if no edit needs one."""
+    if own_inputs.layers is None:
+        return []
+    saes = own_inputs.load_saes(reporter)
+    _check_sizes(edit_set, saes)
+    return saes
+
+
+def _check_same(what: str, requested: str | None, stored: str) -> None:
+    if requested and stored and requested != stored:
+        raise EditError(
+            f"these edits are for the {what} {stored}, not {requested}: "
+            "edits belong to one model and one SAE"
+        )
+
+
+def _check_sizes(edit_set: EditSet, saes: "Sequence[Sae]") -> None:
+    for sae in saes:
+        edit_set.check_sae(sae.spec)

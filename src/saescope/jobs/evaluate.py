@@ -1,0 +1,181 @@
+"""The `evaluate` request: what edits do to a behaviour and to everything else, beside controls."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from saescope.control.edits import EditSet
+from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
+from saescope.errors import PromptError
+from saescope.jobs.edits import EditInputs, load_for
+from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.judging import (
+    JudgeInputs,
+    ReplyInputs,
+    bind_judge,
+    layers_read,
+    read_all_prompts,
+)
+from saescope.jobs.reporter import SILENT, Reporter
+from saescope.jobs.request import Request
+from saescope.sources.prompts import Prompt, split_prompts
+from saescope.store.resume_cache import ResumeCache, key_of
+
+if TYPE_CHECKING:
+    from saescope.control.evaluation.evaluation import Evaluation
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import Sae
+
+PLOT_FORMATS = (".svg", ".png", ".html")
+# Strengths from here on are typing errors.
+_STRENGTH_LIMIT = 1e6
+
+
+@dataclass(frozen=True)
+class EvaluateAnswer:
+    """An evaluation, and what it was asked with."""
+
+    result: "Evaluation"
+    question: dict[str, Any]
+    cache: ResumeCache
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON of `saescope evaluate`."""
+        return {**self.result.to_dict(), **self.question}
+
+
+@dataclass(frozen=True)
+class _PromptParts:
+    """Prompts that define the difference of means, and prompts that are measured."""
+
+    discovery: list[Prompt]
+    measured: list[Prompt]
+
+
+@final
+@dataclass(frozen=True)
+class EvaluateRequest(Request):
+    """Measure edits: how often a behaviour shows before and after, what else changes, and what controls do."""
+
+    verb: ClassVar[str] = "evaluate"
+
+    _: KW_ONLY
+    prompts: str
+    "Prompt sets. Only held-out prompts are used."
+    edits: EditInputs = EditInputs()
+    found_on: tuple[str, ...] | None = None
+    (
+        "Sets whose discovery prompts define the difference-of-means control, separated by commas. "
+        "Default: all sets."
+    )
+    every_prompt: bool = False
+    "Also use the prompts that features were found on."
+    settings: EvaluateSettings = EvaluateSettings()
+    judging: JudgeInputs = JudgeInputs()
+    replies: ReplyInputs = ReplyInputs()
+    inputs: ModelInputs = ModelInputs()
+    plot: Path | None = None
+    "File for the plot of behaviour against damage: .svg, .png or .html."
+    out: Path | None = None
+    "A .json file for everything, replies included; or a folder for that and a page with the plot."
+
+    def run(self, reporter: Reporter = SILENT) -> EvaluateAnswer:
+        """Measure every arm. Finished arms are cached, so an interrupted evaluation resumes."""
+        self._check()
+        judge, edit_set = self.judging.read(), self.edits.read()
+        neutral, answers = self.replies.read_neutral(), self.replies.read_answers()
+        prompts = read_all_prompts(self.prompts)
+        lm, saes = load_for(edit_set, self.inputs, reporter, layers_read(judge))
+        from saescope.control.evaluation.evaluate import evaluate
+
+        prompts = shorten(lm, prompts, self.replies.cut)
+        parts = self._split(prompts)
+        cache = self._cache(lm, saes, edit_set, prompts)
+        with reporter.progress("arms", "done") as advance:
+            result = evaluate(
+                lm,
+                saes,
+                edit_set.edits,
+                parts.measured,
+                bind_judge(judge, lm, saes, self.settings.thinking),
+                self.settings,
+                reference=ReferenceData(neutral, answers, parts.discovery),
+                cache=cache,
+                progress=advance,
+            )
+        return EvaluateAnswer(result, self._question(lm, saes, edit_set), cache)
+
+    def _check(self) -> None:
+        self.settings.check()
+        if not all(abs(strength) < _STRENGTH_LIMIT for strength in self.settings.sweep):
+            raise PromptError(f"sweep must hold strengths below {_STRENGTH_LIMIT:g} in size")
+        if self.plot is not None and self.plot.suffix not in PLOT_FORMATS:
+            raise PromptError(f"plot must end in .svg, .png or .html, got {self.plot}")
+
+    def _split(self, prompts: Sequence[Prompt]) -> _PromptParts:
+        """Divide prompts as `detect` did; raises PromptError for an unknown set, or if none is held out."""
+        names = dict.fromkeys(prompt.set for prompt in prompts)
+        for name in self.found_on or ():
+            if name not in names:
+                raise PromptError(
+                    f"found_on: there is no set {name!r}: the sets are {', '.join(names)}"
+                )
+        discovery, holdout = [], []
+        split = split_prompts(prompts, seed=self.settings.seed)
+        for prompt, part in zip(prompts, split, strict=True):
+            if part == "holdout":
+                holdout.append(prompt)
+            elif self.found_on is None or prompt.set in self.found_on:
+                discovery.append(prompt)
+        if not holdout:
+            raise PromptError(
+                "no prompt is held out: give more, or also use those that features were found on "
+                "(--every-prompt)"
+            )
+        return _PromptParts(discovery, list(prompts) if self.every_prompt else holdout)
+
+    def _cache(
+        self, lm: "LM", saes: "Sequence[Sae]", edit_set: EditSet, prompts: Sequence[Prompt]
+    ) -> ResumeCache:
+        """Open the cache of finished arms; what decides their results decides its name."""
+        key = key_of(
+            lm.spec.fingerprint,
+            [sae.spec.fingerprint for sae in saes],
+            repr(edit_set.edits),
+            [asdict(prompt) for prompt in prompts],
+            self.settings.seed,
+        )
+        return ResumeCache(Path("runs") / f".evaluate-{key[:12]}.jsonl")
+
+    def _question(self, lm: "LM", saes: "Sequence[Sae]", edit_set: EditSet) -> dict[str, Any]:
+        """Return what the JSON says was asked."""
+        edits = [
+            {
+                "feature": edit.name,
+                "op": edit.op,
+                "strength": edit.amount,
+                "gate": edit.gate,
+                "scope": edit.scope,
+                "when": None if edit.when is None else str(edit.when),
+            }
+            for edit in edit_set.edits
+        ]
+        return {
+            "model": lm.spec.repo,
+            "sae": saes[0].spec.release if saes else None,
+            "edits": edits,
+            "part": "all" if self.every_prompt else "holdout",
+            "cut": self.replies.cut,
+            "seed": self.settings.seed,
+            "instruction": self.settings.instruction,
+        }
+
+
+def shorten(lm: "LM", prompts: Sequence[Prompt], share: float | None) -> list[Prompt]:
+    """Keep only the beginning of each prompt, up to a whole word."""
+    if share is None:
+        return list(prompts)
+    from saescope.engine.tokens import beginning
+
+    return [beginning(lm, prompt, share) for prompt in prompts]

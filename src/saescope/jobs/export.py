@@ -1,0 +1,133 @@
+"""The `export` request: edits, SAEs and runs as files that other programs load."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+from saescope.control.exports.settings import ExportSettings, NeuronpediaSettings
+from saescope.errors import EditError, RunError
+from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
+from saescope.jobs.inputs import ModelInputs, show_licence
+from saescope.jobs.judging import read_all_prompts
+from saescope.jobs.reporter import SILENT, Reporter
+from saescope.jobs.request import Request
+from saescope.sources.saes import open_sae
+from saescope.store.atomic import refuse_existing
+from saescope.store.runs import Run
+
+if TYPE_CHECKING:
+    from saescope.control.exports.export_result import ExportResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronpediaInputs:
+    """What an export for Neuronpedia is called, and what it holds."""
+
+    source_run: Path | None = None
+    "Run to export."
+
+    name: str | None = None
+    "Id of the set of sources. Default: from the SAE's name."
+
+    creator: str = "saescope"
+    "Name of the maker."
+
+    logits: bool = True
+    "Also export the tokens each feature promotes and suppresses; reads the run's model and SAEs again."
+
+
+@final
+@dataclass(frozen=True)
+class ExportRequest(Request):
+    """Write edits, SAEs or a run as files that other programs load, and report what they equal.
+
+    gguf: add edits as a control vector for llama.cpp. lora: project edits as an adapter for peft.
+    saelens: SAEs (--sae, --layers) for SAELens. neuronpedia: the features of a run (--run, --layers)
+    with their strongest prompts.
+    """
+
+    verb: ClassVar[str] = "export"
+
+    _: KW_ONLY
+    format: Literal["gguf", "lora", "saelens", "neuronpedia"]
+    "What to write."
+    edits: EditInputs = EditInputs()
+    neuronpedia: NeuronpediaInputs = NeuronpediaInputs()
+    neutral: str = "neutral"
+    "Prompt sets of plain text to measure gguf and lora on. Default: the bundled sentences."
+    measure: bool = True
+    "Measure how far the files are from the edits as steered."
+    inputs: ModelInputs = ModelInputs()
+    out: Path
+    "A file for gguf, a folder for the others. Nothing is overwritten."
+
+    def run(self, reporter: Reporter = SILENT) -> "ExportResult":
+        """Write the files whole, or nothing."""
+        out = self.out.expanduser()
+        refuse_existing(out)
+        takes_edits = self.format in ("gguf", "lora")
+        if self.edits and not takes_edits:
+            raise EditError(f"format {self.format} takes no edits: gguf and lora do")
+        if self.neuronpedia.source_run is not None and self.format != "neuronpedia":
+            raise RunError(f"format {self.format} takes no run: neuronpedia does")
+        if takes_edits:
+            return self._export_edits(out, reporter)
+        if self.format == "saelens":
+            return self._export_saes(out, reporter)
+        return self._export_run(out, reporter)
+
+    def _export_edits(self, out: Path, reporter: Reporter) -> "ExportResult":
+        edit_set = self.edits.read()
+        inputs = inputs_for(edit_set, self.inputs)
+        settings = self._settings(inputs)
+        saes = load_saes_for(edit_set, inputs, reporter)
+        from saescope.control.exports.gguf import export_gguf
+        from saescope.control.exports.lora import export_lora
+
+        export = export_gguf if self.format == "gguf" else export_lora
+        with reporter.progress("measuring", "arms") as advance:
+            return export(
+                inputs.model_name(),
+                saes,
+                edit_set.edits,
+                out,
+                settings,
+                progress=advance,
+            )
+
+    def _settings(self, inputs: ModelInputs) -> ExportSettings:
+        neutral = tuple(read_all_prompts(self.neutral)) if self.measure else None
+        return ExportSettings(
+            measure=self.measure, neutral=neutral, device=inputs.device, offline=inputs.offline
+        )
+
+    def _export_saes(self, out: Path, reporter: Reporter) -> "ExportResult":
+        from saescope.control.exports.saelens import export_saelens
+
+        inputs = self.inputs
+        source = open_sae(inputs.sae or inputs.names()[1], k=inputs.k, offline=inputs.offline)
+        show_licence(source, reporter)
+        layers = source.layers if inputs.layers == "all" else inputs.layer_list
+        with reporter.progress("SAEs", "layers") as advance:
+            return export_saelens(
+                source, out, layers=layers, model_name=inputs.model, progress=advance
+            )
+
+    def _export_run(self, out: Path, reporter: Reporter) -> "ExportResult":
+        settings = self.neuronpedia
+        if settings.source_run is None:
+            raise RunError("nothing to export: give a run made before with --run RUN")
+        from saescope.control.exports import lens, neuronpedia
+
+        run = Run.open(settings.source_run.expanduser())
+        names = NeuronpediaSettings(source_set=settings.name, creator=settings.creator)
+        logit_lens = lens.LogitLens(run, offline=self.inputs.offline) if settings.logits else None
+        with reporter.progress("features", "done") as advance:
+            return neuronpedia.export_neuronpedia(
+                run,
+                out,
+                layers=self.inputs.layer_list,
+                lens=logit_lens,
+                settings=names,
+                progress=advance,
+            )

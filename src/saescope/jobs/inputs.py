@@ -1,0 +1,178 @@
+"""Which model and SAEs a request uses, and how they are computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from saescope.errors import SourceError
+from saescope.jobs.reporter import Reporter
+from saescope.sources.budget import Mode, choose_mode
+from saescope.sources.catalog import (
+    QWEN_SCOPE_NOTICE,
+    find_release,
+    model_of,
+    parse_sae_name,
+    releases_for,
+)
+from saescope.sources.job_plan import JobOptions
+from saescope.sources.machine import guess_device, parse_bytes
+from saescope.sources.plan import plan_job
+from saescope.sources.saes import SaeSource, open_sae
+
+if TYPE_CHECKING:
+    import torch
+
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import Sae
+
+EMBEDDED_MODEL, EMBEDDED_SAE = "saescope-tiny", "saescope-tiny-sae"
+LayerChoice = tuple[int, ...] | Literal["all"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """A model and its SAEs. Default: the embedded pair."""
+
+    model: str | None = None
+    "Model: a folder or a hub id, OWNER/NAME or OWNER/NAME@REVISION."
+
+    sae: str | None = None
+    "SAE: a folder, a file, a hub id or a registry name, in any known format; a path inside may follow."
+
+    layers: LayerChoice = None
+    "Layers, such as 0,17,35, or all. Default: the middle layer."
+
+    k: int | None = None
+    "The SAE's own number of active features per token, if neither its name nor its config says it."
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    "Dtype of the model; auto takes the checkpoint's."
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    "Device; auto takes the best one available."
+
+    batch_tokens: int = 2048
+    "Maximum number of tokens per batch."
+
+    memory: str | None = None
+    "Memory budget, such as 8GiB or 500MB. The model is streamed block by block if it needs more."
+
+    offline: bool = False
+    "Download nothing: use only local folders and the hub's cache."
+
+    @property
+    def layer_list(self) -> tuple[int, ...] | None:
+        """The layers named one by one; None for the default and for all."""
+        return self.layers if isinstance(self.layers, tuple) else None
+
+    def names(self) -> tuple[str, str]:
+        """Return model and SAE, one inferred from the other; raises SourceError if that is impossible."""
+        if self.model is None and self.sae is None:
+            return EMBEDDED_MODEL, EMBEDDED_SAE
+        if self.sae is None:
+            return str(self.model), _sae_for(str(self.model))
+        return self.model or _model_for(self.sae), self.sae
+
+    def model_name(self) -> str:
+        """Return the model of a job that may need no SAE."""
+        if self.sae is None:
+            return self.model or EMBEDDED_MODEL
+        return self.names()[0]
+
+    def load(
+        self, reporter: Reporter, *, decoder: bool = False, model_layers: Sequence[int] = ()
+    ) -> "tuple[LM, list[Sae]]":
+        """Load the model, cut after its last requested layer, and its SAEs.
+
+        `decoder` also loads the SAEs' decoders. `model_layers` are needed of the model without an SAE.
+        """
+        model, sae = self.names()
+        source, layers = self._open_sae(sae)
+        streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
+        lm = self.load_model([*layers, *model_layers], streamed=streamed)
+        return lm, _load_saes(source, layers, reporter, decoder=decoder, device=lm.device)
+
+    def load_model(self, layers: Sequence[int], *, streamed: bool = False) -> "LM":
+        """Load the model alone, cut after the last of these layers."""
+        from saescope.engine.lm import load_lm
+
+        return load_lm(
+            self.model_name(),
+            layers,
+            dtype=self.dtype,
+            device=self.device,
+            offline=self.offline,
+            streamed=streamed,
+        )
+
+    def load_saes(self, reporter: Reporter) -> "list[Sae]":
+        """Load the SAEs alone, with their decoders, on the device of the model."""
+        from saescope.engine.devices import choose_device
+
+        source, layers = self._open_sae(self.names()[1])
+        device = choose_device(self.device)
+        return _load_saes(source, layers, reporter, decoder=True, device=device)
+
+    def plan_request(self, tokens: int | None = None) -> JobOptions:
+        """Return what `plan` computes sizes from, for about this many tokens."""
+        model, sae = self.names()
+        return JobOptions(
+            model=model,
+            sae=sae,
+            layers=self.layers,
+            k=self.k,
+            dtype=self.dtype,
+            device=guess_device() if self.device == "auto" else self.device,
+            batch_tokens=self.batch_tokens,
+            offline=self.offline,
+            budget=parse_bytes(self.memory) if self.memory else None,
+            tokens=tokens,
+        )
+
+    def _open_sae(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
+        source = open_sae(sae, k=self.k, offline=self.offline)
+        requested = source.layers if self.layers == "all" else self.layer_list
+        return source, source.choose_layers(requested)
+
+    def _mode(self, model: str, sae: str, layers: Sequence[int]) -> Mode:
+        """Choose how to stay within the memory budget; raises ResourceError, with what would fit, if nothing does."""
+        plan = plan_job(self.plan_request())
+        if plan.sizes is None or plan.budget is None:
+            return "streamed"
+        return choose_mode(plan.sizes, plan.budget, ("cut", "streamed"))
+
+
+def show_licence(source: SaeSource, reporter: Reporter) -> None:
+    """Show Qwen-Scope's notice if these are its weights."""
+    path = source.files.name.split("/")
+    if find_release(source.files.name) or any(parse_sae_name(part) for part in path):
+        reporter.note(QWEN_SCOPE_NOTICE)
+
+
+def _sae_for(model: str) -> str:
+    releases = releases_for(model.partition("@")[0])
+    if not releases:
+        raise SourceError(f"no SAE is known for {model}: give one with --sae")
+    return releases[0].repo
+
+
+def _model_for(sae: str) -> str:
+    model = model_of(sae.partition("@")[0])
+    if model is None:
+        raise SourceError(f"which model belongs to {sae} is not known: give it with --model")
+    return model
+
+
+def _load_saes(
+    source: SaeSource,
+    layers: Sequence[int],
+    reporter: Reporter,
+    *,
+    decoder: bool,
+    device: "torch.device",
+) -> "list[Sae]":
+    from saescope.engine.load import load_sae
+
+    saes = [load_sae(source, layer, decoder=decoder, device=device) for layer in layers]
+    show_licence(source, reporter)
+    return saes

@@ -1,0 +1,111 @@
+"""How replies are judged and what they are compared with, for every request that measures edits."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saescope.control.evaluation.behaviour import FeatureRule, read_behaviour
+from saescope.control.evaluation.function_judge import load_judge
+from saescope.control.evaluation.http_judge import HttpJudge
+from saescope.control.evaluation.judge import Judge
+from saescope.errors import PromptError
+from saescope.sources.prompts import Prompt, read_prompts
+from saescope.store.resume_cache import ResumeCache, key_of
+
+if TYPE_CHECKING:
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import Sae
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeInputs:
+    """Who decides whether a reply shows the behaviour."""
+
+    behaviour: str | None = None
+    (
+        "What to look for in replies: declining, language:ja, feature:17/23991 (with @0.3: on at "
+        "least that share of the reply's tokens, default half), or a JSON file of phrases by "
+        "language. Default: declining."
+    )
+
+    judge: str | None = None
+    "Another judge: FILE.py:FUNCTION or MODULE:FUNCTION, called with a reply, or a server's URL."
+
+    judge_batch: int = 1
+    "Number of replies sent to the server at once."
+
+    judge_timeout: float = 60.0
+    "Seconds the server may take to answer."
+
+    def read(self) -> Judge | FeatureRule:
+        """Return the judge, as far as it is known without a model.
+
+        Raises PromptError or JudgeError if it cannot be read.
+        """
+        if self.judge is None:
+            return read_behaviour(self.behaviour or "declining")
+        if self.behaviour is not None:
+            both = f"behaviour {self.behaviour} and judge {self.judge}"
+            raise PromptError(f"{both} both decide about replies: give one of the two")
+        if not self.judge.startswith(("http://", "https://")):
+            return load_judge(self.judge)
+        # A bad URL is refused here, before a cache file is opened for it.
+        server = HttpJudge(self.judge, self.judge_batch, self.judge_timeout)
+        cache = ResumeCache(Path("runs") / f"judged-{key_of(server.url)[:12]}.jsonl")
+        return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, cache=cache)
+
+
+def bind_judge(
+    judge: Judge | FeatureRule, lm: "LM", saes: "Sequence[Sae]", thinking: bool | None
+) -> Judge:
+    """Give a rule about features the model it reads replies with; other judges need none."""
+    if not isinstance(judge, FeatureRule):
+        return judge
+    from saescope.control.evaluation.feature_judge import FeatureJudge
+
+    return FeatureJudge(lm, saes, judge, thinking)
+
+
+def layers_read(judge: Judge | FeatureRule) -> list[int]:
+    """Return the layers that a judge reads features of."""
+    if not isinstance(judge, FeatureRule):
+        return []
+    return sorted({feature.layer for feature in judge.features})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyInputs:
+    """What replies are measured beside, and how prompts are shortened."""
+
+    neutral: str = "neutral"
+    "Prompt sets of plain text to measure damage on. Default: the bundled sentences."
+
+    answers: Path | None = None
+    "JSON file with the right answers by prompt id."
+
+    cut: float | None = None
+    "Keep only this share of each prompt, up to a whole word, so there is something to continue."
+
+    def read_neutral(self) -> list[Prompt]:
+        """Read the neutral texts."""
+        return read_all_prompts(self.neutral)
+
+    def read_answers(self) -> dict[str, str] | None:
+        """Read the right answers by prompt id; raises PromptError if the file holds anything else."""
+        if self.answers is None:
+            return None
+        path = self.answers.expanduser()
+        try:
+            answers = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PromptError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(answers, dict) or not all(isinstance(a, str) for a in answers.values()):
+            raise PromptError(f'{path}: answers are given by prompt id: {{"q-01": "The hill."}}')
+        return answers
+
+
+def read_all_prompts(sets: str) -> list[Prompt]:
+    """Read the prompts of all sets."""
+    return [prompt for prompt_set in read_prompts(sets) for prompt in prompt_set.prompts]

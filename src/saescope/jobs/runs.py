@@ -1,0 +1,107 @@
+"""Get the run that a question is asked of: open a stored one, or compute it from prompt sets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from saescope.errors import PromptError
+from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.reporter import Reporter
+from saescope.sources.prompts import PromptSet, read_prompts
+from saescope.store.masking import Masking
+from saescope.store.runs import MANIFEST, Run
+from saescope.table import Table
+
+if TYPE_CHECKING:
+    from saescope.engine.lm import LM
+    from saescope.engine.sae import Sae
+
+Result = TypeVar("Result", bound=Table)
+
+# What the manifest says of a run that only serves a comparison.
+EXTRACT: Mapping[str, Any] = {"verb": "extract", "request": {}}
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Result]):
+    """A result and the run it was computed from."""
+
+    run: Run
+    result: Result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return self.result.to_dict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How to compute a run: from which prompts, with which model, and what is checked beforehand."""
+
+    sets: str
+    inputs: ModelInputs
+    out: Path | None
+    command: Mapping[str, Any]
+    keep_errors: bool = False
+    compare_under: Masking | None = None
+    check_sets: Callable[[Sequence[str]], None] | None = None
+
+
+def is_run(path: str) -> bool:
+    """Return whether this is the directory of a run."""
+    return (Path(path).expanduser() / MANIFEST).is_file()
+
+
+def obtain_run(extraction: Extraction, reporter: Reporter) -> Run:
+    """Open the run at `sets`, or compute the run of these prompt sets unless it exists already.
+
+    Whatever makes a comparison impossible is refused before anything is computed.
+    """
+    sets = extraction.sets
+    if is_run(sets):
+        return Run.open(Path(sets).expanduser())
+    prompt_sets = read_prompts(sets)
+    if extraction.check_sets:
+        extraction.check_sets([prompt_set.name for prompt_set in prompt_sets])
+    masking = extraction.compare_under
+    if masking and len(prompt_sets) < 2:
+        only = prompt_sets[0].name
+        raise PromptError(f"{sets} has one set ({only}): add another to compare it with")
+    lm, saes = extraction.inputs.load(reporter, decoder=extraction.keep_errors)
+    if masking and not masking.keep_pos0:
+        from saescope.engine.tokens import refuse_single_tokens
+
+        refuse_single_tokens(lm, prompt_sets)
+    name = Path(sets).resolve().stem
+    return compute_run(lm, saes, prompt_sets, name, extraction, reporter)
+
+
+def compute_run(
+    lm: "LM",
+    saes: "Sequence[Sae]",
+    prompt_sets: Sequence[PromptSet],
+    name: str,
+    extraction: Extraction,
+    reporter: Reporter,
+) -> Run:
+    """Extract into `out`, or into runs/NAME-HASH with the hash of everything that decides the content."""
+    from saescope.engine.extract import extract, job
+
+    batch_tokens = extraction.inputs.batch_tokens
+    errors = extraction.keep_errors
+    out = extraction.out
+    if out is None:
+        fingerprint = job(lm, saes, prompt_sets, batch_tokens, errors=errors).fingerprint
+        out = Path("runs") / f"{name}-{fingerprint[:12]}"
+    with reporter.progress("features") as advance:
+        return extract(
+            lm,
+            saes,
+            prompt_sets,
+            out,
+            batch_tokens=batch_tokens,
+            errors=errors,
+            command=extraction.command,
+            progress=advance,
+        )
