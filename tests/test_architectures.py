@@ -55,8 +55,8 @@ from transformers import (
 
 import reference
 import tiny
-from saescope.engine.batches import divide, lay_out, plan_batches
-from saescope.engine.extract import residuals
+from saescope.engine.batches import divide_into_batches, lay_out, plan_batches
+from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.pages import mapped_pages
@@ -211,7 +211,7 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
     expected = [each[-1][0] for each in whole_residuals(name, model, rows(lm))]
     prompts = rows(lm)
     for packs, budget in ((lm.packs_prompts, 10_000), (False, 120)):
-        batches = divide([len(row) for row in prompts], budget, packed=packs)
+        batches = divide_into_batches([len(row) for row in prompts], budget, packed=packs)
         assert any(len(row) > 1 for batch in batches for row in batch) == packs
         for batch in batches:
             tokens, order = (
@@ -514,7 +514,7 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
         with pytest.raises(
             SourceError, match=r"DoctoredModel of .* is not supported: after layer 1 something else"
         ):
-            next(residuals(lm, [3], work))
+            next(compute_residuals(lm, [3], work))
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in lm.blocks)
 
 
@@ -522,7 +522,7 @@ def test_residual_is_checked_in_the_first_pass_alone(tmp_path: Path) -> None:
     lm = load_lm(doctored(tmp_path, "nothing"), [3])
     work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, 64)
     hooks = []
-    for _ in residuals(lm, [3], work):
+    for _ in compute_residuals(lm, [3], work):
         with capture(lm, [3]):
             hooks.append(sum(len(block._forward_pre_hooks) for block in lm.blocks))
     assert len(hooks) > 1

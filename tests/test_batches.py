@@ -31,10 +31,11 @@ QUESTIONS = [
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=20)
 
 
-def computed(work: BatchPlan) -> int:
+def computed(plan: BatchPlan) -> int:
     """Tokens that go through the model, a shared prefix once a batch."""
     return sum(
-        b.prefix + sum(len(work.rows[p]) - b.prefix for p in b.prompts) for b in work.batches
+        b.prefix_length + sum(len(plan.token_ids[p]) - b.prefix_length for p in b.prompts)
+        for b in plan.batches
     )
 
 
@@ -42,33 +43,33 @@ def computed(work: BatchPlan) -> int:
 def test_every_token_has_its_own_residual(
     prompts: list[list[int]], budget: int, packed: bool, shares: bool
 ) -> None:
-    work = plan_token_batches(prompts, budget, packed=packed, shares=shares)
-    assert sorted(p for n in range(len(work.batches)) for p in work.order(n)) == list(
+    plan = plan_token_batches(prompts, budget, packed=packed, shares=shares)
+    assert sorted(p for n in range(len(plan.batches)) for p in plan.prompt_order(n)) == list(
         range(len(prompts))
     )
-    for number, batch in enumerate(work.batches):
-        own = [(p, at) for p in batch.prompts for at in range(batch.prefix, len(prompts[p]))]
-        laid_out = [(batch.prompts[0], at) for at in range(batch.prefix)] + own
-        source = work.source(number)
+    for number, batch in enumerate(plan.batches):
+        own = [(p, at) for p in batch.prompts for at in range(batch.prefix_length, len(prompts[p]))]
+        laid_out = [(batch.prompts[0], at) for at in range(batch.prefix_length)] + own
+        source = plan.residual_rows(number)
         numbers = range(len(laid_out)) if source is None else source.tolist()
         found = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
         assert found == [
-            prompts[p][: at + 1] for p in work.order(number) for at in range(len(prompts[p]))
+            prompts[p][: at + 1] for p in plan.prompt_order(number) for at in range(len(prompts[p]))
         ]
-        assert all(len(prompts[p]) > batch.prefix for p in batch.prompts)
+        assert all(len(prompts[p]) > batch.prefix_length for p in batch.prompts)
 
 
 def test_groups_are_cut_where_that_saves_most() -> None:
     a, b, start = [1] * 40, [2] * 40, [0] * 20
     prompts = [[*start, *system, n] for system in (a, b) for n in range(10)] + [[9, 9]]
-    work = plan_token_batches(prompts, 1000, packed=True, shares=True)
-    assert sorted(batch.prefix for batch in work.batches) == [0, 60, 60]
-    assert computed(work) == 2 + 2 * (60 + 10)
+    plan = plan_token_batches(prompts, 1000, packed=True, shares=True)
+    assert sorted(batch.prefix_length for batch in plan.batches) == [0, 60, 60]
+    assert computed(plan) == 2 + 2 * (60 + 10)
 
 
 def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
-    work = plan_token_batches([[1] * n for n in range(1, 1500)], 2048, packed=True, shares=True)
-    assert sum(len(batch.prompts) for batch in work.batches) == 1499
+    plan = plan_token_batches([[1] * n for n in range(1, 1500)], 2048, packed=True, shares=True)
+    assert sum(len(batch.prompts) for batch in plan.batches) == 1499
 
 
 def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:

@@ -14,7 +14,7 @@ import reference
 import tiny
 from conftest import Pair
 from saescope.engine.batches import plan_batches
-from saescope.engine.extract import compute, extract
+from saescope.engine.extract import compute_features, extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -65,16 +65,16 @@ def test_scan_equals_plain_transformers(shape: str, tmp_path: Path) -> None:
 
 def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np.float32]]:
     """Dense activations of every prompt, all layers side by side."""
-    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
+    plan = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, batch_tokens)
     rows: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
-    for number, layer, found, _ in compute(lm, saes, work):
-        dense = np.zeros((len(found.norms), saes[0].spec.d_sae), np.float32)
-        dense[found.token, found.ids] = found.acts
-        order = work.order(number)
-        for p, part in zip(
-            order, np.split(dense, np.cumsum([len(work.rows[p]) for p in order])[:-1]), strict=True
-        ):
-            rows[p, layer] = part
+    for unit in compute_features(lm, saes, plan):
+        features = unit.features
+        dense = np.zeros((len(features.norms), saes[0].spec.d_sae), np.float32)
+        dense[features.token, features.ids] = features.acts
+        ends = np.cumsum(plan.prompt_lengths(unit.batch))
+        parts = np.split(dense, ends[:-1])
+        for prompt, part in zip(plan.prompt_order(unit.batch), parts, strict=True):
+            rows[prompt, unit.layer] = part
     layers = sorted(sae.spec.layer for sae in saes)
     return [
         np.concatenate([rows[p, layer] for layer in layers], axis=1) for p in range(len(tiny.TEXTS))

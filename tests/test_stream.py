@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import tiny
 from conftest import Pair
 from saescope.engine.batches import lay_out, plan_batches
-from saescope.engine.extract import extract, residuals
+from saescope.engine.extract import extract
+from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM, load_lm
-from saescope.engine.stream import streamed
+from saescope.engine.stream import stream_blocks
 from saescope.errors import SourceError
 from saescope.sources.prompts import texts
 
@@ -22,10 +23,10 @@ from saescope.sources.prompts import texts
 def all_residuals(
     lm: LM, layers: list[int], budget: int, spill: Path | None = None
 ) -> dict[tuple[int, int], Tensor]:
-    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, budget)
+    plan = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, budget)
     return {
-        (number, layer): resid.clone()
-        for number, layer, resid in residuals(lm, layers, work, spill=spill)
+        (unit.batch, unit.layer): unit.resid.clone()
+        for unit in compute_residuals(lm, layers, plan, spill=spill)
     }
 
 
@@ -76,9 +77,9 @@ def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
 def test_blocks_are_back_in_place(pair: Pair) -> None:
     lm = load_lm(pair.model, [2])
     before = list(lm.blocks)
-    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, 60)
-    batches = [lay_out(batch.lines, work.rows, lm.device) for batch in work.batches]
-    stream = streamed(lm, [2], batches)
+    plan = plan_batches(lm, texts(tiny.TEXTS)[0].prompts, 60)
+    batches = [lay_out(batch.rows, plan.token_ids, lm.device) for batch in plan.batches]
+    stream = stream_blocks(lm, [2], batches)
     next(stream)
     stream.close()
     assert all(a is b for a, b in zip(before, lm.blocks, strict=True))

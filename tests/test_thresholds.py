@@ -19,7 +19,7 @@ from saescope.control.edits import Edit
 from saescope.control.steer import steered
 from saescope.engine.batches import plan_batches
 from saescope.engine.decoders import decoder_cosines
-from saescope.engine.extract import compute, extract
+from saescope.engine.extract import compute_features, extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.residual import capture
@@ -82,7 +82,8 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
 def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
     lm, saes, _ = kind
     work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
-    [(_, _, features, _)] = list(compute(lm, saes[:1], work))
+    [unit] = compute_features(lm, saes[:1], work)
+    features = unit.features
     assert (
         len(features.acts) == features.counts.sum() < len(features.counts) * features.counts.max()
     )

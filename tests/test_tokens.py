@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tiny
 from conftest import Pair
-from saescope.engine.batches import divide
+from saescope.engine.batches import divide_into_batches
 from saescope.engine.lm import load_lm
 from saescope.engine.tokens import TokenText, tokenize
 from saescope.errors import PromptError, SourceError
@@ -20,22 +20,24 @@ from saescope.sources.prompts import Message, Prompt, texts
 def test_every_prompt_is_in_one_row_within_budget(
     lengths: list[int], budget: int, packed: bool
 ) -> None:
-    batches = divide(lengths, budget, packed=packed)
+    batches = divide_into_batches(lengths, budget, packed=packed)
     assert sorted(i for batch in batches for row in batch for i in row) == list(range(len(lengths)))
     for batch in batches:
         width = max(sum(lengths[i] for i in row) for row in batch)
         assert len(batch) * width <= budget or batch == [[batch[0][0]]]
         assert packed or all(len(row) == 1 for row in batch)
-    assert batches == divide(lengths, budget, packed=packed)
+    assert batches == divide_into_batches(lengths, budget, packed=packed)
 
 
 def test_short_prompts_share_rows_and_long_ones_do_not() -> None:
-    assert divide([100, 5, 101, 6, 5, 99], 2048, packed=True) == [[[2], [0], [5], [3, 1, 4]]]
-    assert divide([100, 5, 101, 6, 5, 99], 2048, packed=False) == [
+    assert divide_into_batches([100, 5, 101, 6, 5, 99], 2048, packed=True) == [
+        [[2], [0], [5], [3, 1, 4]]
+    ]
+    assert divide_into_batches([100, 5, 101, 6, 5, 99], 2048, packed=False) == [
         [[2], [0], [5]],
         [[3], [1], [4]],
     ]
-    assert divide([64] * 4, 128, packed=True) == [[[0], [1]], [[2], [3]]]
+    assert divide_into_batches([64] * 4, 128, packed=True) == [[[0], [1]], [[2], [3]]]
 
 
 def test_token_text_is_whole_characters_or_bytes() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from saescope.engine.batches import divide, lay_out
+from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.residual import capture
 from training.corpus import documents
@@ -28,7 +28,7 @@ def collect_rows(lm: LM, layers: Sequence[int], rows: Sequence[list[int]]) -> di
     """
     rows = [row for row in rows if len(row) > 1]
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for batch in divide([len(row) for row in rows], 8192, packed=False):
+    for batch in divide_into_batches([len(row) for row in rows], 8192, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         with capture(lm, layers) as resid:
             lm.model(input_ids=tokens.ids, use_cache=False)

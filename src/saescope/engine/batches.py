@@ -1,6 +1,6 @@
-"""What is computed together, and what need not be computed twice: equal prompts and shared prefixes."""
+"""Prompts to batches with little padding; equal prompts and shared prefixes are computed once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,153 +14,246 @@ from saescope.engine.tokens import tokenize
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
 
-# Longer batches are not faster: their activations are asked from the system anew for every layer.
+# Larger batches are not faster: every layer would allocate its activations anew.
 BATCH_TOKENS = 2048
-LEAST_PREFIX, LEAST_GAIN = 16, 64
-_DEPTH = 50
-# Rows at least this wide are filled with several short prompts; wider ones would spend their time on attention.
-_ROW_WIDTH = 64
+# A prefix is shared only if it is this long and saves this many tokens.
+MIN_PREFIX_LENGTH = 16
+MIN_SAVED_TOKENS = 64
+_MAX_GROUP_DEPTH = 50
+# Rows at least this wide hold several short prompts; in wider ones attention would dominate.
+_PACKED_ROW_WIDTH = 64
 
-Row = list[int]
+Row = list[int]  # the prompts that follow one another in one row of a batch
+
+
+def plan_batches(
+    lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS
+) -> "BatchPlan":
+    """Tokenise prompts and divide them into batches of at most `batch_tokens` computed tokens."""
+    if batch_tokens < 1:
+        raise PromptError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    token_ids = tokenize(lm, prompts)
+    if is_edited(lm):
+        # Edits tell first positions, last ones and sinks by rows: each prompt is its own pass.
+        return plan_token_batches(token_ids, 1, packed=False, shares=False)
+    return plan_token_batches(
+        token_ids, batch_tokens, packed=lm.packs_prompts, shares=lm.shares_prefixes
+    )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts in rows, and how many first tokens they all share: those are computed once, before them."""
+    """The prompts of one forward pass, row by row, and the length of the prefix they all share.
 
-    lines: list[Row]
-    prefix: int = 0
+    The prefix is computed once, before the rows, which then hold only the rest of each prompt.
+    """
+
+    rows: list[Row]
+    prefix_length: int = 0
 
     @property
     def prompts(self) -> list[int]:
-        """The prompts in the order they are laid out."""
-        return [prompt for line in self.lines for prompt in line]
+        """The prompts in the order of the batch."""
+        return [prompt for row in self.rows for prompt in row]
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Token ids of every prompt, the batches they are computed in, and the copies of each that need no computing."""
+    """Token ids of every prompt, the batches that compute them, and which prompts are copies.
 
-    rows: list[list[int]]
+    `copies` maps a computed prompt to the prompts with the same tokens, which are not computed.
+    """
+
+    token_ids: list[list[int]]
     batches: list[Batch]
     copies: dict[int, list[int]]
 
-    def order(self, number: int) -> list[int]:
+    def prompt_order(self, number: int) -> list[int]:
         """The prompts of one batch in the order of its tokens, each followed by its copies."""
-        return [
-            p
-            for prompt in self.batches[number].prompts
-            for p in (prompt, *self.copies.get(prompt, ()))
-        ]
+        order = []
+        for prompt in self.batches[number].prompts:
+            order += [prompt, *self.copies.get(prompt, ())]
+        return order
 
-    def lengths(self, number: int) -> list[int]:
-        """Tokens of those prompts."""
-        return [len(self.rows[prompt]) for prompt in self.order(number)]
+    def prompt_lengths(self, number: int) -> list[int]:
+        """How many tokens each of those prompts has."""
+        return [len(self.token_ids[prompt]) for prompt in self.prompt_order(number)]
 
-    def suffixes(self, number: int) -> list[list[int]]:
-        """Token ids of every prompt without what the batch shares (prompts of other batches as they are)."""
-        shared = self.batches[number].prefix
-        return [row[shared:] for row in self.rows]
-
-    def source(self, number: int) -> Int[Tensor, "n"] | None:
-        """Which computed row each token's residual is: the shared prefix first, then the prompts; None for its own."""
+    def prefix_ids(self, number: int) -> list[int]:
+        """Token ids of the prefix that a batch shares."""
         batch = self.batches[number]
-        if not batch.prefix and not any(prompt in self.copies for prompt in batch.prompts):
+        return self.token_ids[batch.prompts[0]][: batch.prefix_length]
+
+    def suffix_ids(self, number: int) -> dict[int, list[int]]:
+        """Token ids of each prompt of a batch after the shared prefix."""
+        batch = self.batches[number]
+        return {prompt: self.token_ids[prompt][batch.prefix_length :] for prompt in batch.prompts}
+
+    def residual_rows(self, number: int) -> Int[Tensor, "tokens"] | None:
+        """For each token of a batch's prompts and copies, its row among the computed residuals.
+
+        The prefix comes first there, then the suffixes. None if every token has its own row.
+        """
+        batch = self.batches[number]
+        has_copies = any(prompt in self.copies for prompt in batch.prompts)
+        if not batch.prefix_length and not has_copies:
             return None
-        parts, start = [], batch.prefix
+        prefix = torch.arange(batch.prefix_length)
+        parts = []
+        start = batch.prefix_length
         for prompt in batch.prompts:
-            own = torch.arange(start, start + len(self.rows[prompt]) - batch.prefix)
-            start += len(own)
-            whole = torch.cat([torch.arange(batch.prefix), own])
-            parts += [whole] * (1 + len(self.copies.get(prompt, ())))
+            end = start + len(self.token_ids[prompt]) - batch.prefix_length
+            rows = torch.cat([prefix, torch.arange(start, end)])
+            n_copies = len(self.copies.get(prompt, ()))
+            parts += [rows] * (1 + n_copies)
+            start = end
         return torch.cat(parts)
 
-
-def plan_batches(lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> BatchPlan:
-    """Tokenise, and divide into batches of at most `batch_tokens` tokens that are computed."""
-    if batch_tokens < 1:
-        raise PromptError(f"--batch-tokens is {batch_tokens}: it must be at least 1")
-    rows = tokenize(lm, prompts)
-    if is_edited(
-        lm
-    ):  # edits tell first positions, last ones and sinks by rows: a prompt is a pass of its own
-        return plan_token_batches(rows, 1, packed=False, shares=False)
-    return plan_token_batches(
-        rows, batch_tokens, packed=lm.packs_prompts, shares=lm.shares_prefixes
-    )
+    @property
+    def n_computed_tokens(self) -> int:
+        """Tokens of all prompts that are not copies."""
+        return sum(len(self.token_ids[p]) for batch in self.batches for p in batch.prompts)
 
 
 def plan_token_batches(
-    rows: Sequence[list[int]], budget: int, *, packed: bool, shares: bool
+    token_ids: Sequence[list[int]], batch_tokens: int, *, packed: bool, shares: bool
 ) -> BatchPlan:
-    """Divide prompts into batches of at most `budget` computed tokens; prompts with the same tokens are computed once.
+    """As `plan_batches`, from the token ids of every prompt.
 
-    If `shares`, a prefix that several prompts begin with is computed once for them.
+    If `packed`, a row may hold several prompts. If `shares`, a common prefix is computed once.
     """
+    originals, copies = _find_copies(token_ids)
+    groups: list[_PrefixGroup] = []
+    if shares:
+        groups = list(_prefix_groups(token_ids, originals))
+    grouped = {prompt for group in groups for prompt in group.prompts}
+    single = [prompt for prompt in originals if prompt not in grouped]
+    batches = list(_group_batches(token_ids, _PrefixGroup(single, 0), batch_tokens, packed))
+    for group in groups:
+        # Every row attends to the prefix, and needs memory for it.
+        budget = max(1, batch_tokens // (1 + group.prefix_length // 512))
+        batches += _group_batches(token_ids, group, budget, packed=False)
+    return BatchPlan(list(token_ids), batches, copies)
+
+
+def _find_copies(token_ids: Sequence[list[int]]) -> tuple[list[int], dict[int, list[int]]]:
+    """The first prompt of every token sequence, and the later ones with the same tokens."""
     first: dict[tuple[int, ...], int] = {}
     copies: dict[int, list[int]] = {}
-    for prompt, row in enumerate(rows):
-        known = first.setdefault(tuple(row), prompt)
-        if known != prompt:
-            copies.setdefault(known, []).append(prompt)
-    single = sorted(first.values())
-    groups = list(_groups(rows, single)) if shares else []
-    alone = sorted(set(single) - {prompt for members, _ in groups for prompt in members})
-    batches = _batches(rows, alone, 0, budget, packed)
-    for members, prefix in groups:
-        # What attends to a long prefix needs memory for it in every row.
-        batches += _batches(rows, members, prefix, max(1, budget // (1 + prefix // 512)), False)
-    return BatchPlan(list(rows), batches, copies)
+    for prompt, ids in enumerate(token_ids):
+        original = first.setdefault(tuple(ids), prompt)
+        if original != prompt:
+            copies.setdefault(original, []).append(prompt)
+    return sorted(first.values()), copies
 
 
-def _batches(
-    rows: Sequence[list[int]], members: Sequence[int], prefix: int, budget: int, packed: bool
-) -> list[Batch]:
-    lengths = [len(rows[prompt]) - prefix for prompt in members]
-    planned = divide(lengths, budget, packed=packed)
-    return [Batch([[members[at] for at in line] for line in lines], prefix) for lines in planned]
+@dataclass(frozen=True)
+class _PrefixGroup:
+    prompts: list[int]
+    prefix_length: int
 
 
-def _groups(rows: Sequence[list[int]], prompts: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-    """Groups of prompts with the prefix each shares, where sharing saves enough."""
-    ordered = sorted(prompts, key=lambda prompt: rows[prompt])
-    common = [_common(rows[a], rows[b]) for a, b in pairwise(ordered)]
-    for gain, start, end, prefix in _divide(common, 0, len(ordered), 0)[1]:
-        if gain >= LEAST_GAIN and prefix >= LEAST_PREFIX:
-            yield sorted(ordered[start:end]), prefix
+def _group_batches(
+    token_ids: Sequence[list[int]], group: _PrefixGroup, batch_tokens: int, packed: bool
+) -> Iterator[Batch]:
+    lengths = [len(token_ids[prompt]) - group.prefix_length for prompt in group.prompts]
+    for rows in divide_into_batches(lengths, batch_tokens, packed=packed):
+        prompts = [[group.prompts[place] for place in row] for row in rows]
+        yield Batch(prompts, group.prefix_length)
 
 
-Group = tuple[int, int, int, int]  # tokens saved, start, end, tokens shared
+def divide_into_batches(
+    lengths: Sequence[int], batch_tokens: int, *, packed: bool
+) -> list[list[Row]]:
+    """Divide prompts of these lengths into batches of at most `batch_tokens` with padding.
+
+    The longest come first. A batch is as wide as its longest prompt, or 64. If `packed`, a prompt
+    goes into the first row with room for it, else into its own. A prompt that is longer than
+    `batch_tokens` has a batch of its own.
+    """
+    batches: list[list[Row]] = []
+    room: list[int] = []  # what is left of each row of the last batch
+    width = 0
+    for prompt in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[prompt]
+        row = _first_fitting(room, length) if packed else None
+        if row is not None:
+            batches[-1][row].append(prompt)
+            room[row] -= length
+            continue
+        is_full = (len(room) + 1) * width > batch_tokens
+        wastes_padding = not packed and 4 * length < 3 * width
+        if not batches or is_full or wastes_padding:
+            batches.append([])
+            room = []
+            width = max(length, min(_PACKED_ROW_WIDTH, batch_tokens)) if packed else length
+        batches[-1].append([prompt])
+        room.append(width - length)
+    return batches
 
 
-def _divide(common: Sequence[int], start: int, end: int, depth: int) -> tuple[int, list[Group]]:
-    """The division of sorted prompts start..end that saves most: as one group, or cut where least is shared."""
+def _first_fitting(room: Sequence[int], length: int) -> int | None:
+    return next((row for row, free in enumerate(room) if length <= free), None)
+
+
+def _prefix_groups(
+    token_ids: Sequence[list[int]], prompts: Sequence[int]
+) -> Iterator[_PrefixGroup]:
+    """Groups of prompts whose common prefix saves enough to be computed once."""
+    ordered = sorted(prompts, key=lambda prompt: token_ids[prompt])
+    common = [_common_length(token_ids[a], token_ids[b]) for a, b in pairwise(ordered)]
+    for span in _best_spans(common, 0, len(ordered), 0):
+        if span.saved >= MIN_SAVED_TOKENS and span.prefix_length >= MIN_PREFIX_LENGTH:
+            yield _PrefixGroup(sorted(ordered[span.start : span.end]), span.prefix_length)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Sorted prompts start..end, which all begin with the same `prefix_length` tokens."""
+
+    start: int
+    end: int
+    prefix_length: int
+
+    @property
+    def saved(self) -> int:
+        """Tokens that need no computing if the prefix is computed once."""
+        return (self.end - self.start - 1) * self.prefix_length
+
+
+def _best_spans(common: Sequence[int], start: int, end: int, depth: int) -> list[_Span]:
+    """The division of sorted prompts that saves most: one span, or cut where least is shared.
+
+    `common` holds how many first tokens each prompt shares with the next.
+    """
     if end - start < 2:
-        return 0, []
+        return []
     least = min(common[start : end - 1])
-    whole = (end - start - 1) * least
-    if depth == _DEPTH:
-        return whole, [(whole, start, end, least)]
-    cuts = [start, *(at + 1 for at in range(start, end - 1) if common[at] == least), end]
-    parts = [_divide(common, a, b, depth + 1) for a, b in pairwise(cuts)]
-    saved = sum(gain for gain, _ in parts)
-    if saved > whole:
-        return saved, [group for _, groups in parts for group in groups]
-    return whole, [(whole, start, end, least)]
+    whole = _Span(start, end, least)
+    if depth == _MAX_GROUP_DEPTH:
+        return [whole]
+    cuts = [at + 1 for at in range(start, end - 1) if common[at] == least]
+    divided: list[_Span] = []
+    for first, last in pairwise([start, *cuts, end]):
+        divided += _best_spans(common, first, last, depth + 1)
+    if sum(span.saved for span in divided) > whole.saved:
+        return divided
+    return [whole]
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens are the same, less one where that would be all of one of them."""
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens are equal; at least one token of each prompt is left over."""
     most = min(len(a), len(b)) - 1
     return next((n for n in range(most) if a[n] != b[n]), most)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """One batch: rows of one or several prompts after one another, filled with 0 on the right.
+    """One batch as tensors: each row holds one or several prompts, padded with 0 on the right.
 
-    Causal attention never looks to the right, so filling changes no real position. Where a row holds several prompts,
-    `positions` begins anew with each, and transformers keeps attention within them; it is None where no row does.
+    Causal attention never looks to the right, so padding changes no real position. If a row holds
+    several prompts, `positions` restarts at each of them, and transformers keeps attention within
+    them; if none does, it is None.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -168,51 +261,23 @@ class TokenBatch:
     positions: Int[Tensor, "batch pos"] | None
 
 
-def divide(lengths: Sequence[int], budget: int, *, packed: bool) -> list[list[Row]]:
-    """Divide prompts into batches of rows, at most `budget` tokens each with what is filled up; longest first.
-
-    Every batch is as wide as its longest prompt, or 64. If `packed`, a prompt goes into the first row with room for
-    it; else it has a row of its own. A prompt over the budget goes alone.
-    """
-    batches: list[list[Row]] = []
-    room: list[int] = []
-    width = 0
-    for prompt in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[prompt]
-        fitting = (
-            next((row for row, free in enumerate(room) if length <= free), None) if packed else None
-        )
-        if fitting is not None:
-            batches[-1][fitting].append(prompt)
-            room[fitting] -= length
-            continue
-        if (
-            not batches
-            or (len(room) + 1) * width > budget
-            or (not packed and 4 * length < 3 * width)
-        ):
-            batches.append([])
-            room = []
-            width = max(length, min(_ROW_WIDTH, budget)) if packed else length
-        batches[-1].append([prompt])
-        room.append(width - length)
-    return batches
-
-
 def lay_out(
-    batch: Sequence[Row], rows: Sequence[Sequence[int]], device: torch.device
+    rows: Sequence[Row],
+    token_ids: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    device: torch.device,
 ) -> TokenBatch:
-    """One batch of the prompts' token ids as tensors."""
-    width = max(sum(len(rows[p]) for p in row) for row in batch)
-    ids, positions = torch.zeros(2, len(batch), width, dtype=torch.int64)
-    mask = torch.zeros(len(batch), width, dtype=torch.bool)
-    for line, row in enumerate(batch):
-        at = 0
+    """The tensors of one batch, from the token ids of its prompts."""
+    width = max(sum(len(token_ids[prompt]) for prompt in row) for row in rows)
+    ids, positions = torch.zeros(2, len(rows), width, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        start = 0
         for prompt in row:
-            end = at + len(rows[prompt])
-            ids[line, at:end] = torch.tensor(rows[prompt])
-            positions[line, at:end] = torch.arange(end - at)
-            mask[line, at:end] = True
-            at = end
-    several = any(len(row) > 1 for row in batch)
-    return TokenBatch(ids.to(device), mask.to(device), positions.to(device) if several else None)
+            end = start + len(token_ids[prompt])
+            ids[n, start:end] = torch.tensor(token_ids[prompt])
+            positions[n, start:end] = torch.arange(end - start)
+            mask[n, start:end] = True
+            start = end
+    if all(len(row) == 1 for row in rows):
+        return TokenBatch(ids.to(device), mask.to(device), None)
+    return TokenBatch(ids.to(device), mask.to(device), positions.to(device))

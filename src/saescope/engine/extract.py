@@ -2,27 +2,26 @@
 
 import platform
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from saescope.engine.batches import BATCH_TOKENS, BatchPlan, lay_out, plan_batches
+from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
+from saescope.engine.forward import Unit, compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_kernels
-from saescope.engine.prefix import run_after, run_prefix
-from saescope.engine.residual import capture, is_edited
+from saescope.engine.residual import is_edited
 from saescope.engine.sae import Sae, check_fit
-from saescope.engine.stream import streamed
 from saescope.engine.tokens import TokenText
 from saescope.errors import SourceError
 from saescope.sources.prompts import PromptSet, fingerprint
+from saescope.store.arrays import Float32s, Indices
 from saescope.store.masking import Masking
 from saescope.store.runs import Job, Run
 from saescope.store.tables import LayerFeatures, PromptResids, id_type
@@ -30,164 +29,6 @@ from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
 Progress = Callable[[int, int], None]
-Unit = tuple[int, int]  # a batch and a layer: what is computed, kept and resumed as one
-
-
-def choose_batch_kernels(lm: LM, work: BatchPlan, asked: Kernels = NATIVE) -> Kernels:
-    """The kernels that compute this work: those asked for, else the fastest, or torch's own where there is little."""
-    dtypes = (str(lm.dtype).removeprefix("torch."), "float32")
-    tokens = sum(len(work.rows[prompt]) for batch in work.batches for prompt in batch.prompts)
-    operations = 2 * tokens * sum(p.numel() for p in lm.blocks.parameters() if p.ndim > 1)
-    return choose_kernels(dtypes, lm.device.type, operations, asked)
-
-
-def residuals(
-    lm: LM,
-    layers: Sequence[int],
-    work: BatchPlan,
-    done: Container[Unit] = (),
-    spill: Path | None = None,
-    kernels: Kernels = NATIVE,
-) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
-    """(batch, layer, residuals) of every unit that is not done: a shared prefix first, then the batch's prompts.
-
-    Batch by batch, or layer by layer where the LM is streamed, its residuals kept in the folder `spill` if it is given.
-    Linear layers are computed by `kernels`.
-    """
-    products = KernelMode(kernels)
-    wanted = {
-        number: [n for n in layers if (number, n) not in done]
-        for number in range(len(work.batches))
-    }
-    missing = [number for number, left in wanted.items() if left]
-    if lm.streamed is not None:
-        yield from _streamed(lm, wanted, work, missing, spill, products)
-        return
-    known: tuple[list[int], Cache, dict[int, Tensor]] | None = None
-    for number in missing:
-        batch = work.batches[number]
-        tokens = lay_out(batch.lines, work.suffixes(number), lm.device)
-        head: dict[int, Tensor] = {}
-        with torch.inference_mode(), products:
-            if batch.prefix:
-                shared = work.rows[batch.prompts[0]][: batch.prefix]
-                if (
-                    known is None
-                    or known[0] != shared
-                    or not set(wanted[number]) <= known[2].keys()
-                ):
-                    with capture(lm, wanted[number]) as caught:
-                        cache = run_prefix(lm.model, torch.tensor(shared, device=lm.device))
-                    known = shared, cache, {layer: resid[0] for layer, resid in caught.items()}
-                head = known[2]
-            with capture(lm, wanted[number]) as caught:
-                if batch.prefix and known:
-                    run_after(lm.model, known[1], tokens.ids)
-                else:
-                    lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
-        for layer in wanted[number]:
-            own = caught.pop(layer)[tokens.mask]
-            yield number, layer, torch.cat([head[layer], own]) if batch.prefix else own
-
-
-def _streamed(
-    lm: LM,
-    wanted: Mapping[int, Sequence[int]],
-    work: BatchPlan,
-    missing: Sequence[int],
-    spill: Path | None,
-    products: KernelMode,
-) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"]]]:
-    if not missing:
-        return
-    batches = [lay_out(work.batches[number].lines, work.rows, lm.device) for number in missing]
-    layers = sorted({n for left in wanted.values() for n in left})
-    for layer, at, resid in streamed(lm, layers, batches, spill, products):
-        if layer in wanted[missing[at]]:
-            yield missing[at], layer, resid[batches[at].mask]
-
-
-def compute(
-    lm: LM,
-    saes: Sequence[Sae],
-    work: BatchPlan,
-    done: Container[Unit] = (),
-    *,
-    errors: bool = False,
-    spill: Path | None = None,
-    kernels: Kernels = NATIVE,
-) -> Iterator[tuple[int, int, LayerFeatures, PromptResids]]:
-    """(batch, layer, features, residuals by prompt) of every unit that is not done.
-
-    With `errors` features say what the decoder does not give back. Linear layers and encoders use these `kernels`.
-    """
-    check_fit(lm, saes)
-    sae_of = {sae.spec.layer: sae for sae in saes}
-    products = KernelMode(kernels)
-    for number, layer, resid in residuals(lm, sorted(sae_of), work, done, spill, kernels):
-        with products:
-            encoded = _encode(
-                sae_of[layer], resid, work.lengths(number), work.source(number), errors
-            )
-        yield number, layer, *encoded
-
-
-def _encode(
-    sae: Sae,
-    resid: Float[Tensor, "n d_model"],
-    lengths: Sequence[int],
-    source: Int[Tensor, "m"] | None,
-    errors: bool,
-) -> tuple[LayerFeatures, PromptResids]:
-    """Features of the prompts' tokens, whose residuals are the rows `source` of `resid`, or its rows in order."""
-    given, resid = resid, resid.float()
-    norms = resid.norm(dim=-1)
-    if not torch.isfinite(norms).all():
-        raise SourceError(
-            f"the residual after layer {sae.spec.layer} is not finite: damaged weights, or a dtype too small for them"
-        )
-    rows = np.arange(len(resid)) if source is None else source.numpy()
-    features = LayerFeatures.joined(list(_blocks(sae, given, norms, errors))).take(rows)
-    return features, _by_prompt(resid, rows, features.norms, lengths)
-
-
-def _blocks(
-    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], errors: bool
-) -> Iterator[LayerFeatures]:
-    """Features of the residuals block by block, so that no token's many make rows of another block longer."""
-    start = 0
-    for sparse, border in sae.encode_blocks(resid):
-        rows = slice(start, start := start + len(border))
-        error = (resid[rows].float() - sae.decode(sparse)).norm(dim=-1) if errors else None
-        yield LayerFeatures.of_rows(
-            norms=norms[rows].cpu().numpy(),
-            acts=sparse.acts.cpu().numpy(),
-            ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
-            next_pre_act=border.cpu().numpy(),
-            error=None if error is None else error.cpu().numpy(),
-        )
-
-
-def _by_prompt(
-    resid: Float[Tensor, "n d_model"],
-    rows: npt.NDArray[np.int64],
-    norms: npt.NDArray[np.float32],
-    lengths: Sequence[int],
-) -> PromptResids:
-    """Each prompt's mean over the positions that its own norms let count, and its last residual."""
-    rule = Masking()
-    ends = np.cumsum(lengths)
-    parts = list(zip(np.split(rows, ends[:-1]), np.split(norms, ends[:-1]), strict=True))
-    scored = [own[rule.apply(np.arange(len(own)), of_prompt).scored] for own, of_prompt in parts]
-    means = [
-        resid[torch.from_numpy(own).to(resid.device)].sum(0) / max(1, len(own)) for own in scored
-    ]
-    last = torch.from_numpy(rows[ends - 1]).to(resid.device)
-    return PromptResids(
-        positions=np.array([len(own) for own in scored], np.int32),
-        mean=torch.stack(means).cpu().numpy(),
-        last=resid[last].cpu().numpy(),
-    )
 
 
 def extract(
@@ -202,38 +43,53 @@ def extract(
     progress: Progress | None = None,
     kernels: Kernels = NATIVE,
 ) -> Run:
-    """Compute the features of all prompts and publish them as a run; the same job is never computed twice.
+    """Compute the features of all prompts and publish them as the run `out`.
 
-    With `errors` each token's reconstruction error is kept too, which needs SAEs with decoders. Interrupted, it keeps
-    its finished batches and goes on from there. `command` is what the manifest says was asked; `progress` is called
-    with tokens done and in all. `kernels`, where given, are used instead of the fastest. Raises SourceError,
+    If `out` already holds the same job's run, it is returned. An interrupted job resumes after its
+    last finished batch. `errors` also stores each token's reconstruction error, which needs SAEs
+    with decoders. `command` goes into the manifest, `progress` is called with the number of tokens
+    done and the total, and `kernels` replace the fastest matmul kernels. Raises SourceError,
     PromptError, RunError or ResourceError, and then publishes nothing.
+
+    >>> import tempfile, saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[2])
+    >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, [sae], ss.texts(["A short text."]), f"{folder}/run")
+    ...     run.features(2).counts  # features that fire on each of 6 tokens
+    array([32, 32, 32, 32, 32, 32], dtype=int32)
     """
+    _refuse_edits(lm)
+    check_fit(lm, saes)
+    writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))
+    published = writer.published()
+    if published is not None:
+        return published
+    plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
+    numbers = range(len(plan.batches))
+    n_tokens = [sum(plan.prompt_lengths(number)) for number in numbers]
+    with writer.collecting() as finished:
+        # A resumed job keeps its kernels: others would differ in the last bits.
+        used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, kernels))
+        n_done = sum(n_tokens[batch] for batch, _ in finished)
+        for unit in compute_features(
+            lm, saes, plan, finished, errors=errors, spill=writer.spill, kernels=used
+        ):
+            writer.put(unit.batch, unit.layer, unit.features, unit.resids)
+            n_done += n_tokens[unit.batch]
+            if progress:
+                progress(n_done, sum(n_tokens) * len(saes))
+        prompt_orders = [plan.prompt_order(number) for number in numbers]
+        record = _manifest_record(lm, saes, command, used)
+        return writer.publish(sets, _tokens_with_text(lm, plan), prompt_orders, record)
+
+
+def _refuse_edits(lm: LM) -> None:
     if is_edited(lm):
         raise SourceError(
-            f"{lm.spec.repo} is steered here, a run is of the model as it is: extract outside the block"
+            f"{lm.spec.repo} is steered here, a run is of the unedited model: "
+            "extract outside the `steered` block"
         )
-    check_fit(lm, saes)
-    prompts = [prompt for group in sets for prompt in group.prompts]
-    writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))
-    if (run := writer.published()) is not None:
-        return run
-    work = plan_batches(lm, prompts, batch_tokens)
-    orders = [work.order(n) for n in range(len(work.batches))]
-    sizes = [sum(work.lengths(n)) for n in range(len(work.batches))]
-    with writer.collecting() as finished:
-        # What is resumed goes on with the kernels it began with: others would differ in the last bits.
-        used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, work, kernels))
-        done = sum(sizes[number] for number, _ in finished)
-        units = compute(lm, saes, work, finished, errors=errors, spill=writer.spill, kernels=used)
-        for number, layer, features, resid in units:
-            writer.put(number, layer, features, resid)
-            done += sizes[number]
-            if progress:
-                progress(done, sum(sizes) * len(saes))
-        text = TokenText(lm.tokenizer)
-        tokens = [[(token, text(token)) for token in row] for row in work.rows]
-        return writer.publish(sets, tokens, orders, _record(lm, saes, command, used))
 
 
 def job(
@@ -244,12 +100,12 @@ def job(
     *,
     errors: bool = False,
 ) -> Job:
-    """What a run of these would hold; its fingerprint names the run."""
+    """What identifies a run of these inputs: its fingerprint names the run."""
     return Job(
         model=lm.spec,
         saes=tuple(sorted((sae.spec for sae in saes), key=lambda spec: spec.layer)),
         prompts=fingerprint(sets),
-        dtype=str(lm.dtype).removeprefix("torch."),
+        dtype=_dtype_name(lm),
         device=lm.device.type,
         batch_tokens=batch_tokens,
         errors=errors,
@@ -257,9 +113,122 @@ def job(
     )
 
 
-def _record(
+def choose_batch_kernels(lm: LM, plan: BatchPlan, requested: Kernels = NATIVE) -> Kernels:
+    """The matmul kernels for these batches: the requested ones, else the fastest."""
+    matrices = [p for p in lm.blocks.parameters() if p.ndim > 1]
+    operations = 2 * plan.n_computed_tokens * sum(matrix.numel() for matrix in matrices)
+    return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, operations, requested)
+
+
+@dataclass(frozen=True)
+class BatchFeatures:
+    """What one batch gives at one layer, in the order of `BatchPlan.prompt_order`."""
+
+    batch: int
+    layer: int
+    features: LayerFeatures
+    resids: PromptResids
+
+
+def compute_features(
+    lm: LM,
+    saes: Sequence[Sae],
+    plan: BatchPlan,
+    finished: Container[Unit] = (),
+    *,
+    errors: bool = False,
+    spill: Path | None = None,
+    kernels: Kernels = NATIVE,
+) -> Iterator[BatchFeatures]:
+    """Features and residuals by prompt of every batch and layer that is not finished.
+
+    With `errors`, features include the reconstruction error. The other arguments are those of
+    `compute_residuals`.
+    """
+    check_fit(lm, saes)
+    sae_of = {sae.spec.layer: sae for sae in saes}
+    mode = KernelMode(kernels)
+    for unit in compute_residuals(lm, sorted(sae_of), plan, finished, spill, kernels):
+        lengths = plan.prompt_lengths(unit.batch)
+        rows = plan.residual_rows(unit.batch)
+        with mode:
+            features, resids = _encode(sae_of[unit.layer], unit.resid, rows, lengths, errors)
+        yield BatchFeatures(unit.batch, unit.layer, features, resids)
+
+
+def _encode(
+    sae: Sae,
+    resid: Float[Tensor, "n d_model"],
+    rows: Int[Tensor, "tokens"] | None,
+    lengths: Sequence[int],
+    errors: bool,
+) -> tuple[LayerFeatures, PromptResids]:
+    """Features of the prompts' tokens, whose residuals are these rows of `resid` (default: all)."""
+    wide = resid.float()
+    norms = wide.norm(dim=-1)
+    if not torch.isfinite(norms).all():
+        raise SourceError(
+            f"the residual after layer {sae.spec.layer} is not finite: "
+            "damaged weights, or a dtype too small for them"
+        )
+    token_rows = np.arange(len(resid)) if rows is None else rows.numpy()
+    blocks = list(_feature_blocks(sae, resid, norms, errors))
+    features = LayerFeatures.joined(blocks).take(token_rows)
+    return features, _resids_by_prompt(wide, token_rows, features.norms, lengths)
+
+
+def _feature_blocks(
+    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], errors: bool
+) -> Iterator[LayerFeatures]:
+    """Features block by block, so a token with many active features pads only its own block."""
+    start = 0
+    for sparse, next_pre_act in sae.encode_blocks(resid):
+        end = start + len(next_pre_act)
+        error = None
+        if errors:
+            reconstruction = sae.decode(sparse)
+            error = (resid[start:end].float() - reconstruction).norm(dim=-1).cpu().numpy()
+        yield LayerFeatures.of_rows(
+            norms=norms[start:end].cpu().numpy(),
+            acts=sparse.acts.cpu().numpy(),
+            ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
+            next_pre_act=next_pre_act.cpu().numpy(),
+            error=error,
+        )
+        start = end
+
+
+def _resids_by_prompt(
+    resid: Float[Tensor, "n d_model"], rows: Indices, norms: Float32s, lengths: Sequence[int]
+) -> PromptResids:
+    """Each prompt's last residual, and the mean over its scored positions."""
+    masking = Masking()
+    ends = np.cumsum(lengths)
+    means = []
+    n_scored = []
+    for start, end in zip(ends - lengths, ends, strict=True):
+        positions = np.arange(end - start)
+        scored = rows[start:end][masking.apply(positions, norms[start:end]).scored]
+        summed = resid[torch.from_numpy(scored).to(resid.device)].sum(0)
+        means.append(summed / max(1, len(scored)))
+        n_scored.append(len(scored))
+    last = torch.from_numpy(rows[ends - 1]).to(resid.device)
+    return PromptResids(
+        positions=np.array(n_scored, np.int32),
+        mean=torch.stack(means).cpu().numpy(),
+        last=resid[last].cpu().numpy(),
+    )
+
+
+def _tokens_with_text(lm: LM, plan: BatchPlan) -> list[list[tuple[int, str]]]:
+    text = TokenText(lm.tokenizer)
+    return [[(token, text(token)) for token in ids] for ids in plan.token_ids]
+
+
+def _manifest_record(
     lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels
 ) -> dict[str, Any]:
+    """What the manifest says beside the job."""
     return {
         "command": command or {"verb": "extract", "options": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},
@@ -270,3 +239,7 @@ def _record(
         "threads": torch.get_num_threads(),
         "kernels": dict(kernels),
     }
+
+
+def _dtype_name(lm: LM) -> str:
+    return str(lm.dtype).removeprefix("torch.")

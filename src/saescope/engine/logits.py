@@ -14,7 +14,7 @@ from saescope.engine.batches import lay_out
 from saescope.engine.config import read_config
 from saescope.engine.lm import LM
 from saescope.engine.shards import Shards
-from saescope.engine.stream import streamed
+from saescope.engine.stream import stream_blocks
 from saescope.engine.whole import causal_lm
 
 _PIECE = 2**24  # values of the lm_head in float32 at a time
@@ -94,7 +94,8 @@ def last_residuals(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n d_
         by_length.setdefault(len(row), []).append(number)
     groups = list(by_length.values())
     batches = [lay_out([[number] for number in group], rows, lm.device) for group in groups]
-    found: dict[int, Tensor] = {}
-    for _, batch, resid in streamed(lm, [len(lm.blocks) - 1], batches):
-        found |= dict(zip(groups[batch], resid.float().cpu(), strict=True))
-    return torch.cat([found[number] for number in range(len(rows))])
+    resid_of_row: dict[int, Tensor] = {}
+    for output in stream_blocks(lm, [len(lm.blocks) - 1], batches):
+        resids = output.resid.float().cpu()
+        resid_of_row |= dict(zip(groups[output.batch], resids, strict=True))
+    return torch.cat([resid_of_row[number] for number in range(len(rows))])

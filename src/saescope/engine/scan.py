@@ -1,83 +1,23 @@
-"""Each token's strongest features, for a few prompts and in memory: what a person looks at first."""
+"""Each token's strongest features, for a few prompts and in memory: the first look."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from saescope.engine.batches import BATCH_TOKENS, plan_batches
-from saescope.engine.extract import choose_batch_kernels, compute
+from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
+from saescope.engine.extract import choose_batch_kernels, compute_features
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
+from saescope.store.arrays import Indices
 from saescope.store.masking import Masking
 from saescope.store.tables import LayerFeatures
 from saescope.table import Table
-
-
-@dataclass(frozen=True)
-class ScannedToken:
-    """One token: where it is, its norm and its strongest features in every layer, and whether it is a sink there."""
-
-    pos: int
-    id: int
-    token: str
-    sink: bool
-    norm: dict[int, float]
-    features: dict[int, list[tuple[Feature, float]]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
-        return {
-            "pos": self.pos,
-            "id": self.id,
-            "token": self.token,
-            "sink": self.sink,
-            "norm": {str(layer): norm for layer, norm in self.norm.items()},
-            "features": {
-                str(layer): [{"feature": str(feature), "act": act} for feature, act in top]
-                for layer, top in self.features.items()
-            },
-        }
-
-
-@dataclass(frozen=True)
-class ScannedPrompt:
-    """One prompt's tokens in order."""
-
-    text: str
-    tokens: list[ScannedToken]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
-        return {"text": self.text, "tokens": [token.to_dict() for token in self.tokens]}
-
-
-@final
-@dataclass(frozen=True)
-class Scan(Table):
-    """The answer to `scan`."""
-
-    prompts: list[ScannedPrompt]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
-        return {"prompts": [prompt.to_dict() for prompt in self.prompts]}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a token, layer and feature that fires, strongest first."""
-        return [
-            {"prompt": n, "pos": t.pos, "token": t.token, "sink": t.sink, "layer": layer, "norm": t.norm[layer],
-             "rank": rank, "feature": str(feature), "act": act}
-            for n, prompt in enumerate(self.prompts)
-            for t in prompt.tokens
-            for layer, top in t.features.items()
-            for rank, (feature, act) in enumerate(top)
-        ]  # fmt: skip
 
 
 def scan(
@@ -88,53 +28,154 @@ def scan(
     n_top: int = 5,
     masking: Masking | None = None,
     batch_tokens: int = BATCH_TOKENS,
-) -> Scan:
-    """The `n_top` strongest features of every token that fire, by layer; sinks are judged over these prompts."""
+) -> "Scan":
+    """The `n_top` strongest features of every token at every SAE's layer.
+
+    Only features that fire are listed. Sinks are found among the tokens of these prompts.
+
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[2])
+    >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
+    >>> [prompt_set] = ss.texts(["What is this?"])
+    >>> scan = ss.scan(lm, [sae], prompt_set.prompts, n_top=1)
+    >>> [token.token for token in scan.prompts[0].tokens]
+    ['Wh', 'at', ' is', ' this', '?']
+    >>> scan.prompts[0].tokens[2].features  # doctest: +ELLIPSIS
+    {2: [(Feature(layer=2, id=430), 46.07...)]}
+    """
     if n_top < 1:
         raise PromptError(f"n_top must be at least 1, got {n_top}")
-    work = plan_batches(lm, prompts, batch_tokens)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in work.rows])])
-    orders = (work.order(n) for n in range(len(work.batches)))
-    order = np.concatenate(
-        [np.arange(starts[p], starts[p + 1]) for prompts in orders for p in prompts]
-    )
-    found = compute(lm, saes, work, kernels=choose_batch_kernels(lm, work))
-    parts = {(number, layer): features for number, layer, features, _ in found}
-    numbers = range(len(work.batches))
-    back = np.argsort(order)
-    layers = {
-        n: LayerFeatures.joined([parts[number, n] for number in numbers]).take(back)
-        for n in (sae.spec.layer for sae in saes)
-    }
-    pos = np.concatenate([np.arange(len(row)) for row in work.rows])
+    plan = plan_batches(lm, prompts, batch_tokens)
+    layers = _features_by_layer(lm, saes, plan)
+    positions = np.concatenate([np.arange(len(ids)) for ids in plan.token_ids])
     rule = masking or Masking()
-    sinks = np.any([rule.apply(pos, features.norms).sinks for features in layers.values()], axis=0)
+    sinks_by_layer = [rule.apply(positions, layer.norms).sinks for layer in layers.values()]
+    is_sink = np.any(sinks_by_layer, axis=0)
     text = TokenText(lm.tokenizer)
-    scanned = [
-        ScannedPrompt(
-            text=prompt.display_text,
-            tokens=[
-                ScannedToken(
-                    pos=at,
-                    id=token,
-                    token=text(token),
-                    sink=bool(sinks[row]),
-                    norm={layer: float(f.norms[row]) for layer, f in layers.items()},
-                    features={layer: _top(layer, f, row, n_top) for layer, f in layers.items()},
-                )
-                for at, (row, token) in enumerate(
-                    zip(range(start, start + len(ids)), ids, strict=True)
-                )
-            ],
-        )
-        for prompt, ids, start in zip(prompts, work.rows, starts[:-1].tolist(), strict=True)
-    ]
+    scanned = []
+    row = 0
+    for prompt, ids in zip(prompts, plan.token_ids, strict=True):
+        tokens = []
+        for pos, token_id in enumerate(ids):
+            token = ScannedToken(
+                pos=pos,
+                id=token_id,
+                token=text(token_id),
+                sink=bool(is_sink[row]),
+                norm={layer: float(features.norms[row]) for layer, features in layers.items()},
+                features=_strongest(layers, row, n_top),
+            )
+            tokens.append(token)
+            row += 1
+        scanned.append(ScannedPrompt(prompt.display_text, tokens))
     return Scan(scanned)
 
 
-def _top(layer: int, features: LayerFeatures, row: int, n_top: int) -> list[tuple[Feature, float]]:
-    own = features.row(row)
-    pairs = zip(
-        features.ids[own][:n_top].tolist(), features.acts[own][:n_top].tolist(), strict=True
-    )
-    return [(Feature(layer, feature), act) for feature, act in pairs]
+def _features_by_layer(lm: LM, saes: Sequence[Sae], plan: BatchPlan) -> dict[int, LayerFeatures]:
+    """The features of all tokens in the order of the prompts."""
+    by_unit = {
+        (unit.layer, unit.batch): unit.features
+        for unit in compute_features(lm, saes, plan, kernels=choose_batch_kernels(lm, plan))
+    }
+    order = np.argsort(_computed_order(plan))
+    layers = {}
+    for sae in saes:
+        layer = sae.spec.layer
+        batches = [by_unit[layer, number] for number in range(len(plan.batches))]
+        layers[layer] = LayerFeatures.joined(batches).take(order)
+    return layers
+
+
+def _computed_order(plan: BatchPlan) -> Indices:
+    """For each token in the order of the batches, its place in the order of the prompts."""
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in plan.token_ids])])
+    places = []
+    for number in range(len(plan.batches)):
+        for prompt in plan.prompt_order(number):
+            places.append(np.arange(starts[prompt], starts[prompt + 1]))
+    return np.concatenate(places)
+
+
+def _strongest(
+    layers: Mapping[int, LayerFeatures], row: int, n_top: int
+) -> dict[int, list[tuple[Feature, float]]]:
+    strongest = {}
+    for layer, features in layers.items():
+        entries = features.row(row)
+        ids = features.ids[entries][:n_top].tolist()
+        acts = features.acts[entries][:n_top].tolist()
+        strongest[layer] = [(Feature(layer, n), act) for n, act in zip(ids, acts, strict=True)]
+    return strongest
+
+
+@final
+@dataclass(frozen=True)
+class Scan(Table):
+    """The prompts that `scan` read, token by token."""
+
+    prompts: "list[ScannedPrompt]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        return {"prompts": [prompt.to_dict() for prompt in self.prompts]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per token, layer and feature that fires, strongest first."""
+        rows = []
+        for number, prompt in enumerate(self.prompts):
+            for token in prompt.tokens:
+                rows += [{"prompt": number, **row} for row in token.rows()]
+        return rows
+
+
+@dataclass(frozen=True)
+class ScannedPrompt:
+    """One prompt's tokens in order."""
+
+    text: str
+    tokens: "list[ScannedToken]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        return {"text": self.text, "tokens": [token.to_dict() for token in self.tokens]}
+
+
+@dataclass(frozen=True)
+class ScannedToken:
+    """One token: its position, its norm and strongest features per layer, whether it is a sink."""
+
+    pos: int
+    id: int
+    token: str
+    sink: bool
+    norm: dict[int, float]
+    features: dict[int, list[tuple[Feature, float]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope scan`."""
+        features = {}
+        for layer, top in self.features.items():
+            features[str(layer)] = [{"feature": str(feature), "act": act} for feature, act in top]
+        return {
+            "pos": self.pos,
+            "id": self.id,
+            "token": self.token,
+            "sink": self.sink,
+            "norm": {str(layer): norm for layer, norm in self.norm.items()},
+            "features": features,
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row per layer and feature that fires."""
+        for layer, top in self.features.items():
+            for rank, (feature, act) in enumerate(top):
+                yield {
+                    "pos": self.pos,
+                    "token": self.token,
+                    "sink": self.sink,
+                    "layer": layer,
+                    "norm": self.norm[layer],
+                    "rank": rank,
+                    "feature": str(feature),
+                    "act": act,
+                }

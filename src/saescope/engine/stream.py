@@ -1,16 +1,18 @@
-"""One decoder block at a time over all batches, so that no more than a block of weights is ever needed at once.
+"""One decoder block at a time over all batches, so that only one block of weights is in memory.
 
-Every block is called by the model's own forward pass, in which all other blocks are stand-ins that pass their input on:
-masks, positions and whatever an architecture gives its blocks are made by transformers itself, and the arithmetic is
-that of a plain pass, bit for bit.
+The model's own forward pass calls every block, while stand-ins take the place of the others and
+pass their input on. So transformers itself makes masks, positions and whatever else an
+architecture gives its blocks, and the arithmetic is that of a plain pass, bit for bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saescope.engine.batches import TokenBatch
@@ -20,37 +22,69 @@ from saescope.engine.pages import Pages, pages_of_file, release_pages
 from saescope.errors import SourceError
 
 
-class _Reached(Exception):
-    """The wanted block was run; carries its output."""
+@dataclass(frozen=True)
+class BlockOutput:
+    """The residual of one batch after one layer's block, padding included."""
 
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-
-class _StandIn(nn.Module):
-    """Passes the residual on; at the wanted layer runs the real block on the residual that is kept for it."""
-
-    def __init__(self, block: nn.Module, layer: int, turn: "_Turn") -> None:
-        super().__init__()
-        object.__setattr__(
-            self, "block", block
-        )  # no submodule: it must not move or be counted with the model
-        self.layer = layer
-        self.turn = turn
-
-    def __getattr__(self, name: str) -> Any:  # models ask their blocks what kind they are
-        return getattr(object.__getattribute__(self, "block"), name)
-
-    def forward(self, resid: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.layer != self.turn.layer:
-            return resid
-        kept = self.turn.resid
-        output = self.block(resid if kept is None else kept, *args, **kwargs)
-        raise _Reached(output[0] if isinstance(output, tuple) else output)
+    batch: int
+    layer: int
+    resid: Float[Tensor, "batch pos d_model"]
 
 
-class _Turn:
-    """Which block's turn it is, and the residual it is given; None is the model's own, at the first block."""
+def stream_blocks(
+    lm: LM,
+    layers: Sequence[int],
+    batches: Sequence[TokenBatch],
+    folder: Path | None = None,
+    mode: KernelMode | None = None,
+) -> Iterator[BlockOutput]:
+    """The outputs of all batches at these layers, layer by layer.
+
+    Between blocks, residuals of all batches are kept in files of `folder`, or in memory. `mode`
+    multiplies in linear layers. Raises SourceError if the architecture changes the residual
+    between its blocks.
+    """
+    mode = mode or KernelMode(NATIVE)
+    with torch.inference_mode(), _stand_ins(lm) as active:
+        _refuse_changes_between_blocks(lm, batches[0])
+        residuals = _ResidualStore(folder)
+        for layer in range(max(layers) + 1):
+            active.layer = layer
+            with lm.block_in_memory(layer, active.blocks[layer]):
+                for number, tokens in enumerate(batches):
+                    active.resid = residuals.get(number)
+                    with mode:
+                        output = _run_active_block(lm, tokens, active.resid)
+                    if layer == 0:
+                        release_pages(lm.embedding_pages)
+                    residuals.put(number, output)
+                    if layer in layers:
+                        yield BlockOutput(number, layer, output)
+
+
+def run_block(
+    lm: LM,
+    layer: int,
+    resids: Sequence[Float[Tensor, "batch pos d_model"]],
+    alter: Callable[[nn.Module], None] = lambda _block: None,
+) -> list[Tensor]:
+    """One block's outputs for these inputs; `alter` may change its weights for this call."""
+    outputs = []
+    with torch.inference_mode(), _stand_ins(lm) as active:
+        block = active.blocks[layer]
+        active.layer = layer
+        with lm.block_in_memory(layer, block, read_ahead=False):
+            alter(block)
+            for resid in resids:
+                active.resid = resid
+                ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
+                tokens = TokenBatch(ids, mask=ids == 0, positions=None)
+                outputs.append(_run_active_block(lm, tokens, resid))
+    return outputs
+
+
+class _ActiveBlock:
+    """Which block runs, and the residual it is given; None for what the model itself gives it."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.blocks = blocks
@@ -58,107 +92,83 @@ class _Turn:
         self.resid: Tensor | None = None
 
 
+class _StandIn(nn.Module):
+    """Passes the residual on; at the active layer it runs the real block and stops the pass."""
+
+    def __init__(self, block: nn.Module, layer: int, active: _ActiveBlock) -> None:
+        super().__init__()
+        # Not a submodule: it must not move or be counted with the model.
+        object.__setattr__(self, "block", block)
+        self.layer = layer
+        self.active = active
+
+    def __getattr__(self, name: str) -> Any:  # models ask their blocks what kind they are
+        return getattr(object.__getattribute__(self, "block"), name)
+
+    def forward(self, resid: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.layer != self.active.layer:
+            return resid
+        if self.active.resid is not None:
+            resid = self.active.resid
+        output = self.block(resid, *args, **kwargs)
+        raise _BlockFinished(output[0] if isinstance(output, tuple) else output)
+
+
+class _BlockFinished(Exception):
+    """Ends a forward pass after the active block; carries its output."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
 @contextmanager
-def _standing_in(lm: LM) -> Iterator[_Turn]:
+def _stand_ins(lm: LM) -> Iterator[_ActiveBlock]:
     blocks = list(lm.blocks)
-    turn = _Turn(blocks)
+    active = _ActiveBlock(blocks)
     try:
         for layer, block in enumerate(blocks):
-            lm.blocks[layer] = _StandIn(block, layer, turn)
-        yield turn
+            lm.blocks[layer] = _StandIn(block, layer, active)
+        yield active
     finally:
         for layer, block in enumerate(blocks):
             lm.blocks[layer] = block
 
 
-def streamed(
-    lm: LM,
-    layers: Sequence[int],
-    batches: Sequence[TokenBatch],
-    folder: Path | None = None,
-    products: KernelMode | None = None,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """(layer, batch, residual) for every wanted layer and batch, layer by layer; residuals are (batch, pos, d_model).
-
-    Residuals of all batches are kept between blocks: in memory, or in files of `folder`. Linear layers are computed by
-    `products`. Raises SourceError where the architecture does something between its blocks.
-    """
-    products = products or KernelMode(NATIVE)
-    with torch.inference_mode(), _standing_in(lm) as turn:
-        _refuse_detours(lm, batches[0])
-        kept = _Kept(folder)
-        for layer in range(max(layers) + 1):
-            turn.layer = layer
-            with lm.block_in_memory(layer, turn.blocks[layer]):
-                for number, tokens in enumerate(batches):
-                    turn.resid = kept.get(number)
-                    with products:
-                        output = _run(lm, tokens, turn.resid)
-                    release_pages([] if layer else lm.embedding_pages)
-                    kept.put(number, output)
-                    if layer in layers:
-                        yield layer, number, output
-
-
-def run_alone(
-    lm: LM,
-    layer: int,
-    resids: Sequence[Tensor],
-    alter: Callable[[nn.Module], None] = lambda _block: None,
-) -> list[Tensor]:
-    """What one block of a streamed LM makes of these residuals (batch, pos, d_model), its weights changed by `alter`.
-
-    Nothing of the change stays.
-    """
-    outputs = []
-    with (
-        torch.inference_mode(),
-        _standing_in(lm) as turn,
-        lm.block_in_memory(layer, turn.blocks[layer], read_ahead=False),
-    ):
-        alter(turn.blocks[layer])
-        turn.layer = layer
-        for resid in resids:
-            turn.resid = resid
-            ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
-            outputs.append(_run(lm, TokenBatch(ids, ids == 0, None), resid))
-    return outputs
-
-
-def _run(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tensor:
-    """The output of the block whose turn it is; after the first, the embedding is not looked up again."""
-    given = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
+def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tensor:
+    """The active block's output; after the first layer the embedding is not looked up again."""
+    inputs = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
     try:
-        lm.model(**given, position_ids=tokens.positions, use_cache=False)
-    except _Reached as reached:
-        return reached.output
+        lm.model(**inputs, position_ids=tokens.positions, use_cache=False)
+    except _BlockFinished as finished:
+        return finished.output
     raise SourceError(
-        f"{lm.spec.repo} has a block that its own forward pass never runs: it cannot be streamed"
+        f"{lm.spec.repo} cannot be streamed: its forward pass does not run every block"
     )
 
 
-def _refuse_detours(lm: LM, tokens: TokenBatch) -> None:
-    """With every block passing its input on, the model must give back what went into the first block."""
-    first: list[Tensor] = []
-    stand_in = lm.blocks[0]
+def _refuse_changes_between_blocks(lm: LM, tokens: TokenBatch) -> None:
+    """With every block a stand-in, the model must return the first block's input unchanged."""
+    inputs: list[Tensor] = []
+    first = lm.blocks[0]
 
-    def keep(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        first.append(resid)
+    def keep_input(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        inputs.append(resid)
         return resid
 
-    object.__setattr__(stand_in, "forward", keep)
+    object.__setattr__(first, "forward", keep_input)
     try:
         output = lm.model(input_ids=tokens.ids[:1, :2], use_cache=False).last_hidden_state
     finally:
-        object.__delattr__(stand_in, "forward")
-    if len(first) != 1 or not torch.equal(first[0], output):
+        object.__delattr__(first, "forward")
+    if len(inputs) != 1 or not torch.equal(inputs[0], output):
         raise SourceError(
-            f"{lm.spec.repo}: the model changes the residual between or after its blocks: it cannot be streamed"
+            f"{lm.spec.repo} cannot be streamed: "
+            "it changes the residual between or after its blocks"
         )
 
 
-class _Kept:
-    """The residual of every batch between two blocks, in memory or in files mapped into it."""
+class _ResidualStore:
+    """Each batch's residual between two blocks, in memory or in mapped files."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -14,7 +14,7 @@ from saescope.control.baking.methods import WeightUpdate, read, written
 from saescope.control.baking.residual_map import projection
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.lm import LM
-from saescope.engine.stream import run_alone
+from saescope.engine.stream import run_block
 from saescope.errors import SourceError
 
 _TOLERANCE = 1e-3  # of the largest value a block adds: far above float32's noise, far below what a missed matrix does
@@ -70,5 +70,5 @@ def _run(
             state[name] = torch.cat(pieces).reshape(state[name].shape)
         block.load_state_dict(state, assign=True)
 
-    outputs = run_alone(lm, layer, [resid.to(lm.device) for resid in given], alter)
+    outputs = run_block(lm, layer, [resid.to(lm.device) for resid in given], alter)
     return [(output.cpu() - resid).float() for output, resid in zip(outputs, given, strict=True)]

@@ -12,7 +12,7 @@ from saescope.control.edits import Edit
 from saescope.control.evaluation.arms import Arm, times
 from saescope.control.evaluation.settings import EvaluateSettings
 from saescope.engine.batches import BATCH_TOKENS, plan_batches, plan_token_batches
-from saescope.engine.extract import compute
+from saescope.engine.extract import compute_features
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
@@ -127,9 +127,10 @@ def draw_features(
 def _firing_counts(lm: LM, saes: Sequence[Sae], prompts: Sequence[Prompt]) -> dict[int, Counts]:
     """Per layer, on how many tokens of the prompts each feature fires."""
     counts = {sae.spec.layer: np.zeros(sae.spec.d_sae, np.int64) for sae in saes}
-    for _, layer, features, _ in compute(lm, saes, plan_batches(lm, prompts)):
-        firing = features.ids[features.acts > 0]
-        counts[layer] += np.bincount(firing, minlength=len(counts[layer]))
+    for unit in compute_features(lm, saes, plan_batches(lm, prompts)):
+        firing = unit.features.ids[unit.features.acts > 0]
+        n_features = len(counts[unit.layer])
+        counts[unit.layer] += np.bincount(firing, minlength=n_features)
     return counts
 
 
@@ -199,9 +200,10 @@ def _prompt_residuals(
         rows, BATCH_TOKENS, packed=lm.packs_prompts, shares=lm.shares_prefixes
     )
     resid = {sae.spec.layer: np.zeros((len(prompts), lm.spec.d_model)) for sae in saes}
-    for number, layer, _, of_batch in compute(lm, saes, batches):
-        order = batches.order(number)
-        resid[layer][order] = np.where(is_chat[order, None], of_batch.last, of_batch.mean)
+    for unit in compute_features(lm, saes, batches):
+        order = batches.prompt_order(unit.batch)
+        last, mean = unit.resids.last, unit.resids.mean
+        resid[unit.layer][order] = np.where(is_chat[order, None], last, mean)
     return resid
 
 

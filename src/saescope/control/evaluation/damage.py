@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.engine.batches import TokenBatch, divide, lay_out
+from saescope.engine.batches import TokenBatch, divide_into_batches, lay_out
 from saescope.engine.lm import LM
 
 _BATCH_TOKENS = 256  # log-probabilities of the whole vocabulary are held for each of them
@@ -53,7 +53,7 @@ def damage(
     """
     totals = [_Totals() for _ in arms]
     sets_of_tokens: list[str] = []
-    for batch in divide([len(row) for row in rows], _BATCH_TOKENS, packed=False):
+    for batch in divide_into_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         before = _log_probs(lm, tokens)
         for arm, total in zip(arms, totals, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saescope.control.evaluation.behaviour import FeatureRule
 from saescope.control.evaluation.judge import UNSCORED, Label, Reply
-from saescope.engine.batches import divide, lay_out
+from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae
@@ -68,7 +68,7 @@ class FeatureJudge:
         rows = [[*start, *reply.ids] for start, reply in zip(starts, replies, strict=True)]
         layers = sorted({feature.layer for feature in self.rule.features})
         shares: list[float | None] = [None] * len(rows)
-        for batch in divide([len(row) for row in rows], _BATCH_TOKENS, packed=False):
+        for batch in divide_into_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
             tokens = lay_out(batch, rows, self.lm.device)
             mask = tokens.mask.long()
             with torch.inference_mode(), capture(self.lm, layers) as resid:

@@ -11,7 +11,7 @@ import torch
 
 from saescope.control.edits import Edit
 from saescope.control.steer import steered
-from saescope.engine.batches import divide, lay_out
+from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
@@ -69,7 +69,7 @@ def _own_tokens(lm: LM, saes: Sequence[Sae], feature: Feature) -> torch.Tensor:
 def _last(lm: LM, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Probabilities of the token after each row (n, vocab)."""
     found: dict[int, torch.Tensor] = {}
-    for batch in divide([len(row) for row in rows], _TOKENS, packed=False):
+    for batch in divide_into_batches([len(row) for row in rows], _TOKENS, packed=False):
         tokens = lay_out(batch, rows, lm.device)
         with torch.inference_mode():
             logits = lm.whole(
