@@ -11,7 +11,7 @@ from documents import PAGES, ROOT, Page, agree, check_command, commands, read_pa
 from saescope.store.tables import FEATURE_COLUMNS, PROMPTS, RESID_COLUMNS, SCHEMA_VERSION, TOKENS
 
 _OLD = """README start bake-and-export evaluate
-    layout steer"""  # pages that are being rewritten
+    steer"""  # pages that are being rewritten
 READ = [read_page(path) for path in PAGES if path.stem not in _OLD.split()]
 each_page = pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -111,6 +111,16 @@ def test_the_page_about_runs_names_every_stored_column() -> None:
     columns = {*PROMPTS.names, *TOKENS.names, *FEATURE_COLUMNS, *RESID_COLUMNS}
     assert {name for name in columns if f"`{name}`" not in text} == set()
     assert f"(schema {SCHEMA_VERSION}, normative)" in text
+
+
+def test_the_layout_names_every_file() -> None:
+    text = (ROOT / "docs/layout.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", text))
+    package = {path.name for path in (ROOT / "src").rglob("*.py")}
+    commands_of_the_cli = {path.name for path in (ROOT / "src/saescope/surfaces/cli").glob("*.py")}
+    assert package - commands_of_the_cli <= named
+    elsewhere = {path.name for path in (ROOT / "tests").glob("*.py")}
+    assert named <= package | elsewhere
 
 
 # --- the harness itself
