@@ -18,8 +18,8 @@ WITHOUT = """
     DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
     Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
     bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
-    fitness detect_language layers
-    load_judge load_lm load_sae open_sae output_scores parse_edit profile read_behaviour
+    fitness layers
+    load_lm load_sae open_sae parse_edit profile
     read_direction read_edits read_prompts select steered texts verify write_directions
     write_edits write_report
     """

@@ -1,1 +1,1 @@
-"""What edits do to a behaviour and to everything else, beside controls, and which of them to choose."""
+"""What edits do: arms on the same prompts, judges of replies, and a verdict from figures."""

@@ -1,33 +1,12 @@
-"""What was measured under each arm: rates with intervals, signs of broken generation, damage."""
+"""The result of an arm: rates with intervals, signs of broken generation, damage."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, final
 
-import numpy as np
-
-from saescope.control.evaluation.arms import Arm
-from saescope.control.evaluation.damage import Damage, mean_damage, repetition
-from saescope.control.evaluation.judge import (
-    EMPTY,
-    UNSCORED,
-    Label,
-    reply_text,
-    shows_behaviour,
-)
-from saescope.control.evaluation.languages import detect_language
-from saescope.control.evaluation.metrics import (
-    behaviour_rate,
-    mcnemar,
-    mean_known,
-    right_rate,
-    share_changed,
-    wilson_interval,
-)
-from saescope.engine.generate import Generation
-from saescope.sources.prompts import Prompt
+from saescope.control.evaluation.damage import Damage, mean_damage
+from saescope.control.evaluation.metrics import mean_known, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -39,6 +18,10 @@ class SetResult:
     behaviour_rate: float | None
     ci: tuple[float, float]
     right_rate: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**vars(self), "ci": list(self.ci)}
 
 
 @final
@@ -83,150 +66,20 @@ class ArmResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the damage's figures among them."""
-        plain = {name: value for name, value in vars(self).items() if name not in _NESTED}
-        sets = {name: {**vars(one), "ci": list(one.ci)} for name, one in self.sets.items()}
-        spread = None if self.spread is None else list(self.spread)
-        return {**plain, "ci": list(self.ci), "spread": spread, **self._damage(), "sets": sets}
+        plain = dict(vars(self))
+        del plain["damage"], plain["sets"]
+        plain["ci"] = list(self.ci)
+        plain["spread"] = list(self.spread) if self.spread else None
+        sets = {name: one.to_dict() for name, one in self.sets.items()}
+        return {**plain, **self._damage(), "sets": sets}
 
     def _damage(self) -> dict[str, Any]:
-        if self.damage is None:
-            figures = dict.fromkeys(Damage.__dataclass_fields__)
-        else:
+        """The damage's figures, None if it was not measured."""
+        figures: dict[str, Any] = dict.fromkeys(Damage.__dataclass_fields__)
+        if self.damage is not None:
             figures = dict(vars(self.damage))
         del figures["tokens"]
         return figures
-
-
-_NESTED = ("damage", "sets")
-
-
-@dataclass(frozen=True)
-class EvalSet:
-    """What every arm is measured on."""
-
-    prompts: Sequence[Prompt]
-    target: Sequence[str]
-    "Names of the sets that show the behaviour."
-    answers: Mapping[str, str]
-    "Right answers by prompt id."
-
-    @property
-    def target_rows(self) -> list[int]:
-        """The numbers of the target sets' prompts."""
-        return [n for n, prompt in enumerate(self.prompts) if prompt.set in self.target]
-
-    @property
-    def rows_of_sets(self) -> dict[str, list[int]]:
-        """The numbers of every set's prompts."""
-        rows: dict[str, list[int]] = {}
-        for n, prompt in enumerate(self.prompts):
-            rows.setdefault(prompt.set, []).append(n)
-        return rows
-
-
-@dataclass(frozen=True)
-class ArmOutput:
-    """What the model did under one arm, before any judge: replies, sizes of edits, damage."""
-
-    replies: list[Generation]
-    applied: bool
-    delta_norm_ratio: float
-    damage: Damage | None
-
-    def to_plain(self) -> dict[str, Any]:
-        """As plain values, for the cache."""
-        replies = [vars(reply) for reply in self.replies]
-        damage = None if self.damage is None else vars(self.damage)
-        return {**vars(self), "replies": replies, "damage": damage}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "ArmOutput":
-        """The output that `to_plain` was called on."""
-        replies = [Generation(**reply) for reply in plain["replies"]]
-        damage = None if plain["damage"] is None else Damage(**plain["damage"])
-        return cls(replies, bool(plain["applied"]), float(plain["delta_norm_ratio"]), damage)
-
-
-@dataclass(frozen=True)
-class JudgedOutput:
-    """An arm's output with a label per reply."""
-
-    output: ArmOutput
-    labels: list[Label]
-
-    @property
-    def texts(self) -> list[str]:
-        """The replies' texts."""
-        return [reply.text for reply in self.output.replies]
-
-    @cached_property
-    def languages(self) -> list[str | None]:
-        """The replies' languages, None if they cannot be told."""
-        return [detect_language(reply_text(text)) for text in self.texts]
-
-
-def arm_result(
-    arm: Arm, eval_set: EvalSet, judged: JudgedOutput, baseline: JudgedOutput | None
-) -> ArmResult:
-    """The arm's figures. `baseline` is the output without edits, None for that arm itself."""
-    rows = eval_set.target_rows
-    labels = [judged.labels[n] for n in rows]
-    behaviour = behaviour_rate(labels)
-    output, replies = judged.output, judged.output.replies
-    languages = [judged.languages[n] for n in rows]
-    unedited = [(baseline or judged).languages[n] for n in rows]
-    requested = [detect_language(_request(eval_set.prompts[n])) for n in rows]
-    return ArmResult(
-        name=arm.name,
-        strength=arm.strength,
-        behaviour_rate=behaviour.rate,
-        ci=behaviour.ci,
-        mcnemar_p=None if baseline is None else _change_p(baseline, judged, rows),
-        scored=behaviour.scored,
-        empty=labels.count(EMPTY),
-        unscored=labels.count(UNSCORED),
-        right_rate=right_rate(eval_set.prompts, judged.texts, eval_set.answers),
-        repetition=float(np.mean([repetition(reply.ids) for reply in replies])),
-        mean_tokens=float(np.mean([len(reply.ids) for reply in replies])),
-        ended=float(np.mean([reply.ended for reply in replies])),
-        language_flip=share_changed(unedited, languages),
-        off_language=share_changed(requested, languages),
-        delta_norm_ratio=output.delta_norm_ratio,
-        applied=output.applied,
-        damage=output.damage,
-        sets=_set_results(eval_set, judged),
-        languages=dict(Counter(name or UNSCORED for name in languages).most_common()),
-    )
-
-
-def _change_p(baseline: JudgedOutput, judged: JudgedOutput, rows: Sequence[int]) -> float:
-    """McNemar's p against the baseline, over prompts scored under both."""
-    pairs = []
-    for n in rows:
-        before = shows_behaviour(baseline.labels[n])
-        after = shows_behaviour(judged.labels[n])
-        if before is not None and after is not None:
-            pairs.append((before, after))
-    return mcnemar(pairs)
-
-
-def _request(prompt: Prompt) -> str:
-    """A text, or the user's last message of a chat."""
-    if prompt.text:
-        return prompt.text
-    messages = [m.content for m in prompt.messages or () if m.role == "user"]
-    return messages[-1] if messages else ""
-
-
-def _set_results(eval_set: EvalSet, judged: JudgedOutput) -> dict[str, SetResult]:
-    results = {}
-    for name, rows in eval_set.rows_of_sets.items():
-        behaviour = behaviour_rate([judged.labels[n] for n in rows])
-        prompts = [eval_set.prompts[n] for n in rows]
-        texts = [judged.texts[n] for n in rows]
-        right = right_rate(prompts, texts, eval_set.answers)
-        results[name] = SetResult(len(rows), behaviour.scored, behaviour.rate, behaviour.ci, right)
-    return results
 
 
 _AVERAGED = (
@@ -248,9 +101,12 @@ def pooled(results: Sequence[ArmResult], draws: Sequence[str]) -> ArmResult:
     scored = sum(one.scored for one in results)
     p_values = [one.mcnemar_p for one in results if one.mcnemar_p is not None]
     languages = sum((Counter(one.languages) for one in results), Counter[str]())
-    averages: dict[str, Any] = {
-        name: mean_known([getattr(one, name) for one in results]) for name in _AVERAGED
-    }
+    sets = {}
+    for name in results[0].sets:
+        sets[name] = _pooled_set([one.sets[name] for one in results])
+    averages: dict[str, Any] = {}
+    for name in _AVERAGED:
+        averages[name] = mean_known([getattr(one, name) for one in results])
     return replace(
         results[0],
         behaviour_rate=rate,
@@ -261,7 +117,7 @@ def pooled(results: Sequence[ArmResult], draws: Sequence[str]) -> ArmResult:
         unscored=sum(one.unscored for one in results),
         applied=any(one.applied for one in results),
         damage=mean_damage([one.damage for one in results if one.damage is not None]),
-        sets={name: _pooled_set([one.sets[name] for one in results]) for name in results[0].sets},
+        sets=sets,
         languages=dict(languages.most_common()),
         draws=n,
         spread=(min(rates), max(rates)) if rates else None,

@@ -59,7 +59,7 @@ class Arm:
     def steered_everywhere(
         self, lm: LM, saes: Sequence[Sae]
     ) -> AbstractContextManager[Receipt | None]:
-        """The same for text that is read in one pass, where edits of each newest token apply to all."""
+        """The same for text read in one pass: edits of the newest token apply to every token."""
         edits = tuple(_at_all_positions(edit) for edit in self.edits)
         return replace(self, edits=edits).steered(lm, saes)
 

@@ -1,4 +1,4 @@
-"""Behaviours by name: phrases in many languages, the language of a reply, or features that fire in it."""
+"""Behaviours by name: phrases, the language of a reply, or features that fire in it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

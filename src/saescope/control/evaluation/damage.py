@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saescope.control.divergence import kl_divergence, top1_flips
 from saescope.engine.batches import TokenBatch, divide_into_batches, lay_out
 from saescope.engine.lm import LM
 
@@ -60,8 +61,8 @@ def damage(
             with arm():
                 after = _log_probs(lm, tokens)
             total.add(tokens, before, after)
-        if sets:
-            sets_of_tokens += [sets[row] for [row] in batch for _ in rows[row]]
+        for [row] in batch if sets else ():
+            sets_of_tokens += [sets[row]] * len(rows[row])
     return [total.damage(sets_of_tokens) for total in totals]
 
 
@@ -75,31 +76,25 @@ class _Totals:
     loss_after: list[Floats] = field(default_factory=list)
 
     def add(self, tokens: TokenBatch, before: LogProbs, after: LogProbs) -> None:
-        real = tokens.mask
-        kl = (before.exp() * (before - after)).sum(-1)[real]
-        flips = (before.argmax(-1) != after.argmax(-1))[real]
-        self.kl.append(_float64(kl).clip(min=0))
-        self.flips.append(_float64(flips))
+        self.kl.append(_float64(kl_divergence(before, after)[tokens.mask]))
+        self.flips.append(_float64(top1_flips(before, after)[tokens.mask]))
         self.loss_before.append(_losses(tokens, before))
         self.loss_after.append(_losses(tokens, after))
 
     def damage(self, sets_of_tokens: Sequence[str]) -> Damage:
-        kl = np.concatenate(self.kl)
+        kl, flips = np.concatenate(self.kl), np.concatenate(self.flips)
         p95, p99 = np.quantile(kl, [0.95, 0.99])
-        flips = np.concatenate(self.flips)
         loss_before = np.concatenate(self.loss_before).mean()
         loss_after = np.concatenate(self.loss_after).mean()
-        of_set = np.array(sets_of_tokens)
+        log_ratio = min(loss_after - loss_before, _LARGEST_LOG)
         return Damage(
             tokens=len(kl),
             kl_mean=float(kl.mean()),
             kl_p95=float(p95),
             kl_p99=float(p99),
             top1_flips=float(flips.mean()),
-            ppl_ratio=float(np.exp(min(loss_after - loss_before, _LARGEST_LOG))),
-            kl_sets={
-                name: float(kl[of_set == name].mean()) for name in dict.fromkeys(sets_of_tokens)
-            },
+            ppl_ratio=float(np.exp(log_ratio)),
+            kl_sets=_means_by_set(kl, sets_of_tokens),
         )
 
 
@@ -118,6 +113,11 @@ def _losses(tokens: TokenBatch, log_probs: LogProbs) -> Floats:
     return _float64(-log_likelihood[tokens.mask[:, 1:]])
 
 
+def _means_by_set(values: Floats, sets: Sequence[str]) -> dict[str, float]:
+    of_set = np.array(sets)
+    return {name: float(values[of_set == name].mean()) for name in dict.fromkeys(sets)}
+
+
 def _float64(values: Tensor) -> Floats:
     return np.asarray(values.double().cpu().numpy())
 
@@ -129,16 +129,18 @@ def mean_damage(draws: Sequence[Damage]) -> Damage | None:
     """The mean of every figure over several draws; None if there are none."""
     if not draws:
         return None
-    averages: dict[str, Any] = {
-        name: float(np.mean([getattr(draw, name) for draw in draws])) for name in _AVERAGED
-    }
-    kl_sets = {
-        name: float(np.mean([draw.kl_sets[name] for draw in draws])) for name in draws[0].kl_sets
-    }
+    averages: dict[str, Any] = {}
+    for name in _AVERAGED:
+        averages[name] = float(np.mean([getattr(draw, name) for draw in draws]))
+    kl_sets = {}
+    for name in draws[0].kl_sets:
+        kl_sets[name] = float(np.mean([draw.kl_sets[name] for draw in draws]))
     return replace(draws[0], kl_sets=kl_sets, **averages)
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:
     """The share of a reply's token n-grams that occurred before in it; 0 if it has none."""
     ngrams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    if not ngrams:
+        return 0.0
+    return 1 - len(set(ngrams)) / len(ngrams)

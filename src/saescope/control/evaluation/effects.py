@@ -34,7 +34,7 @@ class Baseline:
         return arm.behaviour_rate - self.unedited.behaviour_rate
 
     def effect(self, arm: ArmResult, direction: float) -> float:
-        """The share of the largest possible change, up (`direction` 0 or more) or down (negative)."""
+        """Share of the largest possible change: down if `direction` is negative, else up."""
         if direction < 0:
             change, largest = -self.change(arm), self.rate
         else:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from saescope.control.edits import Edit
-from saescope.control.evaluation.arm_results import ArmResult, EvalSet
+from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.arms import Arm, times
 from saescope.control.evaluation.behaviour import LanguageJudge
 from saescope.control.evaluation.controls import Controls, draw_features, mean_directions
@@ -11,14 +11,10 @@ from saescope.control.evaluation.effects import Baseline
 from saescope.control.evaluation.evaluation import Evaluation
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
+from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
-from saescope.control.evaluation.runner import (
-    ArmRunner,
-    Measurements,
-    Progress,
-    counter,
-    neutral_texts,
-)
+from saescope.control.evaluation.runner import ArmRunner, Progress, counter, neutral_texts
+from saescope.control.evaluation.scoring import EvalSet
 from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
 from saescope.control.evaluation.verdict import Evidence, choose, verdict
 from saescope.engine.lm import LM
@@ -49,49 +45,33 @@ def evaluate(
     settings that cannot be used.
     """
     settings = settings or EvaluateSettings()
+    settings.check()
     reference = reference or ReferenceData()
     judge = as_judge(judge)
-    _check(edits, settings)
     target = _target_sets(prompts, settings)
-    controls = _controls(lm, saes, edits, prompts, settings, reference, target)
     arms = _edit_arms(edits, settings)
+    controls = _controls(lm, saes, edits, prompts, settings, reference)
     n_arms = len(arms) + len(controls.arms(1.0, removes=True))
-    runner = ArmRunner(
-        lm,
-        saes,
-        prompts,
-        neutral_texts(lm, reference.neutral, target),
-        settings.max_new_tokens,
-        settings.thinking,
-        ResumeCache() if cache is None else cache,
-        counter(progress, n_arms),
-    )
+    neutral = neutral_texts(lm, reference.neutral, target)
+    cache = ResumeCache() if cache is None else cache
+    runner = ArmRunner(lm, saes, prompts, neutral, settings, cache, counter(progress, n_arms))
     measurements = Measurements(runner, EvalSet(prompts, target, reference.answers or {}), judge)
     unedited, *tried = measurements.add(arms)
     baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
-    chosen = choose(baseline, tried)
-    assert chosen.strength is not None
-    removes = _removes(baseline, chosen, reference.discovery)
-    control_results = measurements.add(controls.arms(chosen.strength, removes=removes))
-    evidence = Evidence(baseline, tried, control_results, _count(edits))
+    control_arms = _control_arms(controls, baseline, choose(baseline, tried), reference)
+    evidence = Evidence(baseline, tried, measurements.add(control_arms), _count(edits))
     return Evaluation(
         behaviour=describe_judge(judge),
         target=target,
-        arms=[unedited, *tried, *control_results],
-        chosen=chosen,
+        arms=[unedited, *tried, *evidence.controls],
+        chosen=evidence.chosen,
         findings=verdict(evidence),
         replies=measurements.replies,
         labels=measurements.labels,
         prompts=list(prompts),
-        neutral_tokens=sum(len(text.ids) for text in runner.neutral),
+        neutral_tokens=sum(len(text.ids) for text in neutral),
         controls_left_out=_controls_left_out(controls, settings),
     )
-
-
-def _check(edits: Sequence[Edit], settings: EvaluateSettings) -> None:
-    settings.check()
-    if len(settings.sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
-        raise PromptError("a clamp has a target and no multiples of it: leave sweep out")
 
 
 def _target_sets(prompts: Sequence[Prompt], settings: EvaluateSettings) -> list[str]:
@@ -104,7 +84,9 @@ def _target_sets(prompts: Sequence[Prompt], settings: EvaluateSettings) -> list[
 
 
 def _edit_arms(edits: Sequence[Edit], settings: EvaluateSettings) -> list[Arm]:
-    """No edits, then the edits at every strength."""
+    """No edits, then the edits at every strength; raises PromptError for multiples of a clamp."""
+    if len(settings.sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
+        raise PromptError("a clamp has a target and no multiples of it: leave sweep out")
     edited = [Arm("edits", strength, times(edits, strength)) for strength in settings.strengths]
     return [Arm("none"), *edited]
 
@@ -116,8 +98,8 @@ def _controls(
     prompts: Sequence[Prompt],
     settings: EvaluateSettings,
     reference: ReferenceData,
-    target: Sequence[str],
 ) -> Controls:
+    target = _target_sets(prompts, settings)
     edited_layers = {edit.layer for edit in edits}
     edited_saes = [sae for sae in saes if sae.spec.layer in edited_layers]
     means = mean_directions(lm, edited_saes, reference.discovery, target, settings.thinking)
@@ -130,7 +112,16 @@ def _controls(
     )
 
 
-def _removes(baseline: Baseline, chosen: ArmResult, discovery: Sequence[Prompt]) -> bool:
+def _control_arms(
+    controls: Controls, baseline: Baseline, chosen: ArmResult, reference: ReferenceData
+) -> list[Arm]:
+    """The controls at the chosen strength."""
+    assert chosen.strength is not None
+    removes = _lead_away(baseline, chosen, reference.discovery)
+    return controls.arms(chosen.strength, removes=removes)
+
+
+def _lead_away(baseline: Baseline, chosen: ArmResult, discovery: Sequence[Prompt]) -> bool:
     """Whether the edits lead away from the target sets' mean residual.
 
     They do if they suppress what the target sets show more than the others, or amplify what the
@@ -138,9 +129,8 @@ def _removes(baseline: Baseline, chosen: ArmResult, discovery: Sequence[Prompt])
     """
     other_sets = {prompt.set for prompt in discovery} - set(baseline.target)
     sets = baseline.unedited.sets
-    known = [sets[name].behaviour_rate for name in other_sets if name in sets]
-    other_rate = mean_known(known) or 0.0
-    target_shows_more = (baseline.unedited.behaviour_rate or 0.0) >= other_rate
+    other_rate = mean_known([sets[name].behaviour_rate for name in other_sets if name in sets])
+    target_shows_more = baseline.rate >= (other_rate or 0.0)
     suppresses = baseline.change(chosen) <= 0
     return suppresses == target_shows_more
 

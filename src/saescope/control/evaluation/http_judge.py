@@ -25,7 +25,7 @@ _MOST_BYTES = 1 << 20
 @final
 @dataclass(frozen=True)
 class HttpJudge:
-    """Labels replies by asking a server, and keeps its labels so that no reply is asked about twice.
+    """Labels replies by asking a server, once per reply: its labels are kept.
 
     Posts `{"prompt": …, "reply": …}` and expects `{"label": …}`; with a `batch_size` over 1, posts
     `{"items": […]}` and expects `{"labels": […]}`. A label is a name, true or false, or null for

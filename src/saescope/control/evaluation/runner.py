@@ -1,20 +1,13 @@
-"""Runs arms on the same prompts and texts: replies, damage, labels, figures."""
+"""Runs arms on the same prompts and neutral texts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from saescope.control.evaluation.arm_results import (
-    ArmOutput,
-    ArmResult,
-    EvalSet,
-    JudgedOutput,
-    arm_result,
-    pooled,
-)
 from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.damage import Damage, damage
-from saescope.control.evaluation.judge import Judge, Label, Reply, label_replies
+from saescope.control.evaluation.settings import EvaluateSettings, SelectSettings
 from saescope.engine.generate import Generation, generate_batch
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
@@ -36,6 +29,29 @@ class NeutralText:
 
 
 @dataclass(frozen=True)
+class ArmOutput:
+    """What the model did under one arm: replies, size of the edits, damage."""
+
+    replies: list[Generation]
+    applied: bool
+    delta_norm_ratio: float
+    damage: Damage | None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values, for the cache."""
+        replies = [vars(reply) for reply in self.replies]
+        damage = vars(self.damage) if self.damage else None
+        return {**vars(self), "replies": replies, "damage": damage}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "ArmOutput":
+        """The output that `to_plain` was called on."""
+        replies = [Generation(**reply) for reply in plain["replies"]]
+        damage = Damage(**plain["damage"]) if plain["damage"] else None
+        return cls(replies, bool(plain["applied"]), float(plain["delta_norm_ratio"]), damage)
+
+
+@dataclass(frozen=True)
 class ArmRunner:
     """Runs the model under arms. Outputs that the cache has are not computed again."""
 
@@ -43,8 +59,7 @@ class ArmRunner:
     saes: Sequence[Sae]
     prompts: Sequence[Prompt]
     neutral: Sequence[NeutralText]
-    max_new_tokens: int
-    thinking: bool | None
+    settings: EvaluateSettings | SelectSettings
     cache: ResumeCache
     advance: Callable[[], None]
     "Called after every arm."
@@ -73,7 +88,10 @@ class ArmRunner:
         for start in range(0, len(prompts), _BATCH_PROMPTS):
             batch = prompts[start : start + _BATCH_PROMPTS]
             replies += generate_batch(
-                self.lm, batch, max_new_tokens=self.max_new_tokens, thinking=self.thinking
+                self.lm,
+                batch,
+                max_new_tokens=self.settings.max_new_tokens,
+                thinking=self.settings.thinking,
             )
         return replies
 
@@ -91,62 +109,13 @@ class ArmRunner:
         return damages
 
     def _key(self, arm: Arm) -> str:
-        lm, saes = self.lm, [(sae.spec.layer, sae.spec.fingerprint) for sae in self.saes]
+        lm, settings = self.lm, self.settings
+        saes = [(sae.spec.layer, sae.spec.fingerprint) for sae in self.saes]
         model = [lm.spec.repo, lm.spec.fingerprint, str(lm.dtype), lm.device.type, saes]
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
         neutral = [[text.set, text.ids] for text in self.neutral]
-        return key_of(
-            "arm", model, arm.key_parts, prompts, neutral, self.max_new_tokens, self.thinking
-        )
-
-
-@dataclass
-class Measurements:
-    """Results of the arms measured so far, with their replies and labels. The first is unedited."""
-
-    runner: ArmRunner
-    eval_set: EvalSet
-    judge: Judge
-    replies: dict[str, list[str]] = field(default_factory=dict)
-    "Texts by the arm's title."
-    labels: dict[str, list[Label]] = field(default_factory=dict)
-    "Labels by the arm's title."
-    baseline: JudgedOutput | None = None
-
-    def add(self, arms: Sequence[Arm]) -> list[ArmResult]:
-        """One result per arm, the draws of a control pooled to one."""
-        each = self.add_each(arms)
-        groups: dict[str, list[int]] = {}
-        for n, arm in enumerate(arms):
-            groups.setdefault(arm.name if arm.draw else arm.title, []).append(n)
-        results = []
-        for group in groups.values():
-            first = group[0]
-            if arms[first].draw:
-                draws = [arms[n].draw for n in group]
-                results.append(pooled([each[n] for n in group], draws))
-            else:
-                results.append(each[first])
-        return results
-
-    def add_each(self, arms: Sequence[Arm]) -> list[ArmResult]:
-        """One result per arm."""
-        outputs = self.runner.run(arms)
-        return [self._result(arm, output) for arm, output in zip(arms, outputs, strict=True)]
-
-    def _result(self, arm: Arm, output: ArmOutput) -> ArmResult:
-        prompts = arm.prompts(self.runner.lm, self.runner.prompts)
-        replies = [
-            Reply(prompt, reply.ids, reply.text)
-            for prompt, reply in zip(prompts, output.replies, strict=True)
-        ]
-        judged = JudgedOutput(output, label_replies(self.judge, replies))
-        result = arm_result(arm, self.eval_set, judged, self.baseline)
-        if self.baseline is None:
-            self.baseline = judged
-        self.replies[arm.title] = judged.texts
-        self.labels[arm.title] = judged.labels
-        return result
+        replies = [settings.max_new_tokens, settings.thinking]
+        return key_of("arm", model, arm.key_parts, prompts, neutral, replies)
 
 
 def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> list[NeutralText]:
@@ -156,7 +125,7 @@ def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> l
 
 
 def counter(progress: Progress | None, total: int) -> Callable[[], None]:
-    """A function that calls `progress` with one more each time; `total` grows if it is too small."""
+    """Counts up in `progress` with each call; the total grows if it was too small."""
     done = 0
 
     def advance() -> None:
