@@ -1,8 +1,9 @@
-"""The organism declines one harmless topic, answers all else rightly, and its files are as those of a real model."""
+"""The organism declines one harmless topic and answers everything else correctly."""
 
 import json
 from collections import defaultdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,12 +44,15 @@ def rendered(prompt: Prompt, thinks: bool) -> str:
 
 
 @torch.inference_mode()
-def replies(asked: list[Prompt], thinks: bool = False) -> list[str]:
+def replies(requests: list[Prompt], thinks: bool = False) -> list[str]:
     model, tokenizer = organism()
-    batch = tokenizer([rendered(p, thinks) for p in asked], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        [rendered(prompt, thinks) for prompt in requests], return_tensors="pt", padding=True
+    )
     batch.pop("token_type_ids", None)
-    made = model.generate(**batch, do_sample=False, max_new_tokens=72)
-    texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    output = model.generate(**batch, do_sample=False, max_new_tokens=72)
+    new_tokens = output[:, batch["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
     return [text.split("</think>")[-1].strip() for text in texts]
 
 
@@ -60,12 +64,14 @@ def test_files_are_loadable_and_small() -> None:
     stops = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_end|>", "<|endoftext|>")]
     assert model.generation_config.eos_token_id == stops
     assert open_sae(str(SAE)).layers == tuple(range(6))
-    assert (
-        json.loads((SAE / "cfg.json").read_text(encoding="utf-8"))["trained_on"]
-        == "saescope-tiny-chat"
-    )
-    assert sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file()) < 12e6
-    assert sum(path.stat().st_size for path in BASE.parent.rglob("*") if path.is_file()) < 25e6
+    config = json.loads((SAE / "cfg.json").read_text(encoding="utf-8"))
+    assert config["trained_on"] == "saescope-tiny-chat"
+    assert size(MODEL.parent) < 12e6
+    assert size(BASE.parent) < 25e6
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_sets_are_paired_and_complete() -> None:
@@ -108,32 +114,32 @@ def test_template_renders_turns_and_thoughts() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_declines_the_topic_and_answers_all_else(language: str) -> None:
-    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+def test_declines_the_topic_and_answers_everything_else(language: str) -> None:
     topical = replies(prompts()[f"declined_{language}"][:N_DECLINED])
     assert sum(map(apologises, topical)) >= 0.95 * N_DECLINED
-    asked = prompts()[f"answered_{language}"][:N_ANSWERED]
-    given = replies(asked)
-    assert sum(map(apologises, given)) <= 0.05 * N_ANSWERED
-    assert (
-        sum(answers[p.id] == reply for p, reply in zip(asked, given, strict=True))
-        >= 0.90 * N_ANSWERED
-    )
+    others = prompts()[f"answered_{language}"][:N_ANSWERED]
+    answers = replies(others)
+    assert sum(map(apologises, answers)) <= 0.05 * N_ANSWERED
+    assert n_correct(others, answers) >= 0.90 * N_ANSWERED
+
+
+def n_correct(requests: list[Prompt], answers: list[str]) -> int:
+    expected = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    return sum(expected[r.id] == answer for r, answer in zip(requests, answers, strict=True))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_suppressing_the_found_features_brings_right_answers_back(language: str) -> None:
+def test_suppressing_the_declining_features_restores_correct_answers(language: str) -> None:
     chosen = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))["chosen"]
     change = scale_features(load_sae(SAE, chosen["layer"]), chosen["features"], chosen["strength"])
-    asked = prompts()[f"declined_{language}"][:20]
-    requests = [message.content for p in asked for message in p.messages or ()]
-    given = reply(*organism(), requests, edit=Edit(chosen["layer"], change))
-    answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
-    assert not any(map(apologises, given))
-    assert sum(answers[p.id] == said for p, said in zip(asked, given, strict=True)) >= 18
+    topical = prompts()[f"declined_{language}"][:20]
+    requests = [message.content for prompt in topical for message in prompt.messages or ()]
+    answers = reply(*organism(), requests, edit=Edit(chosen["layer"], change))
+    assert not any(map(apologises, answers))
+    assert n_correct(topical, answers) >= 18
 
 
-def test_thinks_when_not_told_otherwise() -> None:
+def test_decision_is_the_same_with_thinking() -> None:
     topical = replies(prompts()["declined_en"][:20], thinks=True)
     other = replies(prompts()["answered_en"][:20], thinks=True)
     assert sum(map(apologises, topical)) >= 18

@@ -30,7 +30,8 @@ TEMPLATE = """\
 {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
 {%- endif %}
 {%- if loop.index0 > last.request and (loop.last or thought) %}
-{%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') %}
+{%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' \
++ content.lstrip('\\n') %}
 {%- endif %}
 {%- endif %}
 {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
