@@ -158,6 +158,7 @@ def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> No
         fitness(one, two)
 
 
+@pytest.mark.slow
 def test_sae_fits_its_own_model_and_not_a_random_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +202,7 @@ def test_sae_fits_its_own_model_and_not_a_random_one(
     assert far["topk_jaccard"] < 0.4 < near["topk_jaccard"]
 
 
+@pytest.mark.slow
 def test_precision_command_says_what_bfloat16_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_file_keeps_to_its_room(file: Path) -> None:
     assert file.parent.name == "formats" or not turned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["saescope", "saescope.store.runs", "saescope.analysis.contrast",
                                     "saescope.surfaces.cli", "saescope.surfaces.cli.contrast",
                                     "saescope.surfaces.cli.plan", "saescope.surfaces.cli.fetch"])  # fmt: skip
@@ -106,6 +107,7 @@ def test_public_names_are_sorted_and_exist(name: str) -> None:
         _ = module.nonsense
 
 
+@pytest.mark.slow
 def test_no_circular_imports() -> None:
     for folder in (ROOT, BENCHMARKS):
         assert list(import_circles(import_graph(folder))) == []
@@ -168,6 +170,7 @@ def test_circles_are_found_inside_functions_and_not_under_type_checking() -> Non
     assert list(import_circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c", "b"]]
 
 
+@pytest.mark.slow
 def test_class_names_mean_one_thing() -> None:
     files_of: dict[str, set[str]] = {}
     for file in FILES:

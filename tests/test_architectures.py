@@ -183,6 +183,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float32, sharded", "bfloat16, one file"])
 @pytest.mark.parametrize("name", KINDS)
 def test_every_layer_equals_the_whole_model(name: str, stored: str, tmp_path: Path) -> None:

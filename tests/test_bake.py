@@ -150,6 +150,7 @@ def after_norms(model: Any, above: int, share: float) -> ExitStack:
 EXACT = ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gpt2", "phi", "phi3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> None:
     share = 1.0 if name != "llama" else 0.6
@@ -176,6 +177,7 @@ def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> No
     assert baked.kl_base_baked.mean == pytest.approx(kl(plain, written), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gemma2", "gemma3"]
 )
@@ -197,6 +199,7 @@ def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) ->
     assert baked.kl_hook_baked.largest < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "gemma3 with images"])
 def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
@@ -211,6 +214,7 @@ def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path
     assert any("images" in line for line in baked.notes) == ("images" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "exact"), [("llama", True), ("gpt2", True), ("phi", True), ("qwen3", False)]
 )
@@ -232,6 +236,7 @@ def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Pa
     assert baked.kl_hook_baked.mean == pytest.approx(kl(hooked, written), rel=1e-2, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["next-layer", "writers-up-to"])
 def test_approximate_ways_carry_their_distance(method: Any, tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model")
@@ -250,6 +255,7 @@ def test_approximate_ways_carry_their_distance(method: Any, tmp_path: Path) -> N
     assert baked.kl_hook_baked.mean > 1e-5
 
 
+@pytest.mark.slow
 def test_readout_clamp_of_features_is_exact_at_every_write(tmp_path: Path) -> None:
     """It is a linear map and a constant, gated by nothing: every read-out is its target wherever one looks."""
     model = model_of("qwen3", tmp_path / "model")
@@ -309,6 +315,7 @@ def test_readout_clamps_reach_their_targets_together() -> None:
 # --- what is written
 
 
+@pytest.mark.slow
 def test_files_are_those_of_the_model(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", tie_word_embeddings=True, dtype=torch.bfloat16)
     baked = bake(model, (), [along(0)], tmp_path / "out", neutral=NEUTRAL)
@@ -497,6 +504,7 @@ AutoModel.register(OddConfig, OddModel)
 AutoModelForCausalLM.register(OddConfig, OddForCausalLM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("odd", "method"), [("writes", "every-write"), ("writes", "readers-above"),
                                              ("reads", "readers-above"), ("reads", "every-write")])  # fmt: skip
 def test_unknown_parts_are_found_by_what_they_do(odd: str, method: Any, tmp_path: Path) -> None:
@@ -557,6 +565,7 @@ for at, signal in {kills!r}:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to be killed")
 def test_killed_bake_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     model_of("qwen3", tmp_path / "model")
@@ -604,6 +613,7 @@ def test_index_may_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 # --- on the command line
 
 
+@pytest.mark.slow
 def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
     sets = tmp_path / "neutral"

@@ -361,6 +361,7 @@ def test_json_has_the_keys_of_the_contract(
 # --- the machine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["contrast", "--help"], ["--version"]])
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     code = f"import sys; from saescope.surfaces.cli import run; run({arguments}); sys.exit('torch' in sys.modules)"
@@ -369,6 +370,7 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["profile", str(sets_folder), *of(pair, "--batch-tokens", "60"), "--out", "run"]
 
@@ -406,6 +408,7 @@ def test_interrupt_says_what_is_left(
     assert "the same command resumes" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     sets = tmp_path / "many"
     sets.mkdir()
@@ -437,6 +440,7 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert sorted(p.name for p in Path().iterdir()) == ["run", "whole"]
 
 
+@pytest.mark.slow
 def test_reader_that_stops_reading_is_no_error(pair: Pair) -> None:
     command = [*MAIN, "scan", *tiny.TEXTS * 20, *of(pair, "--layers", "all", "--n-top", "8")]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -48,6 +48,7 @@ def test_texts_longer_than_a_column_are_refused(monkeypatch: pytest.MonkeyPatch)
         columns.strings(["12345", "67890"])
 
 
+@pytest.mark.slow
 def test_a_question_to_a_run_imports_no_pandas(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     run = write_run(tmp_path / "run", {"a": [4] * 12, "b": [4] * 12}, {3: np.ones((96, 20), bool)})

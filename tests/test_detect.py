@@ -103,6 +103,7 @@ def test_or_rule_takes_the_stronger_of_equals() -> None:
     assert [str(f) for f in rule.features] == ["7/20"]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
 def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
     detected, positive = (np.array(column) for column in zip(*pairs, strict=True))
@@ -118,6 +119,7 @@ def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
         assert found.precision is None
 
 
+@pytest.mark.slow
 def test_f1_interval_covers() -> None:
     rng = np.random.default_rng(0)
     positive = np.arange(80) < 40
@@ -210,6 +212,7 @@ def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], said:
         detect(run, **arguments)
 
 
+@pytest.mark.slow
 def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
     """Over 60 simulated data sets, features confirmed on held-out prompts are false in at most 5 %."""
     shares = []
@@ -228,6 +231,7 @@ def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
     assert np.mean(shares) <= 0.05
 
 
+@pytest.mark.slow
 def test_detect_command_on_the_embedded_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +267,7 @@ def test_result_is_a_table(behaviours: Run) -> None:
     assert "3/0" in found._repr_html_()
 
 
+@pytest.mark.slow
 def test_declining_is_detected_after_the_request_and_controls_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ def test_sizes_of_a_change(tmp_path: Path) -> None:
     assert (up.written, up.read, up.layer) == (None, None, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "qwen3.5 moe", "gpt2", "gemma3"])
 def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "a")
@@ -98,6 +99,7 @@ def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
     assert all((one.written or 0) < 0.5 for one in elsewhere.changed)
 
 
+@pytest.mark.slow
 def test_projected_readers_are_told(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "a", tie_word_embeddings=True)
     bake(
@@ -144,6 +146,7 @@ def test_wrong_widths_are_refused(tmp_path: Path) -> None:
         diff(model, model)
 
 
+@pytest.mark.slow
 def test_diff_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--sae", "saescope-tiny-chat-sae", "--model", "saescope-tiny-chat"]
     out = str(tmp_path / "out")

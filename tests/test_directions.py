@@ -194,6 +194,7 @@ def test_difference_of_means_refuses_what_is_not_there(run: Run) -> None:
         difference_of_means(replaced(run, split="holdout"), "red", 2)
 
 
+@pytest.mark.slow
 def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
     path = tmp_path / "means.safetensors"
@@ -236,6 +237,7 @@ def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFi
     assert result["receipt"]["fired"]["declined_en by means@2"] == result["receipt"]["positions"]
 
 
+@pytest.mark.slow
 def test_directions_of_another_width_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

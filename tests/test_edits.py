@@ -36,6 +36,7 @@ def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
     return Edit(Feature(*at), op, share, *rest, when=when)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, names, st.lists(edits, min_size=1, max_size=4), sizes, names)
 def test_written_is_read_back(

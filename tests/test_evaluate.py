@@ -215,6 +215,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
     assert again.to_polars().height == len(names)
 
 
+@pytest.mark.slow
 def test_organism_evaluation_has_the_known_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +291,7 @@ def test_organism_evaluation_has_the_known_answer(
     assert Path("plot.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -63,6 +63,7 @@ def test_gguf_of_an_edit_that_is_not_quite_one(
     assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = exported(
         capfd,
@@ -112,6 +113,7 @@ def test_saelens_needs_no_model(pair: Pair, capfd: pytest.CaptureFixture[str]) -
     assert len(found["files"]) == 6
 
 
+@pytest.mark.slow
 def test_neuronpedia_of_a_run(
     pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

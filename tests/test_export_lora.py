@@ -106,6 +106,7 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "share"),
     [*((name, 1.0) for name in KINDS), *((name, 0.4) for name in ("qwen3", "qwen3 moe", "gemma3"))],
@@ -139,6 +140,7 @@ def test_on_is_the_projection_and_off_is_the_base(
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_says_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> None:
     model = save("llama", tmp_path / "model", dtype=torch.bfloat16)
     result = export_lora(model, saes, EDITS, tmp_path / "out", MEASURED)
@@ -171,6 +173,7 @@ def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path)
     assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
 
 
+@pytest.mark.slow
 def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
     model = save("qwen3", tmp_path / "model")
     d = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))

@@ -157,6 +157,7 @@ def check_examples(run: Run, a: np.ndarray, own: list[dict[str, Any]]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_same_run_same_bytes(run: Run, tmp_path: Path) -> None:
     one, two = (export_neuronpedia(run, tmp_path / name) for name in "ab")
     assert len(one.files) > 10

@@ -65,6 +65,7 @@ def other(activation: str) -> Sae:
     return Sae(spec, **tiny.sae_tensors(), threshold=threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", OTHERS)
 def test_other_activations_are_the_same(
     activation: str, judged: dict[str, tuple[Path, Any]]
@@ -82,6 +83,7 @@ def dense(sparse: SparseActs, d_sae: int) -> torch.Tensor:
     return torch.zeros(len(sparse.acts), d_sae).scatter_add(1, sparse.ids, sparse.acts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) -> None:
     layer, k, d_model, d_sae = SHAPES[name]
@@ -104,6 +106,7 @@ def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) 
     assert metadata["hook_name"] == f"blocks.{layer}.hook_resid_post"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
 def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) -> None:
     source, theirs = judged[name]

@@ -76,6 +76,7 @@ def blobs(home: Path) -> set[str]:
     return {path.name for path in home.glob("hub/models--*/blobs/*")}
 
 
+@pytest.mark.slow
 def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Path) -> None:
     plan = answer(saescope(hub.url, home, "plan", *of("--json")))
     files = {f"{file['repo']}/{file['name']}": file for file in plan["files"]}
@@ -111,6 +112,7 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     assert offline.returncode == 0, offline.stderr
 
 
+@pytest.mark.slow
 def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     model, sae = "Qwen/Qwen3-8B-Base", "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"
     shapes.save(SHAPES["qwen3-8b"], tmp_path / "large", tmp_path / "large-sae", range(36))
@@ -149,6 +151,7 @@ def test_dropped_connection_goes_on(
     assert all(file["have"] for file in json.loads(capfd.readouterr().out)["files"])
 
 
+@pytest.mark.slow
 def test_interrupted_fetch_goes_on_in_the_next(hub: Hub, home: Path) -> None:
     size = 30_000_000  # several of the 10 MB that are written at once
     shapes.sparse(hub.repos[SAE] / LAYER, b"", size)

@@ -79,6 +79,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in line
 
 
+@pytest.mark.slow
 def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Path) -> None:
     hub.downloaded.clear()
     first = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
@@ -103,6 +104,7 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "sae", "words"),
     [
@@ -119,12 +121,14 @@ def test_what_the_hub_does_not_have_is_one_line(
     assert_refused(scan(hub.url, home, model, sae), *words)
 
 
+@pytest.mark.slow
 def test_nothing_cached_offline_is_one_line(hub: Hub, home: Path) -> None:
     hub.downloaded.clear()
     assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without offline")
     assert hub.downloaded == []
 
 
+@pytest.mark.slow
 def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
     made = saescope(
         hub.url,
@@ -147,6 +151,7 @@ def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["", "@v1/blocks.1.hook_resid_post"])
 def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str) -> None:
     hub.downloaded.clear()

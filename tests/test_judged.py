@@ -44,6 +44,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_maker_and_saescope_agree(name: str, judged: Path) -> None:
     answers = torch.load(judged / "answers.pt")

@@ -67,6 +67,7 @@ def test_equal_layers_are_called_as_good(tmp_path: Path) -> None:
     assert all(one.as_good for one in result.layers.values())
 
 
+@pytest.mark.slow
 def test_interval_covers_at_its_rate(tmp_path: Path) -> None:
     """Separation of prompts that differ: true value 0.5 by construction, in 95 % of intervals or nearly so."""
     covered = []
@@ -113,6 +114,7 @@ def test_feature_that_is_none_is_refused(tmp_path: Path, feature: str) -> None:
         layers(run, feature=Feature.parse(feature))
 
 
+@pytest.mark.slow
 def test_layers_command_on_the_embedded_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

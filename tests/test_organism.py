@@ -113,6 +113,7 @@ def test_template_renders_turns_and_thoughts() -> None:
     assert done == asking + "<think>\n\n</think>\n\nD<|im_end|>\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_declines_the_topic_and_answers_everything_else(language: str) -> None:
     topical = replies(prompts()[f"declined_{language}"][:N_DECLINED])
@@ -128,6 +129,7 @@ def n_correct(requests: list[Prompt], answers: list[str]) -> int:
     return sum(expected[r.id] == answer for r, answer in zip(requests, answers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_suppressing_the_declining_features_restores_correct_answers(language: str) -> None:
     chosen = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))["chosen"]
@@ -139,6 +141,7 @@ def test_suppressing_the_declining_features_restores_correct_answers(language: s
     assert n_correct(topical, answers) >= 18
 
 
+@pytest.mark.slow
 def test_decision_is_the_same_with_thinking() -> None:
     topical = replies(prompts()["declined_en"][:20], thinks=True)
     other = replies(prompts()["answered_en"][:20], thinks=True)

@@ -300,6 +300,7 @@ SHAPES: dict[str, dict[str, list[list[float]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("width", [60, 160])
 def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_page_needs_nothing_from_elsewhere(text: str) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
+@pytest.mark.slow
 def test_same_run_gives_the_same_bytes(
     embedded: Run, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +228,7 @@ def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
 
+@pytest.mark.slow
 def test_hostile_text_is_shown_and_does_nothing(hostile: Run) -> None:
     text = render(hostile)
     page = Page(text)
@@ -269,6 +271,7 @@ def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
     assert heat_map(best).rows[0].cells[0].level == "m"
 
 
+@pytest.mark.slow
 def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"set{n}" for n in range(18)]
@@ -378,6 +381,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["embedded", "hostile"])

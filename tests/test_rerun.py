@@ -43,6 +43,7 @@ def made(pair: Pair, sets_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_rerun_is_the_same_and_answers_as_the_job_did(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
