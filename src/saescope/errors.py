@@ -1,22 +1,30 @@
-"""Everything saescope refuses, as one tree.
+"""Every error of saescope, as one tree.
 
-SaescopeError                 one clear line: what, which value, what to do; exit code 2 on the command line
-├── PromptError               prompts or prompt sets that cannot be used
-├── SourceError               a model or SAE that is missing, damaged, or does not fit
-│   └── NotCachedError        one that is asked for offline and was never fetched
+SaescopeError                 one clear line: what, which value, what to do; exit code 2 of the CLI
+├── PromptError               unusable prompts or prompt sets
+├── SourceError               a model or SAE that is missing, damaged, or does not fit the other
+│   └── NotCachedError        a model or SAE that is not in the local cache, when offline
 ├── RunError                  a stored run that is missing, damaged, or in the way
-├── EditError                 an edit that cannot be, or does not belong to this model and SAE
-├── JudgeError                a judge of replies that cannot be asked, or gives no label
-└── ResourceError             the machine ran out: disk, memory
+├── EditError                 an invalid edit, or one of another model or SAE
+├── JudgeError                a judge of replies that does not answer, or gives no label
+└── ResourceError             too little memory or disk
 """
 
 
 class SaescopeError(Exception):
-    """Base of every error a user can cause and mend."""
+    """Base of all errors that a user can cause and correct; its text is one line.
+
+    >>> import saescope as ss
+    >>> try:
+    ...     ss.bundled_prompts("klingon")
+    ... except ss.SaescopeError as error:
+    ...     print(type(error).__name__)
+    PromptError
+    """
 
 
 class PromptError(SaescopeError):
-    """Prompts or prompt sets that cannot be used."""
+    """Unusable prompts or prompt sets."""
 
 
 class SourceError(SaescopeError):
@@ -24,7 +32,7 @@ class SourceError(SaescopeError):
 
 
 class NotCachedError(SourceError):
-    """A model or SAE that is asked for offline and was never fetched."""
+    """A model or SAE that is not in the local cache, when offline."""
 
 
 class RunError(SaescopeError):
@@ -32,18 +40,18 @@ class RunError(SaescopeError):
 
 
 class EditError(SaescopeError):
-    """An edit that cannot be, or does not belong to this model and SAE."""
+    """An invalid edit, or one of another model or SAE."""
 
 
 class JudgeError(SaescopeError):
-    """A judge of replies that cannot be asked, or gives no label."""
+    """A judge of replies that does not answer, or gives no label."""
 
 
 class ResourceError(SaescopeError):
-    """The machine ran out of something."""
+    """Too little memory or disk."""
 
 
 def first_line(error: Exception) -> str:
-    """What another library's exception says in its first line, or its name if it says nothing."""
+    """The first line of another library's exception, or its class name if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

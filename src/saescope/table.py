@@ -1,8 +1,9 @@
-"""What every result can do beside its own figures: be a table, in a notebook and in other programs."""
+"""The table that every result is: rows of plain values, for notebooks and other programs."""
 
 import html
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from saescope.errors import SaescopeError
@@ -10,7 +11,7 @@ from saescope.errors import SaescopeError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SHOWN = 50
+_ROWS_SHOWN = 50
 
 
 class Table(ABC):
@@ -18,11 +19,11 @@ class Table(ABC):
 
     @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, all with the same columns; features as `17/23991`, shares between 0 and 1."""
+        """Rows with equal columns; features as `17/23991`, shares between 0 and 1."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values: what the command prints with --json."""
+        """The whole result as JSON values."""
 
     def to_arrow(self) -> "pa.Table":
         """The rows as an Arrow table."""
@@ -31,31 +32,40 @@ class Table(ABC):
         return pa.Table.from_pylist(self.rows())
 
     def to_polars(self) -> Any:
-        """The rows as a polars DataFrame; raises SaescopeError where polars is not installed."""
-        return _installed("polars").from_arrow(self.to_arrow())
+        """The rows as a polars DataFrame; raises SaescopeError if polars is not installed."""
+        return _import("polars").from_arrow(self.to_arrow())
 
     def to_pandas(self) -> Any:
-        """The rows as a pandas DataFrame; raises SaescopeError where pandas is not installed."""
-        _installed("pandas")
+        """The rows as a pandas DataFrame; raises SaescopeError if pandas is not installed."""
+        _import("pandas")
         return self.to_arrow().to_pandas()
 
     def _repr_html_(self) -> str:
         rows = self.rows()
-        columns = list(rows[0]) if rows else []
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(_shown(value))}</td>' for value in row.values())}</tr>"
-            for row in rows[:_SHOWN]
-        )
-        more = f"<p>{len(rows) - _SHOWN} more rows</p>" if len(rows) > _SHOWN else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+        columns = rows[0].keys() if rows else ()
+        head = _html_row("th", columns)
+        body = "".join(_html_row("td", row.values()) for row in rows[:_ROWS_SHOWN])
+        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        hidden = len(rows) - _ROWS_SHOWN
+        if hidden > 0:
+            table += f"<p>{hidden} more rows</p>"
+        return table
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+def _html_row(tag: str, values: Iterable[Any]) -> str:
+    cells = [f"<{tag}>{html.escape(_format(value))}</{tag}>" for value in values]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
-def _installed(package: str) -> Any:
+def _format(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
