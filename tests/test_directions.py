@@ -243,4 +243,7 @@ def test_directions_of_another_width_are_refused(
 ) -> None:
     write_directions([Direction(2, V, "narrow")], tmp_path / "a.safetensors")
     assert cli(["steer", "hello there", "--edit", f"{tmp_path / 'a.safetensors'} add 1"]) == 2
-    assert "narrow@2: the direction is 4 wide, residuals of saescope-tiny 192" in capsys.readouterr().err
+    assert (
+        "narrow@2: the direction is 4 wide, residuals of saescope-tiny 192"
+        in capsys.readouterr().err
+    )

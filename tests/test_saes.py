@@ -283,8 +283,8 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalised by token .*cannot be folded"),
-        ({"normalize_activations": "constant_norm_rescale"}, "normalised by token"),
+        ({"normalize_activations": "layer_norm"}, "normalised per token .*cannot be folded"),
+        ({"normalize_activations": "constant_norm_rescale"}, "normalised per token"),
         (
             {"normalize_activations": "expected_average_only_in"},
             "by a constant that its files do not hold",

@@ -1,1 +1,1 @@
-"""One file a format: a file of weights and its config in, tensors and an activation out, nothing else."""
+"""One file per format: weights and config in, tensors and an activation out."""

@@ -1,4 +1,4 @@
-"""Values of a config that somebody else wrote: asked for by kind, and refused in one line where they are another."""
+"""Settings of a config that another tool wrote, checked by kind."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,50 +9,48 @@ from saescope.errors import SourceError
 Config = Mapping[str, Any]
 
 
-def flag(config: Config, name: str, default: bool = False) -> bool:
-    """True or false; raises SourceError for anything else. None and no entry are the default."""
-    value = config.get(name)
+def flag(config: Config, key: str, default: bool = False) -> bool:
+    """True or false; `default` if the setting is missing or null."""
+    value = config.get(key)
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise SourceError(
-            f"the SAE's config says {name} is {value!r:.40}: it must be true or false"
-        )
+        raise _invalid(key, value, "true or false")
     return value
 
 
-def whole(config: Config, name: str) -> int:
-    """A number of at least 1; raises SourceError for anything else."""
-    value = config.get(name)
+def positive_int(config: Config, key: str) -> int:
+    """A whole number of at least 1."""
+    value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SourceError(
-            f"the SAE's config says {name} is {value!r:.40}: it must be a whole number of at least 1"
-        )
+        raise _invalid(key, value, "a whole number of at least 1")
     return value
 
 
-def number(config: Config, name: str) -> float:
-    """A positive, finite number; raises SourceError for anything else."""
-    value = config.get(name)
+def positive_float(config: Config, key: str) -> float:
+    """A positive, finite number."""
+    value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e30:
-        raise SourceError(
-            f"the SAE's config says {name} is {value!r:.40}: it must be a positive number"
-        )
+        raise _invalid(key, value, "a positive number")
     return float(value)
 
 
-def part(config: Config, name: str) -> Config:
-    """An object within the config, or an empty one; raises SourceError for anything else."""
-    value = config.get(name)
+def section(config: Config, key: str) -> Config:
+    """An object within the config; empty if it is missing or null."""
+    value = config.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise SourceError(f"the SAE's config says {name} is {value!r:.40}: it must be an object")
+        raise _invalid(key, value, "an object")
     return value
 
 
-def refuse(path: Path, what: str) -> SourceError:
-    """The error for an SAE whose formula is another than z = W_enc·h + b_enc and the activation."""
+def _invalid(key: str, value: object, expected: str) -> SourceError:
+    return SourceError(f"the SAE's config says {key} is {value!r:.40}: it must be {expected}")
+
+
+def unsupported(path: Path, reason: str) -> SourceError:
+    """The error for an SAE whose formula cannot be rewritten as z = W_enc·h + b_enc."""
     return SourceError(
-        f"{path}: {what}, which cannot be folded into an encoder: this SAE is not supported"
+        f"{path}: {reason}, which cannot be folded into an encoder: this SAE is not supported"
     )

@@ -1,6 +1,7 @@
-"""An SAE's tensors as this project holds them, and what makers do around them folded in.
+"""An SAE's tensors in saescope's layout, with makers' extra steps folded in.
 
-All readers of formats end here. The engine knows one formula, z = W_enc·h + b_enc and ĥ = W_dec·a + b_dec.
+All readers of formats end here. The engine knows one formula: z = W_enc·h + b_enc, then an
+activation a, then ĥ = W_dec·a + b_dec.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from saescope.errors import SourceError
 
-_ROWS = 4096  # of the encoder, in float64 at a time
+_ROWS_AT_ONCE = 4096  # of the encoder, in float64
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
 class SaeWeights:
-    """One SAE: rows of W_enc and columns of W_dec are features; the activation is the catalog's word for it.
+    """One SAE: features are rows of W_enc and columns of W_dec.
 
-    Tensors have the dtype of their file, and are views of it where nothing was folded into them.
+    Tensors have the dtype of their file, and are views of it unless something was folded in. `k`
+    is set for TopK, `threshold` for JumpReLU and BatchTopK.
     """
 
     W_enc: Float[Tensor, "d_sae d_model"]
@@ -34,113 +36,119 @@ class SaeWeights:
     threshold: Float[Tensor, "d_sae"] | None = None
 
 
-def weights_of(
-    path: Path,
-    state: Mapping[str, Any],
-    names: tuple[str, str, str, str],
-    *,
-    encoder_in_rows: bool,
-    decoder_in_rows: bool,
-) -> SaeWeights:
-    """Four tensors of a file by their names there; `…_in_rows` says that a feature is a row of its matrix.
+@dataclass(frozen=True)
+class TensorNames:
+    """A format's names of the four tensors, and whether features are rows of its matrices."""
 
-    Raises SourceError where one is missing, is no plain floating-point tensor, or where shapes do not fit together.
+    W_enc: str
+    b_enc: str
+    W_dec: str
+    b_dec: str
+    encoder_rows: bool
+    decoder_rows: bool
+
+
+def read_weights(path: Path, state: Mapping[str, Any], names: TensorNames) -> SaeWeights:
+    """The four tensors of a file, in saescope's layout.
+
+    Raises SourceError if one is missing, is not a plain floating-point tensor, or if their shapes
+    do not fit together.
     """
-    found = [tensor_of(path, state, name) for name in names]
-    w_enc, b_enc, w_dec, b_dec = found
-    if w_enc.ndim == w_dec.ndim == 2:
-        w_enc = w_enc if encoder_in_rows else w_enc.T
-        w_dec = w_dec.T if decoder_in_rows else w_dec
-        d_sae, d_model = w_enc.shape
-        if (
-            w_enc.numel()
-            and b_enc.shape == (d_sae,)
-            and w_dec.shape == (d_model, d_sae)
-            and b_dec.shape == (d_model,)
-        ):
-            return SaeWeights(w_enc, b_enc, w_dec, b_dec)
-    got = ", ".join(
-        f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, found, strict=True)
-    )
-    sizes = [("d_model", "d_sae"), ("d_sae", "d_model")]
-    shapes = [sizes[encoder_in_rows], ("d_sae",), sizes[decoder_in_rows], ("d_model",)]
-    wanted = ", ".join(
-        f"{name} ({', '.join(shape)})" for name, shape in zip(names, shapes, strict=True)
-    )
-    raise SourceError(f"{path}: shapes do not fit together: {got}; expected {wanted}")
+    w_enc, b_enc = get_tensor(path, state, names.W_enc), get_tensor(path, state, names.b_enc)
+    w_dec, b_dec = get_tensor(path, state, names.W_dec), get_tensor(path, state, names.b_dec)
+    if w_enc.ndim != 2 or w_dec.ndim != 2:
+        raise _shape_error(path, state, names)
+    if not names.encoder_rows:
+        w_enc = w_enc.T
+    if names.decoder_rows:
+        w_dec = w_dec.T
+    d_sae, d_model = w_enc.shape
+    fits = w_dec.shape == (d_model, d_sae) and b_enc.shape == (d_sae,) and b_dec.shape == (d_model,)
+    if not fits or not w_enc.numel():
+        raise _shape_error(path, state, names)
+    return SaeWeights(w_enc, b_enc, w_dec, b_dec)
 
 
-def tensor_of(path: Path, state: Mapping[str, Any], name: str) -> Tensor:
-    """One plain floating-point tensor of a file; raises SourceError where it is missing or something else."""
+def _shape_error(path: Path, state: Mapping[str, Any], names: TensorNames) -> SourceError:
+    rows, columns = "(d_sae, d_model)", "(d_model, d_sae)"
+    expected = {
+        names.W_enc: rows if names.encoder_rows else columns,
+        names.b_enc: "(d_sae)",
+        names.W_dec: rows if names.decoder_rows else columns,
+        names.b_dec: "(d_model)",
+    }
+    shapes = ", ".join(f"{name} {tuple(state[name].shape)}" for name in expected)
+    wanted = ", ".join(f"{name} {shape}" for name, shape in expected.items())
+    return SourceError(f"{path}: shapes do not fit together: {shapes}; expected {wanted}")
+
+
+def get_tensor(path: Path, state: Mapping[str, Any], name: str) -> Tensor:
+    """A plain floating-point tensor of a file; raises SourceError if it is missing or another."""
     tensor = state.get(name)
     if not isinstance(tensor, Tensor):
-        keys = ", ".join(sorted(map(str, state))[:8])
-        raise SourceError(f"{path} has no tensor {name} (it has: {keys})")
-    if not (tensor.dtype in _FLOATS and tensor.layout is torch.strided and not tensor.is_meta):
+        stored = ", ".join(sorted(map(str, state))[:8])
+        raise SourceError(f"{path} has no tensor {name} (it has: {stored})")
+    if tensor.dtype not in _FLOATS or tensor.layout is not torch.strided or tensor.is_meta:
         kind = f"{tensor.dtype} ({tensor.layout}, {tensor.device})"
         raise SourceError(f"{path}: {name} is {kind}, not a plain floating-point tensor")
     return tensor.detach()
 
 
-def threshold_of(
-    path: Path, state: Mapping[str, Any], name: str, weights: SaeWeights
-) -> Float[Tensor, "d_sae"]:
-    """A threshold for every feature, in float32; one number stands for all. Raises SourceError as `tensor_of` does."""
-    threshold = tensor_of(path, state, name).float()
-    if threshold.numel() == 1:
-        threshold = threshold.reshape(1).expand(len(weights.b_enc)).contiguous()
-    if threshold.shape != weights.b_enc.shape:
-        raise SourceError(
-            f"{path}: {name} has shape {tuple(threshold.shape)}, expected ({len(weights.b_enc)},)"
-        )
-    return threshold
-
-
-def gated(
-    path: Path, state: Mapping[str, Any], names: tuple[str, str], weights: SaeWeights
+def with_threshold(
+    path: Path, state: Mapping[str, Any], weights: SaeWeights, activation: str
 ) -> SaeWeights:
-    """A gated SAE, whose b_enc is the magnitude's bias, by the names of its r_mag and its gate's bias, as a JumpReLU.
+    """The SAE with the file's `threshold` per feature, in float32; one number stands for all."""
+    threshold = get_tensor(path, state, "threshold").float()
+    d_sae = len(weights.b_enc)
+    if threshold.numel() == 1:
+        threshold = threshold.reshape(1).expand(d_sae).contiguous()
+    if threshold.shape != (d_sae,):
+        shape = tuple(threshold.shape)
+        raise SourceError(f"{path}: threshold has shape {shape}, expected ({d_sae},)")
+    return replace(weights, activation=activation, threshold=threshold)
 
-    With x = W_enc·h a feature is exp(r_mag)·x + b_mag where x + b_gate > 0: where the first is over b_mag -
-    exp(r_mag)·b_gate (arXiv 2404.16014).
+
+def fold_gate(path: Path, weights: SaeWeights, *, r_mag: Tensor, gate_bias: Tensor) -> SaeWeights:
+    """A gated SAE, whose b_enc is the magnitude's bias, as a JumpReLU (arXiv 2404.16014).
+
+    With x = W_enc·h, a feature is exp(r_mag)·x + b_mag if x + b_gate > 0, which is the case if
+    that value exceeds b_mag - exp(r_mag)·b_gate.
     """
-    r_mag, gate = (tensor_of(path, state, name).float() for name in names)
-    if not r_mag.shape == gate.shape == weights.b_enc.shape:
-        raise SourceError(
-            f"{path}: {' and '.join(names)} have {tuple(r_mag.shape)} and {tuple(gate.shape)} values"
-        )
-    scale, magnitude = r_mag.exp(), weights.b_enc.float()
-    scaled = weights.W_enc.float() * scale[:, None]
+    if not r_mag.shape == gate_bias.shape == weights.b_enc.shape:
+        shapes = f"{tuple(r_mag.shape)} and {tuple(gate_bias.shape)}"
+        raise SourceError(f"{path}: r_mag and the gate's bias have {shapes} values")
+    scale, magnitude_bias = r_mag.float().exp(), weights.b_enc.float()
     return replace(
         weights,
-        W_enc=scaled,
-        b_enc=magnitude,
+        W_enc=weights.W_enc.float() * scale[:, None],
+        b_enc=magnitude_bias,
         activation="jumprelu",
-        threshold=magnitude - scale * gate,
+        threshold=magnitude_bias - scale * gate_bias.float(),
     )
 
 
-def centred_by_decoder_bias(weights: SaeWeights) -> SaeWeights:
-    """For makers who encode h − b_dec: b_enc takes W_enc·b_dec off, summed in float64."""
-    bias = weights.b_dec.double()
-    taken = torch.cat([rows.double() @ bias for rows in weights.W_enc.split(_ROWS)])
-    return replace(weights, b_enc=(weights.b_enc.double() - taken).float())
+def fold_centring(weights: SaeWeights) -> SaeWeights:
+    """For makers who encode h - b_dec: subtracts W_enc·b_dec from b_enc, summed in float64."""
+    b_dec = weights.b_dec.double()
+    blocks = weights.W_enc.split(_ROWS_AT_ONCE)
+    shift = torch.cat([rows.double() @ b_dec for rows in blocks])
+    return replace(weights, b_enc=(weights.b_enc.double() - shift).float())
 
 
-def by_decoder_norm(weights: SaeWeights) -> SaeWeights:
-    """For makers who measure an activation by the length it is decoded to: decoder columns get length 1."""
+def fold_decoder_norm(weights: SaeWeights) -> SaeWeights:
+    """For makers who scale activations by decoder norms: decoder columns get norm 1."""
     norms = weights.W_dec.float().norm(dim=0)
-    lengths = torch.where(norms > 0, norms, 1.0)
+    divisors = torch.where(norms > 0, norms, 1.0)
     return replace(
         weights,
         W_enc=weights.W_enc.float() * norms[:, None],
         b_enc=weights.b_enc.float() * norms,
-        W_dec=weights.W_dec.float() / lengths,
+        W_dec=weights.W_dec.float() / divisors,
     )
 
 
-def in_residual_units(weights: SaeWeights, scale_in: float, scale_out: float) -> SaeWeights:
-    """For makers who encode scale_in·h and decode to scale_out·ĥ: activations are measured in the residual's units."""
+def fold_scales(weights: SaeWeights, scale_in: float, scale_out: float) -> SaeWeights:
+    """For makers who encode scale_in·h and decode scale_out·ĥ: activations in residual units."""
     return replace(
         weights,
         b_enc=weights.b_enc.float() / scale_in,
