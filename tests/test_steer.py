@@ -403,7 +403,7 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path:
 
 def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -> None:
     lm, _ = steerable
-    for more, said in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "--temperature is -1"),
+    for more, said in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "temperature must be 0"),
                        ({"max_new_tokens": 500}, "500 are to follow")):  # fmt: skip
         with pytest.raises(PromptError, match=said):
             generate_batch(lm, [Prompt("p", "s", text="hi")], **more)

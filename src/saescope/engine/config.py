@@ -1,5 +1,6 @@
-"""A checkpoint's config, read by transformers and refused where no decoder reads from left to right."""
+"""A checkpoint's config, read by transformers and refused unless it is a causal decoder's."""
 
+from pathlib import Path
 from typing import Any
 
 from saescope.errors import SourceError, first_line
@@ -10,41 +11,59 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final
 
 
 def read_config(files: Files) -> Any:
-    """The config of the text decoder, refused where the checkpoint has none that reads from left to right."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    """The config of a checkpoint's text decoder; raises SourceError if it has none to read."""
+    from transformers import AutoConfig
 
     path = files.path("config.json")
     try:
-        whole = AutoConfig.from_pretrained(path.parent)
-        config = whole.get_text_config()
+        outer = AutoConfig.from_pretrained(path.parent)
+        config = outer.get_text_config()
     except Exception as error:  # configs check their fields by exceptions of their own
         raise SourceError(
             f"{path} is no model config this transformers knows: {first_line(error)}"
         ) from error
-    if getattr(whole, "is_encoder_decoder", False):
-        raise unsupported(whole, "it is an encoder and a decoder, not a decoder alone")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise unsupported(config, "it is no causal language model")
-    both_ways = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    if both_ways or not getattr(config, "is_causal", True):
-        raise unsupported(config, "its attention looks to the right")
-    if getattr(whole, "quantization_config", None) or getattr(config, "quantization_config", None):
+    _refuse_other_architectures(outer, config)
+    if getattr(outer, "quantization_config", None) or getattr(config, "quantization_config", None):
         raise SourceError(
-            f"{files.name} is quantised, which is not supported: give the model it was made from"
+            f"{files.name} is quantised, which is not supported: use the model it was made from"
         )
-    if not all(
-        isinstance(getattr(config, name, None), int)
-        for name in ("num_hidden_layers", "hidden_size")
-    ):
-        raise SourceError(
-            f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size"
-        )
+    _refuse_missing_sizes(path, config)
     if config.dtype is None:
-        config.dtype = (
-            whole.dtype
-        )  # a model of several kinds of input may say it once for all its parts
+        # A multimodal model may state its dtype once for all its parts.
+        config.dtype = outer.dtype
     return config
 
 
+def _refuse_other_architectures(outer: Any, config: Any) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(outer, "is_encoder_decoder", False):
+        raise unsupported(outer, "it is an encoder and a decoder, not a decoder alone")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise unsupported(config, "it is no causal language model")
+    is_bidirectional = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    if is_bidirectional or not getattr(config, "is_causal", True):
+        raise unsupported(config, "its attention looks to the right")
+
+
 def unsupported(config: Any, why: str) -> SourceError:
+    """The error for an architecture that cannot be used."""
     return SourceError(f"architecture {config.model_type!r} is not supported: {why}")
+
+
+def _refuse_missing_sizes(path: Path, config: Any) -> None:
+    for name in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(config, name, None), int):
+            raise SourceError(
+                f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size"
+            )
+
+
+def max_length(config: Any) -> int:
+    """The most tokens that the model reads at once."""
+    limit = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return limit
+    # Beyond this, one long prompt would change the frequencies of all prompts in its batch.
+    return min(limit, int(rope.get("original_max_position_embeddings") or limit))

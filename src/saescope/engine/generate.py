@@ -1,7 +1,8 @@
-"""Text from a model: greedy or sampled, one prompt or many, the same either way. Knows nothing of edits."""
+"""Text from a model: greedy or sampled, one prompt or many, the same either way."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,15 +17,6 @@ from saescope.sources.prompts import Message, Prompt
 OnToken = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What a model wrote: token ids without the one that ends, its text, and whether it ended by itself."""
-
-    ids: list[int]
-    text: str
-    ended: bool
-
-
 def generate(
     lm: LM,
     prompt: str | Sequence[Mapping[str, str]],
@@ -36,8 +28,13 @@ def generate(
 ) -> str:
     """The model's continuation of a text, or its answer to a chat.
 
-    `prompt` is a text, or the turns of a chat as dicts with `role` and `content`. The other arguments
-    are those of `generate_batch`.
+    `prompt` is a text, or the turns of a chat as dicts with `role` and `content`. The other
+    arguments, and the errors, are those of `generate_batch`.
+
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny")
+    >>> ss.generate(lm, "The cat", max_new_tokens=8)
+    ' was the most enormous in'
     """
     if isinstance(prompt, str):
         single = Prompt("prompt", "prompts", text=prompt)
@@ -55,6 +52,15 @@ def generate(
     return generation.text
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote: token ids without the one that ends, its text, and whether it ended."""
+
+    ids: list[int]
+    text: str
+    ended: bool
+
+
 @torch.inference_mode()
 def generate_batch(
     lm: LM,
@@ -66,96 +72,114 @@ def generate_batch(
     thinking: bool | None = None,
     on_token: OnToken | None = None,
 ) -> list[Generation]:
-    """Go on from every prompt; greedy at temperature 0, else sampled, every prompt from its own stream of `seed`.
+    """Continue every prompt: greedily at temperature 0, else sampled.
 
-    Chats are put through the chat template, with `thinking` on or off where it knows the difference. `on_token` is
-    called with prompt and token as they come. Raises PromptError for what no model can go on from.
+    Each prompt has its own random stream from `seed`, so its text does not depend on the others.
+    Chats go through the chat template, with `thinking` on or off if the template knows it.
+    `on_token` is called with the prompt's number and each new token. Raises PromptError for a
+    prompt that the model cannot continue.
     """
     if max_new_tokens < 1:
-        raise PromptError(f"--max-new-tokens is {max_new_tokens}: it must be at least 1")
+        raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if not temperature >= 0:
-        raise PromptError(f"--temperature is {temperature}: it must be 0 (greedy) or more")
+        raise PromptError(f"temperature must be 0 (greedy) or more, got {temperature}")
     rows = [prompt_ids(lm, prompt, thinking=thinking) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) + max_new_tokens > lm.max_length:
             raise PromptError(
-                f"prompt {prompt.id} has {len(row):,} tokens and {max_new_tokens:,} are to follow, the model reads "
-                f"{lm.max_length:,}: shorten it"
+                f"prompt {prompt.id} has {len(row):,} tokens and {max_new_tokens:,} are to follow, "
+                f"the model reads {lm.max_length:,}: shorten it"
             )
-    written, ended = _write(lm, rows, max_new_tokens, temperature, seed, on_token)
-    return [
-        Generation(ids, str(lm.tokenizer.decode(ids, skip_special_tokens=True)), end)
-        for ids, end in zip(written, ended, strict=True)
-    ]
+    sampler = _Sampler(temperature, [torch.Generator().manual_seed(seed) for _ in rows])
+    replies = _continue(lm, rows, max_new_tokens, sampler, on_token)
+    return [_generation(lm, reply) for reply in replies]
 
 
-def _write(
+@dataclass
+class _Reply:
+    """The tokens that follow one prompt so far."""
+
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+def _generation(lm: LM, reply: _Reply) -> Generation:
+    text = str(lm.tokenizer.decode(reply.ids, skip_special_tokens=True))
+    return Generation(reply.ids, text, reply.ended)
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    temperature: float
+    streams: Sequence[torch.Generator]
+
+    def choose(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
+        """The next token of every row, each drawn from its own stream."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1).cpu()
+        probabilities = torch.softmax(logits.float().cpu() / self.temperature, dim=-1)
+        drawn = []
+        for row, stream in zip(probabilities, self.streams, strict=True):
+            drawn.append(torch.multinomial(row, 1, generator=stream))
+        return torch.cat(drawn)
+
+
+def _continue(
     lm: LM,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float,
-    seed: int,
+    sampler: _Sampler,
     on_token: OnToken | None,
-) -> tuple[list[list[int]], list[bool]]:
-    ids, mask = _left_padded(rows)
-    ids, mask = ids.to(lm.device), mask.to(lm.device)
-    cache, ends = DynamicCache(), _ends(lm)
-    draws = [torch.Generator().manual_seed(seed) for _ in rows]
-    written: list[list[int]] = [[] for _ in rows]
-    ended = [False] * len(rows)
+) -> list[_Reply]:
+    ids, mask = _left_padded(rows, lm.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    given = ids
+    cache = DynamicCache()
+    end_tokens = _end_tokens(lm)
+    replies = [_Reply() for _ in rows]
     for _ in range(max_new_tokens):
         logits = lm.whole(
-            input_ids=given,
+            input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-        chosen = _choose(logits, temperature, draws)
-        for row, token in enumerate(chosen.tolist()):
-            if not ended[row]:
-                ended[row] = token in ends
-                if not ended[row]:
-                    written[row].append(token)
-                    if on_token:
-                        on_token(row, token)
-        if all(ended):
+        chosen = sampler.choose(logits)
+        for number, (reply, token) in enumerate(zip(replies, chosen.tolist(), strict=True)):
+            if reply.ended:
+                continue
+            reply.ended = token in end_tokens
+            if not reply.ended:
+                reply.ids.append(token)
+                if on_token:
+                    on_token(number, token)
+        if all(reply.ended for reply in replies):
             break
-        given = chosen[:, None].to(lm.device)
-        # What follows a row's end is no text: nothing looks at it, and edits leave it alone.
-        mask = torch.cat([mask, mask.new_tensor([[not end] for end in ended])], dim=1)
+        ids = chosen[:, None].to(lm.device)
+        # What follows a row's end is masked: nothing attends to it, and edits leave it alone.
+        going_on = mask.new_tensor([[not reply.ended] for reply in replies])
+        mask = torch.cat([mask, going_on], dim=1)
         positions = positions[:, -1:] + 1
-    return written, ended
+    return replies
 
 
 def _left_padded(
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Ids, and a mask that is 1 at real tokens."""
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
-    for line, row in enumerate(rows):
-        ids[line, width - len(row) :] = torch.tensor(row)
-        mask[line, width - len(row) :] = 1
-    return ids, mask
+    for n, row in enumerate(rows):
+        ids[n, width - len(row) :] = torch.tensor(row)
+        mask[n, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)
 
 
-def _choose(
-    logits: Float[Tensor, "batch vocab"], temperature: float, draws: Sequence[torch.Generator]
-) -> Int[Tensor, "batch"]:
-    if temperature == 0:
-        return logits.argmax(dim=-1).cpu()
-    chances = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    drawn = [
-        torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances, draws, strict=True)
-    ]
-    return torch.cat(drawn)
-
-
-def _ends(lm: LM) -> set[int]:
-    """Tokens after which a model has nothing more to say."""
+def _end_tokens(lm: LM) -> set[int]:
+    """Tokens that end a text, by the generation config and the tokenizer."""
     config = getattr(lm.whole, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    ends = set(named) if isinstance(named, list) else {named}
-    return {int(token) for token in (*ends, lm.tokenizer.eos_token_id) if token is not None}
+    configured: Any = getattr(config, "eos_token_id", None)
+    if not isinstance(configured, list):
+        configured = [configured]
+    candidates = [*configured, lm.tokenizer.eos_token_id]
+    return {int(token) for token in candidates if token is not None}

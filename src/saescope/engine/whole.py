@@ -1,4 +1,4 @@
-"""The whole model, able to generate, around blocks that are loaded already: it shares them, and reads only the rest."""
+"""The whole causal LM, able to generate, around blocks that are loaded already."""
 
 from typing import Any
 
@@ -13,36 +13,35 @@ from saescope.sources.files import Files, open_files
 
 
 def load_whole(
-    source: str, shared: nn.ModuleList, dtype: torch.dtype, device: torch.device
+    source: str, loaded: nn.ModuleList, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    """transformers' own causal LM of the same checkpoint, whose first blocks are `shared`.
+    """transformers' own causal LM of a checkpoint, whose first blocks are those `loaded` already.
 
-    Raises SourceError where the rest of the checkpoint is missing, damaged or does not fit.
+    Raises SourceError if the rest of the checkpoint is missing, damaged or does not fit.
     """
     from transformers import GenerationConfig
 
     files = open_files(source)
     config = read_config(files)
     model = causal_lm(config, dtype)
-    decoder = getattr(model, model.base_model_prefix)
+    decoder = decoder_of(model)
     path, blocks = blocks_of(decoder, config.num_hidden_layers)
     weights = Weights.open(decoder, files, dtype, device)
-    loaded = tuple(f"{path}.{layer}." for layer in range(len(shared)))
-    weights.fill([name for name in weights.names if not name.startswith(loaded)])
+    loaded_paths = tuple(f"{path}.{layer}." for layer in range(len(loaded)))
+    weights.fill([name for name in weights.names if not name.startswith(loaded_paths)])
     weights.close()
-    for layer, block in enumerate(shared):
+    for layer, block in enumerate(loaded):
         blocks[layer] = block
-    _fill_head(model, config, files, dtype, device)
+    _fill_head(model, files, dtype, device, tied=config.tie_word_embeddings)
     if "generation_config.json" in files.names():
-        model.generation_config = GenerationConfig.from_pretrained(
-            files.path("generation_config.json").parent
-        )
+        folder = files.path("generation_config.json").parent
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     whole: nn.Module = model.eval().requires_grad_(False)
     return whole
 
 
 def causal_lm(config: Any, dtype: torch.dtype) -> Any:
-    """transformers' causal LM of this config without memory; raises SourceError where there is none."""
+    """transformers' causal LM of this config, without weights; SourceError if there is none."""
     from transformers import AutoModelForCausalLM
 
     build: Any = AutoModelForCausalLM.from_config
@@ -61,40 +60,46 @@ def decoder_of(whole: nn.Module) -> nn.Module:
     return whole.get_submodule(str(prefix))
 
 
+def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
+    """The path and the list of a decoder's blocks."""
+    for path, module in decoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return path, module
+    raise SourceError(f"{type(decoder).__name__} has no list of {n_layers} blocks")
+
+
+def final_norm(decoder: nn.Module) -> str:
+    """The name of a decoder's norm after its last block."""
+    for name in FINAL_NORMS:
+        if isinstance(getattr(decoder, name, None), nn.Module):
+            return name
+    raise SourceError(f"{type(decoder).__name__} has no final norm")
+
+
 def logit_lens(whole: nn.Module, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-    """Logits of residual vectors as if they were the last: through the model's own final norm and lm_head."""
-    decoder, head = decoder_of(whole), whole.get_output_embeddings()  # type: ignore[operator]
-    norm = next(
-        getattr(decoder, name)
-        for name in FINAL_NORMS
-        if isinstance(getattr(decoder, name, None), nn.Module)
-    )
+    """Logits of vectors read as final residuals, through the model's own norm and lm_head."""
+    decoder = decoder_of(whole)
+    norm = decoder.get_submodule(final_norm(decoder))
+    head = whole.get_output_embeddings()  # type: ignore[operator]
     dtype = next(head.parameters()).dtype
     with torch.inference_mode():
         logits: Tensor = head(norm(vectors.to(dtype)[None]))[0].float()
     return logits
 
 
-def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    """The list of a decoder's blocks and its name there."""
-    return next(
-        (name, module)
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    )
-
-
 def _fill_head(
-    model: Any, config: Any, files: Files, dtype: torch.dtype, device: torch.device
+    model: Any, files: Files, dtype: torch.dtype, device: torch.device, *, tied: bool
 ) -> None:
+    """Give the lm_head its tensors; if `tied`, its weight is the embedding's."""
     head = model.get_output_embeddings()
-    name = next(name for name, module in model.named_modules() if module is head)
-    own = {key: tensor.shape for key, tensor in head.state_dict().items()}
-    if config.tie_word_embeddings:
+    path = next(name for name, module in model.named_modules() if module is head)
+    shapes = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if tied:
         head.weight = model.get_input_embeddings().weight
-        own.pop("weight")
-    wanted = {f"{name}.{key}": shape for key, shape in own.items()}
-    state = read_tensors(files, wanted, dtype, device) if wanted else {}
-    head.load_state_dict(
-        {key.removeprefix(f"{name}."): t for key, t in state.items()}, assign=True, strict=False
-    )
+        shapes.pop("weight")
+    if not shapes:
+        return
+    needed = {f"{path}.{name}": shape for name, shape in shapes.items()}
+    tensors = read_tensors(files, needed, dtype, device)
+    state = {name.removeprefix(f"{path}."): tensor for name, tensor in tensors.items()}
+    head.load_state_dict(state, assign=True, strict=False)
