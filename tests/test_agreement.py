@@ -9,8 +9,9 @@ import torch
 
 import tiny
 from conftest import Pair
-from saescope.analysis.agreement import _bfloat16, agreement
+from saescope.analysis.agreement import agreement
 from saescope.analysis.fitness import fitness
+from saescope.analysis.token_agreement import bfloat16
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
@@ -80,7 +81,7 @@ def test_bfloat16_rounds_as_torch_does() -> None:
         [np.random.default_rng(0).normal(size=5000), [1.00390625, 1.01171875, 0.0]]
     ).astype("f4")
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(_bfloat16(values), expected)
+    assert np.array_equal(bfloat16(values), expected)
 
 
 def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_fitness_is_error_over_variance(pair: Pair, tmp_path: Path) -> None:
     assert found.fvu == pytest.approx(float(error), rel=1e-3)
     assert found.l0 == pytest.approx(float((sae.encode(h).acts > 0).sum(1).float().mean()))
     assert found.base_fvu is None
-    assert "--base" in found.verdict
+    assert "base run" in found.verdict
 
 
 def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def test_unfitting_feature_is_refused_after_computing_once(
     assert run(["layers", str(sets_folder), *of(pair), "--out", "run"]) == 0
     assert_refused(["layers", "run", "--feature", "9/1"], capfd, "run holds layers 0, 1, 2, not 9")
     assert_refused(
-        ["layers", "run", "--feature", "1/999"], capfd, "feature 1/999 is none: layer 1 has 256"
+        ["layers", "run", "--feature", "1/999"], capfd, "layer 1 has no feature 999 (ids are 0-255)"
     )
     assert_refused(["fitness", "run"], capfd, "keeps no reconstruction errors")
     assert_refused(["precision", "run", "sets"], capfd, "sets is not a run")

@@ -64,9 +64,9 @@ def test_examples_are_a_table(run: Run) -> None:
 
 
 def test_features_that_are_none_are_refused(run: Run) -> None:
-    with pytest.raises(RunError, match="3/3"):
+    with pytest.raises(RunError, match=r"layer 3 has no feature 3 \(ids are 0-2\)"):
         examples(run, Feature(3, 3))
     with pytest.raises(RunError, match="layers 3, not 4"):
         examples(run, Feature(4, 0))
-    with pytest.raises(PromptError, match="at least one"):
+    with pytest.raises(PromptError, match="n must be at least 1, got 0"):
         examples(run, Feature(3, 0), n=0)

@@ -354,5 +354,5 @@ def test_command_shows_as_many_samples_and_layers_as_asked(
     assert "layer 0" not in printed
     assert run_cli(["profile", "run", "--samples", "-1"]) == 2
     assert capsys.readouterr().err == "saescope: samples must be at least 0, got -1\n"
-    with pytest.raises(PromptError, match="--samples is -1"):
+    with pytest.raises(PromptError, match="n_samples must be at least 0, got -1"):
         profile(Run.open("run"), n_samples=-1)

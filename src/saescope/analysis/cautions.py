@@ -5,85 +5,101 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
+import numpy as np
+
 from saescope.store.runs import Run
 
 LEADING_SHARE = 0.5
-_LEAST_PROMPTS = 3
+_MIN_PROMPTS = 3
 APART, ALIKE = 1.5, 1.2
 SINK_SHARE = 0.02
 
 
+def leading_tokens(run: Run) -> list[str]:
+    """A line for every set in which half the prompts or more begin with the same token.
+
+    The norm at position 0 then shows that token, not the set.
+    """
+    first_tokens: list[list[str]] = [[] for _ in run.sets]
+    for row in np.flatnonzero(run.token_pos == 0).tolist():
+        first_tokens[run.set_of_token[row]].append(run.token_text[row])
+    lines = []
+    for name, tokens in zip(run.sets, first_tokens, strict=True):
+        [(token, count)] = Counter(tokens).most_common(1)
+        if count >= max(_MIN_PROMPTS, LEADING_SHARE * len(tokens)):
+            # Bytes are stored as \xe5 already: escaped once is enough.
+            shown = repr(token).replace(r"\\", "\\")
+            lines.append(
+                f"{name}: {count} of {len(tokens)} prompts begin with {shown}: its position-0 norm "
+                "shows that token, not the set; vary how the prompts begin, or compare later "
+                "positions"
+            )
+    return lines
+
+
 @dataclass(frozen=True)
 class Means:
-    """One set's mean norms after one layer, sinks after position 0 left out: with position 0, and without it."""
+    """One set's mean norms after one layer, without later sinks: with position 0 and without."""
 
     with_pos0: float
     later: float
 
 
-def leading_tokens(run: Run) -> list[str]:
-    """A line for every set of which half the prompts or more begin with the same token.
-
-    Position 0's norm then shows that token, not the set.
-    """
-    firsts: list[list[str]] = [[] for _ in run.sets]
-    for row in (run.token_pos == 0).nonzero()[0]:
-        firsts[run.set_of_prompt[run.token_prompt[row]]].append(run.token_text[row])
-    lines = []
-    for name, tokens in zip(run.sets, firsts, strict=True):
-        (token, count), *_ = Counter(tokens).most_common(1)
-        if count >= _LEAST_PROMPTS and count >= LEADING_SHARE * len(tokens):
-            shown = repr(token).replace(
-                r"\\", "\\"
-            )  # a byte is stored as \xe5: once escaped is enough
-            lines.append(
-                f"{name}: {count} of {len(tokens)} prompts begin with {shown}: its position-0 norm shows that token, "
-                "not the set; vary how the prompts begin, or compare later positions"
-            )
-    return lines
-
-
 def position_0_drives(layer: int, means: Mapping[str, Means]) -> list[str]:
-    """A line where two sets' mean norms differ with position 0 and hardly without it, naming the two furthest apart.
+    """A line if two sets' mean norms differ with position 0 and hardly without it.
 
-    They differ by a ratio over `APART` with position 0, and by one under `ALIKE` over later positions.
+    They differ by a ratio above `APART` with position 0, and below `ALIKE` over later positions.
+    The line names the two that are furthest apart.
     """
     pairs = [
-        (one, other)
-        for (one, a), (other, b) in permutations(means.items(), 2)
-        if min(a.later, b.later, b.with_pos0) > 0
-        and a.with_pos0 > APART * b.with_pos0
-        and max(a.later, b.later) < ALIKE * min(a.later, b.later)
+        (name, other)
+        for name, other in permutations(means, 2)
+        if _differ_by_position_0(means[name], means[other])
     ]
     if not pairs:
         return []
-    one, other = max(pairs, key=lambda pair: means[pair[0]].with_pos0 / means[pair[1]].with_pos0)
-    a, b = means[one], means[other]
-    more = f", and likewise in {len(pairs) - 1} more pairs of sets" if len(pairs) > 1 else ""
+    name, other = max(pairs, key=lambda pair: means[pair[0]].with_pos0 / means[pair[1]].with_pos0)
+    first, second = means[name], means[other]
+    more = ""
+    if len(pairs) > 1:
+        more = f", and likewise in {len(pairs) - 1} more pairs of sets"
     return [
-        f"layer {layer}: position 0 makes {one} differ from {other}: mean norms {_against(a.with_pos0, b.with_pos0)} "
-        f"with it, {_against(a.later, b.later)} without it{more}; compare means over later positions"
+        f"layer {layer}: position 0 makes {name} differ from {other}: mean norms "
+        f"{_compared(first.with_pos0, second.with_pos0)} with it, "
+        f"{_compared(first.later, second.later)} without it{more}; "
+        "compare means over later positions"
     ]
+
+
+def _differ_by_position_0(first: Means, second: Means) -> bool:
+    smaller, larger = sorted([first.later, second.later])
+    if smaller <= 0 or second.with_pos0 <= 0:
+        return False
+    return first.with_pos0 > APART * second.with_pos0 and larger < ALIKE * smaller
+
+
+def _compared(first: float, second: float) -> str:
+    return f"{first:.4g} and {second:.4g} ({first / second:.2f}x)"
 
 
 def many_sinks(
-    layer: int, sets: Sequence[str], sinks: Sequence[int], later: Sequence[int]
+    layer: int, sets: Sequence[str], n_sinks: Sequence[int], n_later: Sequence[int]
 ) -> list[str]:
-    """A line where more than `SINK_SHARE` of a layer's later positions are sinks, naming the set that has most.
+    """A line if more than `SINK_SHARE` of a layer's later positions are sinks.
 
-    `later` counts each set's positions after 0, and `sinks` those of them that are one.
+    `n_later` counts each set's positions after 0, `n_sinks` those of them that are sinks. The line
+    names the set with the largest share.
     """
-    if sum(sinks) <= SINK_SHARE * sum(later):
+    if sum(n_sinks) <= SINK_SHARE * sum(n_later):
         return []
-    share, worst = max(
-        ((found / n, name) for name, found, n in zip(sets, sinks, later, strict=True) if n),
-        key=lambda one: one[0],
-    )
+    shares = {
+        name: sinks / later
+        for name, sinks, later in zip(sets, n_sinks, n_later, strict=True)
+        if later
+    }
+    worst = max(shares, key=lambda name: shares[name])
     return [
-        f"layer {layer}: {100 * sum(sinks) / sum(later):.1f} % of later positions are sinks ({100 * share:.1f} % in "
-        f"{worst}): they are no outliers here; set --sink-ratio so that few positions are over it, or --keep-sinks"
+        f"layer {layer}: {100 * sum(n_sinks) / sum(n_later):.1f} % of later positions are sinks "
+        f"({100 * shares[worst]:.1f} % in {worst}): they are no outliers here; raise sink_ratio "
+        "until few positions exceed it, or set keep_sinks"
     ]
-
-
-def _against(one: float, other: float) -> str:
-    return f"{one:.4g} and {other:.4g} ({one / other:.2f}x)"

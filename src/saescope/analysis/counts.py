@@ -1,4 +1,4 @@
-"""Firings counted by prompt: what every question about prompt sets starts from."""
+"""Firings counted per prompt: where every question about prompt sets starts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,31 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from saescope.analysis.stats import Bools, Floats, Ints
 from saescope.errors import PromptError
+from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
 
+def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> "FiringCounts":
+    """One layer's firings over the scored positions, of the features that fire at all."""
+    counted = scored[features.token]
+    prompt = run.token_prompt[features.token[counted]]
+    present, column = np.unique(features.ids[counted], return_inverse=True)
+    ones = np.ones(len(prompt), np.int32)
+    shape = (len(run.prompts), len(present))
+    hits = sparse.coo_array((ones, (prompt, column)), shape).tocsr()
+    n = np.bincount(run.token_prompt[scored], minlength=len(run.prompts))
+    return FiringCounts(present, hits, n, run.set_of_prompt, len(run.sets))
+
+
 @dataclass(frozen=True)
-class Counts:
-    """Firings by prompt: `hits` (prompts × features, sparse) of `n` scored positions each, and each prompt's set."""
+class FiringCounts:
+    """Firings per prompt.
+
+    `hits` (prompts, features; sparse) of `n` (prompts,) scored positions fire; `features` are the
+    ids of the columns, `labels` (prompts,) the index of each prompt's set.
+    """
 
     features: Ints
     hits: Any
@@ -22,47 +38,50 @@ class Counts:
     labels: Ints
     n_sets: int
 
-    def part(self, rows: Bools) -> "Counts":
+    def of_prompts(self, rows: Bools) -> "FiringCounts":
         """Some of the prompts, without those that have no scored position."""
         rows = rows & (self.n > 0)
-        return Counts(self.features, self.hits[rows], self.n[rows], self.labels[rows], self.n_sets)
-
-    def columns(self, which: Bools | Ints) -> "Counts":
-        """Some of the features."""
-        return Counts(self.features[which], self.hits[:, which], self.n, self.labels, self.n_sets)
-
-    @property
-    def member(self) -> Floats:
-        """Which set (row) each prompt (column) is in, as 0 and 1."""
-        return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
-
-    def rates(self) -> Floats:
-        """Share of scored positions that fire, by set and feature."""
-        return np.asarray((self.member @ self.hits) / np.maximum(self.member @ self.n, 1)[:, None])
-
-    def prompts_fired(self) -> Ints:
-        """Number of prompts on which each feature fires at all."""
-        return np.asarray((self.hits > 0).sum(axis=0)).reshape(-1)
-
-    def prompt_rates(self) -> Floats:
-        """Share of prompts that fire at all, by set and feature."""
-        return np.asarray(
-            (self.member @ (self.hits > 0)) / np.maximum(self.member.sum(1), 1)[:, None]
+        return FiringCounts(
+            self.features, self.hits[rows], self.n[rows], self.labels[rows], self.n_sets
         )
 
+    def of_features(self, columns: Bools | Ints) -> "FiringCounts":
+        """Some of the features."""
+        hits = self.hits[:, columns]
+        return FiringCounts(self.features[columns], hits, self.n, self.labels, self.n_sets)
 
-def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> Counts:
-    """One layer's firings over the scored positions, of the features that fire at all."""
-    counted = scored[features.token]
-    prompt = run.token_prompt[features.token[counted]]
-    present, column = np.unique(features.ids[counted], return_inverse=True)
-    shape = (len(run.prompts), len(present))
-    hits = sparse.coo_array((np.ones(len(prompt), np.int32), (prompt, column)), shape).tocsr()
-    n = np.bincount(run.token_prompt[scored], minlength=len(run.prompts))
-    return Counts(present, hits, n, run.set_of_prompt, len(run.sets))
+    @property
+    def membership(self) -> Floats:
+        """Which set each prompt is in, (sets, prompts), as 0 and 1."""
+        return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
+
+    @property
+    def prompts_per_set(self) -> Ints:
+        """Number of prompts of each set, (sets,)."""
+        return np.bincount(self.labels, minlength=self.n_sets)
+
+    def rates(self) -> Floats:
+        """Share of scored positions that fire, (sets, features)."""
+        member = self.membership
+        positions = np.maximum(member @ self.n, 1)
+        return np.asarray((member @ self.hits) / positions[:, None])
+
+    def prompt_rates(self) -> Floats:
+        """Share of prompts that fire at all, (sets, features)."""
+        member = self.membership
+        prompts = np.maximum(member.sum(1), 1)
+        return np.asarray((member @ (self.hits > 0)) / prompts[:, None])
+
+    def prompts_fired(self) -> Ints:
+        """Number of prompts on which each feature fires at all, (features,)."""
+        return np.asarray((self.hits > 0).sum(axis=0)).reshape(-1)
+
+    def fires(self) -> Bools:
+        """Whether each feature fires on any scored position of each prompt, (prompts, features)."""
+        return np.asarray((self.hits > 0).toarray())
 
 
-def fires_by_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints) -> Ints:
+def fires_per_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints) -> Ints:
     """Scored positions on which each of some features fires, (prompts, features)."""
     columns = []
     for feature in ids.tolist():
@@ -71,22 +90,23 @@ def fires_by_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints)
     return np.stack(columns, axis=1)
 
 
-def refuse_unscored(run: Run, counts: Counts) -> None:
-    """Raises PromptError for a set of which no position counts."""
+def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
+    """Mean activation over the scored positions where a feature fires, (sets, features)."""
+    counted = scored[features.token]
+    set_index = run.set_of_token[features.token[counted]]
+    column = np.searchsorted(present, features.ids[counted])
+    shape = (len(run.sets), len(present))
+    cell = set_index * len(present) + column
+    sums = np.bincount(cell, weights=features.acts[counted], minlength=shape[0] * shape[1])
+    fired = np.bincount(cell, minlength=shape[0] * shape[1])
+    return np.asarray(sums / np.maximum(fired, 1)).reshape(shape)
+
+
+def refuse_unscored(run: Run, counts: FiringCounts) -> None:
+    """Raises PromptError for a set without a scored position."""
     for i, name in enumerate(run.sets):
         if counts.n[counts.labels == i].sum() == 0:
             raise PromptError(
                 f"set {name!r} has no scored position (position 0 and sinks do not count): "
-                "use prompts of at least two tokens, or --keep-pos0"
+                "use prompts of at least two tokens, or keep_pos0"
             )
-
-
-def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
-    """Mean activation by set and feature over the scored positions where it fires."""
-    counted = scored[features.token]
-    group = run.set_of_prompt[run.token_prompt][features.token[counted]]
-    cell = group * len(present) + np.searchsorted(present, features.ids[counted])
-    size = len(run.sets) * len(present)
-    sums = np.bincount(cell, weights=features.acts[counted], minlength=size)
-    fired = np.maximum(np.bincount(cell, minlength=size), 1)
-    return np.asarray(sums / fired).reshape(len(run.sets), len(present))

@@ -1,79 +1,35 @@
-"""Features that detect a behaviour: by thresholds on prompts, as groups, and as a classifier tried on other prompts.
+"""Features that detect a behaviour: by thresholds on prompts, as groups, and as a classifier.
 
-Everything is chosen on the discovery part and told of the held-out part. How many features would pass the thresholds
-by chance is measured, not assumed: the same rule with labels shuffled.
+Everything is selected on discovery prompts and reported on held-out prompts. How many features
+pass the thresholds by chance is measured by the same rule with shuffled labels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from saescope.analysis import stats
-from saescope.analysis.classify import Scores, baselines, fit_or_rule, score
-from saescope.analysis.counts import Counts, count_fires, refuse_unscored
+from saescope.analysis.classifier import Classifier, fit_classifier
+from saescope.analysis.counts import FiringCounts, count_fires, refuse_unscored
 from saescope.analysis.detection import (
-    Classifier,
     DetectedFeature,
     Detection,
     DetectSettings,
     PromptFirings,
 )
-from saescope.analysis.measures import measure_sets
-from saescope.analysis.search import Found, find
-from saescope.analysis.sets import check_sets
-from saescope.analysis.stats import Bools, Floats, Ints
+from saescope.analysis.measures import measure_sets, monolinguality
+from saescope.analysis.rates import largest_other, nearest_set, score
+from saescope.analysis.search import SearchResult, search
+from saescope.analysis.sets import Comparison, check_sets, similar_comparisons
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import split_key, split_prompts
+from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.masking import Positions
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
 GROUP_JACCARD = 0.5
-
-
-@dataclass(frozen=True)
-class _Question:
-    """Which sets are asked about, and which prompts are for what."""
-
-    run: Run
-    target: str
-    against: list[str]
-    discovery: Bools
-    settings: DetectSettings
-
-    @property
-    def positive(self) -> Bools:
-        return np.array([p.set == self.target for p in self.run.prompts])
-
-    @property
-    def negative(self) -> Bools:
-        return np.array([p.set in self.against for p in self.run.prompts])
-
-    @property
-    def keys(self) -> list[str]:
-        return [split_key(prompt) for prompt in self.run.prompts]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One layer's firings, and what the search found among the sets asked about (columns as in `counts`)."""
-
-    number: int
-    stored: LayerFeatures
-    positions: Positions
-    counts: Counts
-    asked: Counts
-    found: Found
-    passing: Ints
-    best_gap: float
-
-    @property
-    def fires(self) -> Bools:
-        """Whether each feature (column) fires on any scored position of each prompt (row)."""
-        return np.asarray((self.counts.hits > 0).toarray())
+_MIN_PROMPTS = 10  # with fewer on a side, thresholds pass by chance
 
 
 def detect(
@@ -85,264 +41,220 @@ def detect(
     transfer: Mapping[str, Sequence[str]] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Detection:
-    """Features that fire on `target` prompts and not on those of the sets `against` (all others when left out).
+    """Features that fire on prompts of `target` and not on those of the sets `against`.
 
-    The classifier is of the layer with the largest gap between shares of prompts. `transfer` names positive sets and
-    the negative ones each is tried with; when left out, sets named alike (`x_en` against `y_en` finds `x_ja` and
-    `y_ja`), or else every other set against the remaining ones. Raises PromptError for sets that are not there.
+    Default of `against`: all other sets. The classifier belongs to the layer with the largest gap
+    between shares of prompts. `transfer` names positive sets and the negative ones that each is
+    tried with. Default: sets named alike (`x_en` against `y_en` finds `x_ja` against `y_ja`), or
+    else every other set. Raises PromptError for sets that are not in the run.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", [2])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, saes, ss.bundled_prompts(), f"{folder}/run")
+    ...     result = ss.detect(run, "japanese")
+    >>> result.features[0].holdout_rate, result.features[0].holdout_other_rate
+    (1.0, 0.0)
     """
     settings = settings or DetectSettings()
     settings.check()
     others = check_sets(run.sets, target, against, transfer)
-    split = split_prompts(run.prompts, seed=settings.seed)
-    question = _Question(
-        run, target, others, np.array([part == "discovery" for part in split]), settings
-    )
-    found = [_layer(question, n) for n in layers or run.layers]
+    if transfer is None:
+        transfer = similar_comparisons(run.sets, target, others)
+    comparison = Comparison(run, target, others, settings.seed)
+    found = [_search_layer(comparison, n, settings) for n in layers or run.layers]
+    features = [row for layer in found for row in _detected(comparison, layer, settings)]
+    by_chance = sum((_passing_by_chance(layer, settings) for layer in found), np.zeros(1))
     best = max(found, key=lambda layer: layer.best_gap)
-    features = [f for layer in found for f in _describe(question, layer)]
-    chance = [_by_chance(question, layer) for layer in found]
-    counts = np.sum(chance, axis=0) if settings.shuffles else np.zeros(1)
     return Detection(
         run=str(run.path),
         target=target,
         against=others,
         settings=settings,
         features=sorted(features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, f.feature)),
-        by_chance=float(np.mean(counts)),
-        by_chance_95=float(np.quantile(counts, 0.95)),
-        firings=_firings(question, found, split),
-        classifier=_classifier(
-            question, best, transfer if transfer is not None else _alike(run, target, others)
-        ),
+        by_chance=float(np.mean(by_chance)),
+        by_chance_95=float(np.quantile(by_chance, 0.95)),
+        firings=_firings(comparison, found),
+        classifier=_classifier(comparison, best, transfer, settings.max_k),
         sets=measure_sets(run, best.stored, best.positions.scored),
-        masked={
-            layer.number: (layer.positions.masked_pos0, layer.positions.masked_sinks)
-            for layer in found
-        },
-        warnings=_warnings(question),
+        masked={layer.number: layer.positions.masked for layer in found},
+        warnings=_warnings(comparison),
     )
 
 
-def _layer(question: _Question, number: int) -> _Layer:
-    run, settings = question.run, question.settings
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's firings, and what the search finds among the compared sets.
+
+    Columns are as in `counts`; in `discovery` and `holdout` the target is set 0.
+    """
+
+    number: int
+    stored: LayerFeatures
+    positions: Positions
+    counts: FiringCounts
+    discovery: FiringCounts
+    holdout: FiringCounts
+    found: SearchResult
+    passing: Ints
+    best_gap: float
+
+
+def _search_layer(comparison: Comparison, number: int, settings: DetectSettings) -> _Layer:
+    run = comparison.run
     stored = run.features(number)
     positions = settings.masking.apply(run.token_pos, stored.norms)
     counts = count_fires(run, stored, positions.scored)
     refuse_unscored(run, counts)
-    asked = _asked(question, counts)
-    found = find(asked.part(question.discovery), asked.part(~question.discovery), settings.alpha)
-    rates = asked.part(question.discovery).prompt_rates()
-    gap = rates[0] - rates[1:].max(axis=0)
+    compared = _compared_sets(comparison, counts)
+    discovery = compared.of_prompts(comparison.is_discovery)
+    holdout = compared.of_prompts(~comparison.is_discovery)
+    rates = discovery.prompt_rates()
     return _Layer(
         number=number,
         stored=stored,
         positions=positions,
         counts=counts,
-        asked=asked,
-        found=found,
+        discovery=discovery,
+        holdout=holdout,
+        found=search(discovery, holdout, settings.alpha),
         passing=np.flatnonzero(_passes(rates, settings)),
-        best_gap=float(gap.max(initial=-1.0)),
+        best_gap=float(score(rates, 0).max(initial=-1.0)),
     )
 
 
-def _asked(question: _Question, counts: Counts) -> Counts:
-    """The same firings with the target as set 0 and the sets against it after; other prompts count nothing."""
-    names = [question.target, *question.against]
-    number = {question.run.sets.index(name): i for i, name in enumerate(names)}
-    labels = np.array([number.get(label, -1) for label in counts.labels.tolist()])
-    return replace(counts, n=np.where(labels >= 0, counts.n, 0), labels=labels, n_sets=len(names))
+def _compared_sets(comparison: Comparison, counts: FiringCounts) -> FiringCounts:
+    """The same firings with the target as set 0, then the sets against it; no other prompts."""
+    names = [comparison.target, *comparison.against]
+    new_label = np.full(counts.n_sets, -1)
+    for label, name in enumerate(names):
+        new_label[comparison.run.sets.index(name)] = label
+    labels = new_label[counts.labels]
+    n = np.where(labels >= 0, counts.n, 0)
+    return replace(counts, n=n, labels=labels, n_sets=len(names))
 
 
 def _passes(prompt_rates: Floats, settings: DetectSettings) -> Bools:
-    return np.asarray(
-        (prompt_rates[0] >= settings.min_rate)
-        & (prompt_rates[1:].max(axis=0) <= settings.max_other)
-    )
+    fires_here = prompt_rates[0] >= settings.min_rate
+    silent_elsewhere = largest_other(prompt_rates, 0) <= settings.max_other
+    return np.asarray(fires_here & silent_elsewhere)
 
 
-def _by_chance(question: _Question, layer: _Layer) -> Ints:
-    """How many features pass with labels shuffled among the discovery prompts, once a shuffle."""
-    part = layer.asked.part(question.discovery)
-    enough = part.prompts_fired() >= question.settings.min_rate * float((part.labels == 0).sum())
-    part = part.columns(enough)
-    rng = np.random.default_rng([question.settings.seed, layer.number])
-    return np.array(
-        [
-            int(
-                _passes(
-                    replace(part, labels=rng.permutation(part.labels)).prompt_rates(),
-                    question.settings,
-                ).sum()
-            )
-            for _ in range(question.settings.shuffles)
-        ],
-        dtype=np.int64,
-    )
+def _passing_by_chance(layer: _Layer, settings: DetectSettings) -> Floats:
+    """How many features pass on discovery prompts with shuffled labels, per shuffle."""
+    discovery = layer.discovery
+    if settings.shuffles == 0:
+        return np.zeros(1)
+    n_target = float((discovery.labels == 0).sum())
+    fires_enough = discovery.prompts_fired() >= settings.min_rate * n_target
+    candidates = discovery.of_features(fires_enough)
+    rng = np.random.default_rng([settings.seed, layer.number])
+    passing = np.zeros(settings.shuffles)
+    for shuffle in range(settings.shuffles):
+        shuffled = replace(candidates, labels=rng.permutation(candidates.labels))
+        passing[shuffle] = _passes(shuffled.prompt_rates(), settings).sum()
+    return passing
 
 
-def _describe(question: _Question, layer: _Layer) -> list[DetectedFeature]:
+def _detected(
+    comparison: Comparison, layer: _Layer, settings: DetectSettings
+) -> list[DetectedFeature]:
+    """The features of one layer that pass on discovery prompts."""
     if not len(layer.passing):
         return []
-    shown = layer.asked.columns(layer.passing)
-    rates = shown.part(question.discovery).prompt_rates()
-    holdout = shown.part(~question.discovery)
-    held = holdout.prompt_rates()
-    n_held = int((holdout.labels == 0).sum())
-    ci = stats.wilson(held[0], n_held)
-    nu = _monolinguality(question, layer, shown.features)
-    groups = _groups(layer, shown.features)
+    holdout = layer.holdout.of_features(layer.passing)
+    rates = layer.discovery.of_features(layer.passing).prompt_rates()
+    holdout_rates = holdout.prompt_rates()
+    n_holdout = int((holdout.labels == 0).sum())
+    others, holdout_others = largest_other(rates, 0), largest_other(holdout_rates, 0)
+    nearest = nearest_set(rates, 0) - 1
+    holdout_ci = stats.wilson(holdout_rates[0], n_holdout)
+    holdout_passes = _passes(holdout_rates, settings)
+    ids = layer.counts.features[layer.passing]
+    strength = _monolinguality(comparison, layer, ids)
+    groups = _groups(layer, ids)
     return [
         DetectedFeature(
-            feature=Feature(layer.number, int(shown.features[at])),
+            feature=Feature(layer.number, int(ids[at])),
             prompt_rate=float(rates[0, at]),
-            prompt_other_rate=float(rates[1:, at].max()),
-            other_set=question.against[int(rates[1:, at].argmax())],
-            holdout_rate=float(held[0, at]),
-            holdout_ci=(float(ci[0][at]), float(ci[1][at])),
-            holdout_other_rate=float(held[1:, at].max()),
-            holdout_passes=bool(_passes(held, question.settings)[at]),
+            prompt_other_rate=float(others[at]),
+            other_set=comparison.against[int(nearest[at])],
+            holdout_rate=float(holdout_rates[0, at]),
+            holdout_ci=holdout_ci.at(at),
+            holdout_other_rate=float(holdout_others[at]),
+            holdout_passes=bool(holdout_passes[at]),
             p=float(layer.found.p[0, column]),
             q=float(layer.found.q[0, column]),
             confirmed=bool(layer.found.confirmed[0, column]),
-            monolinguality=float(nu[at]),
+            monolinguality=float(strength[at]),
             group=int(groups[at]),
         )
         for at, column in enumerate(layer.passing.tolist())
     ]
 
 
-def _monolinguality(question: _Question, layer: _Layer, ids: Ints) -> Floats:
-    """Mean activation over scored positions of the target less that of the others, silent positions counted as 0."""
-    if not len(ids):
-        return np.zeros(0)
-    run, scored = question.run, layer.positions.scored
-    means = []
-    for prompts in (question.positive, question.negative):
-        rows = scored & prompts[run.token_prompt]
-        counted = rows[layer.stored.token]
-        acts, of = layer.stored.acts[counted].astype(np.float64), layer.stored.ids[counted]
-        position = np.searchsorted(ids, of)
-        known = ids[np.minimum(position, len(ids) - 1)] == of
-        sums = np.bincount(position[known], weights=acts[known], minlength=len(ids))[: len(ids)]
-        means.append(sums / max(1, int(rows.sum())))
-    return np.asarray(means[0] - means[1])
+def _classifier(
+    comparison: Comparison, layer: _Layer, transfer: Mapping[str, Sequence[str]], max_k: int
+) -> Classifier:
+    strength = _monolinguality(comparison, layer, layer.counts.features)
+    return fit_classifier(comparison, layer.number, layer.counts, strength, transfer, max_k)
+
+
+def _monolinguality(comparison: Comparison, layer: _Layer, ids: Ints) -> Floats:
+    token_prompt = comparison.run.token_prompt
+    scored = layer.positions.scored
+    target = scored & comparison.is_target[token_prompt]
+    others = scored & comparison.is_other[token_prompt]
+    return monolinguality(layer.stored, target, others, ids)
 
 
 def _groups(layer: _Layer, ids: Ints) -> Ints:
-    """Numbers of groups whose features fire on the same tokens: average linkage, half of their tokens shared."""
+    """Group numbers of features that fire on the same tokens, (features,).
+
+    Groups are made by average linkage, where features share half of their tokens.
+    """
     if len(ids) < 2:
         return np.zeros(len(ids), np.int64)
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    rows = np.flatnonzero(layer.positions.scored)
-    stored = layer.stored
-    fires = np.stack([stored.fires(f)[rows] for f in ids.tolist()])
+    scored = np.flatnonzero(layer.positions.scored)
+    fires = np.stack([layer.stored.fires(feature)[scored] for feature in ids.tolist()])
     both = fires.astype(np.float32) @ fires.T.astype(np.float32)
-    alone = fires.sum(axis=1)
-    distance = 1 - both / np.maximum(alone[:, None] + alone[None, :] - both, 1)
-    upper = distance[np.triu_indices(len(ids), 1)]
-    return np.asarray(fcluster(linkage(upper, "average"), GROUP_JACCARD, "distance"), np.int64) - 1
+    n_tokens = fires.sum(axis=1)
+    either = n_tokens[:, None] + n_tokens[None, :] - both
+    distance = 1 - both / np.maximum(either, 1)
+    pairs = distance[np.triu_indices(len(ids), 1)]
+    groups = fcluster(linkage(pairs, "average"), GROUP_JACCARD, "distance")
+    return np.asarray(groups, np.int64) - 1
 
 
-def _firings(
-    question: _Question, found: Sequence[_Layer], split: Sequence[str]
-) -> list[PromptFirings]:
-    fires: list[list[Feature]] = [[] for _ in question.run.prompts]
+def _firings(comparison: Comparison, found: Sequence[_Layer]) -> list[PromptFirings]:
+    """Per prompt of the run, the passing features that fire on it."""
+    prompts = comparison.run.prompts
+    fires: list[list[Feature]] = [[] for _ in prompts]
     for layer in found:
-        part = layer.counts.columns(layer.passing)
-        for prompt, column in zip(*np.nonzero((part.hits > 0).toarray()), strict=True):
-            fires[prompt].append(Feature(layer.number, int(part.features[column])))
+        passing = layer.counts.of_features(layer.passing)
+        for prompt, column in np.argwhere(passing.fires()).tolist():
+            fires[prompt].append(Feature(layer.number, int(passing.features[column])))
     return [
-        PromptFirings(prompt.id, prompt.set, part, fires[n])
-        for n, (prompt, part) in enumerate(zip(question.run.prompts, split, strict=True))
+        PromptFirings(prompt.id, prompt.set, part, fired)
+        for prompt, part, fired in zip(prompts, comparison.split, fires, strict=True)
     ]
 
 
-def _alike(run: Run, target: str, against: Sequence[str]) -> dict[str, list[str]]:
-    """Sets named like the target and the one against it: `x_en`, `y_en` finds `x_ja` with `y_ja`; else every other."""
-    if len(against) == 1:
-        shared = next(
-            (
-                n
-                for n in range(min(len(target), len(against[0])))
-                if target[-n - 1] != against[0][-n - 1]
-            ),
-            0,
-        )
-        x, y = target[: len(target) - shared], against[0][: len(against[0]) - shared]
-        pairs = {
-            name: [y + name[len(x) :]] for name in run.sets if name.startswith(x) and name != target
-        }
-        pairs = {
-            name: negatives
-            for name, negatives in pairs.items()
-            if negatives[0] in run.sets and shared
-        }
-        if pairs:
-            return pairs
-    rest = [name for name in run.sets if name != target]
-    return {
-        name: [n for n in against if n != name] for name in rest if any(n != name for n in against)
-    }
-
-
-def _classifier(
-    question: _Question, layer: _Layer, transfer: Mapping[str, Sequence[str]]
-) -> Classifier:
-    run, seed = question.run, question.settings.seed
-    usable = layer.counts.n > 0
-    asked = (question.positive | question.negative) & usable
-    train, test = asked & question.discovery, asked & ~question.discovery
-    fires = layer.fires
-    features, most = layer.counts.features, question.settings.max_k
-    strength = _monolinguality(question, layer, features)
-    rule = fit_or_rule(
-        fires[train], question.positive[train], features, layer.number, most, strength
-    )
-    plain = baselines(run.resids(layer.number).mean, _words(run), question.positive, train)
-    detectors = {"rule": rule(fires), **{name: detected for name, (detected, _) in plain.items()}}
-
-    def judge(name: str, rows: Bools, positive: Bools) -> Scores:
-        keys = [key for key, chosen in zip(question.keys, rows, strict=True) if chosen]
-        return score(detectors[name][rows], positive[rows], keys, seed)
-
-    transferred = {}
-    held = usable & ~question.discovery
-    for name, negatives in transfer.items():
-        positive = np.array([p.set == name for p in run.prompts])
-        rows = held & (positive | np.array([p.set in negatives for p in run.prompts]))
-        transferred[name] = (
-            judge("rule", rows, positive),
-            {b: judge(b, rows, positive) for b in plain},
-        )
-    return Classifier(
-        layer=layer.number,
-        features=rule.features,
-        discovery=judge("rule", train, question.positive),
-        holdout=judge("rule", test, question.positive),
-        baselines={name: judge(name, test, question.positive) for name in plain},
-        transfer=transferred,
-    )
-
-
-def _words(run: Run) -> Any:
-    """Which tokens occur in each prompt, sparse."""
-    _, column = np.unique(run.token_id, return_inverse=True)
-    shape = (len(run.prompts), int(column.max()) + 1)
-    counts = sparse.coo_array((np.ones(len(column)), (run.token_prompt, column)), shape).tocsr()
-    return (counts > 0).astype(np.float64)
-
-
-def _warnings(question: _Question) -> list[str]:
-    sizes = [
+def _warnings(comparison: Comparison) -> list[str]:
+    is_discovery = comparison.is_discovery
+    discovery, holdout, other_discovery, other_holdout = (
         int((rows & part).sum())
-        for rows in (question.positive, question.negative)
-        for part in (question.discovery, ~question.discovery)
-    ]
-    if min(sizes) >= 10:
+        for rows in (comparison.is_target, comparison.is_other)
+        for part in (is_discovery, ~is_discovery)
+    )
+    if min(discovery, holdout, other_discovery, other_holdout) >= _MIN_PROMPTS:
         return []
     return [
-        f"few prompts: {question.target} has {sizes[0]} for discovery and {sizes[1]} held out, the others {sizes[2]} "
-        f"and {sizes[3]}; with fewer than 10 in each, thresholds pass by chance and intervals are wide"
+        f"few prompts: {comparison.target} has {discovery} for discovery and {holdout} held out, "
+        f"the others {other_discovery} and {other_holdout}; with fewer than {_MIN_PROMPTS} in "
+        "each, thresholds pass by chance and intervals are wide"
     ]

@@ -3,18 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from saescope.analysis.classify import Scores
+from saescope.analysis.classifier import Classifier
 from saescope.analysis.measures import SetMeasures
 from saescope.analysis.search import check_alpha
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
-from saescope.store.masking import Masking
+from saescope.store.masking import MaskedCounts, Masking
 from saescope.table import Table
 
 
 @dataclass(frozen=True)
 class DetectSettings:
-    """Thresholds on shares of prompts, and how to search with them."""
+    """Thresholds on shares of prompts, and how to search with them.
+
+    >>> import saescope as ss
+    >>> ss.DetectSettings(min_rate=0.1).check()
+    Traceback (most recent call last):
+    saescope.errors.PromptError: max_other must be below min_rate, got 0.2 and 0.1
+    """
 
     min_rate: float = 0.8
     "Smallest share of target prompts on which a feature fires."
@@ -55,13 +61,60 @@ class DetectSettings:
         self.masking.check()
 
 
+@final
+@dataclass(frozen=True)
+class Detection(Table):
+    """The result of `detect`.
+
+    `by_chance` features pass the thresholds with shuffled labels, on average over the shuffles;
+    in 95 % of them at most `by_chance_95` do.
+    """
+
+    run: str
+    target: str
+    against: list[str]
+    settings: DetectSettings
+    features: list["DetectedFeature"]
+    by_chance: float
+    by_chance_95: float
+    firings: list["PromptFirings"]
+    classifier: Classifier
+    sets: dict[str, SetMeasures]
+    masked: dict[int, MaskedCounts]
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope detect`, without the edits file."""
+        return {
+            "target": self.target,
+            "against": self.against,
+            "features": self.rows(),
+            "by_chance": {
+                "mean": self.by_chance,
+                "q95": self.by_chance_95,
+                "shuffles": self.settings.shuffles,
+            },
+            "firings": [firings.to_dict() for firings in self.firings],
+            "classifier": self.classifier.to_dict(),
+            "sets": {name: vars(measures) for name, measures in self.sets.items()},
+            "masked": {str(layer): masked._asdict() for layer, masked in self.masked.items()},
+            "warnings": self.warnings,
+            "run": self.run,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per feature that passes the thresholds."""
+        return [feature.to_dict() for feature in self.features]
+
+
 @dataclass(frozen=True)
 class DetectedFeature:
     """A feature that passes the thresholds on discovery prompts.
 
-    Shares of prompts on which it fires at all, the other one the largest in another set; `holdout_passes` says whether
-    the thresholds hold on held-out prompts too. `monolinguality` is the mean activation over the target's scored
-    positions less that over the others' (Qwen-Scope's measure); features of one `group` fire on the same tokens.
+    Rates are shares of prompts on which it fires at all, `other_` the largest of any other set;
+    `holdout_passes` says whether the thresholds hold on held-out prompts too. `monolinguality` is
+    the mean activation over the target's scored positions minus that over the others'
+    (Qwen-Scope's measure). Features of one `group` fire on the same tokens.
     """
 
     feature: Feature
@@ -78,86 +131,20 @@ class DetectedFeature:
     monolinguality: float
     group: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**vars(self), "feature": str(self.feature), "holdout_ci": list(self.holdout_ci)}
+
 
 @dataclass(frozen=True)
 class PromptFirings:
-    """Which of the detected features fire on a prompt."""
+    """The detected features that fire on a prompt."""
 
     id: str
     set: str
     split: str
     fires: list[Feature]
 
-
-@dataclass(frozen=True)
-class Classifier:
-    """The OR-rule: its features, how it does on held-out prompts and on other sets, and what plainer detectors do."""
-
-    layer: int
-    features: list[Feature]
-    discovery: Scores
-    holdout: Scores
-    baselines: dict[str, Scores]
-    transfer: dict[str, tuple[Scores, dict[str, Scores]]]
-
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; the scores of the held-out part stand at the top."""
-        return {
-            "layer": self.layer,
-            "features": [str(feature) for feature in self.features],
-            **self.holdout.to_dict(),
-            "discovery": self.discovery.to_dict(),
-            "baselines": {name: scores.to_dict() for name, scores in self.baselines.items()},
-            "transfer": {
-                name: {**scores.to_dict(), "baselines": {b: s.to_dict() for b, s in others.items()}}
-                for name, (scores, others) in self.transfer.items()
-            },
-        }
-
-
-@final
-@dataclass(frozen=True)
-class Detection(Table):
-    """The answer to `detect`."""
-
-    run: str
-    target: str
-    against: list[str]
-    settings: DetectSettings
-    features: list[DetectedFeature]
-    by_chance: float
-    by_chance_95: float
-    firings: list[PromptFirings]
-    classifier: Classifier
-    sets: dict[str, SetMeasures]
-    masked: dict[int, tuple[int, int]]
-    warnings: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope detect`, but for the edits file."""
-        return {
-            "target": self.target,
-            "against": self.against,
-            "features": [_feature_dict(f) for f in self.features],
-            "by_chance": {
-                "mean": self.by_chance,
-                "q95": self.by_chance_95,
-                "shuffles": self.settings.shuffles,
-            },
-            "firings": [{**vars(p), "fires": [str(f) for f in p.fires]} for p in self.firings],
-            "classifier": self.classifier.to_dict(),
-            "sets": {name: vars(one) for name, one in self.sets.items()},
-            "masked": {
-                str(n): {"pos0": pos0, "sinks": sinks} for n, (pos0, sinks) in self.masked.items()
-            },
-            "warnings": self.warnings,
-            "run": self.run,
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a feature that passes the thresholds."""
-        return [_feature_dict(f) for f in self.features]
-
-
-def _feature_dict(f: DetectedFeature) -> dict[str, Any]:
-    return {**vars(f), "feature": str(f.feature), "holdout_ci": list(f.holdout_ci)}
+        """As plain values."""
+        return {**vars(self), "fires": [str(feature) for feature in self.fires]}

@@ -5,22 +5,81 @@ from typing import Any, final
 
 import numpy as np
 
-from saescope.analysis.stats import Bools, Floats
-from saescope.errors import PromptError, RunError
+from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
+from saescope.store.arrays import Bools, Floats
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.table import Table
 
 
-@dataclass(frozen=True)
-class TokenAct:
-    """One token: the feature's activation (0 where it does not fire), and what keeps the position from counting."""
+def examples(
+    run: Run, feature: Feature, masking: Masking | None = None, *, n: int = 5
+) -> "Examples":
+    """The n prompts, of any set, with the feature's largest activations on scored positions.
 
-    text: str
-    pos: int
-    act: float
-    masked: str | None
+    Raises PromptError if n is below 1, RunError for a feature that the run does not hold.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", [2])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, saes, ss.texts(["hello", "good morning"]), f"{folder}/run")
+    ...     feature = ss.Feature(2, int(run.features(2).ids[-1]))
+    ...     len(ss.examples(run, feature, n=1).examples)
+    1
+    """
+    if n < 1:
+        raise PromptError(f"n must be at least 1, got {n}")
+    run.check_feature(feature)
+    stored = run.features(feature.layer)
+    masking = masking or Masking()
+    acts = _FeatureActs(
+        acts=stored.acts_of(feature.id).astype(np.float64),
+        scored=masking.apply(run.token_pos, stored.norms).scored,
+        candidates=masking.candidates(run.token_pos),
+    )
+    strongest = np.zeros(len(run.prompts))
+    np.maximum.at(strongest, run.token_prompt[acts.scored], acts.acts[acts.scored])
+    fired = int((strongest > 0).sum())
+    ranked = np.argsort(-strongest, kind="stable")[: min(n, fired)]
+    return Examples(
+        run=str(run.path),
+        feature=feature,
+        fired=fired,
+        examples=tuple(
+            _example(run, prompt, float(strongest[prompt]), acts) for prompt in ranked.tolist()
+        ),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Examples(Table):
+    """A feature's strongest prompts, strongest first, and on how many prompts it fires at all."""
+
+    run: str
+    feature: Feature
+    fired: int
+    examples: tuple["Example", ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "feature": str(self.feature),
+            "fired": self.fired,
+            "examples": [example.to_dict() for example in self.examples],
+            "run": self.run,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per token."""
+        return [
+            {"prompt": example.prompt, "set": example.set, **vars(token)}
+            for example in self.examples
+            for token in example.tokens
+        ]
 
 
 @dataclass(frozen=True)
@@ -30,80 +89,47 @@ class Example:
     prompt: str
     set: str
     strongest: float
-    tokens: tuple[TokenAct, ...]
-
-
-@final
-@dataclass(frozen=True)
-class Examples(Table):
-    """A feature's strongest prompts, strongest first, and in how many it fires on a scored position at all."""
-
-    run: str
-    feature: Feature
-    fired: int
-    examples: tuple[Example, ...]
+    tokens: tuple["TokenAct", ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        examples = [{**vars(e), "tokens": [dict(vars(t)) for t in e.tokens]} for e in self.examples]
-        return {
-            "feature": str(self.feature),
-            "fired": self.fired,
-            "examples": examples,
-            "run": self.run,
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a token."""
-        return [
-            {"prompt": e.prompt, "set": e.set, **vars(token)}
-            for e in self.examples
-            for token in e.tokens
-        ]
-
-
-def examples(run: Run, feature: Feature, masking: Masking | None = None, *, n: int = 5) -> Examples:
-    """The n prompts, of any set, with the feature's largest activations on scored positions.
-
-    Raises RunError for a feature that the run does not hold.
-    """
-    if n < 1:
-        raise PromptError(f"n is {n}: ask for at least one example")
-    run.check_layer(feature.layer)
-    if not 0 <= feature.id < run.saes[feature.layer].d_sae:
-        raise RunError(
-            f"feature {feature} is none: layer {feature.layer} has {run.saes[feature.layer].d_sae} features"
-        )
-    stored = run.features(feature.layer)
-    masking = masking or Masking()
-    scored = masking.apply(run.token_pos, stored.norms).scored
-    acts = stored.acts_of(feature.id).astype(np.float64)
-    strongest = np.zeros(len(run.prompts))
-    np.maximum.at(strongest, run.token_prompt[scored], acts[scored])
-    fired = int((strongest > 0).sum())
-    chosen = np.argsort(-strongest, kind="stable")[: min(n, fired)]
-    of = _Acts(acts, scored, masking.candidates(run.token_pos))
-    made = tuple(_example(run, int(p), float(strongest[p]), of) for p in chosen)
-    return Examples(run=str(run.path), feature=feature, fired=fired, examples=made)
+        return {**vars(self), "tokens": [dict(vars(token)) for token in self.tokens]}
 
 
 @dataclass(frozen=True)
-class _Acts:
-    """One feature over all tokens: its activations, which positions are scored, and which but sinks would be."""
+class TokenAct:
+    """One token, the feature's activation (0 where it does not fire), and why it is masked."""
+
+    text: str
+    pos: int
+    act: float
+    masked: str | None
+
+
+@dataclass(frozen=True)
+class _FeatureActs:
+    """One feature over all tokens (tokens,); `candidates` would be scored if sinks were too."""
 
     acts: Floats
     scored: Bools
     candidates: Bools
 
-    def masked(self, row: int) -> str | None:
-        """Why a token does not count; a first position over the limit is both, and is called a position 0."""
-        return None if self.scored[row] else "sink" if self.candidates[row] else "position 0"
+    def masked(self, token: int) -> str | None:
+        """Why a token does not count; a sink at position 0 is called a position 0."""
+        if self.scored[token]:
+            return None
+        return "sink" if self.candidates[token] else "position 0"
 
 
-def _example(run: Run, prompt: int, strongest: float, of: _Acts) -> Example:
-    rows = np.flatnonzero(run.token_prompt == prompt).tolist()
-    tokens = tuple(
-        TokenAct(run.token_text[row], int(run.token_pos[row]), float(of.acts[row]), of.masked(row))
-        for row in rows
-    )
-    return Example(run.prompts[prompt].id, run.prompts[prompt].set, strongest, tokens)
+def _example(run: Run, prompt: int, strongest: float, acts: _FeatureActs) -> Example:
+    tokens = [
+        TokenAct(
+            text=run.token_text[token],
+            pos=int(run.token_pos[token]),
+            act=float(acts.acts[token]),
+            masked=acts.masked(token),
+        )
+        for token in np.flatnonzero(run.token_prompt == prompt).tolist()
+    ]
+    source = run.prompts[prompt]
+    return Example(source.id, source.set, strongest, tuple(tokens))

@@ -1,25 +1,95 @@
-"""Whether an SAE fits a model it was not trained on, from runs that keep each token's reconstruction error."""
+"""Whether an SAE fits a model that it was not trained on.
+
+Compares runs that keep each token's reconstruction error.
+"""
 
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from saescope.analysis.agreement import agreement
-from saescope.analysis.stats import Bools
+from saescope.analysis.agreement import LayerAgreement, agreement
 from saescope.errors import RunError
-from saescope.store.masking import Masking
+from saescope.store.arrays import Float32s
+from saescope.store.masking import MaskedCounts, Masking
 from saescope.store.runs import Run
+from saescope.store.tables import PromptResids
 from saescope.table import Table
 
 FITS_RATIO, FITS_JACCARD, POOR_FVU = 1.25, 0.6, 0.5
 
 
+def fitness(run: Run, base: Run | None = None) -> "Fitness":
+    """How well the run's SAEs rebuild its model's residuals.
+
+    `base` is a run of the model that the SAEs were trained on, with the same prompts, to compare
+    with. Position 0 and sinks never count here, because no SAE is trained on them. Raises RunError
+    for runs without reconstruction errors (`extract(..., errors=True)`), of different SAEs, or of
+    different tokens.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", [2])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sets = ss.bundled_prompts()[:2]
+    ...     run = ss.extract(lm, saes, sets, f"{folder}/run", errors=True)
+    ...     0 < ss.fitness(run).layers[2].fvu < 0.5
+    True
+    """
+    masking = Masking()
+    agreed: dict[int, LayerAgreement] = {}
+    if base is not None:
+        _check_same_saes(run, base)
+        agreed = agreement(base, run, masking).layers
+    layers = {}
+    for layer in run.layers:
+        here = _measure(run, layer, masking)
+        there = None
+        if base is not None:
+            there = _measure(base, layer, masking)
+        layers[layer] = _layer_fitness(here, there, agreed.get(layer))
+    return Fitness(
+        model=run.model.repo,
+        base=base.model.repo if base else None,
+        sae=next(iter(run.saes.values())).release,
+        layers=layers,
+        run=str(run.path),
+        base_run=str(base.path) if base else None,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Fitness(Table):
+    """The result of `fitness`."""
+
+    model: str
+    base: str | None
+    sae: str
+    layers: dict[int, "LayerFitness"]
+    run: str
+    base_run: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON of `saescope fitness`."""
+        return {
+            **vars(self),
+            "layers": {str(n): layer.to_dict() for n, layer in self.layers.items()},
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per layer."""
+        return [{"layer": n, **layer.to_dict()} for n, layer in self.layers.items()]
+
+
 @dataclass(frozen=True)
 class LayerFitness:
-    """One layer: share of variance unexplained (FVU) and features that fire a token (L0), here and on the base model.
+    """One layer: the fraction of variance unexplained (FVU) and the features per token (L0).
 
-    `topk_jaccard` and `found_both` of `found_either` compare the features that the two models fire on the same tokens.
+    `base_` figures are those of the model that the SAE was trained on, None without a base run.
+    `topk_jaccard`, and `found_both` of `found_either`, compare the features that fire in the two
+    models on the same tokens.
     """
 
     tokens: int
@@ -41,131 +111,101 @@ class LayerFitness:
         """What may be expected of the SAE on this model, in words."""
         share = f"{100 * (1 - self.fvu):.0f} % of the variance is explained"
         if self.base_fvu is None or self.topk_jaccard is None:
-            known = "; compare with the model it was trained on (--base) to know what it loses"
+            fit = f"plausible fit: {share}"
+            if self.fvu > POOR_FVU:
+                fit = f"poor fit: only {share}"
+            return f"{fit}; compare with a base run, of its own model, to know what it loses"
+        share += f" ({100 * (1 - self.base_fvu):.0f} % on its own model)"
+        same = f"{100 * self.topk_jaccard:.0f} % of features are the same"
+        explains_less = self.fvu > FITS_RATIO * self.base_fvu
+        other_features = self.topk_jaccard < FITS_JACCARD
+        if explains_less and other_features:
+            return f"does not fit: {share}, {same}; use an SAE trained on this model"
+        if explains_less:
+            return f"fits with losses: {share}, {same}; read weak features with care"
+        if other_features:
             return (
-                f"poor fit: only {share}" if self.fvu > POOR_FVU else f"plausible fit: {share}"
-            ) + known
-        beside = f"{share} ({100 * (1 - self.base_fvu):.0f} % on its own model)"
-        kept = f"{100 * self.topk_jaccard:.0f} % of features are the same"
-        worse = self.fvu > FITS_RATIO * self.base_fvu
-        if worse and self.topk_jaccard < FITS_JACCARD:
-            return f"does not fit: {beside}, {kept}; use an SAE trained on this model"
-        if worse:
-            return f"fits with losses: {beside}, {kept}; read weak features with care"
-        if self.topk_jaccard < FITS_JACCARD:
-            return f"reconstructs, but with other features: {beside}, only {kept}; find features on this model anew"
-        return f"fits: {beside}, {kept}"
-
-
-@final
-@dataclass(frozen=True)
-class Fitness(Table):
-    """The answer to `fitness`."""
-
-    model: str
-    base: str | None
-    sae: str
-    layers: dict[int, LayerFitness]
-    run: str
-    base_run: str | None
+                f"reconstructs, but with other features: {share}, only {same}; "
+                "find features on this model anew"
+            )
+        return f"fits: {share}, {same}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope fitness`."""
-        return {
-            "model": self.model,
-            "base": self.base,
-            "sae": self.sae,
-            "layers": {
-                str(n): {**vars(one), "verdict": one.verdict} for n, one in self.layers.items()
-            },
-            "run": self.run,
-            "base_run": self.base_run,
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a layer."""
-        return [{"layer": n, **vars(one), "verdict": one.verdict} for n, one in self.layers.items()]
+        """As plain values."""
+        return {**vars(self), "verdict": self.verdict}
 
 
-def fitness(run: Run, base: Run | None = None) -> Fitness:
-    """How well the run's SAEs rebuild its model's residuals, beside a run of the model they were trained on.
-
-    Position 0 and sinks never count here: no SAE is trained on them.
-    Raises RunError for runs without reconstruction errors, of other SAEs, or of other tokens.
-    """
-    rule = Masking()
-    if base is not None and {n: s.fingerprint for n, s in base.saes.items()} != {
-        n: s.fingerprint for n, s in run.saes.items()
-    }:
-        raise RunError(
-            f"{run.path} and {base.path} are of different SAEs: compare two models under the same ones"
-        )
-    agreed = agreement(base, run, rule).layers if base is not None else {}
-    layers = {}
-    for layer in run.layers:
-        here, there = (
-            _measure(run, layer, rule),
-            _measure(base, layer, rule) if base is not None else None,
-        )
-        same = agreed.get(layer)
-        layers[layer] = LayerFitness(
-            tokens=int(here.scored.sum()),
-            fvu=here.fvu,
-            l0=here.l0,
-            norm_median=here.norm_median,
-            base_fvu=there.fvu if there else None,
-            base_l0=there.l0 if there else None,
-            base_norm_median=there.norm_median if there else None,
-            topk_jaccard=same.topk_jaccard if same else None,
-            top5_equal=same.top5_equal if same else None,
-            found_both=same.found_both if same else None,
-            found_either=same.found_either if same else None,
-            masked_pos0=here.masked_pos0,
-            masked_sinks=here.masked_sinks,
-        )
-    return Fitness(
-        model=run.model.repo,
-        base=base.model.repo if base else None,
-        sae=next(iter(run.saes.values())).release,
-        layers=layers,
-        run=str(run.path),
-        base_run=str(base.path) if base else None,
+def _check_same_saes(run: Run, base: Run) -> None:
+    here, there = (
+        {layer: sae.fingerprint for layer, sae in each.saes.items()} for each in (run, base)
     )
+    if here != there:
+        raise RunError(
+            f"{run.path} and {base.path} have different SAEs: "
+            "compare two models under the same SAEs"
+        )
 
 
 @dataclass(frozen=True)
-class _Measured:
-    scored: Bools
+class _Measurement:
+    """One layer of one run, over its scored positions."""
+
+    tokens: int
     fvu: float
     l0: float
     norm_median: float
-    masked_pos0: int
-    masked_sinks: int
+    masked: MaskedCounts
 
 
-def _measure(run: Run, layer: int, rule: Masking) -> _Measured:
-    """FVU as squared error over squared distance from the mean residual, over scored positions."""
+def _measure(run: Run, layer: int, masking: Masking) -> _Measurement:
     features = run.features(layer)
     if features.error is None:
         raise RunError(f"{run.path} keeps no reconstruction errors: make it with saescope fitness")
-    positions = rule.apply(run.token_pos, features.norms)
+    positions = masking.apply(run.token_pos, features.norms)
     scored = positions.scored
     if not scored.any():
         raise RunError(
-            f"{run.path} has no scored position (position 0 and sinks do not count): use --keep-pos0"
+            f"{run.path} has no scored position (position 0 and sinks do not count): "
+            "use longer prompts"
         )
-    resids = run.resids(layer)
-    mean = np.average(
-        resids.mean.astype(np.float64), axis=0, weights=np.maximum(resids.positions, 1e-9)
-    )
-    squared = float((features.norms[scored].astype(np.float64) ** 2).sum())
-    variance = squared - int(scored.sum()) * float(mean @ mean)
-    error = float((features.error[scored].astype(np.float64) ** 2).sum())
-    return _Measured(
-        scored=scored,
-        fvu=error / variance if variance > 0 else float("inf"),
+    norms = features.norms[scored]
+    return _Measurement(
+        tokens=len(norms),
+        fvu=_fvu(norms, features.error[scored], run.resids(layer)),
         l0=float(features.counts[scored].mean()),
-        norm_median=float(np.median(features.norms[scored])),
-        masked_pos0=positions.masked_pos0,
-        masked_sinks=positions.masked_sinks,
+        norm_median=float(np.median(norms)),
+        masked=positions.masked,
+    )
+
+
+def _fvu(norms: Float32s, errors: Float32s, resids: PromptResids) -> float:
+    """Squared error over squared distance from the mean residual."""
+    weights = np.maximum(resids.positions, 1e-9)
+    mean = np.average(resids.mean.astype(np.float64), axis=0, weights=weights)
+    squares = float((norms.astype(np.float64) ** 2).sum())
+    variance = squares - len(norms) * float(mean @ mean)
+    if variance <= 0:
+        return float("inf")
+    return float((errors.astype(np.float64) ** 2).sum()) / variance
+
+
+def _layer_fitness(
+    here: _Measurement, there: _Measurement | None, agreed: LayerAgreement | None
+) -> LayerFitness:
+    base: dict[str, Any] = {
+        f"base_{name}": getattr(there, name, None) for name in ("fvu", "l0", "norm_median")
+    }
+    shared: dict[str, Any] = {
+        name: getattr(agreed, name, None)
+        for name in ("topk_jaccard", "top5_equal", "found_both", "found_either")
+    }
+    return LayerFitness(
+        tokens=here.tokens,
+        fvu=here.fvu,
+        l0=here.l0,
+        norm_median=here.norm_median,
+        **base,
+        **shared,
+        masked_pos0=here.masked.pos0,
+        masked_sinks=here.masked.sinks,
     )

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of text: bytes and characters a token, fragments of characters, and words in their pieces."""
+"""What a tokenizer makes of text: bytes per token, fragments of characters, words in pieces."""
 
 import re
 import unicodedata
@@ -12,54 +12,8 @@ from statistics import median_low
 from saescope.sources.scripts import is_unspaced
 
 _BYTE = re.compile(rb"(\\x[89a-f][0-9a-f])")
-_STRETCH = 3
+_STRETCH = 3  # characters taken for a word in scripts without spaces
 _APOSTROPHES = "'’ʼ"
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """One prompt's tokens: their texts as stored, and the bytes that each stands for."""
-
-    texts: tuple[str, ...]
-    data: tuple[bytes, ...]
-
-    @classmethod
-    def of(cls, texts: Sequence[str], prompt: str) -> "Pieces":
-        r"""Tokens as a run stores them; `\xe5` is a byte unless the prompt itself says so at this place."""
-        whole = prompt.encode("utf-8", "surrogatepass")
-        data: list[bytes] = []
-        at = 0
-        for text in texts:
-            data.append(_bytes(text.encode("utf-8", "surrogatepass"), whole, at))
-            at += len(data[-1])
-        return cls(tuple(texts), tuple(data))
-
-    @cached_property
-    def text(self) -> str:
-        """The text that the tokens make together; a byte that is part of no character is a surrogate."""
-        return b"".join(self.data).decode("utf-8", "surrogateescape")
-
-    @property
-    def fragments(self) -> int:
-        """How many tokens are no whole characters by themselves."""
-        return sum(not _whole(data) for data in self.data)
-
-    def words(self) -> Iterator["Word"]:
-        """Words with the tokens that hold them; a short stretch at a time in scripts written without spaces."""
-        ends = list(accumulate(map(len, self.data)))
-        for start, word in _words(self.text, set(ends)):
-            last_byte = start + len(_encoded(word)) - 1
-            yield Word(
-                word, self.texts[bisect_right(ends, start) : bisect_right(ends, last_byte) + 1]
-            )
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word, or a stretch of a text without spaces, and the tokens that hold it."""
-
-    text: str
-    pieces: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,46 +26,100 @@ class Sample:
     typical: bool
 
 
-def samples(prompts: Sequence[tuple[str, Pieces]], n: int) -> list[Sample]:
-    """For named prompts, `n` different words: those that split into the most pieces, and last a typical one.
+def samples(prompts: Sequence[tuple[str, "Pieces"]], n: int) -> list[Sample]:
+    """`n` different words of named prompts: those with the most pieces, and last a typical one.
 
-    The typical word has the median number of pieces and of characters, or is nearest to it; the first one wins.
+    The typical word is the first one nearest to the median number of pieces and of characters.
     """
-    found: dict[str, tuple[Word, str]] = {}
-    sizes: list[int] = []
+    first_seen: dict[str, tuple[Word, str]] = {}
+    sizes = []
     for name, pieces in prompts:
         for word in pieces.words():
             sizes.append(len(word.pieces))
-            found.setdefault(word.text, (word, name))
-    if not found or n < 1:
+            first_seen.setdefault(word.text, (word, name))
+    if not first_seen or n < 1:
         return []
-    words = list(found.values())
-    usual, length = median_low(sizes), median_low(len(text) for text in found)
-    typical = min(
-        words, key=lambda one: (abs(len(one[0].pieces) - usual), abs(len(one[0].text) - length))
-    )
-    hardest = sorted(
-        (one for one in words if one is not typical), key=lambda one: -len(one[0].pieces)
-    )[: n - 1]
-    return [
-        Sample(word.text, word.pieces, name, (word, name) == typical)
-        for word, name in [*hardest, typical]
-    ]
+    typical = _typical_word([word for word, _ in first_seen.values()], sizes)
+    others = [word for word, _ in first_seen.values() if word is not typical]
+    hardest = sorted(others, key=lambda word: -len(word.pieces))[: n - 1]
+    result = []
+    for word in [*hardest, typical]:
+        prompt = first_seen[word.text][1]
+        result.append(Sample(word.text, word.pieces, prompt, typical=word is typical))
+    return result
 
 
-def _bytes(stored: bytes, whole: bytes, at: int) -> bytes:
-    """What a stored token stands for, where it begins at byte `at` of the whole text."""
+def _typical_word(words: Sequence["Word"], sizes: Sequence[int]) -> "Word":
+    usual_pieces = median_low(sizes)
+    usual_length = median_low(len(word.text) for word in words)
+
+    def distance(word: Word) -> tuple[int, int]:
+        return abs(len(word.pieces) - usual_pieces), abs(len(word.text) - usual_length)
+
+    return min(words, key=distance)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, or a stretch of a text without spaces, and the tokens that hold it."""
+
+    text: str
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One prompt's tokens: their texts as stored, and the bytes that each stands for."""
+
+    texts: tuple[str, ...]
+    data: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], prompt: str) -> "Pieces":
+        r"""Tokens as a run stores them; `\xe5` is a byte unless the prompt says so itself here."""
+        prompt_bytes = prompt.encode("utf-8", "surrogatepass")
+        data: list[bytes] = []
+        start = 0
+        for text in texts:
+            data.append(_bytes(text.encode("utf-8", "surrogatepass"), prompt_bytes, start))
+            start += len(data[-1])
+        return cls(tuple(texts), tuple(data))
+
+    @cached_property
+    def text(self) -> str:
+        """The tokens' text together; a byte that is part of no character is a surrogate."""
+        return b"".join(self.data).decode("utf-8", "surrogateescape")
+
+    @property
+    def fragments(self) -> int:
+        """How many tokens are not whole characters by themselves."""
+        return sum(not _is_whole(data) for data in self.data)
+
+    def words(self) -> Iterator[Word]:
+        """Words with the tokens that hold them.
+
+        In scripts written without spaces, a short stretch counts as a word.
+        """
+        ends = list(accumulate(map(len, self.data)))
+        for start, word in _words(self.text, set(ends)):
+            last_byte = start + len(_encoded(word)) - 1
+            first, last = bisect_right(ends, start), bisect_right(ends, last_byte)
+            yield Word(word, self.texts[first : last + 1])
+
+
+def _bytes(stored: bytes, prompt: bytes, start: int) -> bytes:
+    """What a stored token stands for, where it begins at byte `start` of the prompt."""
     if rb"\x" not in stored:
         return stored
     data = b""
     for part in _BYTE.split(stored):
-        escaped = _BYTE.fullmatch(part) and not whole.startswith(part, at + len(data))
-        data += bytes([int(part[2:], 16)]) if escaped else part
+        is_byte = _BYTE.fullmatch(part) and not prompt.startswith(part, start + len(data))
+        data += bytes([int(part[2:], 16)]) if is_byte else part
     return data
 
 
 @cache
-def _whole(data: bytes) -> bool:
+def _is_whole(data: bytes) -> bool:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
@@ -119,48 +127,50 @@ def _whole(data: bytes) -> bool:
     return True
 
 
-@cache
-def _kind(letter: str) -> str:
-    """Whether a character is part of a word, of one written without spaces, or (empty) of none."""
-    if unicodedata.category(letter)[0] not in "LMN":
-        return ""
-    return "spaceless" if is_unspaced(letter) else "word"
+def _words(text: str, ends: set[int]) -> Iterator[tuple[int, str]]:
+    """Every word with the byte it begins at; `ends` are the bytes at which tokens end."""
+    start = 0
+    for kind, group in groupby(_kinds(text), key=lambda pair: pair[1]):
+        letters = "".join(letter for letter, _ in group)
+        stretches: Iterator[str] = iter([letters])
+        if kind == "unspaced":
+            stretches = _stretches(letters, start, ends)
+        for word in stretches:
+            if kind and any(letter.isalpha() for letter in word):
+                yield start, word
+            start += len(_encoded(word))
 
 
 def _kinds(text: str) -> Iterator[tuple[str, str]]:
-    """Every character and what it is; an apostrophe between letters is part of their word."""
+    """Every character and its kind; an apostrophe between letters is part of their word."""
     for n, letter in enumerate(text):
-        inner = letter in _APOSTROPHES and 0 < n < len(text) - 1
-        yield (
-            letter,
-            "word"
-            if inner and _kind(text[n - 1]) == _kind(text[n + 1]) == "word"
-            else _kind(letter),
-        )
+        kind = _kind(letter)
+        if letter in _APOSTROPHES and 0 < n < len(text) - 1:
+            before, after = _kind(text[n - 1]), _kind(text[n + 1])
+            if before == after == "word":
+                kind = "word"
+        yield letter, kind
 
 
-def _words(text: str, ends: set[int]) -> Iterator[tuple[int, str]]:
-    """Every word with the byte it begins at; `ends` are the bytes at which tokens end."""
-    at = 0
-    for kind, group in groupby(_kinds(text), key=lambda pair: pair[1]):
-        letters = "".join(letter for letter, _ in group)
-        for part in _stretches(letters, at, ends) if kind == "spaceless" else [letters]:
-            if kind and any(letter.isalpha() for letter in part):
-                yield at, part
-            at += len(_encoded(part))
+@cache
+def _kind(letter: str) -> str:
+    """Whether a character is part of a word, of an unspaced script, or (empty) of neither."""
+    if unicodedata.category(letter)[0] not in "LMN":
+        return ""
+    return "unspaced" if is_unspaced(letter) else "word"
 
 
-def _stretches(letters: str, at: int, ends: set[int]) -> Iterator[str]:
-    """Parts of at least a few characters that end where a token does."""
-    part = ""
+def _stretches(letters: str, start: int, ends: set[int]) -> Iterator[str]:
+    """Stretches of at least a few characters that end where a token does."""
+    stretch = ""
     for letter in letters:
-        part += letter
-        at += len(_encoded(letter))
-        if len(part) >= _STRETCH and at in ends:
-            yield part
-            part = ""
-    if part:
-        yield part
+        stretch += letter
+        start += len(_encoded(letter))
+        if len(stretch) >= _STRETCH and start in ends:
+            yield stretch
+            stretch = ""
+    if stretch:
+        yield stretch
 
 
 def _encoded(text: str) -> bytes:

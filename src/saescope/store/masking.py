@@ -5,6 +5,7 @@ and would dominate every mean. Both are left out by default, and every result sa
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,13 @@ class Masking:
         return float(ascending[(len(ascending) - 1) // 2])
 
 
+class MaskedCounts(NamedTuple):
+    """How many positions each rule left out."""
+
+    pos0: int
+    sinks: int
+
+
 @dataclass(frozen=True)
 class Positions:
     """One layer's tokens: which are sinks, which are scored, and how many each rule left out."""
@@ -88,6 +96,11 @@ class Positions:
     scored: Bools
     masked_pos0: int
     masked_sinks: int
+
+    @property
+    def masked(self) -> MaskedCounts:
+        """How many positions each rule left out."""
+        return MaskedCounts(self.masked_pos0, self.masked_sinks)
 
 
 def _tokens_behind(pos: Ints) -> Ints:

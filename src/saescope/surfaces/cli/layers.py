@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from saescope.analysis.layers import FollowedFeature, Layers, LayerSeparation, Match
+from saescope.analysis.follow import Match
+from saescope.analysis.layers import FollowedFeature, Layers, LayerSeparation
 from saescope.jobs.layers import LayersRequest
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from saescope.analysis.profile import Paired, Profile, SetProfile, Sink
+from saescope.analysis.profile import Profile, SetProfile, Sink
+from saescope.analysis.token_figures import Paired
 from saescope.jobs.profile import ProfileRequest
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
