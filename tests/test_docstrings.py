@@ -15,12 +15,11 @@ from saescope.table import Table
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
     FeatureJudge FunctionJudge Judge Reply ReferenceData EvaluateSettings BakeSettings
-    DetectSettings Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
-    Masking PhraseJudge Prompt PromptSet Run Sae SelectSettings ContrastSettings agreement bake
-    bundled_prompts contrast decoder_cosines detect diff difference_of_means evaluate examples
-    fitness layers
-    load_lm load_sae open_sae parse_edit profile
-    read_direction read_edits read_prompts select steered texts verify write_directions
+    Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
+    PhraseJudge Prompt PromptSet Sae SelectSettings bake
+    bundled_prompts decoder_cosines diff evaluate
+    load_lm load_sae open_sae parse_edit
+    read_direction read_edits read_prompts select steered texts
     write_edits write_report
     """
 # Shown in the example of the function that returns them, as tables are.

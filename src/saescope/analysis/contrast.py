@@ -89,7 +89,7 @@ def contrast(
     >>> lm = ss.load_lm("saescope-tiny", [2])
     >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = ss.extract(lm, saes, ss.bundled_prompts(), f"{folder}/run")
+    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:3], f"{folder}/run")
     ...     result = ss.contrast(run, ss.ContrastSettings(shuffles=0))
     >>> result.layers[2].sets["japanese"].features[0].confirmed
     True

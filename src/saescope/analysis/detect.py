@@ -53,8 +53,8 @@ def detect(
     >>> lm = ss.load_lm("saescope-tiny", [2])
     >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = ss.extract(lm, saes, ss.bundled_prompts(), f"{folder}/run")
-    ...     result = ss.detect(run, "japanese")
+    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:3], f"{folder}/run")
+    ...     result = ss.detect(run, "english", ss.DetectSettings(shuffles=20))
     >>> result.features[0].holdout_rate, result.features[0].holdout_other_rate
     (1.0, 0.0)
     """

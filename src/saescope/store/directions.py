@@ -15,10 +15,13 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
     Raises ResourceError if the file cannot be written.
 
     >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
     >>> import saescope as ss
+    >>> direction = ss.Direction(2, np.array([0.6, 0.8]), name="japanese")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "japanese.safetensors"
-    ...     ss.write_directions([ss.Direction(2, [0.6, 0.8], name="japanese")], path)
+    ...     ss.write_directions([direction], path)
     ...     ss.read_direction(path).norm
     ['direction.2']
     1.0

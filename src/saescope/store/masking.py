@@ -20,6 +20,7 @@ Norms = npt.NDArray[np.floating]
 class Masking:
     """Which positions of a prompt count in statistics.
 
+    >>> import numpy as np
     >>> import saescope as ss
     >>> pos = np.array([0, 1, 2, 0, 1, 2])
     >>> norms = np.array([90.0, 1.0, 1.1, 80.0, 50.0, 0.9])

@@ -17,6 +17,7 @@ class ResumeCache:
     `key_of`. A line that an interruption cut short is ignored.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> import saescope as ss
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "cache.jsonl"

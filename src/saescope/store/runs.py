@@ -38,11 +38,11 @@ class Run:
     >>> lm = ss.load_lm("saescope-tiny", [2])
     >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     ss.extract(lm, saes, ss.bundled_prompts()[:1], Path(folder) / "run").path.name
-    ...     run = ss.Run.open(Path(folder) / "run")
+    ...     ss.extract(lm, saes, ss.bundled_prompts()[:1], f"{folder}/run").path.name
+    ...     run = ss.Run.open(f"{folder}/run")
     ...     run.layers, len(run.prompts), run.features(2).norms.shape == run.token_pos.shape
     'run'
-    ((2,), 15, True)
+    ((2,), 36, True)
     """
 
     path: Path
@@ -199,7 +199,7 @@ def verify(path: str | Path) -> list[str]:
     >>> lm = ss.load_lm("saescope-tiny", [2])
     >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:1], Path(folder) / "run")
+    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:1], f"{folder}/run")
     ...     (run.path / "tokens.parquet").unlink()
     ...     ss.verify(run.path)
     ['tokens.parquet is missing']
