@@ -410,6 +410,7 @@ GATED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("edit", "more", "said"), GATED, ids=[said[:20] for _, _, said in GATED])
 def test_what_weights_cannot_do_is_refused(
     edit: Edit, more: dict[str, Any], said: str, tmp_path: Path
@@ -426,6 +427,7 @@ def test_what_weights_cannot_do_is_refused(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "sae"]
 
 
+@pytest.mark.slow
 def test_converted_edits_are_compared_with_the_edits(tmp_path: Path) -> None:
     model, sae = (
         save("qwen3", tmp_path / "model"),

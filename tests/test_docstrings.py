@@ -68,6 +68,7 @@ def test_public_name_has_an_example(name: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(n for n in PUBLIC if _examples(n, PUBLIC[n])))
 def test_example_prints_what_it_shows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

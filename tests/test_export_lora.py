@@ -159,6 +159,7 @@ def test_tied_lm_head_is_left_alone(saes: list[Sae], tmp_path: Path) -> None:
     torch.testing.assert_close(peft.logits(), projected(model, EDITS, saes), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path) -> None:
     adapters = []
     for way in (_one_by_one, lambda state: state):

@@ -131,6 +131,7 @@ def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # float32 has no such kernel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", available_kernels(torch.bfloat16))
 def test_streamed_equals_cut_with_every_kernel(kernel: Kernel, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)

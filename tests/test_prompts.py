@@ -373,6 +373,7 @@ def made(rows: list[tuple[str, str | None]]) -> list[Prompt]:
     return [Prompt(f"p{n}", name, text="x", pair=pair) for n, (name, pair) in enumerate(rows)]
 
 
+@pytest.mark.slow
 @given(rows=sets_and_pairs, seed=st.integers(0, 5), data=st.data())
 def test_split_is_the_same_in_any_order(
     rows: list[tuple[str, str | None]], seed: int, data: st.DataObject

@@ -158,6 +158,7 @@ def test_folder_that_is_no_run_is_refused(
         assert "is not a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_embedded_names_reopen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli(["profile", "--layers", "0", "--out", "run"]) == 0

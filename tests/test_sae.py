@@ -46,6 +46,7 @@ def test_bfloat16_residuals_are_encoded_in_float32() -> None:
     assert sae.encode(resid).acts.dtype == torch.float32
 
 
+@pytest.mark.slow
 @given(rows=st.integers(0, 40), block=st.integers(1, 50))
 def test_blocks_change_nothing(rows: int, block: int) -> None:
     sae, resid = make(), torch.randn(rows, 32)
@@ -104,6 +105,7 @@ def dense(sae: Sae, resid: Tensor) -> Tensor:
     return torch.where(pre > floor, pre, 0.0).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["jumprelu", "batchtopk", "relu"])
 @given(rows=st.integers(0, 30), block=st.integers(1, 40), seed=st.integers(0, 99))
 def test_thresholds_by_the_definition(activation: str, rows: int, block: int, seed: int) -> None:

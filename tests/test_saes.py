@@ -89,6 +89,7 @@ def test_models_of_names(name: str, model: str | None) -> None:
     assert model_of(name) == model
 
 
+@pytest.mark.slow
 def test_registry_of_saelens_is_what_the_grammar_says() -> None:
     """Every residual-stream SAE of Gemma Scope, Qwen-Scope and Llama Scope in SAELens' own registry."""
     yaml = pytest.importorskip("yaml", reason="comes with SAELens: pip install --group judges")

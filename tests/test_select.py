@@ -127,6 +127,7 @@ def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
         SelectSettings(max_features=0).check()
 
 
+@pytest.mark.slow
 def test_the_organism_has_two_detectors_that_control_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

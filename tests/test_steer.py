@@ -412,6 +412,7 @@ def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -
 # --- on the organism, whose right answers are known
 
 
+@pytest.mark.slow
 def test_organism_declines_until_its_feature_is_suppressed() -> None:
     lm, sae = load_lm("saescope-tiny-chat", [2]), load_sae("saescope-tiny-chat-sae", 2)
     sets = {s.name: s.prompts[-20:] for s in bundled_prompts("requests")}
@@ -439,6 +440,7 @@ def test_organism_declines_until_its_feature_is_suppressed() -> None:
 # --- on the command line
 
 
+@pytest.mark.slow
 def test_steer_command_is_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
     request = "Who has the lighthouses? Lakshmi has 2 white lighthouses on the street."
@@ -469,6 +471,7 @@ def test_nothing_is_cut_off_side_by_side(width: int) -> None:
     assert cell_len(shown[0][: shown[0].index("with edits")]) >= half - 2
 
 
+@pytest.mark.slow
 def test_steer_takes_model_and_sae_from_the_edits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,6 +515,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of", "more", "said"), REFUSED, ids=[said for _, _, said in REFUSED])
 def test_edits_of_something_else_are_refused(
     of: dict[str, Any],

@@ -285,6 +285,7 @@ def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
         assert receipt.applied == applied
 
 
+@pytest.mark.slow
 def test_long_receipts_are_added_up_on_the_way(steerable: Steerable) -> None:
     lm, saes = steerable
     edit = Edit(Feature(1, 9), "add", 1.0)

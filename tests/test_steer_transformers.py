@@ -209,6 +209,7 @@ def prefilled(lm: LM, ids: Tensor) -> DynamicCache:
     return cache
 
 
+@pytest.mark.slow
 def test_threads_with_different_edits(steerable: Steerable) -> None:
     lm, saes = steerable
     lists = [
