@@ -207,7 +207,7 @@ def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path
         model, (), [along(0)], tmp_path / "out", BakeSettings(method="every-write"), neutral=NEUTRAL
     )
     assert not baked.exact
-    assert "norm after the weights" in str(baked.why_not)
+    assert "a following norm rescales" in str(baked.why_not)
     assert baked.kl_hook_baked is not None
     assert baked.kl_base_baked is not None
     assert 1e-7 < baked.kl_hook_baked.mean < 0.2 * baked.kl_base_baked.mean
@@ -287,7 +287,7 @@ def test_order_and_dependence_of_directions_do_not_matter() -> None:
     torch.testing.assert_close(
         projection(D[:1], [1.0])(h), h - (h @ D[0])[:, None] * D[0] / (D[0] @ D[0])
     )
-    with pytest.raises(EditError, match="give one share"):
+    with pytest.raises(EditError, match="give them the same strength"):
         projection([D[0], 2 * D[0]], [1.0, 0.5])
 
 
@@ -300,7 +300,7 @@ def test_maps_past_a_norm() -> None:
     gain[3] = 0
     gone = gain * m.before_norm(gain)(u) @ m.V
     torch.testing.assert_close(gone, torch.zeros_like(gone))
-    with pytest.raises(EditError, match="1 coordinates off"):
+    with pytest.raises(EditError, match="shuts off 1 coordinates"):
         m.after_norm(gain)
 
 
@@ -385,7 +385,7 @@ GATED = [
     (
         Edit("1/3", "scale", -1.0),
         {},
-        r"scale acts by how.*--as project --method \S+, which is \S+ nats a token",
+        r"scale acts by how.*convert='project' and method='\S+', which is \S+ nats per token",
     ),
     (
         Edit("1/3", "clamp", 0.0),
@@ -396,14 +396,14 @@ GATED = [
     (
         Edit("1/3", "project", 1.0, when="1/4"),
         {},
-        r"only when 1/4.*--method \S+, which is \S+ nats a token",
+        r"only when 1/4.*method='\S+', which is \S+ nats per token",
     ),
     (Edit("1/3", "project", 1.0, when="0/4 > 2"), {}, r"only when 0/4 > 2.*not measured here"),
     (Edit("1/3", "scale", 2.0), {}, "strengthens what fires"),
     (Edit("1/3", "clamp", 3.0), {"convert": "project"}, "strengthens what fires"),
     (Edit("1/3", "scale", 0.0), {}, "nothing to bake"),
-    (Edit("1/3", "add", 1.0), {"method": "every-write"}, "does not take add: use bias"),
-    (Edit("1/3", "project"), {"method": "bias"}, "does not take project: use every-write or"),
+    (Edit("1/3", "add", 1.0), {"method": "every-write"}, "does not take add: use 'bias'"),
+    (Edit("1/3", "project"), {"method": "bias"}, "does not take project: use 'every-write' or"),
     (along(0, layer=3), {"method": "next-layer"}, "after the last layer there is no next one"),
     (along(0, layer=7), {}, "the model has layers 0-3"),
     (Edit("1/3", "project"), {"neutral": []}, "no neutral text"),
@@ -654,7 +654,7 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         == 2
     )
     [line] = capsys.readouterr().err.splitlines()
-    assert "nats a token" in line
+    assert "nats per token" in line
     assert cli([*command[:-5], str(tmp_path / "o3"), *pair, "--method", "readers-above"]) == 0
     shown = capsys.readouterr().out
     assert "readers-above, exact" in " ".join(shown.split())

@@ -75,11 +75,11 @@ class Edit:
     "add, scale (by the activation), clamp (the activation), readout_clamp or project (remove)."
 
     strength: float | int | None = None
-    """
-    add: units of the activation, or of the direction as stored. scale: multiples of the activation
-    (default: -1). clamp and readout_clamp: the target (default: 0). project: the share of the
-    component that is removed (default: 1).
-    """
+    (
+        "add: in units of the activation, or of the direction as stored. scale: in multiples of the "
+        "activation (default: -1). clamp, readout_clamp: the target (default: 0). project: the "
+        "share of the component to remove (default: 1)."
+    )
 
     gate: Gate = "relu"
     "When a feature is on. relu: pre-activation above 0; topk: the SAE itself lets it fire."
@@ -158,7 +158,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditSet:
-    """Edits with the model and the SAE that they belong to, as an edits file holds them."""
+    """Edits with the model and the SAE that they belong to, as an edits file holds them.
+
+    >>> import saescope as ss
+    >>> edits = ss.EditSet("saescope-tiny", "saescope-tiny-sae", (ss.Edit("2/5"),), d_sae=512)
+    >>> [edit.name for edit in edits.edits]
+    ['2/5']
+    >>> edits.check_sae(ss.load_sae("saescope-tiny-sae", 2).spec)
+    """
 
     model: str
     "Name or path of the model."
@@ -204,6 +211,11 @@ def parse_edit(text: str) -> Edit:
     of a feature, give a direction's file: `japanese.safetensors add 2`, with `#TENSOR` if it holds
     several and `@LAYER` if it does not say its layer; quote names with spaces. Raises EditError for
     anything else.
+
+    >>> import saescope as ss
+    >>> edit = ss.parse_edit("17/23991 add 2 relu decode")
+    >>> edit.op, edit.amount, edit.scope
+    ('add', 2.0, 'decode')
     """
     text, _, when = text.partition(" when ")
     try:

@@ -59,6 +59,15 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
 
     Directions go into `NAME.directions.safetensors` beside it. `comments` are its first lines.
     Raises ResourceError if a file cannot be written.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import saescope as ss
+    >>> edits = ss.EditSet("saescope-tiny", "saescope-tiny-sae", (ss.Edit("2/5"),))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ss.write_edits(edits, Path(folder) / "edits.toml", ["chosen by hand"])
+    ...     (Path(folder) / "edits.toml").read_text().splitlines()[:2]
+    ['# chosen by hand', 'model = "saescope-tiny"']
     """
     places = _write_directions(edits, path)
     lines = [f"# {_printable(line)}" for line in comments]

@@ -1,5 +1,5 @@
-"""What edits do to a residual: pure functions on tensors. Every edit of a layer is computed from the
-same residual.
+"""What edits do to a residual: pure functions on tensors. Every edit of a layer is computed from
+the same residual.
 
 With z = w·h + b (the feature's encoder row and bias), a its activation, d its decoder column and
 c = w·d:
@@ -11,12 +11,12 @@ c = w·d:
     project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the
                                         feature does
 
-A plain direction d is edited in the same words with w = d̂ and b = 0: add h + s·d, project as above,
-and the read-out clamp h + (t - d̂·h)·d̂, after which the component along it is t.
+A plain direction d is edited in the same words with w = d̂ and b = 0: add h + s·d, project as
+above, and the read-out clamp h + (t - d̂·h)·d̂, after which the component along it is t.
 
 The activation is relu(z), or with the gate `topk` z only where the SAE's own activation lets it
-through: where it is among the k largest, or above its threshold. An edit with a condition acts where
-the other feature's activation, under the edit's gate, is above the condition's number.
+through: where it is among the k largest, or above its threshold. An edit with a condition acts
+where the other feature's activation, under the edit's gate, is above the condition's number.
 """
 
 from collections.abc import Sequence

@@ -1,74 +1,101 @@
-"""Shows by numbers that the known writers and readers are all there are: one block of each kind, in float32.
+"""Check by numbers that the known writers and readers of the residual are all there are.
 
-With every writer projected against a random direction, no block may add anything along it. With every reader past a
-projected norm too, no block may tell a residual from its mirror image along the direction, which has the same length.
+One block of each kind runs in float32. With every writer projected against a random direction, no
+block may add anything along it. With every reader past a projected norm too, no block may tell a
+residual from its mirror image along the direction, which has the same length.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.control.baking.checkpoint_writer import RoundingSums, updated
-from saescope.control.baking.methods import WeightUpdate, read, written
-from saescope.control.baking.residual_map import projection
+from saescope.control.baking.methods import read_update, write_update
+from saescope.control.baking.residual_map import ResidualMap, projection
+from saescope.control.baking.weight_update import RoundingSums, WeightUpdate, apply_update
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.stream import run_block
 from saescope.errors import SourceError
 
-_TOLERANCE = 1e-3  # of the largest value a block adds: far above float32's noise, far below what a missed matrix does
+# Of the largest value that a block adds: far above float32's noise, far below what a matrix that
+# was missed would leave.
+_TOLERANCE = 1e-3
 _POSITIONS = 8
 
 
 def check_anatomy(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, reads: bool) -> None:
-    """Raises SourceError where something writes to the residual (or, if `reads`, reads it) that is not known.
+    """Raises SourceError if anything unknown writes to the residual or, if `reads`, reads it.
 
     `lm` is streamed and reaches up to the last kind of block.
     """
-    random = torch.Generator().manual_seed(0)
-    r = torch.randn(anatomy.d_model, generator=random, dtype=torch.float64)
-    m = projection([r], [1.0])
-    x = m(torch.randn(1, _POSITIONS, anatomy.d_model, generator=random, dtype=torch.float64))
-    along = (
-        (r / r.norm())
-        * torch.randn(1, _POSITIONS, 1, generator=random, dtype=torch.float64)
-        * r.norm()
-        / 4
-    )
+    probe = _random_probe(anatomy.d_model)
     for layer in anatomy.kinds:
-        changes = {p: written(p, m, gains) for p in anatomy.writes if p.layer == layer}
+        updates = {p: write_update(p, probe.map, gains) for p in anatomy.writes if p.layer == layer}
         if reads:
-            changes |= {p: read(p, m, gains) for p in anatomy.reads if p.layer == layer}
-        seen, mirrored = _run(lm, layer, changes, [(x + along).float(), (x - along).float()])
-        most = seen.abs().max()
-        # A component is spread over all coordinates: compared with what one coordinate holds.
-        stray = (seen.double() @ (r / r.norm())).abs().max()
-        if not most > 0 or not stray <= _TOLERANCE * most:
+            updates |= {
+                p: read_update(p, probe.map, gains) for p in anatomy.reads if p.layer == layer
+            }
+        added, added_to_mirrored = _added_by_block(
+            lm, layer, updates, [probe.resid, probe.mirrored]
+        )
+        largest = added.abs().max()
+        # A component is spread over all coordinates: compare it with what one coordinate holds.
+        along = (added.double() @ probe.direction).abs().max()
+        if not largest > 0 or not along <= _TOLERANCE * largest:
             raise SourceError(
-                f"architecture {anatomy.kind!r}: block {layer} writes to the residual by weights that are not known, "
-                "so edits cannot be put into them"
+                f"architecture {anatomy.kind!r}: block {layer} writes to the residual by weights "
+                "that are not known, so edits cannot be put into them"
             )
-        if reads and not (seen - mirrored).abs().max() <= _TOLERANCE * most:
+        difference = (added - added_to_mirrored).abs().max()
+        if reads and not difference <= _TOLERANCE * largest:
             raise SourceError(
-                f"architecture {anatomy.kind!r}: block {layer} reads the residual by weights or norms that are not "
-                "known, so edits cannot be put into what it reads: use --method every-write"
+                f"architecture {anatomy.kind!r}: block {layer} reads the residual by weights or "
+                "norms that are not known, so edits cannot be put into what it reads: use "
+                "method 'every-write'"
             )
 
 
-def _run(
-    lm: LM, layer: int, changes: Mapping[Port, WeightUpdate], given: Sequence[Tensor]
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """A random unit direction, its projection, and residuals that differ only along it."""
+
+    direction: Float[Tensor, "d_model"]
+    map: ResidualMap
+    resid: Float[Tensor, "1 pos d_model"]
+    mirrored: Float[Tensor, "1 pos d_model"]
+
+
+def _random_probe(d_model: int) -> _Probe:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    r = draw(d_model)
+    unit = r / r.norm()
+    without_r = projection([r], [1.0])
+    base = without_r(draw(1, _POSITIONS, d_model))
+    component = unit * draw(1, _POSITIONS, 1) * r.norm() / 4
+    return _Probe(unit, without_r, (base + component).float(), (base - component).float())
+
+
+def _added_by_block(
+    lm: LM, layer: int, updates: Mapping[Port, WeightUpdate], resids: Sequence[Tensor]
 ) -> list[Tensor]:
-    """What the changed block adds to each residual."""
+    """What the updated block adds to each residual (1, pos, d_model)."""
     path = next(name for name, module in lm.model.named_modules() if module is lm.blocks)
 
-    def alter(block: nn.Module) -> None:
+    def update_weights(block: nn.Module) -> None:
         state = {name: tensor.float() for name, tensor in block.state_dict().items()}
-        for port, change in changes.items():
+        for port, update in updates.items():
             name = port.name.removeprefix(f"{path}.{layer}.")
-            pieces = [piece.flatten() for piece in updated(state[name], change, RoundingSums())]
-            state[name] = torch.cat(pieces).reshape(state[name].shape)
+            pieces = apply_update(state[name], update, RoundingSums())
+            flat = torch.cat([piece.flatten() for piece in pieces])
+            state[name] = flat.reshape(state[name].shape)
         block.load_state_dict(state, assign=True)
 
-    outputs = run_block(lm, layer, [resid.to(lm.device) for resid in given], alter)
-    return [(output.cpu() - resid).float() for output, resid in zip(outputs, given, strict=True)]
+    outputs = run_block(lm, layer, [resid.to(lm.device) for resid in resids], update_weights)
+    return [(output.cpu() - resid).float() for output, resid in zip(outputs, resids, strict=True)]

@@ -1,4 +1,4 @@
-"""What a bake made: its label, the distances measured, what rounding lost."""
+"""The result of a bake: its label, the distances measured, what rounding lost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +14,48 @@ from saescope.table import Table
 MANIFEST = "saescope_bake.json"
 
 
+@dataclass(frozen=True)
+class Distances:
+    """How far a written checkpoint is from its hook, the edits as steered, and the model."""
+
+    hook: Distance | None = None
+    steered: Distance | None = None
+    base: Distance | None = None
+
+
 @final
 @dataclass(frozen=True)
 class BakeResult(Table):
-    """A checkpoint with edits in its weights: how, whether that is exactly the hook, and how far it is measured to be.
+    """A checkpoint with edits in its weights: how it was made, its label, and its distances.
 
-    `kl_hook_baked` compares it with the method's own hook (of edits that were converted, with the edits themselves);
-    `kl_steered_baked` with the edits as `steered` applies them, after their layer and with sinks left alone;
-    `kl_base_baked` with the model without edits. All None where nothing was measured.
+    Distances are None if nothing was measured.
     """
 
     out: Path
     method: Method
+
     exact: bool
+    "Whether the checkpoint is exactly its hook but for rounding."
+
     hook: str
+    "What the checkpoint is compared with, in words."
+
     why_not: str | None
+    "Why it is approximate."
+
     edits: list[dict[str, Any]]
     converted: bool
+    "Whether edits were baked as projections of the same directions."
+
     kl_hook_baked: Distance | None
+    "Distance from the hook; for converted edits, from the edits as steered."
+
     kl_steered_baked: Distance | None
+    "Distance from the edits as `steered` applies them: after their layer, sinks left alone."
+
     kl_base_baked: Distance | None
+    "Distance from the model without edits."
+
     rounding: list[RoundingLoss]
     notes: list[str]
     files: list[str]
@@ -46,16 +68,10 @@ class BakeResult(Table):
     @property
     def worst_rounding(self) -> RoundingLoss | None:
         """The tensor whose change lost most to its stored dtype."""
-        return max(self.rounding, key=lambda one: one.lost, default=None)
+        return max(self.rounding, key=lambda tensor: tensor.lost, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """As the JSON of `saescope bake`."""
-        far = {
-            name: getattr(self, name)
-            for name in ("kl_hook_baked", "kl_steered_baked", "kl_base_baked")
-        }
-        worst = self.worst_rounding
-        lost = [one.lost for one in self.rounding]
         return {
             "out": str(self.out),
             "method": self.method,
@@ -65,24 +81,33 @@ class BakeResult(Table):
             "why_not": self.why_not,
             "converted": self.converted,
             "edits": self.edits,
-            **{name: one and one.to_dict() for name, one in far.items()},
-            "rounding": worst
-            and {"mean": float(np.mean(lost)), "worst": worst.lost, "tensor": worst.tensor},
+            "kl_hook_baked": _as_dict(self.kl_hook_baked),
+            "kl_steered_baked": _as_dict(self.kl_steered_baked),
+            "kl_base_baked": _as_dict(self.kl_base_baked),
+            "rounding": self._rounding_dict(),
             "tensors_changed": len(self.rounding),
             "notes": self.notes,
             "files": self.files,
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a distance."""
-        found = (
-            ("hook", self.kl_hook_baked),
-            ("steered", self.kl_steered_baked),
-            ("base", self.kl_base_baked),
-        )
-        own = [
-            (name, one)
-            for name, one in found
-            if one is not None and not (self.converted and name == "hook")
+        """A row per distance; converted edits have no hook of their own."""
+        distances = {"steered": self.kl_steered_baked, "base": self.kl_base_baked}
+        if not self.converted:
+            distances = {"hook": self.kl_hook_baked, **distances}
+        return [
+            {"compared with": name, **measured.to_dict()}
+            for name, measured in distances.items()
+            if measured is not None
         ]
-        return [{"compared with": name, **one.to_dict()} for name, one in own]
+
+    def _rounding_dict(self) -> dict[str, Any] | None:
+        worst = self.worst_rounding
+        if worst is None:
+            return None
+        mean = float(np.mean([tensor.lost for tensor in self.rounding]))
+        return {"mean": mean, "worst": worst.lost, "tensor": worst.tensor}
+
+
+def _as_dict(measured: Distance | None) -> dict[str, float | int] | None:
+    return None if measured is None else measured.to_dict()

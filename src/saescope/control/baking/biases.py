@@ -1,4 +1,4 @@
-"""A constant added after a layer, as a bias: where stock architectures have a slot for it, or a flag that makes one."""
+"""Constants added after layers as biases, which the architecture has or a config flag creates."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -11,99 +11,114 @@ from torch import Tensor
 from saescope.control.baking.methods import (
     BakePlan,
     EditVectors,
-    WeightUpdate,
+    NewParameter,
     constant_hook,
     summed_constants,
 )
+from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.whole import causal_lm
 from saescope.errors import EditError
 
-_INSTEAD = "use a GGUF control vector (saescope export), or steer it at run time"
+Shapes = Mapping[str, tuple[int, ...]]
+_INSTEAD = "use a GGUF control vector (export it), or steer it at run time"
 
 
-def plan_biases(anatomy: Anatomy, config: Any, bound: Sequence[EditVectors]) -> BakePlan:
-    """The plan of the method `bias`; raises EditError where the architecture has no slot.
+def plan_biases(anatomy: Anatomy, config: Any, edits: Sequence[EditVectors]) -> BakePlan:
+    """The plan of the method `bias`; raises EditError if the architecture has no place for it.
 
-    The MLP's output has a bias in GPT-2 and Phi, and under `mlp_bias` in Llama: exact. Elsewhere `attention_bias` gives
-    one to the next layer's attention output, which that attention does not see itself: approximate.
+    Exact if the MLP's output has a bias (GPT-2, Phi) or can have one (`mlp_bias` in Llama). With
+    `attention_bias` the next layer's attention output holds the constant, which that attention does
+    not see itself: approximate.
     """
-    added = summed_constants(bound)
-    hook = constant_hook(added)
+    constants = summed_constants(edits)
+    hook = constant_hook(constants)
     if any(port.norm for port in anatomy.writes):
         raise EditError(
-            f"{anatomy.kind} puts a norm after its MLP, where a bias would be scaled: {_INSTEAD}"
+            f"{anatomy.kind} puts a norm after its MLP, which would rescale a bias: {_INSTEAD}"
         )
-    slots = {n: _slot(anatomy, n) for n in added}
-    if all(slots.values()):
-        return BakePlan(
-            "bias", {slot: _plus(v) for n, v in added.items() if (slot := slots[n])}, hook
-        )
-    if getattr(config, "mlp_bias", None) is False and (
-        new := _made_by(anatomy, config, "mlp_bias")
-    ):
-        places = {f"layers.{n}.mlp.down_proj.bias": v for n, v in added.items()}
-        return BakePlan(
-            "bias", {}, hook, new=_filled(anatomy, new, places), flags={"mlp_bias": True}
-        )
-    if getattr(config, "attention_bias", None) is False and (
-        new := _made_by(anatomy, config, "attention_bias")
-    ):
-        return _on_attention(anatomy, new, added, hook)
-    raise EditError(f"{anatomy.kind} has no bias where a constant could stand: {_INSTEAD}")
+    biases = {layer: _mlp_output_bias(anatomy, layer) for layer in constants}
+    if all(biases.values()):
+        changes = {str(biases[layer]): _add_update(v) for layer, v in constants.items()}
+        return BakePlan("bias", changes, hook)
+    shapes = _parameters_of_flag(anatomy, config, "mlp_bias")
+    if shapes:
+        values = {f"layers.{layer}.mlp.down_proj.bias": v for layer, v in constants.items()}
+        new = _new_parameters(anatomy, shapes, values)
+        return BakePlan("bias", {}, hook, new=new, flags={"mlp_bias": True})
+    shapes = _parameters_of_flag(anatomy, config, "attention_bias")
+    if not shapes:
+        raise EditError(f"{anatomy.kind} has no bias that could hold a constant: {_INSTEAD}")
+    values = _values_at_next_attention(anatomy, shapes, constants)
+    return BakePlan(
+        "bias",
+        {},
+        hook,
+        why_not="the constant enters after the next attention, which does not see it",
+        new=_new_parameters(anatomy, shapes, values),
+        flags={"attention_bias": True},
+    )
 
 
-def _plus(v: Float[Tensor, "d_model"]) -> WeightUpdate:
-    """Only adds; what rounding loses is looked at along v."""
-    along = (v / v.norm())[:, None]
-    return WeightUpdate(-1, along, torch.zeros_like(along), torch.zeros(1, dtype=v.dtype), v)
+def _mlp_output_bias(anatomy: Anatomy, layer: int) -> str | None:
+    """The stored bias of the layer's MLP output, if it has one."""
+    for port in anatomy.writes:
+        if port.layer == layer and port.name.endswith(".bias") and ".mlp." in port.name:
+            return port.stored[0]
+    return None
 
 
-def _slot(anatomy: Anatomy, layer: int) -> str | None:
-    """The stored bias of the layer's MLP output."""
-    own = [
-        p
-        for p in anatomy.writes
-        if p.layer == layer and p.name.endswith(".bias") and ".mlp." in p.name
-    ]
-    return own[0].stored[0] if own else None
+def _add_update(v: Float[Tensor, "d_model"]) -> WeightUpdate:
+    """Only adds v; rounding is measured along it."""
+    unit = (v / v.norm())[:, None]
+    return WeightUpdate(-1, unit, torch.zeros_like(unit), torch.zeros(1, dtype=v.dtype), v)
 
 
-def _made_by(anatomy: Anatomy, config: Any, flag: str) -> dict[str, tuple[int, ...]]:
-    """The parameters that the architecture has under this flag and not without."""
-    changed = copy.deepcopy(config)
-    setattr(changed, flag, True)
-    before, after = (causal_lm(one, torch.float32) for one in (config, changed))
-    known = getattr(before, before.base_model_prefix).state_dict().keys()
-    state = getattr(after, after.base_model_prefix).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in known}
+def _parameters_of_flag(anatomy: Anatomy, config: Any, flag: str) -> Shapes:
+    """The parameters that exist with this flag only; none if it is set already or unknown."""
+    if getattr(config, flag, None) is not False:
+        return {}
+    with_flag = copy.deepcopy(config)
+    setattr(with_flag, flag, True)
+    before = _parameter_shapes(config)
+    after = _parameter_shapes(with_flag)
+    return {name: shape for name, shape in after.items() if name not in before}
 
 
-def _filled(
-    anatomy: Anatomy, new: Mapping[str, tuple[int, ...]], values: Mapping[str, Tensor]
-) -> dict[str, tuple[tuple[int, ...], Tensor | None]]:
-    """The new parameters by stored name, zero but for these."""
-    if missing := values.keys() - new.keys():
+def _parameter_shapes(config: Any) -> Shapes:
+    model = causal_lm(config, torch.float32)
+    state = getattr(model, model.base_model_prefix).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _new_parameters(
+    anatomy: Anatomy, shapes: Shapes, values: Mapping[str, Tensor]
+) -> dict[str, NewParameter]:
+    """The new parameters by stored name, zero except for these values."""
+    missing = values.keys() - shapes.keys()
+    if missing:
         raise EditError(
             f"{anatomy.kind} has no {min(missing)} that could hold the constant: {_INSTEAD}"
         )
-    return {f"{anatomy.prefix}{name}": (shape, values.get(name)) for name, shape in new.items()}
+    return {
+        f"{anatomy.prefix}{name}": NewParameter(shape, values.get(name))
+        for name, shape in shapes.items()
+    }
 
 
-def _on_attention(
-    anatomy: Anatomy, new: Mapping[str, tuple[int, ...]], added: Mapping[int, Tensor], hook: Any
-) -> BakePlan:
-    places: dict[str, Tensor] = {}
-    for layer, v in added.items():
-        # The next attention that has an output bias; of a hybrid's layers not each one is.
-        outputs = [f"layers.{n}.self_attn.o_proj.bias" for n in range(layer + 1, anatomy.n_layers)]
-        place = next((name for name in outputs if name in new), None)
-        if place is None:
+def _values_at_next_attention(
+    anatomy: Anatomy, shapes: Shapes, constants: Mapping[int, Tensor]
+) -> dict[str, Tensor]:
+    """Each constant by the next attention's output bias; in hybrids not every layer has one."""
+    values: dict[str, Tensor] = {}
+    for layer, v in constants.items():
+        above = range(layer + 1, anatomy.n_layers)
+        candidates = [f"layers.{n}.self_attn.o_proj.bias" for n in above]
+        name = next((name for name in candidates if name in shapes), None)
+        if name is None:
             raise EditError(
-                f"after layer {layer} no attention has an output bias to hold the constant: {_INSTEAD}"
+                f"after layer {layer} no attention has an output bias to hold the constant: "
+                f"{_INSTEAD}"
             )
-        places[place] = places[place] + v if place in places else v
-    why = "the constant enters after the next attention, which does not see it"
-    return BakePlan(
-        "bias", {}, hook, why, new=_filled(anatomy, new, places), flags={"attention_bias": True}
-    )
+        values[name] = values[name] + v if name in values else v
+    return values

@@ -1,4 +1,4 @@
-"""What a baked checkpoint says of itself: its config, its manifest, and the model card made of it."""
+"""What a baked checkpoint says about itself: its config, its manifest, and its model card."""
 
 import hashlib
 import json
@@ -19,65 +19,77 @@ from saescope.sources.checkpoint import CONFIG, TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint
 from saescope.version import __version__
 
-_ALSO = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-    "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-)  # fmt: skip
+_OTHER_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
 
 
 def copied_files(files: Files) -> list[str]:
-    """Files of the checkpoint that go along as they are."""
-    return [name for name in (*TOKENIZER_FILES, *_ALSO) if name in files.names()]
+    """Files of the checkpoint that are copied as they are."""
+    return [name for name in (*TOKENIZER_FILES, *_OTHER_FILES) if name in files.names()]
 
 
 def config_text(files: Files, plan: BakePlan) -> str:
-    """The checkpoint's config.json with what the plan changes of it."""
-    path = files.path(CONFIG)
-    config = json.loads(path.read_text(encoding="utf-8"))
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    """The checkpoint's config.json with what the plan changes in it."""
+    config = json.loads(files.path(CONFIG).read_text(encoding="utf-8"))
+    decoder_config = config
+    if isinstance(config.get("text_config"), dict):
+        decoder_config = config["text_config"]
     if plan.unties:
-        config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
-    text.update(plan.flags)
+        config["tie_word_embeddings"] = decoder_config["tie_word_embeddings"] = False
+    decoder_config.update(plan.flags)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-def describe(edit: Edit) -> dict[str, Any]:
-    """An edit as plain values; of a direction its SHA-256 too."""
-    own: dict[str, Any] = {
+def describe_edit(edit: Edit) -> dict[str, Any]:
+    """An edit as plain values; a direction with its SHA-256."""
+    row: dict[str, Any] = {
         "edit": edit.name,
         "layer": edit.layer,
         "op": edit.op,
         "strength": edit.amount,
+        "gate": edit.gate,
+        "scope": edit.scope,
+        "skip_sinks": edit.skip_sinks,
     }
-    own |= {"gate": edit.gate, "scope": edit.scope, "skip_sinks": edit.skip_sinks}
     if edit.condition is not None:
-        own["when"] = str(edit.condition)
+        row["when"] = str(edit.condition)
     if edit.direction is not None:
-        own["sha256"] = hashlib.sha256(edit.direction.values.tobytes()).hexdigest()
-    return own
+        row["sha256"] = hashlib.sha256(edit.direction.values.tobytes()).hexdigest()
+    return row
 
 
 def notes(anatomy: Anatomy, edits: Sequence[Edit], saes: Sequence[Sae]) -> list[str]:
-    """What whoever uses the result must know."""
-    found = []
+    """What users of the checkpoint must know."""
+    lines = []
     if any(edit.skip_sinks for edit in edits):
-        found.append(
-            "Weights act at every position: at the first one and at sinks too, which steering leaves alone."
+        lines.append(
+            "Weights act at every position, also at the first one and at sinks, which steering "
+            "leaves alone."
         )
     if anatomy.has_other_inputs:
-        found.append(
-            "What images or sound write to the residual is not edited: labels and figures are of text."
+        lines.append(
+            "What images or sound write to the residual is not edited: labels and figures are "
+            "about text."
         )
     if any(parse_sae_name(sae.spec.release.split("/")[-1]) for sae in saes):
-        found.append(QWEN_SCOPE_NOTICE)
-    return found
+        lines.append(QWEN_SCOPE_NOTICE)
+    return lines
 
 
-def record(files: Files, saes: Sequence[Sae], baked: BakeResult, staging: Path) -> dict[str, Any]:
-    """The manifest: what went in, what was done, what was measured, and hashes of what came out."""
+def manifest(files: Files, saes: Sequence[Sae], result: BakeResult, folder: Path) -> dict[str, Any]:
+    """Inputs, what was done and measured, and hashes of the files written into `folder`."""
     inputs = [
         name for name in sorted(files.names()) if name == CONFIG or name.endswith(".safetensors")
     ]
+    libraries = ("torch", "transformers", "safetensors")
     return {
         "saescope": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -88,80 +100,77 @@ def record(files: Files, saes: Sequence[Sae], baked: BakeResult, staging: Path) 
             "files": {name: fingerprint(files.path(name)) for name in inputs},
         },
         "saes": [vars(sae.spec) for sae in saes],
-        "bake": {key: value for key, value in baked.to_dict().items() if key != "out"},
-        "lost_to_rounding": {one.tensor: one.lost for one in baked.rounding},
-        "outputs": {path.name: fingerprint(path) for path in sorted(staging.iterdir())},
-        "versions": {
-            name: metadata.version(name) for name in ("torch", "transformers", "safetensors")
-        },
+        "bake": {key: value for key, value in result.to_dict().items() if key != "out"},
+        "lost_to_rounding": {tensor.tensor: tensor.lost for tensor in result.rounding},
+        "outputs": {path.name: fingerprint(path) for path in sorted(folder.iterdir())},
+        "versions": {name: metadata.version(name) for name in libraries},
         "python": platform.python_version(),
     }
 
 
-def readme(of: Mapping[str, Any]) -> str:
-    """The model card."""
-    return "\n".join(_lines(of)) + "\n"
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """The README.md, made from the manifest."""
+    return "\n".join(_card_lines(manifest)) + "\n"
 
 
-def _lines(of: Mapping[str, Any]) -> Iterator[str]:
-    name, bake = str(of["model"]["name"]), of["bake"]
+def _card_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    model, bake = manifest["model"], manifest["bake"]
+    name, revision = str(model["name"]), model["revision"]
+    label = "Exact but for rounding."
+    if not bake["exact"]:
+        label = f"Approximate: {bake['why_not']}."
     yield from ("---", "library_name: transformers")
-    if of["model"]["revision"] is not None:
+    if revision is not None:
         yield from (f"base_model: {name}", "base_model_relation: finetune")
-    yield from (
-        "tags:",
-        "- saescope",
-        "---",
-        f"# {name.rsplit('/', 1)[-1]}, with edits in its weights",
-        "",
+    title = f"# {name.rsplit('/', 1)[-1]}, with edits in its weights"
+    yield from ("tags:", "- saescope", "---", title, "")
+    source = f"{name} (revision {revision})" if revision else name
+    yield (
+        f"Made from {source} by saescope {manifest['saescope']}, method `{bake['method']}`. "
+        "No weight was trained."
     )
-    yield f"Made from {name}{_at(of)} by saescope {of['saescope']}, method `{bake['method']}`. No weight was trained."
-    yield f"Compared with: {bake['hook']}. **{_label(bake)}**"
+    yield f"Compared with: {bake['hook']}. **{label}**"
     yield from ("", "| edit | op | strength | after layer |", "|---|---|---|---|")
     for edit in bake["edits"]:
-        yield f"| {_cell(edit['edit'])} | {edit['op']} | {edit['strength']:g} | {edit['layer']} |"
-    yield from ("", "## Measured", *_measured(bake), "")
+        cell = edit["edit"].replace("|", "\\|")
+        yield f"| {cell} | {edit['op']} | {edit['strength']:g} | {edit['layer']} |"
+    yield from ("", "## Measured", *_distance_lines(bake), *_rounding_lines(bake), "")
     yield from (f"- {note}" for note in bake["notes"])
     yield from ("- The licence of the model it was made from applies.", "")
     yield "`saescope_bake.json` has the inputs with their hashes, all edits, and every figure."
 
 
-def _at(of: Mapping[str, Any]) -> str:
-    return f" (revision {of['model']['revision']})" if of["model"]["revision"] else ""
-
-
-def _label(bake: Mapping[str, Any]) -> str:
-    return "Exact but for rounding." if bake["exact"] else f"Approximate: {bake['why_not']}."
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _measured(bake: Mapping[str, Any]) -> Iterator[str]:
-    far = (
-        ("hook", "the hook above"),
-        ("steered", "the edits as steered"),
-        ("base", "the model without edits"),
-    )
-    found = [(words, one) for key, words in far if (one := bake[f"kl_{key}_baked"])]
-    found = found[1:] if bake["converted"] else found  # the hook is the edits as steered
-    if found:
-        yield f"KL of the next token in nats, on {found[0][1]['tokens']:,} tokens of neutral text, in float32:"
-        yield from (
-            "",
-            "| from | mean | p95 | p99 | likeliest token differs |",
-            "|---|---|---|---|---|",
-        )
-        for words, one in found:
-            figures = " | ".join(f"{one[key]:.2g}" for key in ("mean", "p95", "p99"))
-            yield f"| {words} | {figures} | {100 * one['flips']:.2g} % |"
-    else:
+def _distance_lines(bake: Mapping[str, Any]) -> Iterator[str]:
+    labels = {
+        "kl_hook_baked": "the hook above",
+        "kl_steered_baked": "the edits as steered",
+        "kl_base_baked": "the model without edits",
+    }
+    if bake["converted"]:
+        del labels["kl_hook_baked"]  # the hook is the edits as steered
+    measured = {label: bake[key] for key, label in labels.items() if bake[key]}
+    if not measured:
         yield "Nothing was measured."
-    if bake["rounding"]:
-        lost = bake["rounding"]
-        yield ""
-        yield (
-            f"Of the change along the direction the stored dtype lost {100 * lost['mean']:.2g} %, on average over "
-            f"{bake['tensors_changed']} tensors; {100 * lost['worst']:.2g} % in the worst ({lost['tensor']})."
-        )
+        return
+    tokens = next(iter(measured.values()))["tokens"]
+    yield (f"KL of the next token in nats, on {tokens:,} tokens of neutral text, in float32:")
+    yield from (
+        "",
+        "| from | mean | p95 | p99 | likeliest token differs |",
+        "|---|---|---|---|---|",
+    )
+    for label, kl in measured.items():
+        figures = " | ".join(f"{kl[key]:.2g}" for key in ("mean", "p95", "p99"))
+        yield f"| {label} | {figures} | {100 * kl['flips']:.2g} % |"
+
+
+def _rounding_lines(bake: Mapping[str, Any]) -> Iterator[str]:
+    lost = bake["rounding"]
+    if not lost:
+        return
+    yield ""
+    yield (
+        f"Of the change along the direction the stored dtype lost {100 * lost['mean']:.2g} %, on "
+        f"average over {bake['tensors_changed']} tensors; {100 * lost['worst']:.2g} % in the worst "
+        f"({lost['tensor']})."
+    )

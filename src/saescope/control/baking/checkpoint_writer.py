@@ -1,35 +1,39 @@
-"""A checkpoint written anew with some of its tensors changed: the same files, tensor by tensor, in little memory.
+"""Write a checkpoint with some tensors updated: the same files, tensor by tensor, in little memory.
 
-Arithmetic is in float32, a few rows at a time; what is not changed is copied byte by byte.
+What does not change is copied byte by byte.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.methods import WeightUpdate
+from saescope.control.baking.weight_update import RoundingSums, WeightUpdate, apply_update
 from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.shards import WIDTHS, Place, Shards
 from saescope.errors import SourceError
 from saescope.sources.checkpoint import INDEX
 
-Progress = Callable[[int, int], None]
-_PIECE = 2**22  # values in float32 at a time
-_WRITE = 2**18  # bytes a call writes: larger ones took four times as long on ext4
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_WRITE_BYTES = 2**18  # per call: larger writes took four times as long on ext4
+_HEADER_ALIGNMENT = 8  # bytes, of the safetensors format
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
 class RoundingLoss:
-    """What the stored dtype lost of one tensor's intended change: |meant − done| / |meant|, along the direction.
+    """What the stored dtype lost of one tensor's change: |intended − stored| / |intended|.
 
-    Of a projection by strength 1 it is the share of the component that survives.
+    Both are components along the direction, so for a projection by strength 1 it is the share of
+    the component that survives.
     """
 
     tensor: str
@@ -38,220 +42,170 @@ class RoundingLoss:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor that the checkpoint did not have: a changed copy of another, or zeros or one row of values.
+    """A tensor that the checkpoint did not have, written into the file of the tensor `beside`.
 
-    It goes into the file of its `beside`.
+    It is an updated copy of another tensor, or has a shape and values (None: zeros).
     """
 
     name: str
     beside: str
-    copied: str | None = None
-    change: WeightUpdate | None = None
+    copy_of: str | None = None
+    update: WeightUpdate | None = None
     shape: tuple[int, ...] = ()
     values: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointChanges:
+    """Updates by tensor name, tensors that are added, and names of those that are left out."""
+
+    updates: Mapping[str, WeightUpdate] = field(default_factory=dict)
+    new: Sequence[NewTensor] = ()
+    dropped: Sequence[str] = ()
+
+    @property
+    def updated_tensors(self) -> Iterator[str]:
+        """Stored tensors that are updated or copied."""
+        yield from self.updates
+        for tensor in self.new:
+            if tensor.copy_of is not None:
+                yield tensor.copy_of
 
 
 def write_checkpoint(
     shards: Shards,
     out: Path,
-    changes: Mapping[str, WeightUpdate],
-    new: Sequence[NewTensor] = (),
-    drop: Sequence[str] = (),
-    progress: Progress | None = None,
+    changes: CheckpointChanges,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[RoundingLoss]:
-    """Write every file of the checkpoint into `out`, with changes, and the index where there was one.
+    """Write every file of the checkpoint into `out`, with changes, and its index if it has one.
 
-    Tensors of `drop` are left out. Raises SourceError for a change of a tensor that holds no floating point numbers.
+    `progress` is called with bytes written and their total. Raises SourceError for an update of a
+    tensor that does not hold floating point numbers.
     """
-    for name in (*changes, *(one.copied for one in new if one.copied)):
-        if (dtype := shards.places[name].dtype) not in WIDTHS:
+    for name in changes.updated_tensors:
+        dtype = shards.places[name].dtype
+        if dtype not in WIDTHS:
             raise SourceError(
-                f"{shards.files.name}: {name} is stored as {dtype}, which is not edited"
+                f"{shards.files.name}: {name} is stored as {dtype}, which cannot be edited"
             )
-    roundings: list[RoundingLoss] = []
-    done, total = 0, output_bytes(shards, new, drop)
+    losses: list[RoundingLoss] = []
+    done, total = 0, output_bytes(shards, changes)
     for shard in shards.names:
-        kept = [(name, place) for name, place in shards.within(shard) if name not in drop]
-        added = [one for one in new if shards.places[one.beside].shard == shard]
+        tensors = _tensors_of(shards, shard, changes)
         with (out / shard).open("wb") as file:
-            file.write(_header(shards, shard, kept, added))
-            for name, place in kept:
-                roundings += _write(file, shards, name, name, changes.get(name))
-                done += place.bytes
-                if progress:
+            file.write(_header(shards.metadata[shard], tensors))
+            for tensor in tensors:
+                losses += _write_tensor(file, shards, tensor)
+                done += tensor.place.bytes
+                if progress is not None:
                     progress(done, total)
-            for one in added:
-                roundings += _write_new(file, shards, one)
-                done += _place_of(shards, one).bytes
     if INDEX in shards.files.names():
-        _write_index(shards, out / INDEX, new, drop)
-    return roundings
+        _write_index(shards, out / INDEX, changes)
+    return losses
 
 
-def output_bytes(shards: Shards, new: Sequence[NewTensor] = (), drop: Sequence[str] = ()) -> int:
-    """What the tensors will take on disk."""
-    return (
-        shards.bytes
-        + sum(_place_of(shards, n).bytes for n in new)
-        - sum(shards.places[n].bytes for n in drop)
-    )
+def output_bytes(shards: Shards, changes: CheckpointChanges) -> int:
+    """Bytes that the tensors will take on disk."""
+    added = sum(_place_of(shards, tensor).bytes for tensor in changes.new)
+    dropped = sum(shards.places[name].bytes for name in changes.dropped)
+    return shards.bytes + added - dropped
 
 
-def _place_of(shards: Shards, one: NewTensor) -> Place:
-    like = shards.places[one.copied or one.beside]
-    shape = like.shape if one.copied else one.shape
-    place = Place(like.shard, like.dtype, shape, 0, 0)
-    return Place(like.shard, like.dtype, shape, 0, place.values * WIDTHS[like.dtype])
+@dataclass(frozen=True)
+class _OutputTensor:
+    """A tensor to write: from the stored tensor `source`, or (None) from its values."""
+
+    name: str
+    place: Place
+    source: str | None
+    update: WeightUpdate | None
+    values: Tensor | None = None
 
 
-def _header(
-    shards: Shards, shard: str, kept: Sequence[tuple[str, Place]], added: Sequence[NewTensor]
-) -> bytes:
-    """The safetensors format: the header's length, JSON padded to 8 bytes; the values follow."""
-    header: dict[str, Any] = {"__metadata__": dict(shards.metadata[shard]) or {"format": "pt"}}
-    end = 0
-    for name, place in (*kept, *((one.name, _place_of(shards, one)) for one in added)):
-        start, end = end, end + place.bytes
-        header[name] = {
-            "dtype": place.dtype,
-            "shape": list(place.shape),
+def _tensors_of(shards: Shards, shard: str, changes: CheckpointChanges) -> list[_OutputTensor]:
+    """The tensors of one output file, in their order there."""
+    tensors = []
+    for name, place in shards.within(shard):
+        if name not in changes.dropped:
+            tensors.append(_OutputTensor(name, place, name, changes.updates.get(name)))
+    for new in changes.new:
+        if shards.places[new.beside].shard == shard:
+            place = _place_of(shards, new)
+            tensors.append(_OutputTensor(new.name, place, new.copy_of, new.update, new.values))
+    return tensors
+
+
+def _place_of(shards: Shards, new: NewTensor) -> Place:
+    model = shards.places[new.copy_of or new.beside]
+    shape = model.shape if new.copy_of else new.shape
+    n_values = Place(model.shard, model.dtype, shape, 0, 0).values
+    return Place(model.shard, model.dtype, shape, 0, n_values * WIDTHS[model.dtype])
+
+
+def _header(metadata: Mapping[str, str], tensors: Sequence[_OutputTensor]) -> bytes:
+    """The head of a safetensors file: its length, and padded JSON; the values follow."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata) or {"format": "pt"}}
+    start = 0
+    for tensor in tensors:
+        end = start + tensor.place.bytes
+        header[tensor.name] = {
+            "dtype": tensor.place.dtype,
+            "shape": list(tensor.place.shape),
             "data_offsets": [start, end],
         }
+        start = end
     text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(
-    file: BinaryIO, shards: Shards, source: str, name: str, change: WeightUpdate | None
-) -> list[RoundingLoss]:
-    """One tensor of the source, changed or as it is, and what rounding lost of the change."""
-    if change is None:
-        _copy(shards, shards.places[source], file)
+def _write_tensor(file: BinaryIO, shards: Shards, tensor: _OutputTensor) -> list[RoundingLoss]:
+    """Write one tensor; returns what rounding lost if it was updated."""
+    if tensor.source is None:
+        values = torch.zeros(tensor.place.shape) if tensor.values is None else tensor.values
+        _write_values(file, values.to(_TORCH_DTYPES[tensor.place.dtype]))
         return []
-    tensor = shards.tensor(source)
-    loss = RoundingSums()
-    for piece in updated(tensor, change, loss):
-        _put(file, piece)
-    release_pages(mapped_pages([tensor]))
-    return [RoundingLoss(name, loss.share)] if loss.meant > 0 else []
+    if tensor.update is None:
+        _copy_bytes(shards, shards.places[tensor.source], file)
+        return []
+    stored = shards.tensor(tensor.source)
+    sums = RoundingSums()
+    for piece in apply_update(stored, tensor.update, sums):
+        _write_values(file, piece)
+    release_pages(mapped_pages([stored]))
+    return [RoundingLoss(tensor.name, sums.share)] if sums.intended > 0 else []
 
 
-def _write_new(file: BinaryIO, shards: Shards, one: NewTensor) -> list[RoundingLoss]:
-    if one.copied is not None:
-        return _write(file, shards, one.copied, one.name, one.change)
-    dtype = next(kind for kind, name in _NAMES.items() if name == _place_of(shards, one).dtype)
-    values = torch.zeros(one.shape) if one.values is None else one.values
-    _put(file, values.to(dtype))
-    return []
+def _write_values(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a tensor's values as they lie in memory."""
+    raw_bytes = tensor.contiguous().view(torch.uint8).reshape(-1)
+    values = memoryview(raw_bytes.numpy().data)
+    for start in range(0, len(values), _WRITE_BYTES):
+        file.write(values[start : start + _WRITE_BYTES])
 
 
-def _put(file: BinaryIO, tensor: Tensor) -> None:
-    """A tensor's values as they lie in memory."""
-    values = memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data)
-    for start in range(0, len(values), _WRITE):
-        file.write(values[start : start + _WRITE])
-
-
-def _copy(shards: Shards, place: Place, to: BinaryIO) -> None:
-    with shards.files.path(place.shard).open("rb", buffering=0) as file:
+def _copy_bytes(shards: Shards, place: Place, target: BinaryIO) -> None:
+    path = shards.files.path(place.shard)
+    buffer = memoryview(bytearray(_WRITE_BYTES))
+    with path.open("rb", buffering=0) as file:
         file.seek(place.start)
-        left, buffer = place.bytes, memoryview(bytearray(_WRITE))
-        while left:
-            n = file.readinto(buffer[: min(left, len(buffer))])
-            if not n:
-                raise SourceError(f"{shards.files.path(place.shard)} is truncated")
-            to.write(buffer[:n])
-            left -= n
+        remaining = place.bytes
+        while remaining:
+            n_read = file.readinto(buffer[: min(remaining, len(buffer))])
+            if not n_read:
+                raise SourceError(f"{path} is truncated")
+            target.write(buffer[:n_read])
+            remaining -= n_read
 
 
-def _write_index(shards: Shards, path: Path, new: Sequence[NewTensor], drop: Sequence[str]) -> None:
+def _write_index(shards: Shards, path: Path, changes: CheckpointChanges) -> None:
     index = json.loads(shards.files.path(INDEX).read_text(encoding="utf-8"))
-    index["weight_map"] = {
-        name: shard for name, shard in index["weight_map"].items() if name not in drop
-    }
-    index["weight_map"] |= {one.name: shards.places[one.beside].shard for one in new}
-    index["metadata"] = {
-        **(index.get("metadata") or {}),
-        "total_size": output_bytes(shards, new, drop),
-    }
+    weight_map = index["weight_map"]
+    for name in changes.dropped:
+        weight_map.pop(name, None)
+    for tensor in changes.new:
+        weight_map[tensor.name] = shards.places[tensor.beside].shard
+    metadata = index.get("metadata") or {}
+    index["metadata"] = {**metadata, "total_size": output_bytes(shards, changes)}
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-@dataclass
-class RoundingSums:
-    """Sums of squares of what was meant to change along the direction, and of what was not done of it."""
-
-    meant: float = 0.0
-    missed: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """|meant − done| / |meant|."""
-        return float((self.missed / self.meant) ** 0.5) if self.meant else 0.0
-
-    def add(self, before: Tensor, got: Tensor, wanted: Tensor) -> None:
-        """Components before, as stored after, and as they should be after."""
-        self.meant += float((before - wanted).double().pow(2).sum())
-        self.missed += float((got - wanted).double().pow(2).sum())
-
-
-def updated(tensor: Tensor, change: WeightUpdate, loss: RoundingSums) -> Iterator[Tensor]:
-    """The changed tensor in its own dtype, in pieces that follow one another in memory."""
-    C, S = change.contract.float(), change.spread.float()
-    back = (change.contract.T @ change.spread).float()  # what is spread, contracted again
-    k = None if change.k is None else change.k.float()
-    if change.axis == -1:
-        yield from _along_rows(
-            tensor.reshape(-1, tensor.shape[-1]), C, S, change.s.float(), back, k, loss
-        )
-        return
-    for matrix in tensor.reshape(-1, *tensor.shape[-2:]):
-        yield from _along_columns(matrix, C, S, change.s.float(), back, loss)
-
-
-def _along_rows(
-    rows: Float[Tensor, "m d_model"],
-    C: Float[Tensor, "d_model n"],
-    S: Float[Tensor, "d_model n"],
-    s: Float[Tensor, "n"],
-    back: Float[Tensor, "n n"],
-    k: Float[Tensor, "d_model"] | None,
-    loss: RoundingSums,
-) -> Iterator[Tensor]:
-    size = max(1, _PIECE // rows.shape[1])
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size].float()
-        before = piece @ C
-        step = before * s
-        piece = torch.addmm(piece, step, S.T, alpha=-1)
-        wanted = before - step @ back.T
-        if k is not None:
-            piece += k
-            wanted = wanted + k @ C
-        stored = piece.to(rows.dtype)
-        loss.add(before, stored.float() @ C, wanted)
-        yield stored
-
-
-def _along_columns(
-    matrix: Float[Tensor, "d_model m"],
-    C: Float[Tensor, "d_model n"],
-    S: Float[Tensor, "d_model n"],
-    s: Float[Tensor, "n"],
-    back: Float[Tensor, "n n"],
-    loss: RoundingSums,
-) -> Iterator[Tensor]:
-    size = max(1, _PIECE // max(1, matrix.shape[1]))
-    starts = range(0, len(matrix), size)
-    before = torch.zeros(C.shape[1], matrix.shape[1])
-    for start in starts:
-        before.addmm_(C[start : start + size].T, matrix[start : start + size].float())
-    step = s[:, None] * before
-    got = torch.zeros_like(before)
-    for start in starts:
-        part = slice(start, start + size)
-        stored = torch.addmm(matrix[part].float(), S[part], step, alpha=-1).to(matrix.dtype)
-        got.addmm_(C[part].T, stored.float())
-        yield stored
-    loss.add(before, got, before - back @ step)

@@ -1,4 +1,4 @@
-"""Which edits weights can take over, and what is nearest to those they cannot. Knows no tensors of models."""
+"""Which edits weights can represent, and which edit comes closest to one that they cannot."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from saescope.errors import EditError
 
 
 def why_not_bakeable(edit: Edit) -> str | None:
-    """Why no weights do what the edit does; None where some do."""
+    """Why no weights do what the edit does; None if some do."""
     if edit.op in ("scale", "clamp"):
         return f"{edit.op} acts by how strongly the feature fires, and no stock weights do that"
     if edit.condition is not None:
@@ -24,42 +24,45 @@ def why_not_bakeable(edit: Edit) -> str | None:
 
 
 def reads_another_layer(edit: Edit) -> bool:
-    """Whether the edit's condition is of another layer, so that a streamed model cannot be steered by it."""
+    """Whether the edit's condition reads another layer, which a streamed model cannot do."""
     return edit.condition is not None and edit.condition.feature.layer != edit.layer
 
 
 def nearest_bakeable(edit: Edit) -> Edit:
-    """The edit that weights can take over and that is nearest; raises EditError where none comes near."""
+    """The closest edit that weights can represent; raises EditError if none is close."""
     if why_not_bakeable(edit) is None:
         return edit
     if edit.op in ("add", "project", "readout_clamp"):
         return replace(edit, scope="all", when=None)
+    removed_share = None
     if edit.op == "scale" and edit.amount < 0:
-        return replace(
-            edit, op="project", strength=min(1.0, -edit.amount), scope="all", gate="relu", when=None
-        )
+        removed_share = min(1.0, -edit.amount)
     if edit.op == "clamp" and edit.amount == 0:
-        return replace(edit, op="project", strength=1.0, scope="all", gate="relu", when=None)
-    raise EditError(
-        f"edit of {edit.name}: {edit.op} {edit.amount:g} strengthens what fires, which no weights come near to: use an "
-        "add edit of the same feature, or steer it at run time"
-    )
+        removed_share = 1.0
+    if removed_share is None:
+        raise EditError(
+            f"edit of {edit.name}: {edit.op} {edit.amount:g} strengthens what fires, and no "
+            "weights come close to that: use an add edit of the same feature, or steer it at run "
+            "time"
+        )
+    return replace(edit, op="project", strength=removed_share, scope="all", gate="relu", when=None)
 
 
 def edit_vectors(
     edits: Sequence[Edit], saes: Sequence[Sae], *, n_layers: int, d_model: int
 ) -> list[EditVectors]:
-    """The edits with their vectors; raises EditError for one that is not of this model."""
+    """The edits with their vectors; raises EditError for one that does not fit the model."""
     sae_of = {sae.spec.layer: sae for sae in saes}
-    found = []
+    vectors = []
     for edit in edits:
         if edit.layer >= n_layers:
             raise EditError(f"edit of {edit.name}: the model has layers 0-{n_layers - 1}")
-        own = sae_of.get(edit.layer) if edit.feature is not None else None
-        one = bind_edits([edit], own, torch.float64, torch.device("cpu"))
-        if one.d.shape[1] != d_model:
+        sae = sae_of.get(edit.layer) if edit.feature is not None else None
+        bound = bind_edits([edit], sae, torch.float64, torch.device("cpu"))
+        [w], [b], [d] = bound.reader.readout.w, bound.reader.readout.b, bound.d
+        if len(d) != d_model:
             raise EditError(
-                f"edit of {edit.name}: it is {one.d.shape[1]} wide, the model's residuals {d_model}"
+                f"edit of {edit.name}: it is {len(d)} wide, the model's residuals {d_model}"
             )
-        found.append(EditVectors(edit, one.reader.readout.w[0], one.reader.readout.b[0], one.d[0]))
-    return found
+        vectors.append(EditVectors(edit, w, b, d))
+    return vectors

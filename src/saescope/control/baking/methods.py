@@ -1,14 +1,19 @@
-"""Ways to put edits into weights: which parameters change, how, and which hook that is equal or near to. Pure.
+"""Ways to put edits into weights: which parameters change, how, and which hook that is equal or
+close to. Pure.
 
-every-write      everything that writes to the residual is projected: exactly the hook at every write
-readers-above    everything that reads it above the layer, lm_head included: exactly the hook after the norms there
-next-layer       only what reads it in the next layer (the article's form): near the hook after the layer
-writers-up-to    what writes to it up to the layer: near the hook after the layer
-bias             a constant on the layer's MLP output: exactly `add` after the layer, where there is a slot for it
+every-write      project all that writes to the residual: exactly the hook at every write
+readers-above    project all that reads it above the layer, lm_head included: exactly the hook after
+                 the norms there
+next-layer       project what reads it in the next layer (the article's form): close to the hook
+                 after the layer
+writers-up-to    project what writes to it up to the layer: close to the hook after the layer
+bias             a constant on the layer's MLP output: exactly `add` after the layer, if there is a
+                 parameter for it
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,94 +21,105 @@ from torch import Tensor
 
 from saescope.control.baking.residual_map import ResidualMap, projection, readout_clamp, shift
 from saescope.control.baking.settings import Method
+from saescope.control.baking.weight_update import WeightUpdate
 from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.errors import EditError
 
-OPS: Mapping[Method, tuple[str, ...]] = {
+METHOD_OPS: Mapping[Method, tuple[str, ...]] = {
     "every-write": ("project", "readout_clamp"),
     "readers-above": ("project",),
     "next-layer": ("project",),
     "writers-up-to": ("project",),
     "bias": ("add",),
 }
-USUAL: Mapping[str, Method] = {
+DEFAULT_METHODS: Mapping[str, Method] = {
     "project": "every-write",
     "readout_clamp": "every-write",
     "add": "bias",
 }
+_NORM_FOLLOWS = "a following norm rescales each write, so only its direction can be projected"
 
-_SCALED = "a norm after the weights gives each write its size, so its direction is projected and its size is not"
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EditVectors:
-    """An edit with its vectors in float64: what it reads with (w, b) and what it writes along (d)."""
+    """An edit with its vectors in float64: it reads with (w, b) and writes along d."""
 
     edit: Edit
     w: Float[Tensor, "d_model"]
     b: Float[Tensor, ""]
     d: Float[Tensor, "d_model"]
 
-
-@dataclass(frozen=True)
-class WeightUpdate:
-    """What becomes of a tensor along its axis on the residual: W − spread·diag(s)·(contractᵀ W) there, + k.
-
-    Writers are multiplied by a map from the left (contract V, spread U), readers from the right (contract U, spread V).
-    """
-
-    axis: int
-    contract: Float[Tensor, "d_model n"]
-    spread: Float[Tensor, "d_model n"]
-    s: Float[Tensor, "n"]
-    k: Float[Tensor, "d_model"] | None = None
+    @property
+    def layer(self) -> int:
+        """The layer after which the edit acts."""
+        return self.edit.layer
 
 
 @dataclass(frozen=True)
 class ResidualHook:
-    """What a method is equal or near to: maps of modules' outputs, and of what the first block is given."""
+    """What a method is equal or close to: maps of modules' outputs, and of the first block's input.
+
+    Outputs are by site: a module's name, or `block N`.
+    """
 
     description: str
     outputs: Mapping[str, ResidualMap] = field(default_factory=dict)
     first: ResidualMap | None = None
 
 
+class NewParameter(NamedTuple):
+    """A parameter that the checkpoint does not have yet; without values it is zero."""
+
+    shape: tuple[int, ...]
+    values: Tensor | None
+
+
 @dataclass(frozen=True)
 class BakePlan:
-    """The changes by stored name, tensors that are new, whether the lm_head is parted from the embedding, the hook.
-
-    `exact` says that but for rounding the result is the hook; `why_not` is why it is not. `flags` are set in
-    the config.
-    """
+    """What a method changes in a checkpoint, and the hook it is equal or close to."""
 
     method: Method
     changes: Mapping[str, WeightUpdate]
+    "Updates by stored name."
+
     hook: ResidualHook
     why_not: str | None = None
-    new: Mapping[str, tuple[tuple[int, ...], Tensor | None]] = field(default_factory=dict)
+    "Why the result is not exactly the hook, but for rounding; None if it is."
+
+    new: Mapping[str, NewParameter] = field(default_factory=dict)
+    "Parameters to add, by stored name."
+
     flags: Mapping[str, bool] = field(default_factory=dict)
+    "Keys to set in the config."
+
     head: WeightUpdate | None = None
+    "The update of the lm_head."
+
     unties: bool = False
+    "Whether the lm_head gets weights of its own instead of the embedding's."
 
     @property
     def exact(self) -> bool:
-        """Whether it is its hook but for rounding."""
+        """Whether the result is its hook but for rounding."""
         return self.why_not is None
 
 
-def choose_method(bound: Sequence[EditVectors], wanted: Method | None) -> Method:
-    """The method asked for, or the usual one of these ops; raises EditError where it does not take them."""
-    ops = {one.edit.op for one in bound}
+def choose_method(edits: Sequence[EditVectors], requested: Method | None) -> Method:
+    """The requested method, or the default of the edits' op.
+
+    Raises EditError for edits of several ops, and for a method that does not take this op.
+    """
+    ops = {vectors.edit.op for vectors in edits}
     if len(ops) > 1:
         raise EditError(
             f"edits of several ops ({', '.join(sorted(ops))}) go into weights one op at a time"
         )
     [op] = ops
-    method = wanted or USUAL[op]
-    if op not in OPS[method]:
-        fitting = [name for name, taken in OPS.items() if op in taken]
-        raise EditError(f"--method {method} does not take {op}: use {' or '.join(fitting)}")
+    method = requested or DEFAULT_METHODS[op]
+    if op not in METHOD_OPS[method]:
+        fitting = [repr(name) for name, taken in METHOD_OPS.items() if op in taken]
+        raise EditError(f"method {method!r} does not take {op}: use {' or '.join(fitting)}")
     return method
 
 
@@ -111,154 +127,190 @@ def plan_projection(
     method: Method,
     anatomy: Anatomy,
     gains: Mapping[str, Tensor],
-    bound: Sequence[EditVectors],
-    scale: float = 1.0,
+    edits: Sequence[EditVectors],
+    embedding_scale: float = 1.0,
 ) -> BakePlan:
-    """The plan of a method that projects; `gains` are γ of the norms it passes, `scale` what token embeddings are
-    multiplied by.
+    """The plan of a method that projects.
+
+    `gains` are γ of the norms that it passes, `embedding_scale` what the model multiplies token
+    embeddings by.
     """
     match method:
         case "every-write":
-            return _every_write(anatomy, gains, bound, scale)
+            return _every_write(anatomy, gains, edits, embedding_scale)
         case "readers-above":
-            return _readers(anatomy, gains, bound, above=True)
+            return _readers_above(anatomy, gains, edits)
         case "next-layer":
-            return _readers(anatomy, gains, bound, above=False)
+            return _next_layer(anatomy, gains, edits)
         case "writers-up-to":
-            return _writers_up_to(anatomy, gains, bound)
+            return _writers_up_to(anatomy, gains, edits)
         case "bias":
-            raise ValueError("a bias is planned by `biases`")
-
-
-def _map_of(bound: Sequence[EditVectors]) -> ResidualMap:
-    if bound[0].edit.op == "readout_clamp":
-        w, b, d = (torch.stack([getattr(one, name) for one in bound]) for name in ("w", "b", "d"))
-        return readout_clamp(
-            w, b, d, torch.tensor([one.edit.amount for one in bound], dtype=torch.float64)
-        )
-    return projection([one.d for one in bound], [one.edit.amount for one in bound])
-
-
-def _maps(bound: Sequence[EditVectors]) -> Callable[[Callable[[int], bool]], ResidualMap | None]:
-    """The map of those edits whose layer fits, each made once."""
-    made: dict[tuple[int, ...], ResidualMap] = {}
-
-    def of(fits: Callable[[int], bool]) -> ResidualMap | None:
-        chosen = tuple(n for n, one in enumerate(bound) if fits(one.edit.layer))
-        if chosen and chosen not in made:
-            made[chosen] = _map_of([bound[n] for n in chosen])
-        return made.get(chosen)
-
-    return of
-
-
-def written(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
-    """The change of a parameter that writes, past the norm that may follow it."""
-    m = m if port.norm is None else m.linear.before_norm(gains[port.norm])
-    return WeightUpdate(port.axis, m.V, m.U, m.s)
-
-
-def read(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
-    """The change of a parameter that reads, past the norm before it."""
-    m = m.linear if port.norm is None else m.linear.after_norm(gains[port.norm])
-    return WeightUpdate(port.axis, m.U, m.V, m.s)
-
-
-def _each(changes: Iterator[tuple[Port, WeightUpdate]]) -> dict[str, WeightUpdate]:
-    return {name: change for port, change in changes for name in port.stored}
+            raise ValueError("biases.plan_biases plans the method 'bias'")
 
 
 def _every_write(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors], scale: float
+    anatomy: Anatomy,
+    gains: Mapping[str, Tensor],
+    edits: Sequence[EditVectors],
+    embedding_scale: float,
 ) -> BakePlan:
-    m = _map_of(bound)
-    changes = _each((port, written(port, m, gains)) for port in anatomy.writes)
-    if m.k is not None:
+    combined = _combined_map(edits)
+    changes = _by_stored_name(anatomy.writes, lambda port: write_update(port, combined, gains))
+    if combined.k is not None:
+        k = combined.k / embedding_scale
         for name in anatomy.embedding.stored:
-            changes[name] = WeightUpdate(-1, m.V, m.U, m.s, m.k / scale)
-    normed = any(port.norm for port in anatomy.writes)
+            changes[name] = WeightUpdate(-1, combined.V, combined.U, combined.s, k)
+    op = edits[0].edit.op
+    hook = ResidualHook(
+        f"{op} at every write: the embedding and what every attention and MLP adds",
+        {site: combined.linear for _, site in anatomy.sites},
+        first=combined,
+    )
+    norm_follows = any(port.norm for port in anatomy.writes)
     return BakePlan(
-        method="every-write",
-        changes=changes,
-        hook=ResidualHook(
-            f"{bound[0].edit.op} at every write: the embedding and what every attention and MLP adds",
-            {site: m.linear for _, site in anatomy.sites},
-            first=m,
-        ),
-        why_not=_SCALED if normed else None,
+        "every-write",
+        changes,
+        hook,
+        why_not=_NORM_FOLLOWS if norm_follows else None,
         unties=anatomy.tied,
     )
 
 
-def _readers(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors], *, above: bool
+def _readers_above(
+    anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
-    maps = _maps(bound)
-    last = anatomy.n_layers - 1
-    if not above and (beyond := [one for one in bound if one.edit.layer == last]):
-        raise EditError(
-            f"edit of {beyond[0].edit.name}: after the last layer there is no next one; use readers-above"
-        )
-
-    def at(layer: int) -> ResidualMap | None:
-        return maps(lambda own: own < layer) if above else maps(lambda own: own + 1 == layer)
-
-    changes = _each((port, read(port, m, gains)) for port in anatomy.reads if (m := at(port.layer)))
-    if not above:
-        return BakePlan(
-            "next-layer", changes, _after_layers(bound), "the residual passes the next layer by"
-        )
-    ports = (*anatomy.reads, anatomy.head)
-    norms = {p.norm: m.after_norm(gains[p.norm]) for p in ports if p.norm and (m := at(p.layer))}
-    head = at(anatomy.n_layers)
+    map_at = _map_of_layer(edits, lambda edited, layer: edited < layer)
+    changes = _by_stored_name(anatomy.reads, _read_updates(map_at, gains))
+    norms = {}
+    for port in (*anatomy.reads, anatomy.head):
+        combined = map_at(port.layer)
+        if combined is not None and port.norm:
+            norms[port.norm] = combined.after_norm(gains[port.norm])
     return BakePlan(
-        method="readers-above",
-        changes=changes,
-        hook=ResidualHook(
-            "project after every norm above the layer, the final one included", norms
-        ),
-        head=None if head is None else read(anatomy.head, head, gains),
+        "readers-above",
+        changes,
+        ResidualHook("project after every norm above the layer, the final one included", norms),
+        head=_read_updates(map_at, gains)(anatomy.head),
         unties=anatomy.tied,
     )
+
+
+def _next_layer(
+    anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
+) -> BakePlan:
+    for vectors in edits:
+        if vectors.layer == anatomy.n_layers - 1:
+            raise EditError(
+                f"edit of {vectors.edit.name}: after the last layer there is no next one; "
+                "use readers-above"
+            )
+    map_at = _map_of_layer(edits, lambda edited, layer: edited + 1 == layer)
+    changes = _by_stored_name(anatomy.reads, _read_updates(map_at, gains))
+    why_not = "the residual passes the next layer by"
+    return BakePlan("next-layer", changes, _hook_after_layers(edits), why_not)
 
 
 def _writers_up_to(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], bound: Sequence[EditVectors]
+    anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
-    maps = _maps(bound)
+    map_at = _map_of_layer(edits, lambda edited, layer: edited >= layer)
 
-    def at(layer: int) -> ResidualMap | None:
-        return maps(lambda own: own >= layer)
+    def update(port: Port) -> WeightUpdate | None:
+        combined = map_at(port.layer)
+        return None if combined is None else write_update(port, combined, gains)
 
-    changes = _each(
-        (port, written(port, m, gains)) for port in anatomy.writes if (m := at(port.layer))
-    )
-    why = "the layers up to it read an edited residual too"
-    return BakePlan("writers-up-to", changes, _after_layers(bound), why, unties=anatomy.tied)
-
-
-def _after_layers(bound: Sequence[EditVectors]) -> ResidualHook:
-    """The edits where they say: after their layers, at every position."""
-    layers = sorted({one.edit.layer for one in bound})
-    maps = {n: _map_of([one for one in bound if one.edit.layer == n]) for n in layers}
-    return ResidualHook(
-        f"project after layer {', '.join(map(str, layers))}",
-        {f"block {n}": m for n, m in maps.items()},
+    changes = _by_stored_name(anatomy.writes, update)
+    why_not = "the layers up to it read an edited residual too"
+    return BakePlan(
+        "writers-up-to", changes, _hook_after_layers(edits), why_not, unties=anatomy.tied
     )
 
 
-def summed_constants(bound: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d_model"]]:
+def write_update(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
+    """The update of a parameter that writes, past the norm that may follow it."""
+    if port.norm is not None:
+        m = m.linear.before_norm(gains[port.norm])
+    return WeightUpdate(port.axis, m.V, m.U, m.s)
+
+
+def read_update(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
+    """The update of a parameter that reads, past the norm before it."""
+    m = m.linear
+    if port.norm is not None:
+        m = m.after_norm(gains[port.norm])
+    return WeightUpdate(port.axis, m.U, m.V, m.s)
+
+
+def _read_updates(
+    map_at: Callable[[int], ResidualMap | None], gains: Mapping[str, Tensor]
+) -> Callable[[Port], WeightUpdate | None]:
+    def update(port: Port) -> WeightUpdate | None:
+        combined = map_at(port.layer)
+        return None if combined is None else read_update(port, combined, gains)
+
+    return update
+
+
+def _by_stored_name(
+    ports: Iterable[Port], update_of: Callable[[Port], WeightUpdate | None]
+) -> dict[str, WeightUpdate]:
+    updates: dict[str, WeightUpdate] = {}
+    for port in ports:
+        update = update_of(port)
+        if update is not None:
+            updates |= dict.fromkeys(port.stored, update)
+    return updates
+
+
+def _map_of_layer(
+    edits: Sequence[EditVectors], applies: Callable[[int, int], bool]
+) -> Callable[[int], ResidualMap | None]:
+    """The combined map of the edits that apply at a layer, by `applies(edited layer, layer)`."""
+    combined: dict[tuple[int, ...], ResidualMap] = {}
+
+    def map_at(layer: int) -> ResidualMap | None:
+        chosen = tuple(n for n, vectors in enumerate(edits) if applies(vectors.layer, layer))
+        if not chosen:
+            return None
+        if chosen not in combined:
+            combined[chosen] = _combined_map([edits[n] for n in chosen])
+        return combined[chosen]
+
+    return map_at
+
+
+def _combined_map(edits: Sequence[EditVectors]) -> ResidualMap:
+    amounts = [vectors.edit.amount for vectors in edits]
+    if edits[0].edit.op != "readout_clamp":
+        return projection([vectors.d for vectors in edits], amounts)
+    return readout_clamp(
+        w=torch.stack([vectors.w for vectors in edits]),
+        b=torch.stack([vectors.b for vectors in edits]),
+        d=torch.stack([vectors.d for vectors in edits]),
+        target=torch.tensor(amounts, dtype=torch.float64),
+    )
+
+
+def _hook_after_layers(edits: Sequence[EditVectors]) -> ResidualHook:
+    """The edits after their layers, at every position."""
+    layers = sorted({vectors.layer for vectors in edits})
+    maps = {}
+    for layer in layers:
+        maps[f"block {layer}"] = _combined_map([v for v in edits if v.layer == layer])
+    return ResidualHook(f"project after layer {', '.join(map(str, layers))}", maps)
+
+
+def summed_constants(edits: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d_model"]]:
     """What `add` edits add after each layer."""
     total: dict[int, Tensor] = {}
-    for one in bound:
-        step = one.edit.amount * one.d
-        total[one.edit.layer] = total[one.edit.layer] + step if one.edit.layer in total else step
+    for vectors in edits:
+        step = vectors.edit.amount * vectors.d
+        total[vectors.layer] = total[vectors.layer] + step if vectors.layer in total else step
     return total
 
 
-def constant_hook(added: Mapping[int, Tensor]) -> ResidualHook:
-    """The `add` edits as a hook at every position."""
-    where = ", ".join(map(str, sorted(added)))
-    return ResidualHook(
-        f"add after layer {where}", {f"block {n}": shift(v) for n, v in added.items()}
-    )
+def constant_hook(constants: Mapping[int, Tensor]) -> ResidualHook:
+    """Constants added after layers, as a hook at every position."""
+    layers = ", ".join(map(str, sorted(constants)))
+    maps = {f"block {layer}": shift(vector) for layer, vector in constants.items()}
+    return ResidualHook(f"add after layer {layers}", maps)

@@ -22,16 +22,17 @@ class BakeSettings:
 
     method: Method | None = None
     (
-        "every-write: project everything that writes to the residual. readers-above: project everything that reads it "
-        "above the layer. next-layer: project what reads it in the next layer only. writers-up-to: project what writes "
-        "to it up to the layer. bias: for add. Default: the exact method of the edits' op."
+        "every-write: project everything that writes to the residual. readers-above: project "
+        "everything that reads it above the layer. next-layer: project what reads it in the next "
+        "layer only. writers-up-to: project what writes to it up to the layer. bias: for add. "
+        "Default: the exact method of the edits' op."
     )
 
     convert: Conversion | None = None
     "project: bake edits that depend on a feature's firing as projections of its direction."
 
     measure: bool = True
-    "Measure the KL of the written checkpoint from the hook, from the edits as steered, and from the model."
+    "Measure the KL of the written checkpoint from the hook, the edits as steered, and the model."
 
     def check(self) -> None:
         """Raises EditError for a value that is not among the choices."""

@@ -1,0 +1,114 @@
+"""From edits to a plan: the method, checks that the model is understood, and changes of tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saescope.control.baking.anatomy_check import check_anatomy
+from saescope.control.baking.biases import plan_biases
+from saescope.control.baking.checkpoint_writer import CheckpointChanges, NewTensor
+from saescope.control.baking.eligibility import edit_vectors
+from saescope.control.baking.methods import BakePlan, choose_method, plan_projection
+from saescope.control.baking.settings import Method
+from saescope.control.edits import Edit
+from saescope.engine.anatomy import Anatomy, read_anatomy
+from saescope.engine.config import read_config
+from saescope.engine.devices import Device
+from saescope.engine.gains import norm_gains
+from saescope.engine.lm import LM, load_lm
+from saescope.engine.sae import Sae
+from saescope.engine.shards import Shards
+from saescope.errors import SourceError
+from saescope.sources.files import Files, open_files
+
+_CHECKED_EMBEDDINGS = 64
+_EMBEDDING_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class BaseCheckpoint:
+    """The checkpoint that edits go into: its files, its anatomy, and its mapped tensors."""
+
+    files: Files
+    anatomy: Anatomy
+    shards: Shards
+    device: Device
+
+    @classmethod
+    def open(
+        cls, model: str | Path, *, device: Device = "auto", offline: bool = False
+    ) -> "BaseCheckpoint":
+        """Open a folder or a hub id; raises SourceError for an unknown architecture."""
+        files = open_files(str(model), offline=offline)
+        return cls(files, read_anatomy(files), Shards.open(files), device)
+
+    def load_streamed(self) -> LM:
+        """The whole model in float32, one block at a time."""
+        last = self.anatomy.n_layers - 1
+        return load_lm(
+            self.files.source, [last], dtype="float32", device=self.device, streamed=True
+        )
+
+
+def make_plan(
+    base: BaseCheckpoint, saes: Sequence[Sae], edits: Sequence[Edit], method: Method | None
+) -> BakePlan:
+    """Plan the edits, by the default method of their op if `method` is None.
+
+    Raises EditError if the method cannot take them, and SourceError if not every writer (and
+    reader) that it needs is known.
+    """
+    anatomy = base.anatomy
+    vectors = edit_vectors(edits, saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
+    method = choose_method(vectors, method)
+    if method == "bias":
+        return plan_biases(anatomy, read_config(base.files), vectors)
+    reads = method in ("readers-above", "next-layer")
+    gains = norm_gains(base.shards, anatomy, anatomy.norms(writes=True, reads=reads))
+    lm = load_lm(base.files.source, [anatomy.last_kind], device=base.device, streamed=True)
+    check_anatomy(lm, anatomy, gains, reads=reads)
+    return plan_projection(method, anatomy, gains, vectors, _embedding_scale(lm))
+
+
+def _embedding_scale(lm: LM) -> float:
+    """What token embeddings are multiplied by on their way to the residual (√d_model in Gemma)."""
+    embedding: Any = lm.decoder.get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(min(_CHECKED_EMBEDDINGS, lm.vocab_size), device=lm.device)
+    with torch.inference_mode():
+        output, stored = embedding(ids).float(), embedding.weight[ids].float()
+    scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
+    difference = (output - scale * stored).abs().max()
+    if difference > _EMBEDDING_TOLERANCE * output.abs().max():
+        raise SourceError(
+            f"{lm.spec.repo}: its token embeddings are not what it stores, times a number"
+        )
+    return scale
+
+
+def checkpoint_changes(anatomy: Anatomy, plan: BakePlan) -> CheckpointChanges:
+    """The plan's changes of tensors; an lm_head that was tied becomes a tensor of its own."""
+    embedding = anatomy.embedding.stored[0]
+    biases = [
+        NewTensor(name, embedding, shape=parameter.shape, values=parameter.values)
+        for name, parameter in plan.new.items()
+    ]
+    if plan.unties:
+        head = NewTensor(_head_name(anatomy), beside=embedding, copy_of=embedding, update=plan.head)
+        # Some checkpoints also store the lm_head that they tie.
+        return CheckpointChanges(plan.changes, [head, *biases], anatomy.head.stored)
+    updates = dict(plan.changes)
+    if plan.head is not None:
+        updates[anatomy.head.stored[0]] = plan.head
+    return CheckpointChanges(updates, biases)
+
+
+def _head_name(anatomy: Anatomy) -> str:
+    if anatomy.head.stored:
+        return anatomy.head.stored[0]
+    outer = "language_model."
+    if anatomy.prefix.startswith(outer):
+        return outer + anatomy.head.name
+    return anatomy.head.name
