@@ -1,4 +1,4 @@
-"""What is baked is the hook it says, or says how far it is from it; stock transformers loads it; none is half there."""
+"""A bake equals its hook or says how far it is; transformers loads it, or nothing is left."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from saescope.control.baking.bake import bake
 from saescope.control.baking.bake_result import BakeResult
 from saescope.control.baking.residual_map import ResidualMap, projection, readout_clamp
 from saescope.control.baking.settings import BakeSettings
-from saescope.control.edits import Edit
+from saescope.control.edits import Edit, Op
 from saescope.engine.load import load_sae
 from saescope.errors import EditError, ResourceError, SourceError
 from saescope.sources.directions import Direction
@@ -50,8 +50,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def along(n: int, op: str = "project", strength: float = 1.0, layer: int = 1, **more: Any) -> Edit:
-    return Edit(direction=Direction(layer, D[n].numpy(), f"d{n}"), op=op, strength=strength, **more)  # type: ignore[arg-type]
+def along(n: int, op: Op = "project", strength: float = 1.0, layer: int = 1) -> Edit:
+    direction = Direction(layer, D[n].numpy(), f"d{n}")
+    return Edit(direction=direction, op=op, strength=strength)
 
 
 def model_of(name: str, folder: Path, **changes: Any) -> Path:
@@ -115,11 +116,9 @@ def at_every_write(model: Any, change: Callable[[Tensor], Tensor]) -> ExitStack:
     """Hooks on the embedding (of tokens and positions) and on each attention and MLP."""
     stack = ExitStack()
     embeddings = [m for m in decoder(model).modules() if isinstance(m, nn.Embedding)]
-    parts = [
-        getattr(block, name) for block in blocks(model) for name in ("self_attn", "linear_attn", "attn", "mlp")
-        if hasattr(block, name)
-    ]  # fmt: skip
-    for module in (*embeddings, *parts):
+    names = ("self_attn", "linear_attn", "attn", "mlp")
+    writers = [getattr(b, name) for b in blocks(model) for name in names if hasattr(b, name)]
+    for module in (*embeddings, *writers):
         stack.callback(module.register_forward_hook(output(change)).remove)
     return stack
 
@@ -152,7 +151,7 @@ EXACT = ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gpt2", "phi",
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
-def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> None:
+def test_every_write_equals_the_hook_at_every_write(name: str, tmp_path: Path) -> None:
     share = 1.0 if name != "llama" else 0.6
     tied = {"tie_word_embeddings": True} if name == "qwen3" else {}
     model = model_of(name, tmp_path / "model", **tied)
@@ -181,7 +180,7 @@ def test_every_write_is_the_hook_at_every_write(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "name", ["qwen3", "qwen3 moe", "qwen3.5", "qwen3.5 moe", "llama", "gemma2", "gemma3"]
 )
-def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) -> None:
+def test_readers_above_equals_the_hook_after_the_norms(name: str, tmp_path: Path) -> None:
     share = 1.0 if name != "qwen3" else 0.3
     model = model_of(name, tmp_path / "model")
     edits = [along(0, strength=share), along(1, strength=share)]
@@ -201,7 +200,7 @@ def test_readers_above_is_the_hook_after_the_norms(name: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "gemma3 with images"])
-def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path) -> None:
+def test_norm_after_the_writers_makes_a_bake_approximate(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
     baked = bake(
         model, (), [along(0)], tmp_path / "out", BakeSettings(method="every-write"), neutral=NEUTRAL
@@ -218,7 +217,7 @@ def test_a_norm_after_the_writers_makes_it_approximate(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "exact"), [("llama", True), ("gpt2", True), ("phi", True), ("qwen3", False)]
 )
-def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Path) -> None:
+def test_bias_equals_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model")
     baked = bake(
         model, (), [along(0, "add", 2.0), along(1, "add", -1.0)], tmp_path / "out", neutral=NEUTRAL
@@ -238,7 +237,7 @@ def test_bias_is_a_constant_after_the_layer(name: str, exact: bool, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["next-layer", "writers-up-to"])
-def test_approximate_ways_carry_their_distance(method: Any, tmp_path: Path) -> None:
+def test_approximate_methods_report_their_distance(method: Any, tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model")
     baked = bake(
         model, (), [along(0)], tmp_path / "out", BakeSettings(method=method), neutral=NEUTRAL
@@ -257,7 +256,7 @@ def test_approximate_ways_carry_their_distance(method: Any, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_readout_clamp_of_features_is_exact_at_every_write(tmp_path: Path) -> None:
-    """It is a linear map and a constant, gated by nothing: every read-out is its target wherever one looks."""
+    """It is a linear map and a constant without a gate: every read-out is its target everywhere."""
     model = model_of("qwen3", tmp_path / "model")
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     edits = [Edit("1/3", "readout_clamp", 2.0), Edit("1/9", "readout_clamp", -1.0)]
@@ -275,10 +274,10 @@ def test_readout_clamp_of_features_is_exact_at_every_write(tmp_path: Path) -> No
         torch.testing.assert_close(z, torch.tensor([2.0, -1.0]).expand_as(z), atol=1e-4, rtol=0)
 
 
-# --- maps
+# --- maps of the residual
 
 
-def test_order_and_dependence_of_directions_do_not_matter() -> None:
+def test_projection_ignores_order_and_dependence_of_directions() -> None:
     h = torch.randn(5, 32, dtype=torch.float64)
     a, b = projection(D, [1.0, 0.5, 0.2]), projection(D[::-1], [0.2, 0.5, 1.0])
     torch.testing.assert_close(a(h), b(h))
@@ -291,7 +290,7 @@ def test_order_and_dependence_of_directions_do_not_matter() -> None:
         projection([D[0], 2 * D[0]], [1.0, 0.5])
 
 
-def test_maps_past_a_norm() -> None:
+def test_projection_holds_past_a_norm() -> None:
     gain, u = torch.rand(32, dtype=torch.float64) + 0.5, torch.randn(6, 32, dtype=torch.float64)
     m = projection(D[:2], [1.0, 1.0])
     torch.testing.assert_close(m.after_norm(gain)(gain * u), gain * m(u))
@@ -316,7 +315,7 @@ def test_readout_clamps_reach_their_targets_together() -> None:
 
 
 @pytest.mark.slow
-def test_files_are_those_of_the_model(tmp_path: Path) -> None:
+def test_written_files_are_those_of_the_model(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", tie_word_embeddings=True, dtype=torch.bfloat16)
     baked = bake(model, (), [along(0)], tmp_path / "out", neutral=NEUTRAL)
     index = {
@@ -356,7 +355,7 @@ def test_files_are_those_of_the_model(tmp_path: Path) -> None:
     }
 
 
-def test_rounding_is_told(tmp_path: Path) -> None:
+def test_rounding_loss_is_reported(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", dtype=torch.bfloat16)
     lost = {}
     for strength in (1.0, 0.001):
@@ -381,7 +380,7 @@ def test_rounding_is_told(tmp_path: Path) -> None:
 # --- what cannot be
 
 
-GATED = [
+REFUSED = [
     (
         Edit("1/3", "scale", -1.0),
         {},
@@ -411,17 +410,19 @@ GATED = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("edit", "more", "said"), GATED, ids=[said[:20] for _, _, said in GATED])
-def test_what_weights_cannot_do_is_refused(
-    edit: Edit, more: dict[str, Any], said: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("edit", "options", "message"), REFUSED, ids=[message[:20] for _, _, message in REFUSED]
+)
+def test_edits_that_weights_cannot_represent_are_refused(
+    edit: Edit, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    settings = dict(more)
+    settings = dict(options)
     neutral = settings.pop("neutral", NEUTRAL)
     model, sae = (
         save("qwen3", tmp_path / "model"),
         load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1),
     )
-    with pytest.raises(Exception, match=said) as error:
+    with pytest.raises(Exception, match=message) as error:
         bake(model, [sae], [edit], tmp_path / "new/out", BakeSettings(**settings), neutral=neutral)
     assert "\n" not in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "sae"]
@@ -507,14 +508,14 @@ AutoModelForCausalLM.register(OddConfig, OddForCausalLM)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("odd", "method"), [("writes", "every-write"), ("writes", "readers-above"),
-                                             ("reads", "readers-above"), ("reads", "every-write")])  # fmt: skip
-def test_unknown_parts_are_found_by_what_they_do(odd: str, method: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["every-write", "readers-above"])
+@pytest.mark.parametrize("odd", ["writes", "reads"])
+def test_unknown_writers_and_readers_are_detected(odd: str, method: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     OddForCausalLM(OddConfig(**SIZES, odd=odd)).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
 
-    def made() -> BakeResult:
+    def attempt() -> BakeResult:
         return bake(
             tmp_path / "model",
             (),
@@ -525,10 +526,10 @@ def test_unknown_parts_are_found_by_what_they_do(odd: str, method: Any, tmp_path
         )
 
     if (odd, method) == ("reads", "every-write"):
-        assert made().exact  # readers are none of its business
+        assert attempt().exact  # this method does not change readers
         return
     with pytest.raises(SourceError, match=rf"'odd': block 0 {odd} .*not known"):
-        made()
+        attempt()
     assert not (tmp_path / "out").exists()
 
 
@@ -540,7 +541,7 @@ import os, sys
 sys.path[:0] = {path!r}
 import numpy as np, torch
 from saescope.control.baking.bake import bake
-from saescope.control.edits import Edit
+from saescope.control.edits import Edit, Op
 from saescope.sources.directions import Direction
 import tiny
 from saescope.sources.prompts import texts
@@ -638,21 +639,8 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "model.safetensors" in made["files"]
     assert cli(command) == 2
     assert "exists: choose another place" in capsys.readouterr().err
-    assert (
-        cli(
-            [
-                "bake",
-                "--edit",
-                "2/412 scale -3",
-                "--out",
-                str(tmp_path / "o2"),
-                "--neutral",
-                str(sets),
-                *pair,
-            ]
-        )
-        == 2
-    )
+    gated = ["bake", "--edit", "2/412 scale -3", "--neutral", str(sets)]
+    assert cli([*gated, "--out", str(tmp_path / "o2"), *pair]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "nats per token" in line
     assert cli([*command[:-5], str(tmp_path / "o3"), *pair, "--method", "readers-above"]) == 0

@@ -1,4 +1,4 @@
-"""What changed between two checkpoints is found, with its size and its place; what did not is not."""
+"""diff finds what changed between two checkpoints, its size and its place, and nothing else."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def changed(model: Path, out: Path, **tensors: Any) -> Path:
     return out
 
 
-def test_the_same_weights_are_the_same_however_they_are_divided(tmp_path: Path) -> None:
+def test_sharding_does_not_count_as_a_change(tmp_path: Path) -> None:
     model, other = save("qwen3", tmp_path / "a"), save("qwen3", tmp_path / "b", shard_size="1GB")
     found = diff(model, other, [D[0]])
     assert found.tensors == []
@@ -47,7 +47,7 @@ def test_the_same_weights_are_the_same_however_they_are_divided(tmp_path: Path) 
     assert found.verdict == "The weights are the same."
 
 
-def test_sizes_of_a_change(tmp_path: Path) -> None:
+def test_change_has_its_size_rank_and_place(tmp_path: Path) -> None:
     model = save("qwen3", tmp_path / "a", shard_size="1GB")
     u, v = torch.randn(64), torch.randn(32)
     noise = 0.1 * torch.randn(32, 64)
@@ -79,7 +79,7 @@ def test_sizes_of_a_change(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "qwen3.5 moe", "gpt2", "gemma3"])
-def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
+def test_projected_writers_are_recognised(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "a")
     bake(model, (), [along(0)], tmp_path / "b", BakeSettings(method="every-write", measure=False))
     found = diff(model, tmp_path / "b", [D[0]])
@@ -100,7 +100,7 @@ def test_projected_writers_are_told(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_projected_readers_are_told(tmp_path: Path) -> None:
+def test_projected_readers_are_recognised(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "a", tie_word_embeddings=True)
     bake(
         model,
@@ -122,7 +122,7 @@ def test_projected_readers_are_told(tmp_path: Path) -> None:
     assert all((one.read or 0) > 0.99999 for one in back.changed)
 
 
-def test_prefixes_and_weights_of_nobody_knows_what(tmp_path: Path) -> None:
+def test_prefixes_are_matched_and_unknown_architectures_compared(tmp_path: Path) -> None:
     model = save("llama", tmp_path / "a", shard_size="1GB")
     other = changed(model, tmp_path / "b")
     state = load_file(other / "model.safetensors")

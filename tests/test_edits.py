@@ -1,4 +1,4 @@
-"""Edits files come back as they were written, and what they cannot mean is refused with what is wrong."""
+"""Edits files are read back as they were written; wrong ones are refused with what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,21 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3
 sizes = st.none() | st.integers(1, 200_000)
 
 
-def edit_of(at: tuple[int, int], op: str, strength: float, *rest: Any) -> Edit:
-    share = min(1.0, abs(strength)) if op == "project" else strength
-    *rest, condition = rest
-    when = (
-        None
-        if condition is None
-        else FeatureCondition(Feature(at[0] // 2, condition[0]), condition[1])
-    )
-    return Edit(Feature(*at), op, share, *rest, when=when)
+def edit_of(feature: tuple[int, int], op: str, strength: float, *options: Any) -> Edit:
+    if op == "project":
+        strength = min(1.0, abs(strength))
+    gate, scope, skip_sinks, condition = options
+    when = None
+    if condition is not None:
+        condition_id, above = condition
+        when = FeatureCondition(Feature(feature[0] // 2, condition_id), above)
+    return Edit(Feature(*feature), op, strength, gate, scope, skip_sinks, when=when)
 
 
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names, names, st.lists(edits, min_size=1, max_size=4), sizes, names)
-def test_written_is_read_back(
+def test_edits_are_read_back_as_written(
     tmp_path: Path,
     model: str,
     sae: str,
@@ -47,7 +47,7 @@ def test_written_is_read_back(
     size: int | None,
     comment: str,
 ) -> None:
-    made = EditSet(
+    edit_set = EditSet(
         model,
         sae,
         tuple(edit_of(*row) for row in rows),
@@ -56,22 +56,23 @@ def test_written_is_read_back(
         size,
         {model: sae} if size else {},
     )
-    write_edits(made, tmp_path / "edits.toml", [comment])
-    assert read_edits(tmp_path / "edits.toml") == made
+    write_edits(edit_set, tmp_path / "edits.toml", [comment])
+    assert read_edits(tmp_path / "edits.toml") == edit_set
 
 
-def test_contract_example_is_read(tmp_path: Path) -> None:
+def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
     path = tmp_path / "edits.toml"
     path.write_text(
-        'model = "Qwen/Qwen3-8B-Base"\nsae = "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"\n[[edit]]\nfeature = "17/23991"\n'
-        'op = "scale"          # a comment\nstrength = -1.0\ngate = "relu"\nscope = "all"\nskip_sinks = true\n'
+        'model = "Qwen/Qwen3-8B-Base"\nsae = "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"\n'
+        '[[edit]]\nfeature = "17/23991"\nop = "scale"          # a comment\nstrength = -1.0\n'
+        'gate = "relu"\nscope = "all"\nskip_sinks = true\n'
     )
     [edit] = read_edits(path).edits
     assert edit == Edit("17/23991", "scale", -1.0)
     assert edit.feature == Feature(17, 23991)
 
 
-def test_conditions_are_read_in_words_and_in_files(tmp_path: Path) -> None:
+def test_conditions_are_read_from_words_and_from_files(tmp_path: Path) -> None:
     expected = Edit("17/23991", "scale", -2.0, "topk", when=FeatureCondition(Feature(3, 555), 2.5))
     assert parse_edit("17/23991 scale -2 topk when 3/555 > 2.5") == expected
     assert parse_edit("17/2 when 17/3").condition == FeatureCondition(Feature(17, 3))

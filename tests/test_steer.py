@@ -1,4 +1,4 @@
-"""Edits do what their formulae say, leave nothing behind, and change nothing where they say nothing."""
+"""Edits follow their formulae, leave nothing behind, and change nothing else."""
 
 import io
 import json
@@ -34,8 +34,12 @@ from saescope.surfaces.cli import run as cli
 from saescope.surfaces.cli.steer import columns
 
 OPS: dict[str, Sequence[float]] = {
-    "add": (2.5, -1.0), "scale": (-1.0, 0.7), "clamp": (0.0, 3.0), "readout_clamp": (0.0, 2.0), "project": (1.0, 0.4),
-}  # fmt: skip
+    "add": (2.5, -1.0),
+    "scale": (-1.0, 0.7),
+    "clamp": (0.0, 3.0),
+    "readout_clamp": (0.0, 2.0),
+    "project": (1.0, 0.4),
+}
 CASES = [
     (op, strength, gate)
     for op, strengths in OPS.items()
@@ -50,7 +54,7 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Sae:
 
 
 def in_float64(sae: Sae, edits: Sequence[Edit], h: Tensor) -> Tensor:
-    """The formulae by full encode and decode plus the SAE's error term, one edit after the other, all from h."""
+    """The formulae by encode, change, decode and the SAE's error term; every edit starts from h."""
     W, b, D, c = (t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
     z = h @ W.T + b
     kept = torch.zeros_like(z).scatter(1, z.topk(sae.spec.k).indices, 1.0)
@@ -114,7 +118,7 @@ def test_readout_clamp_reaches_its_target(sae: Sae) -> None:
     torch.testing.assert_close(z, torch.full_like(z, 4.0), atol=1e-3, rtol=1e-3)
 
 
-def test_coefficients_say_what_fires(sae: Sae) -> None:
+def test_topk_gate_fires_where_the_sae_does(sae: Sae) -> None:
     h = torch.randn(200, 32)
     relu, topk = (bind_edits([Edit(Feature(1, 3), gate=gate)], sae) for gate in ("relu", "topk"))
     among = ((sae.encode(h).ids == 3) & (sae.encode(h).acts > 0)).any(1)
@@ -143,7 +147,7 @@ STRONG = [Edit(Feature(1, n), "add", 4.0) for n in range(3)]
 TEXT = "def add(a, b):\n    return a + b"
 
 
-def test_scan_of_several_is_that_of_each_alone(steerable: tuple[LM, list[Sae]]) -> None:
+def test_scan_of_several_prompts_equals_scans_of_each(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     prompts = texts([TEXT, "hello", "the world and all that is in it", TEXT + "\n" + TEXT])[
         0
@@ -234,7 +238,7 @@ def test_nested_edits_start_from_the_same_residual(steerable: tuple[LM, list[Sae
         assert torch.equal(logits(lm, TEXT), alone)
 
 
-def test_threads_do_not_meet(steerable: tuple[LM, list[Sae]]) -> None:
+def test_threads_do_not_affect_each_other(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     plain = logits(lm, TEXT)
     results: dict[str, Tensor] = {}
@@ -280,7 +284,7 @@ def test_batch_equals_single(
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode"])
 def test_cached_equals_uncached(steerable: tuple[LM, list[Sae]], scope: str) -> None:
-    """Token by token with keys and values kept, as in one pass over everything (where the scope is the same there)."""
+    """Steps with a KV cache equal one pass over everything (if the scope is the same there)."""
     lm, saes = steerable
     [prompt] = texts([TEXT])[0].prompts
     n = len(lm.tokenizer(TEXT)["input_ids"])
@@ -316,7 +320,7 @@ def _cache(lm: LM, ids: Tensor) -> tuple[Any, Tensor]:
     return cache, lm.whole(input_ids=ids, past_key_values=cache, use_cache=True).logits
 
 
-def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sae]]) -> None:
+def test_cache_built_under_other_edits_is_refused(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     ids = torch.tensor([lm.tokenizer(TEXT)["input_ids"]])
     with torch.inference_mode():
@@ -330,7 +334,9 @@ def test_keys_and_values_of_other_edits_are_refused(steerable: tuple[LM, list[Sa
                 lm.whole(input_ids=ids[:, :1], past_key_values=own)
 
 
-def test_a_run_is_of_the_model_as_it_is(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_extract_is_refused_inside_a_steered_block(
+    steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     lm, saes = steerable
     with (
         steered(lm, saes, [Edit("1/3", "add", 2.0)]),
@@ -358,7 +364,7 @@ def test_sinks_are_left_alone(tmp_path: Path) -> None:
     assert seen == {True: n - 2, False: n}  # position 0 and the sink
 
 
-def test_whole_model_is_transformers_own(pair: Pair) -> None:
+def test_whole_model_shares_its_blocks_with_transformers(pair: Pair) -> None:
     from transformers import AutoModelForCausalLM
 
     lm = load_lm(pair.model, [1])
@@ -376,7 +382,7 @@ def test_whole_model_is_transformers_own(pair: Pair) -> None:
         (Edit(Feature(1, 999)), "has 256 features"),
     ],
 )
-def test_unfitting_edits_are_refused(
+def test_edits_of_another_sae_are_refused(
     steerable: tuple[LM, list[Sae]], edit: Edit, said: str
 ) -> None:
     lm, saes = steerable
@@ -385,7 +391,9 @@ def test_unfitting_edits_are_refused(
     assert not _HOOKS
 
 
-def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_edits_of_another_model_are_refused(
+    steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     _, saes = steerable
     other = load_lm(tiny.save_model(tmp_path / "wide", d_model=48, heads=6, kv_heads=3), [2])
     with pytest.raises(EditError, match="32 wide"), steered(other, saes, STRONG):
@@ -401,12 +409,16 @@ def test_unfitting_models_are_refused(steerable: tuple[LM, list[Sae]], tmp_path:
         generate(streamed, "hello")
 
 
-def test_generation_that_cannot_be_is_refused(steerable: tuple[LM, list[Sae]]) -> None:
+def test_impossible_generation_settings_are_refused(steerable: tuple[LM, list[Sae]]) -> None:
     lm, _ = steerable
-    for more, said in (({"max_new_tokens": 0}, "at least 1"), ({"temperature": -1.0}, "temperature must be 0"),
-                       ({"max_new_tokens": 500}, "500 are to follow")):  # fmt: skip
-        with pytest.raises(PromptError, match=said):
-            generate_batch(lm, [Prompt("p", "s", text="hi")], **more)
+    refused: dict[str, dict[str, Any]] = {
+        "at least 1": {"max_new_tokens": 0},
+        "temperature must be 0": {"temperature": -1.0},
+        "500 are to follow": {"max_new_tokens": 500},
+    }
+    for message, settings in refused.items():
+        with pytest.raises(PromptError, match=message):
+            generate_batch(lm, [Prompt("p", "s", text="hi")], **settings)
 
 
 # --- on the organism, whose right answers are known
@@ -517,7 +529,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("of", "more", "said"), REFUSED, ids=[said for _, _, said in REFUSED])
-def test_edits_of_something_else_are_refused(
+def test_edits_files_of_another_model_or_sae_are_refused(
     of: dict[str, Any],
     more: list[str],
     said: str,

@@ -1,4 +1,4 @@
-"""Edits in a model, pass by pass, against the formulae by full encode and decode plus error in float64."""
+"""Edits in a model, pass by pass, against encode, change, decode plus error in float64."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ def activations(sae: Sae, gate: str, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference(sae: Sae, edit: Edit, h: Tensor) -> Tensor:
-    """One edit of every position by encoding, changing a feature and decoding, with what the SAE does not explain."""
+    """One edit of every position: encode, change a feature, decode, add the SAE's error."""
     h = h.double()
     if edit.direction is not None:
         unit = torch.tensor(edit.direction.values).double()
@@ -73,9 +73,9 @@ def reference(sae: Sae, edit: Edit, h: Tensor) -> Tensor:
     return changed @ D.T + sae.b_dec.double() + error
 
 
-def meant(edit: Edit, mask: Tensor, *, prompt: bool) -> Tensor:
-    """Positions of a pass that an edit is for, one by one."""
-    wanted = torch.zeros_like(mask, dtype=torch.bool)
+def targeted(edit: Edit, mask: Tensor, *, prompt: bool) -> Tensor:
+    """Positions of a pass that an edit targets, one by one."""
+    result = torch.zeros_like(mask, dtype=torch.bool)
     for row in range(len(mask)):
         real = [at for at in range(mask.shape[1]) if mask[row, at]]
         inner = real[1:] if prompt and edit.skip_sinks else real
@@ -83,8 +83,8 @@ def meant(edit: Edit, mask: Tensor, *, prompt: bool) -> Tensor:
             inner = []
         if edit.scope == "last":
             inner = [at for at in inner if at == real[-1]]
-        wanted[row, inner] = True
-    return wanted
+        result[row, inner] = True
+    return result
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def tapped(block: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 
 def passes(lm: LM, mask: Tensor) -> Iterator[tuple[Tensor, bool]]:
-    """A padded prompt and two tokens after it, as generation runs them; yields each pass's mask before it is run."""
+    """Run a padded prompt and two more tokens as generation does; yields each pass's mask."""
     torch.manual_seed(3)
     ids, cache = torch.randint(1, 200, mask.shape), DynamicCache()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -133,7 +133,7 @@ def compare(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], mask: Tensor) ->
             h = before[n]
             expected, everywhere = h.double(), torch.zeros_like(now, dtype=torch.bool)
             for edit in edits:
-                where = meant(edit, now, prompt=prompt)
+                where = targeted(edit, now, prompt=prompt)
                 expected = expected + torch.where(
                     where[..., None], reference(sae, edit, h) - h.double(), 0
                 )
@@ -148,7 +148,7 @@ def compare(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], mask: Tensor) ->
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode", "last"])
 @pytest.mark.parametrize(("op", "gate"), TARGETS)
-def test_every_op_gate_and_scope_does_what_its_formula_says(
+def test_every_op_gate_and_scope_follows_its_formula(
     steerable: Steerable, op: Any, gate: Any, scope: Any
 ) -> None:
     lm, saes = steerable
@@ -162,7 +162,7 @@ def test_every_op_gate_and_scope_does_what_its_formula_says(
     compare(lm, saes, [edit], MASK.flip(1))  # filled on the right instead
 
 
-def test_many_edits_at_once_and_in_any_order(steerable: Steerable) -> None:
+def test_order_of_many_edits_does_not_matter(steerable: Steerable) -> None:
     lm, saes = steerable
     edits = [
         Edit(Feature(LAYER, n), op, s, gate, scope, n % 2 == 0)  # type: ignore[arg-type]
@@ -185,7 +185,7 @@ def test_many_edits_at_once_and_in_any_order(steerable: Steerable) -> None:
 @pytest.mark.parametrize("gate", ["relu", "topk"])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("above", [0.0, 3.0])
-def test_a_condition_holds_position_by_position(
+def test_condition_is_checked_at_each_position(
     steerable: Steerable, layer: int, gate: Any, above: float
 ) -> None:
     lm, saes = steerable
@@ -203,27 +203,27 @@ def test_a_condition_holds_position_by_position(
         steered(lm, saes, edits) as receipt,
         tapped(lm.blocks[1]) as after,
     ):
-        held = meant_for = 0
+        held = n_targeted = 0
         for n, (now, prompt) in enumerate(passes(lm, MASK)):
             read = first[n] if layer == 0 else before[n]
-            where = meant(edits[0], now, prompt=prompt)
+            where = targeted(edits[0], now, prompt=prompt)
             on = where & (activations(saes[layer], gate, read)[1][..., often.id] > above)
             expected = before[n].double() + torch.where(
                 on[..., None], 2.0 * saes[1].W_dec[:, 9].double(), 0
             )
-            decode = meant(edits[1], now, prompt=prompt)
+            decode = targeted(edits[1], now, prompt=prompt)
             expected = expected + torch.where(decode[..., None], saes[1].W_dec[:, 4].double(), 0)
             assert (
                 (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
             ).max() < 1e-6
             assert torch.equal(after[n][~on & ~decode], before[n][~on & ~decode])
-            held, meant_for = held + int(on.sum()), meant_for + int(where.sum())
+            held, n_targeted = held + int(on.sum()), n_targeted + int(where.sum())
     assert receipt.condition_held[0] == held
-    assert 0 < held < meant_for
+    assert 0 < held < n_targeted
     assert receipt.to_dict()["edits"][0]["when"] == str(edits[0].condition)
 
 
-def test_conditions_that_cannot_be_are_refused(steerable: Steerable) -> None:
+def test_impossible_conditions_are_refused(steerable: Steerable) -> None:
     lm, saes = steerable
     with pytest.raises(EditError, match="2/3 is of a later layer"):
         Edit("1/3", when="2/3")
@@ -271,7 +271,7 @@ def test_receipt_of_a_batch_is_the_sum_of_its_prompts(steerable: Steerable, tmp_
     )
 
 
-def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
+def test_change_that_rounding_loses_does_not_count(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model", dtype=torch.bfloat16), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     ids = torch.randint(1, 200, (1, 20))
@@ -286,7 +286,7 @@ def test_change_that_rounding_loses_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_long_receipts_are_added_up_on_the_way(steerable: Steerable) -> None:
+def test_long_generations_keep_few_records(steerable: Steerable) -> None:
     lm, saes = steerable
     edit = Edit(Feature(1, 9), "add", 1.0)
     ids = torch.randint(1, 200, (1, 3))

@@ -1,4 +1,4 @@
-"""Edits hold in transformers' own generation too: cached or not, beams, static and copied caches, hybrid models."""
+"""Edits hold in transformers' generation: with and without cache, beams, copies, hybrids."""
 
 import copy
 import threading
@@ -49,7 +49,7 @@ def written(lm: LM, ids: Tensor, **more: Any) -> Tensor:
     return lm.whole.generate(input_ids=ids, **{**options, **more})
 
 
-def test_transformers_generate_is_steered_as_ours(steerable: Steerable) -> None:
+def test_transformers_generate_equals_our_generation(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, [prompt] = ids_of(lm), texts([TEXT])[0].prompts
     plain = written(lm, ids)
@@ -84,7 +84,7 @@ def test_pipeline_and_the_decoder_alone_are_steered(steerable: Steerable) -> Non
 
 
 @pytest.mark.parametrize("scope", ["all", "last"])
-def test_beams_with_a_cache_are_those_without(steerable: Steerable, scope: Any) -> None:
+def test_beams_with_a_cache_equal_beams_without(steerable: Steerable, scope: Any) -> None:
     lm, saes = steerable
     ids = torch.cat([ids_of(lm)[:, :9], ids_of(lm)[:, 3:12]])
     edits = [Edit(edit.feature, edit.op, edit.strength, scope=scope) for edit in EDITS]
@@ -123,7 +123,7 @@ def run(lm: LM, ids: Tensor, cache: DynamicCache) -> Tensor:
         return lm.whole(input_ids=ids, past_key_values=cache, use_cache=True).logits
 
 
-def test_a_prefix_made_under_the_same_edits_may_be_shared(steerable: Steerable) -> None:
+def test_cache_of_a_prefix_serves_the_same_edits(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, cache = ids_of(lm), DynamicCache()
     with steered(lm, saes, EDITS):
@@ -151,7 +151,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_prefix_made_under_other_edits_is_refused(steerable: Steerable, name: str) -> None:
+def test_cache_of_a_prefix_refuses_other_edits(steerable: Steerable, name: str) -> None:
     lm, saes = steerable
     ids = ids_of(lm)
     for first, second in ((EDITS, OTHERS[name]), (OTHERS[name], EDITS)):
@@ -173,7 +173,7 @@ def test_a_prefix_made_under_other_edits_is_refused(steerable: Steerable, name: 
         run(lm, ids[:, 10:], cache)
 
 
-def test_a_cache_of_no_edits_serves_edits_that_change_nothing(steerable: Steerable) -> None:
+def test_cache_without_edits_serves_edits_that_change_nothing(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, cache = ids_of(lm), DynamicCache()
     run(lm, ids[:, :10], cache)
@@ -182,7 +182,7 @@ def test_a_cache_of_no_edits_serves_edits_that_change_nothing(steerable: Steerab
         assert torch.equal(run(lm, ids[:, 10:], cache), plain)
 
 
-def test_a_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
+def test_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
     lm, saes = steerable
     ids, cache = ids_of(lm), DynamicCache()
     with steered(lm, saes, EDITS):
@@ -192,7 +192,7 @@ def test_a_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
             run(lm, ids[:, 10:].repeat(4, 1), cache)
 
 
-def test_two_generations_in_turn_do_not_meet(steerable: Steerable) -> None:
+def test_alternating_generations_do_not_affect_each_other(steerable: Steerable) -> None:
     """What a pass must know of an earlier one lies with its cache, not with the thread."""
     lm, saes = steerable
     rows = [ids_of(lm)[:, :9], ids_of(lm, "hello there")[:, :7]]
@@ -210,7 +210,7 @@ def prefilled(lm: LM, ids: Tensor) -> DynamicCache:
 
 
 @pytest.mark.slow
-def test_threads_with_different_edits(steerable: Steerable) -> None:
+def test_threads_keep_their_own_edits(steerable: Steerable) -> None:
     lm, saes = steerable
     lists = [
         EDITS,
@@ -245,11 +245,23 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Steerable:
     folder = tmp_path_factory.mktemp("hybrid")
     tok = tiny.tokenizer()
     config = Qwen3_5TextConfig(
-        vocab_size=len(tok) + 3, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, initializer_range=0.2, pad_token_id=None,
-        bos_token_id=None, eos_token_id=None, linear_num_key_heads=2, linear_num_value_heads=4,
-        linear_key_head_dim=8, linear_value_head_dim=8,
-    )  # fmt: skip
+        vocab_size=len(tok) + 3,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
     torch.manual_seed(0)
     Qwen3_5ForCausalLM(config).save_pretrained(folder / "model")
     tok.save_pretrained(folder / "model")
