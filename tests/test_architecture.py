@@ -1,4 +1,4 @@
-"""The house keeps its rules: import order, torch-free rooms, one place for hooks and for transposing weights."""
+"""The house keeps its rules: import order, torch-free rooms, one place for hooks."""
 
 import ast
 import importlib
@@ -81,9 +81,20 @@ def test_file_keeps_to_its_room(file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["saescope", "saescope.store.runs", "saescope.analysis.contrast",
-                                    "saescope.surfaces.cli", "saescope.surfaces.cli.contrast",
-                                    "saescope.surfaces.cli.plan", "saescope.surfaces.cli.fetch"])  # fmt: skip
+@pytest.mark.parametrize(
+    "module",
+    [
+        "saescope",
+        "saescope.analysis.contrast",
+        "saescope.jobs.registry",
+        "saescope.store.runs",
+        "saescope.surfaces.cli",
+        "saescope.surfaces.cli.contrast",
+        "saescope.surfaces.cli.fetch",
+        "saescope.surfaces.cli.plan",
+        "saescope.surfaces.cli.report",
+    ],
+)
 def test_starts_without_torch(module: str) -> None:
     code = (
         f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
@@ -92,7 +103,10 @@ def test_starts_without_torch(module: str) -> None:
 
 
 def test_starts_without_plotting() -> None:
-    code = "import sys, saescope.surfaces.cli.report; sys.exit(bool({'matplotlib', 'jinja2'} & sys.modules.keys()))"
+    code = (
+        "import sys, saescope.surfaces.cli.report; "
+        "sys.exit(bool({'matplotlib', 'jinja2'} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

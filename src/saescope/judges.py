@@ -1,4 +1,7 @@
-"""Judges decide whether a reply shows a behaviour: by phrases, language, features, a function or a server."""
+"""Judges decide whether a reply shows a behaviour.
+
+They go by phrases, by language, by features, or ask a function or a server.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The embedded pair: a small model and its SAEs in the formats of real ones, made by `training/`."""
+"""The embedded pair: a small model and its SAEs in real formats, made by `training/`."""
 
 from pathlib import Path
 

@@ -97,9 +97,12 @@ def _is_word_boundary(head: str, rest: str) -> bool:
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
-    """Raise PromptError if a set has no scored position: position 0 does not count."""
+    """Raise PromptError if a set has no scored position: position 0 does not count.
+
+    Only the prompts up to a set's first with two tokens are tokenized; `extract` tokenizes all.
+    """
     for group in sets:
-        if all(len(ids) == 1 for ids in tokenize(lm, group.prompts)):
+        if all(len(prompt_ids(lm, prompt)) == 1 for prompt in group.prompts):
             raise PromptError(
                 f"set {group.name!r} has no scored position: all its prompts are one token long "
                 "and position 0 does not count; use longer prompts, or keep_pos0"

@@ -1,1 +1,1 @@
-"""One typed request per verb, used by every surface: the CLI, a run's manifest, `rerun`, the report."""
+"""One typed request per verb, for the CLI, a run's manifest, `rerun` and the report."""

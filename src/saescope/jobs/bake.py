@@ -19,14 +19,17 @@ from saescope.store.atomic import refuse_existing
 if TYPE_CHECKING:
     from saescope.control.baking.bake_result import BakeResult
 
-# Reading twice or three times and comparing takes about as long as writing: percent at which each starts, and its share.
+# Percent at which each stage starts, and its share of the whole.
 _STAGES = {"measuring": (0, 30), "writing": (30, 40), "comparing": (70, 30)}
 
 
 @final
 @dataclass(frozen=True)
 class BakeRequest(Request):
-    """Write a checkpoint with edits in its weights, which stock transformers loads, and measure how exact it is."""
+    """Write a checkpoint with edits in its weights, which stock transformers loads.
+
+    The result is labelled exact or approximate, and its distance from the edits is measured.
+    """
 
     verb: ClassVar[str] = "bake"
 

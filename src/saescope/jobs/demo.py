@@ -81,7 +81,7 @@ class DemoRequest(Request):
 
 
 def _steer(reporter: Reporter) -> tuple[str, Steering]:
-    """Ask the chat model that declines one topic, with and without the feature that makes it decline."""
+    """Ask the chat model that declines one topic, with and without the declining feature."""
     requests = {group.name: group for group in bundled_prompts("requests")}
     messages = requests["declined_en"].prompts[0].messages or ()
     prompt = messages[-1].content

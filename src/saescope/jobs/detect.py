@@ -41,7 +41,7 @@ class DetectAnswer:
 @final
 @dataclass(frozen=True)
 class DetectRequest(Request):
-    """Find features that fire on one set's prompts and not on the others', and try them as a detector."""
+    """Find features that fire on one set's prompts but not on others'; test them as a detector."""
 
     verb: ClassVar[str] = "detect"
 
@@ -59,7 +59,7 @@ class DetectRequest(Request):
     edits: Path | None = None
     "Edits file to write the detector's features to. Default: beside the run."
     direction: Path | None = None
-    "Also write the difference of means of the discovery prompts, one direction per layer (.safetensors)."
+    "Also write the difference of means of discovery prompts, per layer, to this .safetensors file."
     position: Position = "mean"
     "Which residual represents a prompt: the mean over its scored positions, or the last one."
     out: Path | None = None
@@ -75,7 +75,7 @@ class DetectRequest(Request):
         return DetectAnswer(run, result, edits, self.direction)
 
     def obtain(self, reporter: Reporter) -> Run:
-        """Open or compute the run that the question is asked of; refuses what cannot be compared."""
+        """Open or compute the run; refuses sets that cannot be compared before computing."""
         self.settings.check()
         transfer = self._transfer_pairs()
 
@@ -169,5 +169,5 @@ def _comments(result: Detection) -> list[str]:
     return [
         f"The detector of {result.target} against {', '.join(result.against)}: {count} {noun}, "
         f"F1 {f1} on held-out prompts.",
-        "Detection is not control: measure these edits with saescope evaluate before relying on them.",
+        "Detection is not control: measure these edits with saescope evaluate before using them.",
     ]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class DiffRequest(Request):
-    """Compare two checkpoints tensor by tensor; with edits, how much of each change lies along their directions."""
+    """Compare two checkpoints tensor by tensor.
+
+    With edits, also report how much of each change lies along their directions.
+    """
 
     verb: ClassVar[str] = "diff"
 

@@ -1,4 +1,4 @@
-"""Commands in the manifests of runs made before 0.3, whose options had other names than today's requests."""
+"""Read commands in manifests that were written before requests were typed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ Options = Mapping[str, Any]
 
 
 def upgrade(verb: str, options: Options) -> dict[str, Any]:
-    """Turn stored options into the values of today's request; raises KeyError for a verb that made no runs."""
+    """Turn stored options into a request's values; raises KeyError for a verb that made no runs."""
     return _UPGRADES[verb](options)
 
 

@@ -25,8 +25,8 @@ class EditInputs:
 
     edit: tuple[str, ...] = ()
     (
-        'An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. A file with a '
-        'direction may stand instead of a feature: "japanese.safetensors add 2", or '
+        'An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. '
+        'A file with a direction may stand instead of a feature: "japanese.safetensors add 2", or '
         "japanese.safetensors@17 if it does not say its layer. Repeatable."
     )
 
@@ -49,7 +49,8 @@ def inputs_for(
 ) -> ModelInputs:
     """Return the inputs with the model, SAE and layers of these edits.
 
-    `read_layers` are layers that are read but not edited. Raises EditError if the edits name another model or SAE.
+    `read_layers` are layers that are read but not edited. Raises EditError if the edits name
+    another model or SAE.
     """
     _check_same("model", inputs.model, edit_set.model)
     _check_same("SAE", inputs.sae, edit_set.sae)

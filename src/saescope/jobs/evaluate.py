@@ -56,7 +56,10 @@ class _PromptParts:
 @final
 @dataclass(frozen=True)
 class EvaluateRequest(Request):
-    """Measure edits: how often a behaviour shows before and after, what else changes, and what controls do."""
+    """Measure how often a behaviour shows with and without edits, and what else changes.
+
+    Controls are measured on the same prompts.
+    """
 
     verb: ClassVar[str] = "evaluate"
 
@@ -114,7 +117,10 @@ class EvaluateRequest(Request):
             raise PromptError(f"plot must end in .svg, .png or .html, got {self.plot}")
 
     def _split(self, prompts: Sequence[Prompt]) -> _PromptParts:
-        """Divide prompts as `detect` did; raises PromptError for an unknown set, or if none is held out."""
+        """Divide prompts as `detect` does.
+
+        Raises PromptError for an unknown set, or if no prompt is held out.
+        """
         names = dict.fromkeys(prompt.set for prompt in prompts)
         for name in self.found_on or ():
             if name not in names:

@@ -33,7 +33,7 @@ class NeuronpediaInputs:
     "Name of the maker."
 
     logits: bool = True
-    "Also export the tokens each feature promotes and suppresses; reads the run's model and SAEs again."
+    "Also export the tokens each feature promotes and suppresses; this loads the model and SAEs."
 
 
 @final
@@ -42,8 +42,8 @@ class ExportRequest(Request):
     """Write edits, SAEs or a run as files that other programs load, and report what they equal.
 
     gguf: add edits as a control vector for llama.cpp. lora: project edits as an adapter for peft.
-    saelens: SAEs (--sae, --layers) for SAELens. neuronpedia: the features of a run (--run, --layers)
-    with their strongest prompts.
+    saelens: SAEs (--sae, --layers) for SAELens. neuronpedia: the features of a run (--run,
+    --layers) with their strongest prompts.
     """
 
     verb: ClassVar[str] = "export"

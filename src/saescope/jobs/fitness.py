@@ -18,7 +18,7 @@ from saescope.store.runs import Run
 @final
 @dataclass(frozen=True)
 class FitnessRequest(Request):
-    """Report how well an SAE fits a model: variance explained, features per token, agreement with its own model."""
+    """Report how well an SAE fits a model: variance explained, features per token, agreement."""
 
     verb: ClassVar[str] = "fitness"
 
@@ -26,7 +26,7 @@ class FitnessRequest(Request):
     "Prompt sets, or a run that this command made before."
     _: KW_ONLY
     base: str | None = None
-    "The model the SAE was trained on, to compare with: a folder, a hub id, or a run of this command."
+    "Model the SAE was trained on, to compare with: a folder, a hub id, or a run of this command."
     inputs: ModelInputs = ModelInputs()
     out: Path | None = None
     "Directory for the runs. Default: runs/NAME-HASH each."

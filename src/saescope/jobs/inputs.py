@@ -37,7 +37,7 @@ class ModelInputs:
     "Model: a folder or a hub id, OWNER/NAME or OWNER/NAME@REVISION."
 
     sae: str | None = None
-    "SAE: a folder, a file, a hub id or a registry name, in any known format; a path inside may follow."
+    "SAE: a folder, a file, a hub id (a path inside may follow) or a registry name."
 
     layers: LayerChoice = None
     "Layers, such as 0,17,35, or all. Default: the middle layer."
@@ -66,7 +66,7 @@ class ModelInputs:
         return self.layers if isinstance(self.layers, tuple) else None
 
     def names(self) -> tuple[str, str]:
-        """Return model and SAE, one inferred from the other; raises SourceError if that is impossible."""
+        """Return model and SAE, one inferred from the other; raises SourceError if it cannot be."""
         if self.model is None and self.sae is None:
             return EMBEDDED_MODEL, EMBEDDED_SAE
         if self.sae is None:
@@ -84,7 +84,7 @@ class ModelInputs:
     ) -> "tuple[LM, list[Sae]]":
         """Load the model, cut after its last requested layer, and its SAEs.
 
-        `decoder` also loads the SAEs' decoders. `model_layers` are needed of the model without an SAE.
+        `decoder` also loads the SAEs' decoders. `model_layers` are layers needed without an SAE.
         """
         model, sae = self.names()
         source, layers = self._open_sae(sae)
@@ -135,7 +135,10 @@ class ModelInputs:
         return source, source.choose_layers(requested)
 
     def _mode(self, model: str, sae: str, layers: Sequence[int]) -> Mode:
-        """Choose how to stay within the memory budget; raises ResourceError, with what would fit, if nothing does."""
+        """Choose how to stay within the memory budget.
+
+        Raises ResourceError, with what would fit, if nothing does.
+        """
         plan = plan_job(self.plan_request())
         if plan.sizes is None or plan.budget is None:
             return "streamed"

@@ -93,7 +93,7 @@ class ReplyInputs:
         return read_all_prompts(self.neutral)
 
     def read_answers(self) -> dict[str, str] | None:
-        """Read the right answers by prompt id; raises PromptError if the file holds anything else."""
+        """Read right answers by prompt id; raises PromptError if the file holds anything else."""
         if self.answers is None:
             return None
         path = self.answers.expanduser()

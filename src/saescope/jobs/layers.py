@@ -20,7 +20,7 @@ from saescope.store.runs import Run
 @final
 @dataclass(frozen=True)
 class LayersRequest(Request):
-    """Ask the same question at every layer: how well sets separate, by which feature, and where it is found again."""
+    """Report how well sets separate at each layer, and follow features from layer to layer."""
 
     verb: ClassVar[str] = "layers"
 
@@ -28,7 +28,10 @@ class LayersRequest(Request):
     "Prompt sets or a run made before. Default layers: all."
     _: KW_ONLY
     feature: str | None = None
-    "Follow this feature, such as 17/23991, and show its id's rate at every layer. Default: the best of each set."
+    (
+        "Follow this feature, such as 17/23991, and show its id's rate at every layer. "
+        "Default: the best feature of each set."
+    )
     seed: int = 0
     "Seed of the held-out split and of the bootstrap."
     inputs: ModelInputs = ModelInputs()
@@ -55,7 +58,7 @@ class LayersRequest(Request):
         return Answer(run, self.ask(run, reporter))
 
     def ask(self, run: Run, reporter: Reporter = SILENT) -> Layers:
-        """Ask the question of a stored run; without cosines if its SAEs cannot be opened any more."""
+        """Ask the question of a stored run; without cosines if its SAEs cannot be opened."""
         from saescope.engine.decoders import decoder_cosines
 
         settings = ContrastSettings(seed=self.seed, masking=self.masking)

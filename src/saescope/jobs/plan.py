@@ -51,7 +51,10 @@ class Estimate:
 @final
 @dataclass(frozen=True)
 class PlanRequest(Request):
-    """Report what a job would download, keep on disk and hold in memory, and whether it fits; downloads no weights."""
+    """Report what a job would download, keep on disk and hold in memory, and whether it fits.
+
+    No weights are downloaded.
+    """
 
     verb: ClassVar[str] = "plan"
 
@@ -79,7 +82,7 @@ class PlanRequest(Request):
 @final
 @dataclass(frozen=True)
 class FetchRequest(Request):
-    """Download just the files a job needs, and check them. If interrupted, the same command resumes."""
+    """Download just the files a job needs, and check them. The same command resumes."""
 
     verb: ClassVar[str] = "fetch"
 

@@ -1,4 +1,4 @@
-"""The `precision` request: the same job in two dtypes or on two devices, compared token by token."""
+"""The `precision` request: the same job in two dtypes or on two devices, compared."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace

@@ -1,4 +1,4 @@
-"""Requests that ask something of a run, and how a manifest becomes the question that made the run."""
+"""Requests that ask something of a run, and how a manifest becomes such a question."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ class Question(Protocol):
 
 
 def read_command(command: Mapping[str, Any], run: Path) -> Question | None:
-    """Read a manifest's command as the question it was; None if the run answers none, as after `extract`.
+    """Read a manifest's command as the question it was; None if there was none, as in `extract`.
 
     Raises RunError if the command is damaged.
     """

@@ -20,7 +20,7 @@ from saescope.store.runs import Run
 @final
 @dataclass(frozen=True)
 class ReportRequest(Request):
-    """Write a run's findings, plots and manifest as one HTML page that opens anywhere and loads nothing."""
+    """Write a run's findings, plots and manifest as one HTML page that loads nothing else."""
 
     verb: ClassVar[str] = "report"
 
@@ -43,8 +43,8 @@ def report_findings(run: Run) -> ReportFindings:
 def report_settings(run: Run) -> ContrastSettings:
     """Return the settings of the contrast that made the run, so that its page says what that said.
 
-    After another command they are the default settings under that command's masking. Raises RunError if the
-    manifest's command cannot be read.
+    After another command they are the default settings under that command's masking. Raises
+    RunError if the manifest's command cannot be read.
     """
     match read_command(run.manifest["command"], run.path):
         case ContrastRequest(settings=settings):

@@ -15,8 +15,8 @@ AnyRequest = TypeVar("AnyRequest", bound="Request")
 class Request:
     """Base of all requests: frozen dataclasses that hold everything one verb needs.
 
-    The CLI derives its options from the fields and their docstrings, and the JSON schema does the same,
-    so a field is described in one place.
+    The CLI derives its options from the fields and their docstrings, and the JSON schema does the
+    same, so a field is described in one place.
     """
 
     verb: ClassVar[str]
@@ -32,7 +32,7 @@ class Request:
 
     @classmethod
     def from_dict(cls: type[AnyRequest], values: Mapping[str, Any]) -> AnyRequest:
-        """Read what `to_dict` wrote; raises SaescopeError for an unknown key or a value of another type."""
+        """Read what `to_dict` wrote; raises SaescopeError for an unknown key or a wrong type."""
         from pydantic import ValidationError
 
         try:
@@ -48,7 +48,7 @@ class Request:
         return schema
 
     def record(self) -> dict[str, Any]:
-        """Return what a run's manifest says was asked. Where results go does not belong to the question."""
+        """Return what a run's manifest says was asked. Where results go is no part of it."""
         values = self.to_dict()
         values.pop("out", None)
         return {"verb": self.verb, "request": values}

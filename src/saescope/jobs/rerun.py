@@ -16,7 +16,7 @@ from saescope.table import Table
 
 @dataclass(frozen=True)
 class Rerun:
-    """Whether a repeated run is the same, what differs, and the repeated answer if the job had a question."""
+    """Whether a repeated run is the same, what differs, and the answer to the run's question."""
 
     run: Path
     verb: str

@@ -37,7 +37,7 @@ class Answer(Generic[Result]):
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """How to compute a run: from which prompts, with which model, and what is checked beforehand."""
+    """How to compute a run: from which prompts, with which model, after which checks."""
 
     sets: str
     inputs: ModelInputs
@@ -85,7 +85,7 @@ def compute_run(
     extraction: Extraction,
     reporter: Reporter,
 ) -> Run:
-    """Extract into `out`, or into runs/NAME-HASH with the hash of everything that decides the content."""
+    """Extract into `out`, or into runs/NAME-HASH with the hash of what decides the content."""
     from saescope.engine.extract import extract, job
 
     batch_tokens = extraction.inputs.batch_tokens

@@ -50,7 +50,7 @@ class SelectAnswer:
 @final
 @dataclass(frozen=True)
 class SelectRequest(Request):
-    """Among the features that detect a behaviour, find those that control it, as few as possible."""
+    """Among the features that detect a behaviour, find the fewest that control it."""
 
     verb: ClassVar[str] = "select"
 
@@ -198,8 +198,8 @@ def _comments(result: "Selection") -> Sequence[str]:
     before = _rate(result.unedited.judged_on)
     after = _rate(result.steps[-1].judged_on)
     return [
-        f"Selected from {len(result.candidates)} candidates for {result.target}: the behaviour goes "
-        f"from {before} to {after} on {result.n_judged_on} discovery prompts not chosen on.",
+        f"Selected from {len(result.candidates)} candidates for {result.target}: the behaviour "
+        f"goes from {before} to {after} on {result.n_judged_on} discovery prompts not chosen on.",
         "Held-out prompts were not used: measure these edits on them with saescope evaluate.",
     ]
 

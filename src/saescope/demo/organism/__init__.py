@@ -1,4 +1,4 @@
-"""The organism: the embedded model tuned to decline one harmless topic, its SAEs and prompts, made by `training/`."""
+"""The organism: the embedded model tuned to decline one harmless topic, its SAEs and prompts."""
 
 from pathlib import Path
 

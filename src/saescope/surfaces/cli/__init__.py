@@ -124,7 +124,7 @@ def _guide() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with 0, 1 (a finding), 2 (one line says what is wrong) or 130."""
+    """Run one command line and exit with 0, 1 (a finding), 2 (bad input) or 130 (interrupted)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -135,7 +135,7 @@ def run(arguments: Sequence[str]) -> int:
         _check_config(Path(CONFIG))
         code = app(arguments, result_action="return_value")
         sys.stdout.flush()
-        return FOUND if code == FOUND else DONE
+        return code or DONE
     except (SaescopeError, CycloptsError) as error:
         return _refuse(str(error))
     except MemoryError as error:
@@ -170,7 +170,7 @@ def _check_command(arguments: Sequence[str]) -> None:
 
 
 def _check_config(path: Path) -> None:
-    """Refuse a file that is not TOML or has a key no command knows; keys of other commands are fine."""
+    """Refuse a file that is not TOML or has a key that no command knows."""
     if not path.is_file():
         return
     keys = _read_config(path).keys()

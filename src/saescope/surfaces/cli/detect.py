@@ -64,10 +64,17 @@ def _features(result: Detection) -> ResultTable:
         f"features on ≥ {100 * rule.min_rate:.0f} % of {cell(result.target)} prompts and "
         f"≤ {100 * rule.max_other:.0f} % elsewhere",
         text=("feature",),
-        numbers=("prompts / elsewhere", "held out", "95 % CI", "holds", "confirmed",
-                 "monolinguality", "group"),
+        numbers=(
+            "prompts / elsewhere",
+            "held out",
+            "95 % CI",
+            "holds",
+            "confirmed",
+            "monolinguality",
+            "group",
+        ),
         optional=("monolinguality", "group", "holds"),
-    )  # fmt: skip
+    )
     for feature in result.features[:_FEATURES_SHOWN]:
         table.add(*_feature_cells(feature))
     return table
@@ -96,8 +103,9 @@ def _chance_sentence(result: Detection) -> str:
     if count > _FEATURES_SHOWN:
         hidden = f" ({count - _FEATURES_SHOWN} not shown)"
     return (
-        f"{count} pass on discovery prompts{hidden}. With shuffled labels {result.by_chance:.2f} pass "
-        f"(mean of {result.settings.shuffles} shuffles; 95 % have at most {result.by_chance_95:.0f})."
+        f"{count} pass on discovery prompts{hidden}. With shuffled labels {result.by_chance:.2f} "
+        f"pass (mean of {result.settings.shuffles} shuffles; 95 % have at most "
+        f"{result.by_chance_95:.0f})."
     )
 
 

@@ -87,10 +87,22 @@ def _arms(result: "Evaluation") -> ResultTable:
     table = ResultTable(
         f"{cell(str(result.behaviour['name']))} on {targets}",
         text=("arm", "strength"),
-        numbers=("shown, 95 % CI", "p", "unscored", "lang.", "rep.", "tokens", "ended", "change",
-                 "KL mean", "p99", "flips", "ppl"),
+        numbers=(
+            "shown, 95 % CI",
+            "p",
+            "unscored",
+            "lang.",
+            "rep.",
+            "tokens",
+            "ended",
+            "change",
+            "KL mean",
+            "p99",
+            "flips",
+            "ppl",
+        ),
         optional=("tokens", "ended", "p99", "unscored", "flips", "lang.", "rep.", "change", "p"),
-    )  # fmt: skip
+    )
     for arm in result.arms:
         name = f"[bold]{_name(arm)}[/]" if arm is result.chosen else _name(arm)
         table.add(name, number(arm.strength, "g"), *_reply_cells(arm), *_damage_cells(arm))
@@ -130,7 +142,7 @@ def _damage_cells(arm: "ArmResult") -> list[str]:
 
 
 def _rate_with_range(arm: "ArmResult") -> str:
-    """Format the rate with its interval, or over several draws with the smallest and largest rate."""
+    """Format the rate with its interval, or with the range over several draws."""
     if arm.behaviour_rate is None:
         return "-"
     if arm.spread is not None:

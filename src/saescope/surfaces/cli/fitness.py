@@ -22,10 +22,20 @@ def show_fitness(console: Console, result: Fitness) -> None:
     table = ResultTable(
         title,
         text=(),
-        numbers=("layer", "FVU", "on base", "L0", "L0 on base", "norm", "norm on base",
-                 "features\nshared", "top 5", "confirmed\nby both"),
+        numbers=(
+            "layer",
+            "FVU",
+            "on base",
+            "L0",
+            "L0 on base",
+            "norm",
+            "norm on base",
+            "features shared",
+            "top 5",
+            "confirmed by both",
+        ),
         optional=("norm on base", "norm", "top 5", "L0 on base"),
-    )  # fmt: skip
+    )
     for layer, figures in result.layers.items():
         confirmed = "-"
         if figures.found_both is not None:

@@ -55,9 +55,8 @@ def _best_features(result: Layers, names: Sequence[str]) -> ResultTable:
         cells = []
         for name in names:
             best = figures.sets[name]
-            cells.append(
-                f"{best.feature} {100 * best.holdout_rate:.0f} / {100 * best.holdout_other_rate:.0f}"
-            )
+            rate, other_rate = 100 * best.holdout_rate, 100 * best.holdout_other_rate
+            cells.append(f"{best.feature} {rate:.0f} / {other_rate:.0f}")
         table.add(str(layer), separation, *cells)
     return table
 

@@ -1,7 +1,8 @@
 """Command-line options, derived from the fields of a request.
 
-A field becomes an option with the field's docstring as help. Fields before `KW_ONLY` are arguments. Sequences are
-written with commas (`--layers 0,17,35`), except those that a person repeats (`--edit A --edit B`).
+A field becomes an option with the field's docstring as help. Fields before `KW_ONLY` are arguments.
+Sequences are written with commas (`--layers 0,17,35`), except those that a person repeats
+(`--edit A --edit B`).
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ class Output:
 
 
 def command(function: Command) -> Command:
-    """Decorate a command: its parameters' fields become options, and the request's docstring its help."""
+    """Decorate a command: fields become options, and the request's docstring becomes its help."""
     for name, hint in get_type_hints(function).items():
         if is_dataclass(hint):
             as_options(hint)  # type: ignore[arg-type]
@@ -63,7 +64,7 @@ def command(function: Command) -> Command:
 
 
 def as_options(dataclass_type: type) -> None:
-    """Make cyclopts read this dataclass, and every dataclass among its fields, as options of their own."""
+    """Make cyclopts read the fields of this dataclass, and of those nested in it, as options."""
     hints = get_type_hints(dataclass_type)
     for field in fields(dataclass_type):
         hint = hints[field.name]
@@ -105,7 +106,7 @@ def _is_sequence(hint: Any) -> bool:
 
 
 def _item_type(hint: Any) -> Any:
-    """Return the type of a sequence's items, also inside `tuple[int, ...] | Literal["all"] | None`."""
+    """Return the type of a sequence's items, also in `tuple[int, ...] | Literal["all"] | None`."""
     for option in _alternatives(hint):
         if get_origin(option) is tuple:
             return get_args(option)[0]
@@ -121,8 +122,10 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def _split_commas(hint: Any, tokens: Sequence[Token]) -> Any:
     """Convert `0,17,35` to a tuple, and a word such as `all` to itself if the type allows it."""
     text = ",".join(token.value for token in tokens)
-    words = [word for option in _alternatives(hint) if get_origin(option) is Literal
-             for word in get_args(option)]  # fmt: skip
+    words: list[str] = []
+    for option in _alternatives(hint):
+        if get_origin(option) is Literal:
+            words.extend(get_args(option))
     if text in words:
         return text
     item_type = _item_type(hint)

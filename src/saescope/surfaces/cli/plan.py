@@ -1,4 +1,4 @@
-"""`saescope plan`: what a job would download, keep on disk and hold in memory, before anything is fetched."""
+"""`saescope plan`: what a job would download, keep on disk and hold in memory."""
 
 from collections.abc import Sequence
 from itertools import groupby

@@ -19,10 +19,20 @@ def show_agreement(console: Console, result: Agreement) -> None:
     table = ResultTable(
         f"{cell(result.what_b)} judged by {cell(result.what_a)}",
         text=(),
-        numbers=("layer", "top 1", "top 5", "top k", "of k\nshared", "activation", "residual", "ties",
-                 "ties in\nbfloat16", "confirmed\nby both"),
-        optional=("ties", "ties in\nbfloat16", "top 1"),
-    )  # fmt: skip
+        numbers=(
+            "layer",
+            "top 1",
+            "top 5",
+            "top k",
+            "of k shared",
+            "activation",
+            "residual",
+            "ties",
+            "ties in bfloat16",
+            "confirmed by both",
+        ),
+        optional=("ties", "ties in bfloat16", "top 1"),
+    )
     for layer, figures in result.layers.items():
         table.add(
             str(layer),

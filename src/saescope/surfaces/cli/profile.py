@@ -27,7 +27,7 @@ def profile(request: ProfileRequest = ProfileRequest(), *, output: Output = Outp
 
 
 def show_profile(console: Console, result: Profile) -> None:
-    """Print tokens, words in their pieces, norms in every layer, sinks after position 0, warnings."""
+    """Print tokens, words in their pieces, norms in every layer, later sinks, and warnings."""
     _tokens(result).print(console)
     _bytes(result).print(console)
     if any(in_set.samples for in_set in result.sets.values()):

@@ -35,7 +35,7 @@ _SHOW: Mapping[type, Callable[[Console, Any], None]] = {
 def rerun(request: RerunRequest, *, output: Output = Output()) -> int:
     repeated = request.run(TERMINAL)
     present(repeated, output, lambda console: _show(console, repeated))
-    return 0 if repeated.same else 1
+    return int(not repeated.same)
 
 
 def _show(console: Console, repeated: Rerun) -> None:

@@ -32,9 +32,9 @@ def show_selection(console: Console, result: "Selection") -> None:
     _candidates(result).print(console)
     _steps(result).print(console)
     console.print(
-        "Ranks: as a detector; by output score (promotes its own tokens when amplified); by measured "
-        f"effect. Chosen on {result.n_chosen_on} discovery prompts, judged on {result.n_judged_on} "
-        "others. No held-out prompt was used."
+        "Ranks: as a detector; by output score (promotes its own tokens when amplified); by "
+        f"measured effect. Chosen on {result.n_chosen_on} discovery prompts, judged on "
+        f"{result.n_judged_on} others. No held-out prompt was used."
     )
 
 
@@ -42,10 +42,21 @@ def _candidates(result: "Selection") -> ResultTable:
     table = ResultTable(
         f"features that detect {cell(result.target)}, by what changing them does",
         text=("feature", "own tokens"),
-        numbers=("detects", "fires / elsewhere", "promotes", "score", "p, rank", "acts", "effect",
-                 "strength", "shown", "right", "KL"),
+        numbers=(
+            "detects",
+            "fires / elsewhere",
+            "promotes",
+            "score",
+            "p, rank",
+            "acts",
+            "effect",
+            "strength",
+            "shown",
+            "right",
+            "KL",
+        ),
         optional=("p, rank", "score", "fires / elsewhere", "right", "shown", "strength"),
-    )  # fmt: skip
+    )
     for candidate in result.candidates:
         table.add(*_candidate_cells(candidate))
     return table

@@ -144,7 +144,7 @@ def number(value: float | None, form: str = ".4g") -> str:
 
 
 def cell(text: str) -> str:
-    """Make a token or prompt a table cell: no control characters, no markup, outer spaces visible."""
+    """Make a text a table cell: no control characters, no markup, outer spaces visible."""
     shown = visible(text)
     if shown.startswith(" ") or shown.endswith(" "):
         shown = shown.replace(" ", "·")

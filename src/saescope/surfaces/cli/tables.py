@@ -17,7 +17,7 @@ _PADDING, _ENDS = 2, 2
 
 @dataclass
 class ResultTable:
-    """Rows under named columns. `text` columns are left-aligned and may fold; `numbers` never break.
+    """Rows under named columns. `text` columns may fold; `numbers` never break.
 
     Columns in `optional` are left out, first named first, until the table fits the console.
     """

@@ -11,7 +11,7 @@ from saescope.surfaces.cli.show import TERMINAL, present
 def verify(request: VerifyRequest, *, output: Output = Output()) -> int:
     verification = request.run(TERMINAL)
     present(verification, output, lambda console: _show(console, verification))
-    return 1 if verification.problems else 0
+    return int(bool(verification.problems))
 
 
 def _show(console: Console, verification: Verification) -> None:
