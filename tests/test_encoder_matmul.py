@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from saescope.engine import encoder_matmul
-from saescope.engine.encoder_matmul import by_parts, encoder_product, in_float32, is_right
+from saescope.engine import encoder_matmul as encoder_matmul_module
+from saescope.engine.encoder_matmul import (
+    EncoderMatmul,
+    encoder_matmul,
+    float32_matmul,
+    matches_cpu,
+    split_matmul,
+)
 from saescope.errors import ResourceError
 
 CPU = torch.device("cpu")
@@ -17,27 +23,27 @@ def widened_mm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
 
 
 def test_three_parts_are_the_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_matmul.torch, "mm", widened_mm)
-    assert is_right(by_parts, CPU, torch.bfloat16)
+    monkeypatch.setattr(encoder_matmul_module.torch, "mm", widened_mm)
+    assert matches_cpu(split_matmul, CPU, torch.bfloat16)
     x, weight, bias = torch.randn(9, 300).bfloat16(), torch.randn(40, 300), torch.randn(40)
     ours, theirs = torch.empty(2, 9, 40)
-    by_parts(x, weight, bias, ours)
-    in_float32(x, weight, bias, theirs)
+    split_matmul(x, weight, bias, ours)
+    float32_matmul(x, weight, bias, theirs)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 def test_a_missing_product_is_told_from_a_wrong_one() -> None:
-    assert not is_right(by_parts, CPU, torch.bfloat16)  # torch has it on CUDA alone
-    assert is_right(in_float32, CPU, torch.bfloat16)
-    assert is_right(in_float32, CPU, torch.float32)
+    assert not matches_cpu(split_matmul, CPU, torch.bfloat16)  # torch has it on CUDA alone
+    assert matches_cpu(float32_matmul, CPU, torch.bfloat16)
+    assert matches_cpu(float32_matmul, CPU, torch.float32)
 
 
 def rounded(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    in_float32(x, weight.bfloat16().float(), bias, out)
+    float32_matmul(x, weight.bfloat16().float(), bias, out)
 
 
 def shifted(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    in_float32(x, weight, bias, out)
+    float32_matmul(x, weight, bias, out)
     out.copy_(out.roll(1, 0))
 
 
@@ -46,9 +52,9 @@ def not_a_number(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 @pytest.mark.parametrize("wrong", [rounded, shifted, not_a_number])
-def test_a_wrong_product_is_refused(wrong: encoder_matmul.Product) -> None:
-    with pytest.raises(ResourceError, match="--device cpu"):
-        is_right(wrong, CPU, torch.float32)
+def test_a_wrong_product_is_refused(wrong: EncoderMatmul) -> None:
+    with pytest.raises(ResourceError, match="use the device cpu"):
+        matches_cpu(wrong, CPU, torch.float32)
 
 
 def test_a_wrong_top_k_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,10 +64,10 @@ def test_a_wrong_top_k_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         top = right(*args, **options)  # type: ignore[call-overload]
         return torch.return_types.topk((top.values, top.indices.roll(1, 1)))
 
-    monkeypatch.setattr(encoder_matmul.torch, "topk", wrong)
+    monkeypatch.setattr(encoder_matmul_module.torch, "topk", wrong)
     with pytest.raises(ResourceError, match="top k"):
-        is_right(in_float32, CPU, torch.float32)
+        matches_cpu(float32_matmul, CPU, torch.float32)
 
 
 def test_the_cpu_is_not_tried() -> None:
-    assert encoder_product(CPU, torch.bfloat16) is in_float32
+    assert encoder_matmul(CPU, torch.bfloat16) is float32_matmul

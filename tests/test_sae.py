@@ -53,8 +53,8 @@ def test_blocks_change_nothing(rows: int, block: int) -> None:
     whole = sae.encode(resid)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topk, "ENCODE_BLOCK", block * 4 * 32)
-        patch.setattr(topk, "_LEAST_COLUMNS", 32)
-        patch.setattr(topk, "_MOST_ROWS", block)
+        patch.setattr(topk, "_MIN_COLUMNS", 32)
+        patch.setattr(topk, "_MAX_ROWS", block)
         parts = sae.encode(resid)
         torch.testing.assert_close(sae.decode(parts), sae.decode(whole), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(parts.acts, whole.acts, atol=1e-5, rtol=1e-5)
@@ -168,7 +168,7 @@ def test_residuals_that_are_not_finite_are_refused(activation: str, value: str) 
 
 
 def test_rows_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sae_module, "_MOST_ENTRIES", 1000)
+    monkeypatch.setattr(sae_module, "_MAX_ENTRIES", 1000)
     sae, resid = thresholded("relu"), torch.randn(40, 32)
     with pytest.raises(ResourceError, match=r"40 fires \d+ features: encode fewer at once"):
         sae.encode(resid)

@@ -36,9 +36,9 @@ def test_blocks_do_not_matter(n: int, d: int, k: int, rows: int, columns: int, s
     x, weight = (torch.randint(-2, 3, (m, 4), generator=random).float() for m in (n, d))
     bias = torch.randint(-1, 2, (d,), generator=random).float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk, "_MOST_ROWS", rows)
-        patch.setattr(topk, "_LEAST_COLUMNS", columns)
-        patch.setattr(topk, "_PRODUCT_COLUMNS", 1 + columns // 2)
+        patch.setattr(topk, "_MAX_ROWS", rows)
+        patch.setattr(topk, "_MIN_COLUMNS", columns)
+        patch.setattr(topk, "_MATMUL_COLUMNS", 1 + columns // 2)
         patch.setattr(topk, "ENCODE_BLOCK", 0)
         found = largest_products(x, weight, bias, min(k, d))
     expected = by_definition(x @ weight.T + bias, min(k, d))

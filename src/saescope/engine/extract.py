@@ -88,7 +88,7 @@ def _refuse_edits(lm: LM) -> None:
     if is_edited(lm):
         raise SourceError(
             f"{lm.spec.repo} is steered here, a run is of the unedited model: "
-            "extract outside the `steered` block"
+            "extract outside the block"
         )
 
 

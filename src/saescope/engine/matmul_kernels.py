@@ -1,14 +1,14 @@
-"""Products of linear layers by the fastest of torch's ways on this machine; all else of a model stays as it is.
+"""The fastest of torch's matmuls for linear layers on this machine; nothing else changes.
 
-bfloat16 values are float32 values, so a bfloat16 product with a float32 sum can also be had by widening both operands,
-multiplying in float32 and rounding once: where a processor has no bfloat16 units that is up to twice as fast. Results
-differ from torch's own product as two orders of one sum do. Knows neither models nor SAEs.
+bfloat16 values are float32 values, so a bfloat16 matmul with a float32 sum can also widen both
+operands, multiply in float32 and round once: on a processor without bfloat16 units that is up to
+twice as fast. Results differ from torch's own matmul as two orders of one sum do.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, final, no_type_check
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -16,35 +16,38 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# `native`: torch's linear of the operands as they are. `blas`: widened, torch's float32 product.
-# `onednn`: widened, oneDNN's float32 product, which torch itself only uses for bfloat16.
+# `native`: torch's linear with the operands as they are. `blas`: widened, torch's float32 matmul.
+# `onednn`: widened, oneDNN's float32 matmul, which torch itself only uses for bfloat16.
 Kernel = Literal["native", "blas", "onednn"]
-Kernels = Mapping[str, Kernel]  # by the name of the weights' dtype; native where it has none
+Kernels = Mapping[str, Kernel]  # by the name of the weights' dtype; Default: native
 NATIVE: Kernels = {}
 
-# With fewer rows than this, widening a weight costs more than the faster product saves.
+# With fewer rows than this, widening a weight costs more than the faster matmul saves.
 LEAST_ROWS = 128
 # Weights are widened this much at a time: few enough values to stay in the processor's caches.
 _TILE_VALUES = 4 * 2**20
 _TILE_COLUMNS = 2048
 
-# Below so many operations, measuring which product is fastest takes longer than it saves.
+# Below so many operations, measuring which kernel is fastest takes longer than it saves.
 _WORTH_MEASURING = 10**11
-_KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# The rows of a batch of short prompts, and a part of a layer's weights.
-_ROWS, _IN, _OUT = 512, 2048, 512
-_TIMES = 2
-# A kernel is taken before one that stands earlier only where it is clearly faster: runs should not differ by chance.
-_GAIN = 1.15
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What is measured: the rows of a batch of short prompts, and a part of a layer's weights.
+_ROWS = 512
+_D_IN = 2048
+_D_OUT = 512
+_REPEATS = 2
+# A kernel must be clearly faster than an earlier one: runs should not differ by chance.
+_LEAST_SPEEDUP = 1.15
 _SECONDS = 0.2
 
 
 @final
 class KernelMode(TorchFunctionMode):
-    """Within `with KernelMode(kernels):` this thread's linear layers and encoders use the kernel of their weights' dtype.
+    """Within `with KernelMode(kernels):`, linear layers and encoders of this thread use them.
 
-    A mode and no change of modules: other threads, which may generate with the same model, notice nothing. Few rows,
-    other devices and other dtypes are left to torch. Not to be held across a yield.
+    A mode leaves modules as they are, so other threads, which may generate with the same model,
+    are not affected. Few rows, other devices and other dtypes are left to torch. Must not be held
+    across a yield.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -52,7 +55,6 @@ class KernelMode(TorchFunctionMode):
         self._kernels = {getattr(torch, name): kernel for name, kernel in kernels.items()}
         self._buffers: dict[str, Tensor] = {}
 
-    @no_type_check  # sees every torch operation: checking its types in tests took half their time
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -60,38 +62,30 @@ class KernelMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is functional.linear or func is torch.addmm:
-            return self._multiply(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-    def _multiply(
-        self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]
-    ) -> Any:
-        if func is functional.linear and len(args) >= 2 and not given:
+        options = kwargs or {}
+        if func is functional.linear and len(args) >= 2 and not options:
             x, weight, bias = (*args, None)[:3]
-            if (kernel := self._kernel(x, weight)) != "native":
-                flat = self._linear(x.reshape(-1, x.shape[-1]), weight, bias, kernel)
-                return flat.view(*x.shape[:-1], len(weight))
-        if (
-            func is torch.addmm and len(args) == 3 and given.keys() <= {"out"}
-        ):  # how encoders multiply
-            bias, x, turned = args
-            if (
-                x.dtype == torch.float32
-                and turned.T.is_contiguous()
-                and self._kernel(x, turned) == "onednn"
-            ):
-                made = matmul(x, turned.T, bias, "onednn")
-                return given["out"].copy_(made) if "out" in given else made
-        return func(*args, **given)
+            kernel = self._kernel_for(x, weight)
+            if kernel != "native":
+                out = self._linear(x.reshape(-1, x.shape[-1]), weight, bias, kernel)
+                return out.view(*x.shape[:-1], len(weight))
+        if func is torch.addmm and len(args) == 3 and options.keys() <= {"out"}:
+            bias, x, transposed = args  # how encoders multiply
+            if self._is_onednn_encoder(x, transposed):
+                product = matmul(x, transposed.T, bias, "onednn")
+                return options["out"].copy_(product) if "out" in options else product
+        return func(*args, **options)
 
-    def _kernel(self, x: Tensor, weight: Tensor) -> Kernel:
-        enough = (
-            x.device.type == "cpu"
-            and x.dtype == weight.dtype
-            and x.numel() >= LEAST_ROWS * x.shape[-1]
-        )
-        return self._kernels.get(weight.dtype, "native") if enough else "native"
+    def _kernel_for(self, x: Tensor, weight: Tensor) -> Kernel:
+        has_enough_rows = x.numel() >= LEAST_ROWS * x.shape[-1]
+        if x.device.type != "cpu" or x.dtype != weight.dtype or not has_enough_rows:
+            return "native"
+        return self._kernels.get(weight.dtype, "native")
+
+    def _is_onednn_encoder(self, x: Tensor, transposed: Tensor) -> bool:
+        if x.dtype != torch.float32 or not transposed.T.is_contiguous():
+            return False
+        return self._kernel_for(x, transposed) == "onednn"
 
     def _linear(
         self,
@@ -102,25 +96,25 @@ class KernelMode(TorchFunctionMode):
     ) -> Float[Tensor, "n d_out"]:
         if weight.dtype == torch.float32:
             return matmul(x, weight, bias, kernel)
-        (n, d_in), d_out = x.shape, len(weight)
-        wide = self._buffer("x", n, d_in).copy_(x)
+        n, d_in = x.shape
+        d_out = len(weight)
+        wide_x = self._buffer("x", n, d_in).copy_(x)
         out = torch.empty(n, d_out, dtype=x.dtype)
         step = max(1, min(_TILE_COLUMNS, _TILE_VALUES // d_in))
         for start in range(0, d_out, step):
             columns = slice(start, min(start + step, d_out))
-            part = self._buffer("weight", columns.stop - start, d_in).copy_(weight[columns])
-            own_bias = None if bias is None else bias[columns].float()
-            out[:, columns] = matmul(
-                wide, part, own_bias, kernel, self._buffer("out", n, len(part))
-            )
+            width = columns.stop - start
+            tile = self._buffer("weight", width, d_in).copy_(weight[columns])
+            tile_bias = None if bias is None else bias[columns].float()
+            out[:, columns] = matmul(wide_x, tile, tile_bias, kernel, self._buffer("out", n, width))
         return out
 
     def _buffer(self, name: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
-        """Memory used again and again: asking the system for it anew would cost a tenth of the time."""
-        held = self._buffers.get(name)
-        if held is None or held.numel() < rows * columns:
-            held = self._buffers[name] = torch.empty(rows * columns)
-        return held[: rows * columns].view(rows, columns)
+        """Memory that is reused: allocating it anew would cost a tenth of the time."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < rows * columns:
+            buffer = self._buffers[name] = torch.empty(rows * columns)
+        return buffer[: rows * columns].view(rows, columns)
 
 
 def matmul(
@@ -130,7 +124,7 @@ def matmul(
     kernel: Kernel,
     out: Float[Tensor, "n d_out"] | None = None,
 ) -> Float[Tensor, "n d_out"]:
-    """x · weightᵀ + bias of float32 tensors on the CPU, into `out` if it is given and the kernel can."""
+    """x · weightᵀ + bias of float32 tensors on the CPU; into `out` if the kernel can."""
     if kernel == "onednn":
         return _onednn()(x, weight, bias, "none", [], "")
     if bias is None:
@@ -138,14 +132,34 @@ def matmul(
     return torch.addmm(bias, x, weight.T, out=out)
 
 
+def choose_kernels(
+    dtypes: Sequence[str], device: str, operations: int, requested: Kernels = NATIVE
+) -> Kernels:
+    """The kernel for weights of each dtype: the requested one if it exists, else the fastest.
+
+    Little work is left to torch's own kernels without measuring.
+    """
+    if not requested and operations < _WORTH_MEASURING:
+        return dict.fromkeys(dtypes, "native")
+    chosen: dict[str, Kernel] = {}
+    for dtype in dict.fromkeys(dtypes):
+        if requested.get(dtype) in available_kernels(_DTYPES[dtype]):
+            chosen[dtype] = requested[dtype]
+        elif device == "cpu":
+            chosen[dtype] = _fastest(_rates(dtype, torch.get_num_threads()))
+        else:
+            chosen[dtype] = "native"
+    return chosen
+
+
 def available_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
-    """The kernels that this torch has for weights of this dtype; the first is its own."""
-    widened: tuple[Kernel, ...] = ("blas",) if dtype == torch.bfloat16 else ()
-    return ("native", *widened, *(("onednn",) if _has_onednn() else ()))
-
-
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """The kernels that this torch has for weights of this dtype, its own first."""
+    kernels: list[Kernel] = ["native"]
+    if dtype == torch.bfloat16:
+        kernels.append("blas")
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        kernels.append("onednn")
+    return tuple(kernels)
 
 
 def _onednn() -> Callable[..., Tensor]:
@@ -153,76 +167,52 @@ def _onednn() -> Callable[..., Tensor]:
     return operator
 
 
-def choose_kernels(
-    dtypes: Sequence[str], device: str, operations: int, asked: Kernels = NATIVE
-) -> Kernels:
-    """The kernels this work is computed by: those asked for, else the fastest, or torch's own where there is little."""
-    if not asked and operations < _WORTH_MEASURING:
-        return dict.fromkeys(dtypes, "native")
-    return choose(dtypes, device, asked)
-
-
-def choose(dtypes: Sequence[str], device: str, asked: Kernels = NATIVE) -> Kernels:
-    """The kernel for the weights of each dtype on this device: the one asked for where it is there, else the fastest.
-
-    Rates are measured once a process.
-    """
-    threads = torch.get_num_threads()
-    chosen: dict[str, Kernel] = {}
-    for dtype in dict.fromkeys(dtypes):
-        if asked.get(dtype) in available_kernels(_KINDS[dtype]):
-            chosen[dtype] = asked[dtype]
-        else:
-            chosen[dtype] = _fastest(dtype, threads) if device == "cpu" else "native"
-    return chosen
-
-
 def matmul_rate(dtype: str, device: str) -> float:
-    """Floating-point operations a second of a product as the model's, in this dtype on this device."""
+    """Floating-point operations per second of the model's matmuls, measured in about 0.2 s."""
     if device == "cpu":
         return max(_rates(dtype, torch.get_num_threads()).values())
-    kind = _KINDS[dtype]
-    rows = torch.ones(_ROWS, _IN, dtype=kind, device=device)
-    weight = torch.ones(_IN, _IN, dtype=kind, device=device)
-    _multiply(rows, weight)  # the first one includes setting up
-    done, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < _SECONDS:
-        _multiply(rows, weight)
-        done += 1
-    return done * 2 * _ROWS * _IN * _IN / spent
+    rows = torch.ones(_ROWS, _D_IN, dtype=_DTYPES[dtype], device=device)
+    weight = torch.ones(_D_IN, _D_IN, dtype=_DTYPES[dtype], device=device)
+    _multiply_and_wait(rows, weight)  # the first one includes setting up
+    n_done = 0
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _SECONDS:
+        _multiply_and_wait(rows, weight)
+        n_done += 1
+    return n_done * 2 * _ROWS * _D_IN * _D_IN / elapsed
 
 
-def _fastest(dtype: str, threads: int) -> Kernel:
-    rates = _rates(dtype, threads)
-    chosen: Kernel = "native"
-    for kernel in rates:
-        chosen = kernel if rates[kernel] > _GAIN * rates[chosen] else chosen
-    return chosen
+def _multiply_and_wait(rows: Tensor, weight: Tensor) -> None:
+    (rows @ weight.T)[0, 0].item()  # reading a value waits for an asynchronous device
+
+
+def _fastest(rates: Mapping[Kernel, float]) -> Kernel:
+    fastest: Kernel = "native"
+    for kernel, rate in rates.items():
+        if rate > _LEAST_SPEEDUP * rates[fastest]:
+            fastest = kernel
+    return fastest
 
 
 @cache
-def _rates(
-    dtype: str, threads: int
-) -> dict[Kernel, float]:  # another number of threads, another answer
-    seconds = _seconds(dtype, available_kernels(_KINDS[dtype]))
-    return {kernel: 2 * _ROWS * _IN * _OUT / taken for kernel, taken in seconds.items()}
+def _rates(dtype: str, threads: int) -> dict[Kernel, float]:
+    """Operations per second of each kernel with this number of threads, once per process."""
+    seconds = _seconds(dtype, available_kernels(_DTYPES[dtype]))
+    return {kernel: 2 * _ROWS * _D_IN * _D_OUT / taken for kernel, taken in seconds.items()}
 
 
 @torch.inference_mode()
 def _seconds(dtype: str, kernels: Sequence[Kernel]) -> dict[Kernel, float]:
-    """The least of a few times in turn, so that a slow moment of the machine meets all."""
-    x, weight = (torch.ones(n, _IN, dtype=_KINDS[dtype]) for n in (_ROWS, _OUT))
+    """The shortest of a few times, the kernels in turn, so that a slow moment meets all."""
+    x = torch.ones(_ROWS, _D_IN, dtype=_DTYPES[dtype])
+    weight = torch.ones(_D_OUT, _D_IN, dtype=_DTYPES[dtype])
     modes = {kernel: KernelMode({dtype: kernel}) for kernel in kernels}
-    taken = dict.fromkeys(kernels, float("inf"))
-    for turn in range(_TIMES + 1):
+    shortest = dict.fromkeys(kernels, float("inf"))
+    for repeat in range(_REPEATS + 1):
         for kernel, mode in modes.items():
             start = time.perf_counter()
             with mode:
                 functional.linear(x, weight)
-            if turn:  # the first one includes setting up
-                taken[kernel] = min(taken[kernel], time.perf_counter() - start)
-    return taken
-
-
-def _multiply(rows: Tensor, weight: Tensor) -> None:
-    (rows @ weight.T)[0, 0].item()  # reading a value waits for devices that compute on their own
+            if repeat > 0:  # the first one includes setting up
+                shortest[kernel] = min(shortest[kernel], time.perf_counter() - start)
+    return shortest
