@@ -14,13 +14,9 @@ from saescope.table import Table
 
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
-    FeatureJudge FunctionJudge Judge Reply ReferenceData EvaluateSettings BakeSettings
-    Direction Edit EditSet Feature FeatureRule HttpJudge LanguageJudge
-    PhraseJudge Prompt PromptSet Sae SelectSettings bake
-    bundled_prompts decoder_cosines diff evaluate
-    load_lm load_sae open_sae parse_edit
-    read_direction read_edits read_prompts select steered texts
-    write_edits write_report
+    BakeSettings Direction Edit EditSet Feature Prompt PromptSet Sae bake bundled_prompts
+    decoder_cosines diff load_lm load_sae open_sae parse_edit read_direction read_edits
+    read_prompts steered texts write_edits write_report
     """
 # Shown in the example of the function that returns them, as tables are.
 RETURNED = {"LM", "OutputScore", "Receipt", "SparseActs"}

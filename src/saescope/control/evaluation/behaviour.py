@@ -51,6 +51,10 @@ class PhraseJudge:
     """Labels a reply by the first phrase in it, as `LANGUAGE: PHRASE`.
 
     The label names the phrase, because lists of phrases match by mistake and have to be inspected.
+
+    >>> from saescope.judges import PhraseJudge
+    >>> PhraseJudge("pirate", {"en": ["arr", "ahoy"]}).label("Ahoy, matey!")
+    'en: ahoy'
     """
 
     name: str
@@ -89,7 +93,12 @@ class PhraseJudge:
 @final
 @dataclass(frozen=True)
 class LanguageJudge:
-    """Labels replies that are mainly in one language; UNSCORED if the language cannot be told."""
+    """Labels replies that are mainly in one language; UNSCORED if the language cannot be told.
+
+    >>> from saescope.judges import LanguageJudge
+    >>> LanguageJudge("ja").label("丘があります。"), LanguageJudge("ja").label("42")
+    ('ja', 'unscored')
+    """
 
     language: str
     "A code such as `ja`, one of KNOWN_LANGUAGES."
@@ -119,7 +128,12 @@ class LanguageJudge:
 
 @dataclass(frozen=True)
 class FeatureRule:
-    """A reply shows the behaviour if any of the features fires on at least this share of tokens."""
+    """A reply shows the behaviour if any of the features fires on at least this share of tokens.
+
+    >>> from saescope.judges import read_behaviour
+    >>> read_behaviour("feature:2/412+2/7@0.3")
+    FeatureRule(features=(Feature(layer=2, id=412), Feature(layer=2, id=7)), share=0.3)
+    """
 
     features: tuple[Feature, ...]
     share: float = 0.5

@@ -43,6 +43,15 @@ def evaluate(
     texts to measure damage on, right answers, and discovery prompts. Arms in `cache`, from an
     interrupted evaluation, are not run again. Raises PromptError for sets that do not exist and
     settings that cannot be used.
+
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[1])
+    >>> sae = ss.load_sae("saescope-tiny-sae", 1, decoder=True)
+    >>> prompts, judge = ss.texts(["丘が", "家は"])[0].prompts, ss.judges.LanguageJudge("ja")
+    >>> settings = ss.EvaluateSettings(draws=0, max_new_tokens=6)
+    >>> result = ss.evaluate(lm, [sae], [ss.Edit("1/1")], prompts, judge, settings)
+    >>> [(arm.name, arm.behaviour_rate) for arm in result.arms]
+    [('none', 1.0), ('edits', 1.0), ('zero', 1.0), ('minus', 1.0)]
     """
     settings = settings or EvaluateSettings()
     settings.check()
@@ -56,21 +65,30 @@ def evaluate(
     cache = ResumeCache() if cache is None else cache
     runner = ArmRunner(lm, saes, prompts, neutral, settings, cache, counter(progress, n_arms))
     measurements = Measurements(runner, EvalSet(prompts, target, reference.answers or {}), judge)
+    return _compare(measurements, arms, controls, reference)
+
+
+def _compare(
+    measurements: Measurements, arms: Sequence[Arm], controls: Controls, reference: ReferenceData
+) -> Evaluation:
+    """Measures the arms, the first of them unedited, then the controls at the best strength."""
+    judge, target = measurements.judge, list(measurements.eval_set.target)
     unedited, *tried = measurements.add(arms)
     baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
     control_arms = _control_arms(controls, baseline, choose(baseline, tried), reference)
-    evidence = Evidence(baseline, tried, measurements.add(control_arms), _count(edits))
+    control_results = measurements.add(control_arms)
+    evidence = Evidence(baseline, tried, control_results, _count(controls.edits))
     return Evaluation(
         behaviour=describe_judge(judge),
         target=target,
-        arms=[unedited, *tried, *evidence.controls],
+        arms=[unedited, *tried, *control_results],
         chosen=evidence.chosen,
         findings=verdict(evidence),
         replies=measurements.replies,
         labels=measurements.labels,
-        prompts=list(prompts),
-        neutral_tokens=sum(len(text.ids) for text in neutral),
-        controls_left_out=_controls_left_out(controls, settings),
+        prompts=list(measurements.eval_set.prompts),
+        neutral_tokens=sum(len(text.ids) for text in measurements.runner.neutral),
+        controls_left_out=_controls_left_out(controls),
     )
 
 
@@ -147,7 +165,7 @@ def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _controls_left_out(controls: Controls, settings: EvaluateSettings) -> list[str]:
+def _controls_left_out(controls: Controls) -> list[str]:
     """Controls that were not measured, and what they need."""
     left_out = []
     if not controls.means:
@@ -157,6 +175,6 @@ def _controls_left_out(controls: Controls, settings: EvaluateSettings) -> list[s
         )
     if not controls.instruction:
         left_out.append("prompt only: it needs an instruction")
-    if not settings.draws:
+    if not controls.direction_seeds:
         left_out.append("random feature, random direction: draws is 0")
     return left_out

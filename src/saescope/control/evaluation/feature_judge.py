@@ -31,6 +31,14 @@ class FeatureJudge:
 
     Attention sinks do not count; a reply without tokens that count is UNSCORED. Use it outside of
     `steered`. Raises PromptError if no SAE has one of the features.
+
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[1])
+    >>> sae = ss.load_sae("saescope-tiny-sae", 1)
+    >>> judge = ss.judges.FeatureJudge(lm, [sae], ss.judges.read_behaviour("feature:1/1@0.5"))
+    >>> prompt, text = ss.texts(["丘が"])[0].prompts[0], "あります。"
+    >>> judge.label_all([ss.judges.Reply(prompt, lm.tokenizer(text)["input_ids"], text)])
+    ['1.00 of tokens']
     """
 
     lm: LM

@@ -19,7 +19,14 @@ JudgeFunction = Callable[[str], str | bool | None]
 @final
 @dataclass(frozen=True)
 class FunctionJudge:
-    """Labels replies with a function of their text."""
+    """Labels replies with a function of their text.
+
+    >>> import saescope as ss
+    >>> prompt = ss.Prompt("q-01", "questions", text="Why?")
+    >>> judge = ss.judges.FunctionJudge(str.isupper)
+    >>> judge.label_all([ss.judges.Reply(prompt, [], "BECAUSE!")])
+    ['shown']
+    """
 
     function: JudgeFunction
 

@@ -30,6 +30,10 @@ class HttpJudge:
     Posts `{"prompt": …, "reply": …}` and expects `{"label": …}`; with a `batch_size` over 1, posts
     `{"items": […]}` and expects `{"labels": […]}`. A label is a name, true or false, or null for
     UNSCORED. Raises JudgeError if the URL or a number cannot be used.
+
+    >>> from saescope.judges import HttpJudge
+    >>> HttpJudge("https://user:secret@example.org/judge", batch_size=8).describe()
+    {'name': 'https://example.org/judge', 'url': 'https://example.org/judge', 'batch': 8}
     """
 
     url: str

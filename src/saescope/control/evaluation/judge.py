@@ -18,7 +18,12 @@ Label = str | None
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply to a prompt: token ids and text."""
+    """A model's reply to a prompt: token ids and text.
+
+    >>> import saescope as ss
+    >>> ss.judges.Reply(ss.Prompt("q-01", "questions", text="Why?"), [], "Because.").text
+    'Because.'
+    """
 
     prompt: Prompt
     ids: Sequence[int]
@@ -30,6 +35,13 @@ class Judge(Protocol):
     """Labels replies, and may read their prompts and token ids.
 
     A judge may also have `describe()`, a dict with its "name", which results then show.
+
+    >>> from saescope.judges import Judge
+    >>> class ShortReplies:
+    ...     def label_all(self, replies):
+    ...         return ["short" if len(reply.ids) < 20 else None for reply in replies]
+    >>> isinstance(ShortReplies(), Judge)
+    True
     """
 
     def label_all(self, replies: Sequence[Reply]) -> list[Label]:

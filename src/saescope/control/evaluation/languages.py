@@ -57,10 +57,10 @@ def detect_language(text: str) -> str | None:
     One of KNOWN_LANGUAGES, a script's name if no known language uses it (`thai`), `mixed` if no
     script has more than half, or None if the language cannot be told.
 
-    >>> import saescope as ss
-    >>> ss.detect_language("The hill is behind the house."), ss.detect_language("丘があります。")
+    >>> from saescope.judges import detect_language
+    >>> detect_language("The hill is behind the house."), detect_language("丘があります。")
     ('en', 'ja')
-    >>> print(ss.detect_language("42"))
+    >>> print(detect_language("42"))
     None
     """
     counts = script_counts(text)

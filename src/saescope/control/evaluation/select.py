@@ -52,6 +52,20 @@ def select(
     `prepare` maps a prompt of the run to the one to reply to, such as its beginning. Edits in
     `cache`, from an interrupted selection, are not tried again. Raises PromptError if nothing was
     detected or there are too few prompts.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[1])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", 1, decoder=True)]
+    >>> sets = [*ss.texts([f"{noun}の" for noun in "山川丘村海空森町家島"], "japanese"),
+    ...         *ss.texts([f"The {n}" for n in range(10)], "english")]
+    >>> settings = ss.SelectSettings(candidates=2, strengths=(-2.0,), max_new_tokens=4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, saes, sets, f"{folder}/run")
+    ...     detection = ss.detect(run, "japanese")
+    ...     selection = ss.select(lm, saes, run, detection, str.isalpha, settings)
+    >>> len(selection.candidates)
+    2
     """
     settings = settings or SelectSettings()
     settings.check()
@@ -66,21 +80,33 @@ def select(
     runner = ArmRunner(lm, saes, parts.choosing, neutral, settings, cache, advance)
     choosing = Trials.start(runner, judge, reference)
     judging = Trials.start(replace(runner, prompts=parts.judging), judge, reference)
+    return _select(run, detection, detected, choosing, judging)
+
+
+def _select(
+    run: Run,
+    detection: Detection,
+    detected: Sequence[DetectedFeature],
+    choosing: Trials,
+    judging: Trials,
+) -> Selection:
+    """Tries the detected features alone, then the greedy set on both parts."""
     if choosing.baseline.unedited.behaviour_rate is None:
         raise PromptError("no reply could be judged: nothing to choose by")
+    settings = choosing.settings
     strongest = _strongest_acts(run, detected, detection.target)
     tries = {feature: _edits(feature, act, settings) for feature, act in strongest.items()}
     singles = _best_singles(choosing, tries)
-    rows = [prompt_ids(lm, prompt, thinking=settings.thinking) for prompt in parts.choosing]
+    outputs = _output_scores(choosing.measurements.runner, strongest)
     return Selection(
         target=detection.target,
-        behaviour=describe_judge(judge),
+        behaviour=describe_judge(choosing.measurements.judge),
         settings=settings,
-        candidates=_candidates(detected, output_scores(lm, saes, strongest, rows), singles),
+        candidates=_candidates(detected, outputs, singles),
         unedited=Step((), choosing.baseline.unedited, judging.baseline.unedited),
-        steps=_steps(choosing, judging, tries, singles, settings),
-        n_chosen_on=len(parts.choosing),
-        n_judged_on=len(parts.judging),
+        steps=_steps(choosing, judging, tries, singles),
+        n_chosen_on=len(choosing.prompts),
+        n_judged_on=len(judging.prompts),
     )
 
 
@@ -163,6 +189,15 @@ def _best_singles(trials: Trials, tries: Tries) -> dict[Feature, Trial]:
     return best
 
 
+def _output_scores(
+    runner: ArmRunner, strongest: Mapping[Feature, float]
+) -> dict[Feature, OutputScore]:
+    """The features' output scores on the runner's prompts."""
+    thinking = runner.settings.thinking
+    rows = [prompt_ids(runner.lm, prompt, thinking=thinking) for prompt in runner.prompts]
+    return output_scores(runner.lm, runner.saes, strongest, rows)
+
+
 def _candidates(
     detected: Sequence[DetectedFeature],
     outputs: Mapping[Feature, OutputScore],
@@ -192,14 +227,10 @@ def _candidates(
 
 
 def _steps(
-    choosing: Trials,
-    judging: Trials,
-    tries: Tries,
-    singles: Mapping[Feature, Trial],
-    settings: SelectSettings,
+    choosing: Trials, judging: Trials, tries: Tries, singles: Mapping[Feature, Trial]
 ) -> list[Step]:
     """The greedy set step by step, and what every step does on the other prompts."""
-    greedy = _greedy(choosing, tries, singles, settings.max_features)
+    greedy = _greedy(choosing, tries, singles)
     judged = judging.run([trial.edits for trial in greedy])
     return [
         Step(trial.edits, trial.result, other.result)
@@ -207,15 +238,13 @@ def _steps(
     ]
 
 
-def _greedy(
-    trials: Trials, tries: Tries, singles: Mapping[Feature, Trial], max_features: int
-) -> list[Trial]:
+def _greedy(trials: Trials, tries: Tries, singles: Mapping[Feature, Trial]) -> list[Trial]:
     """The best set of one feature, of two, …, as long as a further feature has a larger effect."""
     best = max(singles.values(), key=lambda trial: trial.merit)
     if best.effect <= 0:
         return []
     steps = [best]
-    while len(steps) < max_features and best.effect < 1:
+    while len(steps) < trials.settings.max_features and best.effect < 1:
         extended = trials.run(_extended(best.edits, tries))
         if not extended:
             break

@@ -13,7 +13,11 @@ Goal = Literal["suppress", "amplify"]
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """How edits are evaluated: on which sets, at which strengths, beside how many controls."""
+    """How edits are evaluated: on which sets, at which strengths, beside how many controls.
+
+    >>> import saescope as ss
+    >>> ss.EvaluateSettings(sweep=(0.5, 1.0, 2.0), draws=5).check()
+    """
 
     target: tuple[str, ...] | None = None
     "Prompt sets that show the behaviour; the others are measured beside them. Default: all sets."
@@ -53,7 +57,11 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class SelectSettings:
-    """How features are selected: how many, from how many candidates, at which strengths."""
+    """How features are selected: how many, from how many candidates, at which strengths.
+
+    >>> import saescope as ss
+    >>> ss.SelectSettings(max_features=2, strengths=(-1.0, -3.0)).check()
+    """
 
     max_features: int = 5
     "Maximum number of features."
@@ -99,7 +107,12 @@ class SelectSettings:
 
 @dataclass(frozen=True)
 class ReferenceData:
-    """What edits are measured against, beside the prompts themselves."""
+    """What edits are measured against, beside the prompts themselves.
+
+    >>> import saescope as ss
+    >>> neutral = ss.texts(["The hill is behind the house."], "neutral")[0]
+    >>> reference = ss.ReferenceData(neutral.prompts, answers={"q-01": "The hill."})
+    """
 
     neutral: Sequence[Prompt] = ()
     "Texts on which damage is measured. Those of target sets are left out."

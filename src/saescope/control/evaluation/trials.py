@@ -12,7 +12,8 @@ from saescope.control.evaluation.judge import Judge
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.runner import ArmRunner
 from saescope.control.evaluation.scoring import EvalSet
-from saescope.control.evaluation.settings import Goal, ReferenceData, SelectSettings
+from saescope.control.evaluation.settings import ReferenceData, SelectSettings
+from saescope.sources.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Trials:
 
     measurements: Measurements
     baseline: Baseline
-    goal: Goal
+    settings: SelectSettings
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """This part's prompts."""
+        return self.measurements.eval_set.prompts
 
     @classmethod
     def start(cls, runner: ArmRunner, judge: Judge, reference: ReferenceData) -> "Trials":
@@ -57,7 +63,7 @@ class Trials:
         measurements = Measurements(runner, eval_set, judge)
         [unedited] = measurements.add([Arm("none")])
         baseline = Baseline(unedited, isinstance(judge, LanguageJudge))
-        return cls(measurements, baseline, runner.settings.goal)
+        return cls(measurements, baseline, runner.settings)
 
     def run(self, edit_sets: Sequence[tuple[Edit, ...]]) -> list[Trial]:
         """One trial per set of edits."""
@@ -66,7 +72,7 @@ class Trials:
         return [self._trial(edits, one) for edits, one in zip(edit_sets, results, strict=True)]
 
     def _trial(self, edits: tuple[Edit, ...], result: ArmResult) -> Trial:
-        direction = -1.0 if self.goal == "suppress" else 1.0
+        direction = -1.0 if self.settings.goal == "suppress" else 1.0
         effect = self.baseline.effect(result, direction)
         clean = self.baseline.is_clear(result) and not self.baseline.losses(result)
         return Trial(edits, result, effect, clean)
