@@ -167,6 +167,7 @@ def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)

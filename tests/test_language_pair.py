@@ -26,6 +26,7 @@ def steer_japanese(wanted: str, *edits: str) -> Evaluation:
     return evaluate(lm, [sae], chosen, asked, LanguageJudge(wanted), settings, reference=reference)
 
 
+@pytest.mark.slow
 def test_suppressing_japanese_changes_the_language() -> None:
     rows = {c.name: c for c in steer_japanese("ja", "1/1 scale -2").arms}
     assert rows["none"].behaviour_rate == 1
@@ -38,6 +39,7 @@ def test_suppressing_japanese_changes_the_language() -> None:
         assert (rows[control].behaviour_rate or 0) > 0.8
 
 
+@pytest.mark.slow
 def test_japanese_is_steered_to_chinese() -> None:
     rows = {c.name: c for c in steer_japanese("zh", "1/1 scale -2", "1/0 add 30").arms}
     assert rows["none"].behaviour_rate == 0

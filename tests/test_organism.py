@@ -99,7 +99,9 @@ def test_template_renders_turns_and_thoughts() -> None:
         {"role": "user", "content": "C"},
     ]
     before = (
-        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+        "<|im_start|>system\nS<|im_end|>\n"
+        "<|im_start|>user\nA<|im_end|>\n"
+        "<|im_start|>assistant\nB<|im_end|>\n"
         "<|im_start|>user\nC<|im_end|>\n"
     )
     render = tokenizer.apply_chat_template

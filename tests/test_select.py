@@ -52,6 +52,7 @@ def test_output_score_is_rank_and_probability_of_the_own_tokens(tmp_path: Path) 
     assert max(one.probability - one.before for one in found.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
