@@ -21,7 +21,7 @@ def decoder_cosines(run: Run, *, offline: bool = False) -> "DecoderCosines":
 
 
 class DecoderCosines:
-    """Cosines of features' decoder directions with those of a whole layer; decoders stay mapped from their files."""
+    """Cosines of features' decoder directions with all of a layer; decoders stay mapped."""
 
     def __init__(self, run: Run, *, offline: bool) -> None:
         self._run = run
@@ -29,23 +29,25 @@ class DecoderCosines:
 
     @torch.inference_mode()
     def __call__(self, features: Sequence[Feature], layer: int) -> npt.NDArray[np.float32]:
-        """(features, d_sae) in float32; raises SourceError where an SAE is not what the run was made with."""
-        wanted = torch.stack([self._column(feature) for feature in features])
+        """(features, d_sae) in float32; raises SourceError if an SAE is not the one of the run."""
+        directions = torch.stack([self._column(feature) for feature in features])
         W_dec = self._decoder(layer)
         rows = max(1, _BLOCK_BYTES // (4 * W_dec.shape[1]))
-        dots, squares = torch.zeros(len(features), W_dec.shape[1]), torch.zeros(W_dec.shape[1])
+        dots = torch.zeros(len(features), W_dec.shape[1])
+        squares = torch.zeros(W_dec.shape[1])
         for start in range(0, len(W_dec), rows):
             block = W_dec[start : start + rows]
-            dots += wanted[:, start : start + rows] @ block
+            dots += directions[:, start : start + rows] @ block
             squares += block.pow(2).sum(0)
-        norms = wanted.norm(dim=1)[:, None] * squares.sqrt()
+        norms = directions.norm(dim=1)[:, None] * squares.sqrt()
         return np.asarray((dots / norms.clamp(min=1e-30)).numpy())
 
     def _column(self, feature: Feature) -> Tensor:
         return self._decoder(feature.layer)[:, feature.id].clone()
 
     def _decoder(self, layer: int) -> Tensor:
-        source, spec = self._run.manifest["inputs"]["saes"].get(str(layer)), self._run.saes[layer]
+        source = self._run.manifest["inputs"]["saes"].get(str(layer))
+        spec = self._run.saes[layer]
         if source is None:
             raise SourceError(
                 f"{self._run.path} does not say where its SAE of layer {layer} came from"
@@ -53,6 +55,7 @@ class DecoderCosines:
         sae = load_sae(source, layer, k=spec.k, offline=self._offline)
         if sae.spec.fingerprint != spec.fingerprint or sae.W_dec is None:
             raise SourceError(
-                f"{source} is not the SAE that {self._run.path} was made with: its layer {layer} differs"
+                f"{source} is not the SAE that {self._run.path} was made with: "
+                f"its layer {layer} differs"
             )
         return sae.W_dec

@@ -1,4 +1,4 @@
-"""What a norm multiplies by: γ of RMSNorm, whether it is stored as γ or as γ − 1, found by what the norm does."""
+"""The gain γ of an RMSNorm, found by what the norm does: it may be stored as γ or as γ − 1."""
 
 import copy
 from collections.abc import Collection, Mapping
@@ -13,7 +13,7 @@ from saescope.engine.shards import Shards
 from saescope.engine.whole import causal_lm
 from saescope.errors import SourceError
 
-_LARGE = 1e4  # beside which a norm's epsilon is nothing
+_LARGE = 1e4  # so large that a norm's epsilon does not matter
 
 
 def norm_gains(
@@ -44,7 +44,8 @@ def _gain(
         given = norm(random).double()
     if (given - expected).abs().max() > 1e-4 * gain.abs().max():
         raise SourceError(
-            f"architecture {anatomy.kind!r}: its norms are not h ↦ γ·h/rms(h) ({name}), so weights that read after "
-            "them cannot take over a projection: use --method every-write"
+            f"architecture {anatomy.kind!r}: its norms are not h ↦ γ·h/rms(h) ({name}), "
+            "so weights that read after them cannot take over a projection: "
+            "use --method every-write"
         )
     return gain

@@ -44,7 +44,7 @@ def load_sae(
     device: str | torch.device = "cpu",
     offline: bool = False,
 ) -> Sae:
-    """One layer's SAE in float32; without `decoder` its half of the file is never read where it need not be.
+    """One layer's SAE in float32, ready to encode; its decoder is not read if `decoder` is False.
 
     Raises SourceError for a missing layer, a damaged file, weights that are not finite, or an SAE whose formula is
     another than the engine's.

@@ -1,5 +1,7 @@
-"""From the last block's residuals to logits: final norm and lm_head alone, in float32, a piece of the vocabulary at a
-time. The lm_head stays mapped from its file, and what else a causal LM does to its logits is done by transformers.
+"""From the last block's residuals to logits, in float32, a piece of the vocabulary at a time.
+
+Only the final norm and the lm_head are needed, and the lm_head stays mapped from its file.
+Whatever else a causal LM does to its logits is done by transformers.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ _PIECE = 2**24  # values of the lm_head in float32 at a time
 
 @final
 class Logits:
-    """A causal LM's logits of its last block's residuals; `norm` is its final norm, where a hook may be put."""
+    """A causal LM's logits of its last block's residuals; `norm` is its final norm, for hooks."""
 
     def __init__(self, shards: Shards, anatomy: Anatomy, device: torch.device) -> None:
         model = causal_lm(read_config(shards.files), torch.float32)
@@ -35,10 +37,9 @@ class Logits:
         self.norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
         stored = (anatomy.embedding if anatomy.tied else anatomy.head).stored[0]
         bias = stored.removesuffix("weight") + "bias"
-        head = _Head(
-            shards.tensor(stored), shards.tensor(bias) if bias in shards.places else None, device
-        )
-        setattr(model, model.base_model_prefix, _Given())
+        bias_tensor = shards.tensor(bias) if bias in shards.places else None
+        head = _Head(shards.tensor(stored), bias_tensor, device)
+        setattr(model, model.base_model_prefix, _PassThrough())
         owner, _, leaf = anatomy.head.name.removesuffix(".weight").rpartition(".")
         setattr(model.get_submodule(owner), leaf, head)
         self._model: Any = model.eval()
@@ -51,15 +52,15 @@ class Logits:
         return logits
 
 
-class _Given(nn.Module):
-    """Stands where the decoder was, and gives what it is given."""
+class _PassThrough(nn.Module):
+    """Stands in for the decoder, and returns its input."""
 
     def forward(self, *_others: Any, inputs_embeds: Tensor, **_more: Any) -> "_Output":
         return _Output(inputs_embeds)
 
 
 class _Output:
-    """A decoder's output with nothing but its last residuals, normed; all else that is asked of it is None."""
+    """A decoder's output with nothing but its last residuals, normed; other attributes are None."""
 
     def __init__(self, normed: Tensor) -> None:
         self.last_hidden_state = normed
@@ -84,11 +85,16 @@ class _Head(nn.Module):
             normed @ part.to(self._device, torch.float32).T for part in self._stored.split(rows)
         ]
         logits = torch.cat(parts, dim=-1)
-        return logits if self._bias is None else logits + self._bias.to(self._device, torch.float32)
+        if self._bias is None:
+            return logits
+        return logits + self._bias.to(self._device, torch.float32)
 
 
 def last_residuals(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n d_model"]:
-    """The last block's output for every token of every row, by a streamed LM; rows of one length together, unpadded."""
+    """The last block's output for every token of every row, by a streamed LM.
+
+    Rows of one length run together, so that none is padded.
+    """
     by_length: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         by_length.setdefault(len(row), []).append(number)

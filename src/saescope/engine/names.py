@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint make each parameter of a module: names and shapes only, nothing is read.
+"""Which tensors of a checkpoint fill each parameter of a module, by names and shapes alone.
 
-Checkpoints put something before a module's own names (`model.`, `model.language_model.`, nothing), and may hold the
-experts of a mixture one by one where the module holds them in one tensor.
+Checkpoints put a prefix before a module's own names (`model.`, `model.language_model.`, nothing),
+and may hold a mixture's experts one by one while the module holds them in one tensor.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from torch import Size
 
-# A module's stacked experts are (expert, rows, columns); these are the tensors whose rows follow one another in each.
+# Stacked experts are (expert, rows, columns); in each, the rows of these tensors follow one another.
 _STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter comes from: one tensor of its shape, or for each expert those that lie one below the other."""
+    """Where a parameter comes from: one tensor, or for each expert those that are stacked."""
 
     names: tuple[tuple[str, ...], ...]
     stacked: bool = False
@@ -27,21 +27,27 @@ class Source:
 
 
 def sources(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> dict[str, Source]:
-    """The source of every wanted parameter, under the prefix that fits most of them, or `usual` if none fits any.
+    """The source of every parameter, under the prefix that fits most of them (`usual` if none does).
 
-    Names that the checkpoint lacks are given too: what is missing is for the reader to say.
+    Names that the checkpoint lacks are included: the caller reports what is missing.
     """
     prefix = _prefix(wanted, stored, usual)
     return {name: _source(prefix + name, shape, stored) for name, shape in wanted.items()}
 
 
 def _prefix(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> str:
-    """What stands before the module's names; a draft head's or an image tower's layers may end alike, but fewer do."""
+    """What stands before the module's names.
+
+    Layers of a draft head or an image tower may have the same endings, but fewer of them fit.
+    """
     first = next(iter(wanted), "")
-    found = [n.removesuffix(first) for n in stored if n == first or n.endswith(f".{first}")]
-    return max(
-        found, key=lambda p: (sum(p + name in stored for name in wanted), -len(p)), default=usual
-    )
+    same_ending = [name for name in stored if name == first or name.endswith(f".{first}")]
+    candidates = [name.removesuffix(first) for name in same_ending]
+
+    def fit(prefix: str) -> tuple[int, int]:
+        return sum(prefix + name in stored for name in wanted), -len(prefix)
+
+    return max(candidates, key=fit, default=usual)
 
 
 def _source(name: str, shape: Size, stored: Collection[str]) -> Source:
@@ -49,7 +55,9 @@ def _source(name: str, shape: Size, stored: Collection[str]) -> Source:
     owner, _, kind = name.rpartition(".")
     if name in stored or kind not in _STACKED or not owner.endswith(".experts"):
         return whole
-    experts = tuple(
-        tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]) for n in range(shape[0])
-    )
-    return Source(experts, stacked=True) if any(part in stored for part in experts[0]) else whole
+    experts = []
+    for n in range(shape[0]):
+        experts.append(tuple(f"{owner}.{n}.{part}.weight" for part in _STACKED[kind]))
+    if not any(name in stored for name in experts[0]):
+        return whole
+    return Source(tuple(experts), stacked=True)

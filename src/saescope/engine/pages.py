@@ -1,4 +1,4 @@
-"""Weights mapped from a file are given back once used: the kernel keeps them cached, the process does not hold them."""
+"""Pages of weights mapped from a file are released after use; the system may keep them cached."""
 
 import ctypes
 import mmap
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-_DONTNEED = 4  # Linux's number for "forget these pages; read them again from the file when they are touched"
+_DONTNEED = 4  # madvise on Linux: drop these pages, read them from the file when touched again
 _PAGE = mmap.PAGESIZE
 
 
@@ -21,33 +21,33 @@ class Pages(NamedTuple):
 
 
 def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
-    """The whole pages of those tensors that lie in a file mapped into memory; none where the system cannot tell.
+    """The whole pages of the tensors that lie in a mapped file; none if the system cannot tell.
 
-    Only these may be given back: anonymous memory would come back as zeros.
+    Only these may be released: anonymous memory would come back as zeros.
     """
     if sys.platform != "linux":
         return []
-    found = []
-    files = _file_mappings()
+    pages = []
+    mappings = _file_mappings()
     for tensor in tensors:
         start, end = _whole_pages(tensor)
-        if (
-            tensor.device.type == "cpu"
-            and end > start
-            and any(a <= start and end <= b for a, b in files)
-        ):
-            found.append(Pages(start, end - start))
-    return found
+        if tensor.device.type != "cpu" or end <= start:
+            continue
+        if any(first <= start and end <= last for first, last in mappings):
+            pages.append(Pages(start, end - start))
+    return pages
 
 
 def pages_of_file(tensor: Tensor) -> list[Pages]:
-    """The pages of a tensor that is a file mapped and written through: what was written stays in the file."""
+    """The pages of a tensor that is a file, mapped so that writes go into it."""
     start, end = _whole_pages(tensor)
-    return [Pages(start, end - start)] if sys.platform == "linux" and end > start else []
+    if sys.platform != "linux" or end <= start:
+        return []
+    return [Pages(start, end - start)]
 
 
 def within(pages: Sequence[Pages], tensor: Tensor) -> list[Pages]:
-    """The part of these pages that lies wholly in one tensor, as a slice of a larger one."""
+    """The part of these pages that lies wholly within a tensor, such as a slice of a larger one."""
     if not pages:
         return []
     first, last = _whole_pages(tensor)
@@ -56,15 +56,16 @@ def within(pages: Sequence[Pages], tensor: Tensor) -> list[Pages]:
 
 
 def release_pages(pages: Sequence[Pages]) -> None:
-    """Drop pages from this process; a system that will not is left alone."""
+    """Drop pages from this process, if the system allows it."""
     for start, length in pages:
         _madvise(start, length, _DONTNEED)
 
 
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
-    return -(-tensor.data_ptr() // _PAGE) * _PAGE, (
-        tensor.data_ptr() + tensor.nbytes
-    ) // _PAGE * _PAGE
+    """The addresses of the first whole page and of the end of the last one."""
+    start = tensor.data_ptr()
+    end = start + tensor.nbytes
+    return -(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE
 
 
 def _file_mappings() -> list[tuple[int, int]]:

@@ -26,10 +26,10 @@ _EDITED: ContextVar[tuple[nn.ModuleList, ...]] = ContextVar("edited", default=()
 
 @contextmanager
 def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Within the block, each forward pass puts every layer's output (batch, pos, d_model) into the yielded dict.
+    """Within the context, forward passes put each layer's output (batch, pos, d_model) into a dict.
 
-    Weights mapped from files are given back block by block, so that a pass never holds more than one block of them, and
-    so are the rows of the embedding.
+    Weights mapped from files are released block by block, so that a pass never holds more than one
+    block of them, and so are the rows of the embedding.
     """
     resid: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -48,7 +48,7 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def edited(lm: LM) -> Iterator[None]:
-    """Within the block, this context's forward passes of an LM count as edited, so that none is kept as the model's."""
+    """Within the context, forward passes of an LM count as edited, so that no run is made of them."""
     token = _EDITED.set((*_EDITED.get(), lm.blocks))
     try:
         yield
@@ -63,7 +63,7 @@ def is_edited(lm: LM) -> bool:
 
 @dataclass(frozen=True)
 class Pass:
-    """What a decoder's forward pass is given: which positions are real (batch, pos), and how many came before them."""
+    """A decoder's forward pass: which positions are real, how many came before, and the KV cache."""
 
     mask: Bool[Tensor, "batch pos"] | None
     past: int
@@ -77,7 +77,7 @@ def intervene(
     begin: Callable[[Pass], None],
     change: Callable[[int, Tensor], Tensor | None],
 ) -> Iterator[None]:
-    """Within the block, `begin` is told of every forward pass and `change` may replace every block's output."""
+    """Within the context, `begin` sees every forward pass, `change` may replace a block's output."""
     with ExitStack() as stack:
         for decoder in decoders:
             handle = decoder.register_forward_pre_hook(partial(_begin, begin), with_kwargs=True)
@@ -94,14 +94,15 @@ def _begin(
     kwargs: dict[str, Any],
 ) -> None:
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    given = args[0] if args else kwargs.get("input_ids")
-    given = kwargs["inputs_embeds"] if given is None else given
+    inputs = args[0] if args else kwargs.get("input_ids")
+    if inputs is None:
+        inputs = kwargs["inputs_embeds"]
     past = int(cache.get_seq_length()) if cache is not None else 0
-    begin(Pass(_real(mask, past, given), past, cache))
+    begin(Pass(_real(mask, past, inputs), past, cache))
 
 
 def _real(mask: Any, past: int, given: Tensor) -> Bool[Tensor, "batch pos"] | None:
-    """Which of the given positions are real, by a mask as transformers takes them; None where nothing says."""
+    """Which positions of a pass are real, by any mask that transformers takes; None if unknown."""
     batch, n = given.shape[:2]
     if isinstance(mask, Mapping):  # by kind of attention
         mask = mask.get("full_attention", next(iter(mask.values()), None))
@@ -134,9 +135,9 @@ def replaced(
     outputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]],
     inputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]] = (),
 ) -> Iterator[None]:
-    """Within the block, what these modules give, and are given first, is replaced: any site, at every position.
+    """Within the context, replace the outputs and the first inputs of modules, at every position.
 
-    `steered` edits the residual after layers; this is for what weights can do, at a block's parts too.
+    `steered` edits the residual after layers; this is for what weights can do, within blocks too.
     """
     with ExitStack() as stack:
         for module, change in outputs:
@@ -169,7 +170,7 @@ def _replace_input(
 
 @contextmanager
 def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, what a module gives is what `change` makes of what it is given and what it would give."""
+    """Within the context, a module's output is `change(input, output)`."""
     handle = module.register_forward_hook(lambda _module, inputs, output: change(inputs[0], output))
     try:
         yield
@@ -179,7 +180,7 @@ def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> 
 
 @contextmanager
 def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, a module runs with another parameter in place of its own, made anew each time and dropped."""
+    """Within the context, a module runs with a changed parameter, made for each call and dropped."""
     own: list[nn.Parameter] = []
 
     def before(_module: nn.Module, _inputs: Any) -> None:
@@ -197,10 +198,10 @@ def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) 
 
 @contextmanager
 def checked(lm: LM) -> Iterator[None]:
-    """Within the block, an LM's first pass shows that hook points are what they are called, or raises SourceError.
+    """Within the context, an LM's first pass checks its hook points; SourceError if they are wrong.
 
-    What a block wrote must reach the next one as it is, else the residual stream is not the blocks' outputs. Costs a
-    copy and a comparison a block, once for an LM.
+    A block's output must reach the next block unchanged, else the residual stream is not the
+    blocks' outputs. Costs one copy and one comparison per block, once per LM.
     """
     wrote: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -227,8 +228,9 @@ def _compare(
     read = args[0] if args else kwargs.get("hidden_states")
     if layer - 1 in wrote and not (isinstance(read, Tensor) and _same(read, wrote[layer - 1])):
         raise SourceError(
-            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: after layer {layer - 1} "
-            "something else is done to the residual before the next block reads it"
+            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
+            f"after layer {layer - 1} something else is done to the residual "
+            "before the next block reads it"
         )
 
 
@@ -238,8 +240,8 @@ def _remember(
     resid = _resid(output)
     if resid.ndim != 3 or resid.shape[-1] != lm.spec.d_model:
         raise SourceError(
-            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: layer {layer} gives "
-            f"{tuple(resid.shape)}, not (batch, position, {lm.spec.d_model})"
+            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
+            f"layer {layer} gives {tuple(resid.shape)}, not (batch, position, {lm.spec.d_model})"
         )
     wrote[layer] = resid.clone()  # a copy, so that a change in place is seen
     wrote.pop(layer - 1, None)
