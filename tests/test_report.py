@@ -31,9 +31,18 @@ from saescope.surfaces.report.page import render, report_settings
 from stored import write_run
 
 LAYERS = (1, 2)
-HEADINGS = ["Findings", "Token efficiency", "Residual norms", "Features that set the sets apart",
-            "Held-out score by layer", "Where these features fire", "What was left out", "Control: shuffled labels",
-            "Warnings", "Manifest"]  # fmt: skip
+HEADINGS = [
+    "Findings",
+    "Token efficiency",
+    "Residual norms",
+    "Features that separate the sets",
+    "Held-out score by layer",
+    "Where the best features fire",
+    "Masked positions",
+    "Null control: shuffled labels",
+    "Warnings",
+    "Manifest",
+]
 HOSTILE = ("<script>alert(1)</script>", "\u202etxt.exe\u202c", "\x00\x07\x1b[31m", "a" * 5000, "שלום", "مرحبا بالعالم",
            "来年", "\u0301" * 80, '" onmouseover="alert(1)', "</span></p></body>", "{{ 7 * 7 }}", "\n\n", "&amp;",
            "\u2066\u200d", "]]>-->", "मैं")  # fmt: skip
@@ -134,7 +143,7 @@ def test_page_has_its_parts_in_order(text: str) -> None:
 
 def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
     found, profiled = contrast(embedded, ContrastSettings()), profile(embedded)
-    words = re.sub(r"<[^>]+>", "", text)
+    words = " ".join(re.sub(r"<[^>]+>", "", text).split())
     for layer in LAYERS:
         for name, one in found.layers[layer].sets.items():
             best = next(f for f in one.features if f.confirmed)
@@ -153,7 +162,7 @@ def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
             in words
         )
     for one in profiled.sets.values():
-        assert f"{one.tokens_per_prompt:.1f}{one.ratio:.2f}×" in words
+        assert f"{one.tokens_per_prompt:.1f} {one.ratio:.2f}×" in words
     assert embedded.manifest["fingerprint"] in text
     assert embedded.model.fingerprint in text
     assert all(sae.fingerprint in text for sae in embedded.saes.values())
@@ -260,7 +269,7 @@ def test_sinks_are_listed_and_capped(tmp_path: Path) -> None:
     sinks = gather(run).masked_sinks
     assert len(sinks) == 60
     assert {sink.pos for sink in sinks} == {5, 6, 7}
-    assert "20 more are left out" in render(run)
+    assert "20 more are not shown" in render(run)
 
 
 def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
@@ -280,7 +289,7 @@ def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
     assert len(text) < 2e6
     assert text.count("<svg") == 32
     assert "The first 16 of 18 sets are drawn" in text
-    assert "The best 8 of every set are shown" in text
+    assert "The best 8 of each set are shown" in text
     assert text.count('class="prompt"') == 18 * 3
 
 
@@ -319,8 +328,8 @@ def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
         0.01, 3, 0, 5, Masking(True, True, 7.0)
     )
     text = render(Run.open(run.path))
-    assert "Position 0 counts" in text
-    assert "asked for no shuffles" in text
+    assert "include position 0" in text
+    assert "the command set shuffles to 0" in text
     manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert report_settings(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
