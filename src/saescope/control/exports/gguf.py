@@ -71,11 +71,10 @@ def export_gguf(
 
     >>> import tempfile
     >>> import saescope as ss
-    >>> from saescope.control.exports.gguf import export_gguf
     >>> sae = ss.load_sae("saescope-tiny-sae", 2)
     >>> edit = ss.Edit("2/5", "add", 3.0, skip_sinks=False)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = export_gguf("saescope-tiny", [sae], [edit], f"{folder}/steer.gguf")
+    ...     result = ss.exports.gguf("saescope-tiny", [sae], [edit], f"{folder}/steer.gguf")
     >>> result.exact, result.measured
     (True, {'layers': [2]})
     """

@@ -39,7 +39,7 @@ class LogitLens:
     >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = ss.extract(lm, [sae], ss.bundled_prompts()[:2], f"{folder}/run")
-    ...     [effect] = ss.LogitLens(run)(2, [5])
+    ...     [effect] = ss.exports.LogitLens(run)(2, [5])
     >>> len(effect.raised), effect.raised[0].value > 0
     (10, True)
     """

@@ -62,12 +62,11 @@ def export_lora(
 
     >>> import tempfile
     >>> import saescope as ss
-    >>> from saescope.control.exports.lora import export_lora
     >>> sae = ss.load_sae("saescope-tiny-sae", 2)
     >>> edit = ss.Edit("2/5", "project")
-    >>> settings = ss.ExportSettings(measure=False)
+    >>> settings = ss.exports.ExportSettings(measure=False)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = export_lora("saescope-tiny", [sae], [edit], f"{folder}/lora", settings)
+    ...     result = ss.exports.lora("saescope-tiny", [sae], [edit], f"{folder}/lora", settings)
     >>> result.exact, result.measured["rank"]
     (True, 1)
     """

@@ -47,11 +47,10 @@ def export_neuronpedia(
 
     >>> import tempfile
     >>> import saescope as ss
-    >>> from saescope.control.exports.neuronpedia import export_neuronpedia
     >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = ss.extract(lm, [sae], ss.bundled_prompts()[:2], f"{folder}/run")
-    ...     result = export_neuronpedia(run, f"{folder}/dashboards")
+    ...     result = ss.exports.neuronpedia(run, f"{folder}/dashboards")
     >>> list(result.measured["features"])
     [2]
     """

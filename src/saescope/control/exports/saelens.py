@@ -42,9 +42,8 @@ def export_saelens(
 
     >>> import tempfile
     >>> import saescope as ss
-    >>> from saescope.control.exports.saelens import export_saelens
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = export_saelens("saescope-tiny-sae", f"{folder}/sae", layers=[2])
+    ...     result = ss.exports.saelens("saescope-tiny-sae", f"{folder}/sae", layers=[2])
     >>> [path.name for path in result.files]
     ['cfg.json', 'sae_weights.safetensors']
     """

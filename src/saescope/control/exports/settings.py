@@ -17,7 +17,7 @@ class ExportSettings:
 
     >>> import saescope as ss
     >>> [texts] = ss.texts(["The red dog sleeps.", "Every bird sings."])
-    >>> settings = ss.ExportSettings(neutral=texts.prompts)
+    >>> settings = ss.exports.ExportSettings(neutral=texts.prompts)
     >>> settings.measure
     True
     """
@@ -40,7 +40,7 @@ class NeuronpediaSettings:
     """What a Neuronpedia export is called, and how many examples it shows per feature.
 
     >>> import saescope as ss
-    >>> ss.NeuronpediaSettings(source_set="res-16k", n_examples=5).context
+    >>> ss.exports.NeuronpediaSettings(source_set="res-16k", n_examples=5).context
     128
     """
 
