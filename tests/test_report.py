@@ -1,11 +1,11 @@
-"""A run's page says what the analysis says, is harmless and self-contained, and looks right in a real browser."""
+"""A run's page agrees with the analysis, is harmless and self-contained, and works in a browser."""
 
 import errno
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,26 @@ import numpy as np
 import pytest
 
 from saescope.analysis.contrast import ContrastSettings, contrast
+from saescope.analysis.detection import DetectSettings
 from saescope.analysis.profile import profile
 from saescope.analysis.report_findings import gather
 from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae, open_sae
 from saescope.errors import ResourceError, RunError
+from saescope.jobs.contrast import ContrastRequest
+from saescope.jobs.detect import DetectRequest
 from saescope.jobs.inputs import EMBEDDED_MODEL, EMBEDDED_SAE
+from saescope.jobs.profile import ProfileRequest
+from saescope.jobs.report import report_findings, report_settings
+from saescope.jobs.request import Request
 from saescope.sources.prompts import bundled_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run, verify
 from saescope.surfaces.cli import run as saescope
 from saescope.surfaces.report import write_report
 from saescope.surfaces.report.heat_map import heat_map
-from saescope.surfaces.report.page import render, report_settings
+from saescope.surfaces.report.page import render
 from stored import write_run
 
 LAYERS = (1, 2)
@@ -43,9 +49,24 @@ HEADINGS = [
     "Warnings",
     "Manifest",
 ]
-HOSTILE = ("<script>alert(1)</script>", "\u202etxt.exe\u202c", "\x00\x07\x1b[31m", "a" * 5000, "שלום", "مرحبا بالعالم",
-           "来年", "\u0301" * 80, '" onmouseover="alert(1)', "</span></p></body>", "{{ 7 * 7 }}", "\n\n", "&amp;",
-           "\u2066\u200d", "]]>-->", "मैं")  # fmt: skip
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\u202etxt.exe\u202c",
+    "\x00\x07\x1b[31m",
+    "a" * 5000,
+    "שלום",
+    "مرحبا بالعالم",
+    "来年",
+    "\u0301" * 80,
+    '" onmouseover="alert(1)',
+    "</span></p></body>",
+    "{{ 7 * 7 }}",
+    "\n\n",
+    "&amp;",
+    "\u2066\u200d",
+    "]]>-->",
+    "मैं",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -90,22 +111,19 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def text(embedded: Run) -> str:
-    return render(embedded)
+    return page_of(embedded)
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Names and tokens that try to get out of the page, norms with sinks, and a feature for every set."""
-    names, prompts, length = (
-        ("<img src=x onerror=alert(1)>", "中文 \u202e", "a" * 200, "plain"),
-        12,
-        16,
-    )
-    total, rng = len(names) * prompts * length, np.random.default_rng(0)
+    """Names and tokens that try to escape the page, norms with sinks, a feature for each set."""
+    names = ("<img src=x onerror=alert(1)>", "中文 \u202e", "a" * 200, "plain")
+    prompts, length = 12, 16
+    total = len(names) * prompts * length
+    rng = np.random.default_rng(0)
     fires = rng.random((total, 9)) < 0.15
-    fires[np.arange(total), np.repeat(np.arange(len(names)), prompts * length)] = (
-        rng.random(total) < 0.8
-    )
+    set_of_token = np.repeat(np.arange(len(names)), prompts * length)
+    fires[np.arange(total), set_of_token] = rng.random(total) < 0.8
     norms = np.exp(rng.normal(4, 0.2, total)).astype(np.float32)
     norms[::length] *= 100
     norms[7::160] *= 50
@@ -121,13 +139,17 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
+def page_of(run: Run) -> str:
+    return render(report_findings(run))
+
+
 def two_sets(out: Path, length: int = 8, **options: Any) -> Run:
     fires = np.zeros((20 * length, 2), bool)
     fires[: 10 * length, 0] = fires[10 * length :, 1] = True
     return write_run(out, {"a": [length] * 10, "b": [length] * 10}, {2: fires}, **options)
 
 
-def test_page_has_its_parts_in_order(text: str) -> None:
+def test_page_has_its_sections_in_order(text: str) -> None:
     page = Page(text)
     assert page.text["h2"] == HEADINGS
     assert page.text["h1"] == ["Features of 7 prompt sets in saescope-tiny"]
@@ -141,26 +163,24 @@ def test_page_has_its_parts_in_order(text: str) -> None:
     assert {label for label in labels if label} <= set(ids)
 
 
-def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
-    found, profiled = contrast(embedded, ContrastSettings()), profile(embedded)
+def test_page_agrees_with_the_analysis(embedded: Run, text: str) -> None:
+    contrasted, profiled = contrast(embedded, ContrastSettings()), profile(embedded)
     words = " ".join(re.sub(r"<[^>]+>", "", text).split())
     for layer in LAYERS:
-        for name, one in found.layers[layer].sets.items():
+        for name, one in contrasted.layers[layer].sets.items():
             best = next(f for f in one.features if f.confirmed)
-            assert (
-                f"{best.feature}{100 * best.holdout_rate:.1f} / {100 * best.holdout_other_rate:.1f} %"
-                in words
-            ), name
+            rate, other_rate = 100 * best.holdout_rate, 100 * best.holdout_other_rate
+            assert f"{best.feature}{rate:.1f} / {other_rate:.1f} %" in words, name
     best_layer = max(
         LAYERS,
-        key=lambda n: sum(s.features[0].discovery_score for s in found.layers[n].sets.values()),
+        key=lambda n: sum(
+            s.features[0].discovery_score for s in contrasted.layers[n].sets.values()
+        ),
     )
-    for one in found.layers[best_layer].sets.values():
+    for one in contrasted.layers[best_layer].sets.values():
         best = next(f for f in one.features if f.confirmed)
-        assert (
-            f"Feature {best.feature} fires on {100 * best.holdout_rate:.1f} % of held-out positions"
-            in words
-        )
+        rate = 100 * best.holdout_rate
+        assert f"Feature {best.feature} fires on {rate:.1f} % of held-out positions" in words
     for one in profiled.sets.values():
         assert f"{one.tokens_per_prompt:.1f} {one.ratio:.2f}×" in words
     assert embedded.manifest["fingerprint"] in text
@@ -169,7 +189,7 @@ def test_page_says_what_the_analysis_says(embedded: Run, text: str) -> None:
     assert "saescope rerun languages\nsaescope verify languages" in text
 
 
-def test_page_needs_nothing_from_elsewhere(text: str) -> None:
+def test_page_loads_nothing(text: str) -> None:
     page = Page(text)
     assert not {"script", "img", "iframe", "object", "embed", "base"} & {
         tag for tag, _ in page.elements
@@ -228,7 +248,7 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
 
 
-def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_in_the_way_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="cannot write"):
         write_report(two_sets(tmp_path / "run"), tmp_path)
     (tmp_path / "file").write_text("")
@@ -238,8 +258,8 @@ def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hostile_text_is_shown_and_does_nothing(hostile: Run) -> None:
-    text = render(hostile)
+def test_hostile_text_is_shown_and_harmless(hostile: Run) -> None:
+    text = page_of(hostile)
     page = Page(text)
     assert not {"script", "b ", "img"} & {tag for tag, _ in page.elements}
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
@@ -251,9 +271,8 @@ def test_hostile_text_is_shown_and_does_nothing(hostile: Run) -> None:
     assert "&amp;amp;" in text
     assert "a" * 201 not in text
     assert len(page.text["svg"]) == 8
-    assert not re.search(
-        r"[^\x00-\x7f−]", "".join(page.text["text"])
-    )  # what is drawn needs no fonts but plain ones
+    drawn = "".join(page.text["text"])
+    assert not re.search(r"[^\x00-\x7f−]", drawn)  # plots need no fonts for other scripts
     shown = "".join(title["title"] or "" for title in page.all("span") if title.get("title"))
     assert "masked (position 0)" in shown
     assert "masked (sink)" in shown
@@ -269,7 +288,7 @@ def test_sinks_are_listed_and_capped(tmp_path: Path) -> None:
     sinks = gather(run).masked_sinks
     assert len(sinks) == 60
     assert {sink.pos for sink in sinks} == {5, 6, 7}
-    assert "20 more are not shown" in render(run)
+    assert "20 more are not shown" in page_of(run)
 
 
 def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
@@ -285,7 +304,7 @@ def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"set{n}" for n in range(18)]
     fires = {layer: rng.random((18 * 3 * 4, 20)) < 0.3 for layer in range(10)}
-    text = render(write_run(tmp_path / "run", dict.fromkeys(names, [4] * 3), fires))
+    text = page_of(write_run(tmp_path / "run", dict.fromkeys(names, [4] * 3), fires))
     assert len(text) < 2e6
     assert text.count("<svg") == 32
     assert "The first 16 of 18 sets are drawn" in text
@@ -293,9 +312,9 @@ def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
     assert text.count('class="prompt"') == 18 * 3
 
 
-def test_one_set_is_described_without_a_comparison(tmp_path: Path) -> None:
+def test_one_set_is_profiled_without_a_contrast(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"only": [5] * 4}, {0: np.ones((20, 2), bool)})
-    text = render(run)
+    text = page_of(run)
     assert "not compared" in text
     assert "at least two sets" in text
     assert str(tmp_path) not in text
@@ -308,49 +327,66 @@ def test_one_set_is_described_without_a_comparison(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_confirmed_is_said(tmp_path: Path) -> None:
+def test_page_says_if_nothing_is_confirmed(tmp_path: Path) -> None:
     fires = np.random.default_rng(1).random((20 * 8, 6)) < 0.3
-    text = render(write_run(tmp_path / "run", {"a": [8] * 10, "b": [8] * 10}, {2: fires}))
+    text = page_of(write_run(tmp_path / "run", {"a": [8] * 10, "b": [8] * 10}, {2: fires}))
     assert "No set has a feature that is confirmed" in text
-    few = render(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
+    few = page_of(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
     assert "no feature can be confirmed" in few
 
 
-def test_page_keeps_to_what_the_command_asked(tmp_path: Path) -> None:
-    run = two_sets(tmp_path / "run")
+def with_command(run: Run, command: Any) -> Run:
+    """The run again, with another command in its manifest."""
     path = run.path / MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    masking = {"keep_pos0": True, "keep_sinks": True, "sink_ratio": 7.0}
-    settings = {"alpha": 0.01, "n_top": 3, "shuffles": 0, "seed": 5, "masking": masking}
-    manifest["command"] = {"verb": "contrast", "options": {"settings": settings, "layers": None}}
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert report_settings(Run.open(run.path)) == ContrastSettings(
-        0.01, 3, 0, 5, Masking(True, True, 7.0)
-    )
-    text = render(Run.open(run.path))
+    path.write_text(json.dumps({**manifest, "command": command}), encoding="utf-8")
+    return Run.open(run.path)
+
+
+def test_page_uses_the_settings_of_the_run(tmp_path: Path) -> None:
+    run = two_sets(tmp_path / "run")
+    masking = Masking(keep_pos0=True, keep_sinks=True, sink_ratio=7.0)
+    settings = ContrastSettings(alpha=0.01, n_top=3, shuffles=0, seed=5, masking=masking)
+    run = with_command(run, ContrastRequest(settings=settings).record())
+    assert report_settings(run) == settings
+    text = page_of(run)
     assert "include position 0" in text
     assert "the command set shuffles to 0" in text
-    manifest["command"] = {"verb": "profile", "options": {"masking": masking}}
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert report_settings(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
-    manifest["command"] = {
-        "verb": "detect",
-        "options": {"settings": {"min_rate": 0.5, "masking": masking}},
-    }
-    path.write_text(json.dumps(manifest), encoding="utf-8")
-    assert report_settings(Run.open(run.path)) == ContrastSettings(masking=Masking(True, True, 7.0))
-    for damaged in (
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda masking: ProfileRequest(masking=masking),
+        lambda masking: DetectRequest("", target="a", settings=DetectSettings(masking=masking)),
+    ],
+    ids=["profile", "detect"],
+)
+def test_page_uses_the_masking_of_other_commands(
+    request_of: Callable[[Masking], Request], tmp_path: Path
+) -> None:
+    masking = Masking(keep_pos0=True, keep_sinks=True, sink_ratio=7.0)
+    run = with_command(two_sets(tmp_path / "run"), request_of(masking).record())
+    assert report_settings(run) == ContrastSettings(masking=masking)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
         "x",
         {},
         {"verb": "contrast", "options": {"settings": {"nonsense": 1}}},
+        {"verb": "contrast", "request": {"settings": {"nonsense": 1}}},
         {"verb": "profile", "options": {"masking": 3}},
-    ):
-        path.write_text(json.dumps({**manifest, "command": damaged}), encoding="utf-8")
-        with pytest.raises(RunError, match="damaged"):
-            render(Run.open(run.path))
+    ],
+)
+def test_a_damaged_command_is_one_clear_error(command: Any, tmp_path: Path) -> None:
+    run = with_command(two_sets(tmp_path / "run"), command)
+    with pytest.raises(RunError, match="damaged"):
+        page_of(run)
 
 
-def test_command_says_where_the_page_is(
+def test_command_prints_the_path_of_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_sets(tmp_path / "run")
@@ -366,7 +402,9 @@ def test_command_says_where_the_page_is(
     assert (tmp_path / "run.html").is_file()
 
 
-def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_no_run_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         assert saescope(["report", str(path)]) == 2
         assert re.fullmatch(r"saescope: \S+ is not a run: .*\n", capsys.readouterr().err)
@@ -375,16 +413,14 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(
-            f"no browser on this machine: none of {', '.join(BROWSERS)} (scripts/setup installs it as root)"
-        )
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no browser on this machine (scripts/setup installs chromium as root)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         started = driver.chromium.launch(
-            executable_path=found, args=["--no-sandbox"] if os.geteuid() == 0 else []
+            executable_path=executable, args=["--no-sandbox"] if os.geteuid() == 0 else []
         )
         yield started
         started.close()
@@ -394,7 +430,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["embedded", "hostile"])
-def test_page_in_a_browser(
+def test_page_works_in_a_browser(
     browser: Any, name: str, scheme: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     written = write_report(request.getfixturevalue(name), tmp_path / "page.html")
@@ -432,9 +468,15 @@ def test_page_in_a_browser(
 
 
 COLOURS = """() => {
-  const numbers = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-  const one = element => { const style = getComputedStyle(element);
-    return [numbers(element.closest('svg') ? style.fill : style.color), numbers(style.backgroundColor)]; };
+  const numbers = text => {
+    const n = text.match(/[\\d.]+/g).map(Number);
+    return n.length < 4 ? [...n, 1] : n;
+  };
+  const one = element => {
+    const style = getComputedStyle(element);
+    const ink = element.closest('svg') ? style.fill : style.color;
+    return [numbers(ink), numbers(style.backgroundColor)];
+  };
   const found = {};
   for (const what of ['body', 'h1', '.quiet', 'thead th', '.yes', 'code.id', 'svg text',
                       '.source', '.t.h8', '.t.h4', '.t.h1', '.hm', 'pre', 'aside'])
@@ -450,6 +492,6 @@ def luminance(colour: list[float]) -> float:
 
 
 def contrast_ratio(ink: list[float], behind: list[float]) -> float:
-    """As the accessibility guidelines count it; half-covering colours are taken for whole, the hardest case."""
+    """WCAG's contrast ratio; translucent colours count as opaque, the hardest case."""
     low, high = sorted((luminance(ink), luminance(behind)))
     return (high + 0.05) / (low + 0.05)

@@ -1,6 +1,12 @@
-"""Text of unknown origin, made harmless to look at."""
+"""Text of unknown origin, made safe to display."""
 
 
 def visible(text: str) -> str:
-    """Control, direction and other invisible characters as escapes, all else as it is."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Escape control characters, changes of direction and other invisible characters."""
+    return "".join(map(_visible_character, text))
+
+
+def _visible_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()

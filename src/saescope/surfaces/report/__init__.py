@@ -1,7 +1,7 @@
 """A run as one HTML page, self-contained: no network, no scripts, no web fonts.
 
-`analysis/report_findings.py` computes what is on it, `page.py` renders it, `plots.py` and `heat_map.py` draw, and
-`page.html` and `page.css` are how it looks. The same run gives the same bytes, wherever it lies.
+`analysis/report_findings.py` computes what is on it, `plots.py` and `heat_map.py` draw, and
+`page.py` renders the template. The same run gives the same bytes, wherever it lies.
 """
 
 from pathlib import Path
@@ -18,6 +18,14 @@ def write_report(run: Run, out: Path | None = None) -> Path:
 
     The page uses the settings of the command that made the run. Raises RunError for a place inside
     the run, which is immutable, and ResourceError if the file cannot be written.
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, [sae], ss.bundled_prompts()[:2], f"{folder}/run")
+    ...     print(ss.write_report(run).name)
+    run.html
     """
     return write_page(report_findings(run), out)
 

@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page, and its plot as a file, from the evaluation's JSON."""
+"""An evaluation as one self-contained HTML page, and its plot as a file, both from its JSON."""
 
 from collections import Counter
 from collections.abc import Mapping

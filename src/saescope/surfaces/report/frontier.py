@@ -42,7 +42,7 @@ PAPER = Palette("#56616a", "#dbe0e4", "#b4540a", "#0b6a83")
 
 @dataclass(frozen=True)
 class Mark:
-    """How the points of an arm are drawn: matplotlib's marker, the same as a character, a colour."""
+    """How an arm is drawn: matplotlib's marker, the same as a character, and a colour."""
 
     label: str
     marker: str
@@ -137,7 +137,7 @@ def _empty_plot(palette: Palette, size: tuple[float, float]) -> "tuple[Figure, A
 
 
 def _draw_levels(axes: "Axes", arms: Sequence[Arm], palette: Palette) -> None:
-    """Draw as lines what does no damage: no edits, with their interval, and an instruction alone."""
+    """Draw what does no damage as lines: no edits, with the interval, and an instruction alone."""
     unedited = arms[0]
     if unedited["behaviour_rate"] is not None:
         axes.axhspan(*unedited["ci"], color=palette.quiet, alpha=0.12, linewidth=0)

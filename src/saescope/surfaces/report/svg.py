@@ -94,7 +94,7 @@ def _with_unique_ids(body: str, name: str) -> str:
 
 
 def _clean(body: str) -> str:
-    """Remove what draws nothing: comments, indentation, rotations by 0, and a font the page lacks."""
+    """Remove what draws nothing: comments, indentation, rotations by 0, and the font."""
     body = re.sub(r"<!--.*?-->\s*", "", body, flags=re.DOTALL)
     body = re.sub(r"(?<=\n) +", "", body)
     body = re.sub(r' transform="rotate\(-0 [^"]+"', "", body)

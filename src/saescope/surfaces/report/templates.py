@@ -102,7 +102,7 @@ def _read(name: str) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    """Escape the invisible characters of everything that a template prints and did not write itself."""
+    """Escape the invisible characters of whatever a template prints."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return visible(value)
     return value
