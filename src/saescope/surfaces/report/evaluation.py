@@ -27,8 +27,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
 
 def picture(document: Mapping[str, Any], *, png: bool) -> bytes:
     """Return the plot as a PNG or SVG file; raises PromptError if there is nothing to plot."""
-    format = "png" if png else "svg"
-    plot = frontier_file(document, format)
+    plot = frontier_file(document, "png" if png else "svg")
     if plot is None:
         raise PromptError(
             "no damage was measured, so there is no plot: "
