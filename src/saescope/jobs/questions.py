@@ -38,7 +38,7 @@ class Question(Protocol):
         """Return the answer; no model is needed."""
 
 
-def read_command(command: Mapping[str, Any], run: Path) -> Question | None:
+def read_command(command: Any, run: Path) -> Question | None:
     """Read a manifest's command as the question it was; None if there was none, as in `extract`.
 
     Raises RunError if the command is damaged.
