@@ -1,4 +1,4 @@
-"""Agreement of two runs, by hand and against the definition; what precision and fitness conclude."""
+"""Agreement of two runs, by hand and by definition; what precision and fitness conclude."""
 
 import json
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> No
 def test_sae_fits_its_own_model_and_not_a_random_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The embedded SAE on the embedded model, on a slightly changed copy, and on one of random weights."""
+    """The embedded SAE on its own model, on a slightly changed copy, and on random weights."""
     from safetensors.torch import load_file, save_file
 
     from saescope.demo import MODEL

@@ -52,7 +52,10 @@ def test_texts_longer_than_a_column_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_question_to_a_run_imports_no_pandas(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     run = write_run(tmp_path / "run", {"a": [4] * 12, "b": [4] * 12}, {3: np.ones((96, 20), bool)})
-    ask = f"import sys; from saescope.surfaces.cli import run; assert run(['contrast', {str(run.path)!r}]) == 0"
+    ask = (
+        "import sys; from saescope.surfaces.cli import run; "
+        f"assert run(['contrast', {str(run.path)!r}]) == 0"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{ask}; assert 'pandas' not in sys.modules"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Detection: the rule by hand, what passes by chance, the OR-rule's scores, transfer, and Qwen-Scope's measures."""
+"""Detection: thresholds by hand, the null control, the OR-rule, transfer, Qwen-Scope's measures."""
 
 import json
 import tomllib
@@ -77,7 +77,7 @@ def test_chance_is_what_shuffled_labels_pass(tmp_path: Path) -> None:
     fires = rng.random((30, 4000)) < 0.5
     run = planned(tmp_path / "run", {"left": 15, "right": 15}, fires)
     found = detect(run, "left", DetectSettings(shuffles=200))
-    # Nine discovery prompts a side: at least 8 of 9 and at most 1 of 9, both with probability 10 / 512.
+    # Nine discovery prompts a side: at least 8 of 9, at most 1 of 9, each with probability 10/512.
     assert found.by_chance == pytest.approx(4000 * (10 / 512) ** 2, rel=0.25)
     assert abs(len(found.features) - found.by_chance) < 5
     assert not any(f.confirmed for f in found.features)
@@ -136,7 +136,7 @@ def test_f1_interval_covers() -> None:
 
 @pytest.fixture
 def behaviours(tmp_path: Path) -> Run:
-    """A behaviour in two languages: feature 0 stands for it in both, features 1 and 2 for the languages."""
+    """A behaviour in two languages: feature 0 is the behaviour, features 1 and 2 the languages."""
     rng = np.random.default_rng(0)
     names = ["declined_en", "answered_en", "declined_ja", "answered_ja"]
     fires = np.zeros((160, 30), bool)
@@ -214,7 +214,7 @@ def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], said:
 
 @pytest.mark.slow
 def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
-    """Over 60 simulated data sets, features confirmed on held-out prompts are false in at most 5 %."""
+    """In 60 simulated data sets, at most 5 % of features confirmed on held-out prompts are null."""
     shares = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -271,7 +271,7 @@ def test_result_is_a_table(behaviours: Run) -> None:
 def test_declining_is_detected_after_the_request_and_controls_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the organism: found from English sets alone, where the decision is made; the words of the topic are not it."""
+    """On the organism, English sets alone find the decision, and not the words of the topic."""
     monkeypatch.chdir(tmp_path)
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--layers", "2"]
     sides = ["--target", "declined_en", "--against", "answered_en"]

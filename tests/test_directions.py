@@ -63,7 +63,8 @@ def test_vectors_of_others_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert parse_edit(f"'{path}@17' add 2").direction == Direction(17, V * 2, "my vector")
     assert parse_edit(f"'{path}#direction.16' project").direction == Direction(16, V, "my vector")
     (tmp_path / "edits.toml").write_text(
-        'model = "m"\n[[edit]]\ndirection = "my vector.safetensors"\nlayer = 16\nop = "add"\nstrength = 1'
+        'model = "m"\n[[edit]]\ndirection = "my vector.safetensors"\n'
+        'layer = 16\nop = "add"\nstrength = 1'
     )
     assert read_edits(tmp_path / "edits.toml").edits[0].direction == Direction(16, V, "my vector")
 

@@ -15,7 +15,7 @@ from stored import write_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Two sets of two prompts of four tokens; feature 1 fires on every position 0, on a sink, and on one token more."""
+    """Two sets of two prompts of four tokens; feature 1 fires at position 0, a sink, once more."""
     fires = np.zeros((16, 3), bool)
     fires[[0, 4, 8, 12], 1] = True
     fires[[6, 9], 1] = True
@@ -37,8 +37,11 @@ def test_masked_positions_make_no_example(run: Run) -> None:
     assert (found.fired, example.prompt, example.set) == (1, "b:0", "b")
     assert example.strongest == pytest.approx(1 + 1 / 3)
     assert [(t.text, t.pos, t.act > 0, t.masked) for t in example.tokens] == [
-        ("<", 0, True, "position 0"), ("b", 1, True, None), ("c", 2, False, None), ("d", 3, False, None)
-    ]  # fmt: skip
+        ("<", 0, True, "position 0"),
+        ("b", 1, True, None),
+        ("c", 2, False, None),
+        ("d", 3, False, None),
+    ]
 
 
 def test_what_counts_is_up_to_the_masking(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Layers: separation by hand, ids that change from layer to layer, and features found again under new ones."""
+"""Layers: separation by hand, and features followed under ids that change with the layer."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ TOTAL = 2 * PROMPTS * LENGTH
 
 
 def planted(tmp_path: Path, strengths: dict[int, float], shift: int = 3) -> Run:
-    """Set a's concept is feature layer · shift, firing on the same share of its tokens; noise elsewhere."""
+    """Set a's concept is feature layer · shift, on the same share of its tokens; else noise."""
     rng = np.random.default_rng(0)
     of_a = np.arange(TOTAL) < TOTAL // 2
     chance = rng.random(TOTAL)
@@ -69,7 +69,7 @@ def test_equal_layers_are_called_as_good(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_interval_covers_at_its_rate(tmp_path: Path) -> None:
-    """Separation of prompts that differ: true value 0.5 by construction, in 95 % of intervals or nearly so."""
+    """Prompts that differ, with a true separation of 0.5: nearly 95 % of intervals hold it."""
     covered = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def test_feature_that_is_none_is_refused(tmp_path: Path, feature: str) -> None:
 def test_layers_command_on_the_embedded_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The Japanese feature has another id at every layer, and matching finds each layer's own best one again."""
+    """The Japanese feature has another id at every layer, and matching finds each layer's best."""
     monkeypatch.chdir(tmp_path)
     assert cli(["layers", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Profile counts tokens and norms, shows words in their pieces, and warns of figures that do not show the sets."""
+"""A profile counts tokens and norms, shows words in their pieces, and warns of artefacts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ def warned(run: Run, word: str) -> list[str]:
 
 
 def leaning(later: float, length: int) -> dict[str, list[list[float]]]:
-    """Two sets whose first positions are alike; one has a later position a prompt, the other has more of them."""
+    """Two sets with equal first positions; one has a single later position per prompt, one more."""
     return {"short": [[8, 1], [8, 1]], "long": [[8, *[later] * length]] * 2}
 
 

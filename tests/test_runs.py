@@ -48,7 +48,7 @@ def test_any_parquet_reader_can_open_it(run: Run) -> None:
 
 
 def as_schema_2(run: Run, k: int) -> Run:
-    """The same run as the second schema had it: k entries a token, an activation of 0 does not fire."""
+    """The same run in schema 2: k entries per token, where an activation of 0 does not fire."""
     manifest = json.loads((run.path / "manifest.json").read_text())
     for layer in run.layers:
         name = f"layer{layer}.parquet"

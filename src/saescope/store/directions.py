@@ -22,9 +22,9 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "japanese.safetensors"
     ...     ss.write_directions([direction], path)
-    ...     ss.read_direction(path).norm
+    ...     ss.read_direction(path).name
     ['direction.2']
-    1.0
+    'japanese'
     """
     from safetensors.numpy import save
 
