@@ -264,7 +264,7 @@ def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
 def test_k_is_not_asked_for_where_there_is_none(tmp_path: Path) -> None:
     folder = tiny.save_saelens(tmp_path)
     assert load_sae(folder, 1).spec.k is None
-    with pytest.raises(SourceError, match=r"--k is 5, but .* has no k"):
+    with pytest.raises(SourceError, match=r"k is 5, but .* has no k"):
         load_sae(folder, 1, k=5)
 
 

@@ -46,8 +46,14 @@ def load_sae(
 ) -> Sae:
     """One layer's SAE in float32, ready to encode; its decoder is not read if `decoder` is False.
 
-    Raises SourceError for a missing layer, a damaged file, weights that are not finite, or an SAE whose formula is
-    another than the engine's.
+    `source` is a folder, a hub id, or what `open_sae` returned. `k` is needed only if the files do
+    not state it. Raises SourceError for a missing layer, a damaged file, weights that are not
+    finite, or an SAE with another formula than the engine's.
+
+    >>> import saescope as ss
+    >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
+    >>> sae.spec.d_sae, sae.spec.k, sae.W_enc.shape
+    (512, 32, torch.Size([512, 192]))
     """
     if not isinstance(source, SaeSource):
         source = open_sae(str(source), k=k, offline=offline)
@@ -56,59 +62,58 @@ def load_sae(
     config = read_sae_config(source.files, place.config) if place.config else {}
     weights = _READERS[place.format](path, config)
     d_sae, d_model = weights.W_enc.shape
-    tensors = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
+    stored = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
     if weights.threshold is not None:
-        tensors["threshold"] = weights.threshold
+        stored["threshold"] = weights.threshold
     if decoder:
-        tensors |= {"W_dec": weights.W_dec, "b_dec": weights.b_dec}
-    tensors = {name: _whole(path, name, tensor, device) for name, tensor in tensors.items()}
+        stored |= {"W_dec": weights.W_dec, "b_dec": weights.b_dec}
+    tensors = {}
+    for name, tensor in stored.items():
+        _refuse_infinite(path, name, tensor)
+        tensors[name] = tensor.to(device, torch.float32)
+    config_path = source.files.path(place.config) if place.config and config else None
     spec = SaeSpec(
         release=release_name(source.files),
         revision=source.files.revision,
         layer=layer,
         d_model=d_model,
         d_sae=d_sae,
-        k=_own_k(path, source.k, weights),
+        k=_choose_k(path, source.k, weights),
         activation=weights.activation,
         trained_on=source.trained_on,
-        fingerprint=_fingerprint(
-            path, source.files.path(place.config) if place.config and config else None, place
-        ),
+        fingerprint=_fingerprint(path, config_path, place),
         format=place.format,
         path=place.folder,
     )
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     release_pages(mapped)
-    reopens = "/".join(filter(None, [source.files.source, place.folder]))
-    return Sae(spec, **tensors, source=reopens, mapped=mapped)
+    reopen_ref = "/".join(filter(None, [source.files.source, place.folder]))
+    return Sae(spec, **tensors, source=reopen_ref, mapped=mapped)
 
 
-def _whole(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:
-    """In float32, on the device; raises SourceError for values that are not finite."""
-    if not torch.isfinite(
-        torch.stack(torch.aminmax(tensor))
-    ).all():  # one pass, no copy; NaN carries through
+def _refuse_infinite(path: Path, name: str, tensor: Tensor) -> None:
+    extremes = torch.stack(torch.aminmax(tensor))  # one pass, no copy; NaN carries through
+    if not torch.isfinite(extremes).all():
         raise SourceError(f"{path}: {name} has values that are not finite: the file is damaged")
-    return tensor.to(device, torch.float32)
 
 
-def _own_k(path: Path, given: int | None, weights: SaeWeights) -> int | None:
+def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | None:
+    """The requested k, else the file's own; None for SAEs with thresholds."""
     if weights.activation != "topk":
-        if given is not None:
+        if requested is not None:
             raise SourceError(
-                f"--k is {given}, but {path} has no k: its features fire over a threshold of their own"
+                f"k is {requested}, but {path} has no k: this SAE uses thresholds, not TopK"
             )
         return None
-    k = given if given is not None else weights.k
-    if k is None or not 1 <= k <= len(weights.b_enc):
-        raise SourceError(
-            f"k is {k}, but {path} has {len(weights.b_enc)} features: give the SAE's own k with --k"
-        )
+    k = weights.k if requested is None else requested
+    n_features = len(weights.b_enc)
+    if k is None or not 1 <= k <= n_features:
+        raise SourceError(f"k is {k}, but {path} has {n_features} features: pass the SAE's own k")
     return k
 
 
 def _fingerprint(path: Path, config: Path | None, place: SaeLocation) -> str:
-    """The weights' fingerprint, and where a config decides what they mean, that of both."""
+    """The fingerprint of the weights, and of the config if it decides what they mean."""
     of_weights = fingerprint(path)
     if config is None or place.format == "qwen-scope":
         return of_weights

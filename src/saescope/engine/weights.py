@@ -1,8 +1,8 @@
-"""A checkpoint's tensors put into a module that has none yet: only the shards it needs, mapped where nothing changes.
+"""Put a checkpoint's tensors into a module without weights, reading only the shards it needs.
 
-A tensor whose stored dtype is the wanted one stays a view of its file. Others are copies, and so are experts that the
-checkpoint holds one by one: they are copied straight to their place, one parameter at a time, and the pages they were
-read from are given back at once.
+A tensor that is stored in the requested dtype stays a view of its file. Others are copies, and so
+are experts that the checkpoint holds one by one: each parameter is copied straight to its place,
+and the pages it was read from are released at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _READER = ThreadPoolExecutor(1, "weights")
 
 @final
 class Weights:
-    """The parameters of one module and where each comes from; filled all at once, or lent block by block."""
+    """The parameters of a module and where each comes from: filled at once, or block by block."""
 
     def __init__(
         self, model: nn.Module, files: Files, shard_of: Mapping[str, str], found: Mapping[str, Source],
@@ -46,7 +46,7 @@ class Weights:
     def open(
         cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device
     ) -> "Weights":
-        """Find every parameter's tensor in the checkpoint; raises SourceError where one is missing."""
+        """Find every parameter's tensor in the checkpoint; raises SourceError if one is missing."""
         shard_of, _ = read_index(files)
         kind = str(getattr(model.config, "model_type", type(model).__name__))
         wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -63,13 +63,8 @@ class Weights:
     @property
     def shards(self) -> list[str]:
         """Files of the checkpoint that hold them."""
-        return sorted(
-            {
-                self._checkpoint.shard_of[name]
-                for source in self._found.values()
-                for name in source.flat
-            }
-        )
+        names = [name for source in self._found.values() for name in source.flat]
+        return sorted({self._checkpoint.shard_of[name] for name in names})
 
     def fill(self, names: Sequence[str]) -> None:
         """Give parameters their tensors; raises SourceError for one that is damaged or of another shape."""
@@ -87,16 +82,17 @@ class Weights:
 
     @contextmanager
     def lent(self, part: nn.Module, prefix: str, following: str | None) -> Iterator[None]:
-        """Within the block, `part` of the module, under `prefix`, has its tensors; the `following` are being read."""
+        """Within the context, `part` of the module, under `prefix`, has its tensors.
+
+        Meanwhile those under `following` are being read.
+        """
         if self._ahead is not None and self._ahead[0] == prefix:
             state = self._ahead[1].result()
         else:
             state = self._read(self._under(prefix))
-        self._ahead = (
-            None
-            if following is None
-            else (following, _READER.submit(self._read, self._under(following)))
-        )
+        self._ahead = None
+        if following is not None:
+            self._ahead = following, _READER.submit(self._read, self._under(following))
         empty = {
             n: torch.empty(t.shape, dtype=t.dtype, device="meta")
             for n, t in part.state_dict().items()
@@ -142,7 +138,8 @@ def _refuse_missing(
     missing = [name for source in found.values() for name in source.flat if name not in stored]
     if missing:
         raise SourceError(
-            f"{files.name} has no tensor {missing[0]} ({len(missing)} missing): not the weights of its config ({kind})"
+            f"{files.name} has no tensor {missing[0]} ({len(missing)} missing): "
+            f"not the weights of its config ({kind})"
         )
 
 
@@ -163,7 +160,8 @@ class _Checkpoint:
         for name, tensor in zip(source.flat, stored, strict=True):
             if tensor.shape != part:
                 raise SourceError(
-                    f"{self.files.name}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(part)}"
+                    f"{self.files.name}: {name} has shape {tuple(tensor.shape)}, "
+                    f"its config says {tuple(part)}"
                 )
         if source.stacked:
             filled = torch.empty(shape, dtype=dtype, device=device)
