@@ -16,7 +16,7 @@ from saescope.table import Table
 WITHOUT = """
     BakeSettings Direction Edit EditSet Feature Prompt PromptSet Sae bake bundled_prompts
     decoder_cosines diff load_lm load_sae open_sae parse_edit read_direction read_edits
-    read_prompts steered texts write_edits 
+    read_prompts steered texts write_edits
     """
 # Shown in the example of the function that returns them, as tables are.
 RETURNED = {"LM", "OutputScore", "Receipt", "SparseActs"}

@@ -35,37 +35,37 @@ def exported(capfd: pytest.CaptureFixture[str], pair: Pair, *arguments: str) -> 
     code = cli(["export", *arguments, "--model", str(pair.model), "--sae", str(pair.sae), "--json"])
     out, err = capfd.readouterr()
     assert code == 0, err
-    found: dict[str, Any] = json.loads(out)
-    assert found["files"] == [str(path) for path in map(Path, found["files"]) if path.is_file()]
-    assert found.keys() >= {"format", "out", "files", "exact", "equals", "limits"}
-    return found
+    result: dict[str, Any] = json.loads(out)
+    assert result["files"] == [str(path) for path in map(Path, result["files"]) if path.is_file()]
+    assert result.keys() >= {"format", "out", "files", "exact", "equals", "limits"}
+    return result
 
 
 def test_gguf_of_an_edits_file(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     edits = EditSet(str(pair.model), str(pair.sae), (Edit("1/3", "add", 2.0, skip_sinks=False),))
     write_edits(edits, Path("edits.toml"))
-    found = exported(
+    result = exported(
         capfd, pair, "--format", "gguf", "--out", "new/x.gguf", "--edits", "edits.toml"
     )
-    assert (found["exact"], found["files"]) == (True, ["new/x.gguf"])
+    assert (result["exact"], result["files"]) == (True, ["new/x.gguf"])
     assert [tensor.name for tensor in gguf.GGUFReader("new/x.gguf").tensors] == ["direction.1"]
 
 
-def test_gguf_of_an_edit_that_is_not_quite_one(
+def test_gguf_of_an_edit_with_limits_is_measured(
     pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     edit = ["--format", "gguf", "--edit", "1/3 add 2"]
-    found = exported(capfd, pair, *edit, "--out", "x.gguf", "--neutral", str(neutral))
-    assert (found["exact"], len(found["limits"])) == (False, 1)
-    assert found["kl_steered_vector"]["mean"] > 0
-    found = exported(capfd, pair, *edit, "--out", "y.gguf", "--no-measure")
-    assert "kl_steered_vector" not in found
+    result = exported(capfd, pair, *edit, "--out", "x.gguf", "--neutral", str(neutral))
+    assert (result["exact"], len(result["limits"])) == (False, 1)
+    assert result["kl_steered_vector"]["mean"] > 0
+    result = exported(capfd, pair, *edit, "--out", "y.gguf", "--no-measure")
+    assert "kl_steered_vector" not in result
     assert Path("x.gguf").read_bytes() == Path("y.gguf").read_bytes()
 
 
 @pytest.mark.slow
 def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = exported(
+    result = exported(
         capfd,
         pair,
         "--format",
@@ -77,10 +77,11 @@ def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> N
         "--neutral",
         str(neutral),
     )
-    assert (found["exact"], found["rank"]) == (True, 1)
-    assert found["kl_hook_adapter"]["mean"] < 1e-6 < found["kl_steered_adapter"]["mean"]
-    assert cli(["export", "--format", "lora", "--out", "b", "--edit", "1/3 project 1", "--model", str(pair.model),
-                "--sae", str(pair.sae), "--neutral", str(neutral)]) == 0  # fmt: skip
+    assert (result["exact"], result["rank"]) == (True, 1)
+    assert result["kl_hook_adapter"]["mean"] < 1e-6 < result["kl_steered_adapter"]["mean"]
+    arguments = ["--edit", "1/3 project 1", "--model", str(pair.model), "--sae", str(pair.sae)]
+    neutral_option = ["--neutral", str(neutral)]
+    assert cli(["export", "--format", "lora", "--out", "b", *arguments, *neutral_option]) == 0
     shown = capfd.readouterr().out
     assert "KL from the projection by hooks to the adapter" in shown
     assert "exact" in shown
@@ -108,9 +109,9 @@ def test_saelens_needs_no_model(pair: Pair, capfd: pytest.CaptureFixture[str]) -
         "one/cfg.json",
         "one/sae_weights.safetensors",
     ]
-    found = exported(capfd, pair, "--format", "saelens", "--layers", "all", "--out", "all")
-    assert found["layers"] == [0, 1, 2]
-    assert len(found["files"]) == 6
+    result = exported(capfd, pair, "--format", "saelens", "--layers", "all", "--out", "all")
+    assert result["layers"] == [0, 1, 2]
+    assert len(result["files"]) == 6
 
 
 @pytest.mark.slow
@@ -119,7 +120,7 @@ def test_neuronpedia_of_a_run(
 ) -> None:
     of = ["--model", str(pair.model), "--sae", str(pair.sae)]
     assert cli(["contrast", str(sets_folder), *of, "--layers", "0,2", "--out", "run"]) == 0
-    found = exported(
+    result = exported(
         capfd,
         pair,
         "--format",
@@ -133,13 +134,13 @@ def test_neuronpedia_of_a_run(
         "--out",
         "n",
     )
-    assert "n/model/2-x/source.jsonl" in found["files"]
-    assert found["limits"] == []
-    found = exported(
+    assert "n/model/2-x/source.jsonl" in result["files"]
+    assert result["limits"] == []
+    result = exported(
         capfd, pair, "--format", "neuronpedia", "--run", "run", "--no-logits", "--out", "m"
     )
-    assert len(found["limits"]) == 1
-    assert found["features"].keys() == {"0", "2"}
+    assert len(result["limits"]) == 1
+    assert result["features"].keys() == {"0", "2"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_neuronpedia_of_a_run(
         (["onnx"], "onnx"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_a_wrong_request_is_one_clear_error(
     arguments: list[str], why: str, pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
     of = ["--model", str(pair.model), "--sae", str(pair.sae)]

@@ -1,4 +1,4 @@
-"""A control vector is read back by the gguf package, and adding it is what the hook does: in torch and in llama.cpp."""
+"""The gguf package reads a control vector, and adding it in torch or llama.cpp equals the hook."""
 
 import ctypes
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def exported(
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(out).tensors}
 
 
-def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_gguf_package_reads_the_file(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
     result = export_gguf(steerable[0].source, steerable[1], EDITS, tmp_path / "a.gguf")
     assert (result.exact, result.files, result.limits) == (True, (tmp_path / "a.gguf",), ())
     assert list(tmp_path.iterdir()) == [tmp_path / "a.gguf"]
@@ -74,7 +74,7 @@ def test_gguf_package_reads_it(steerable: tuple[LM, list[Sae]], tmp_path: Path) 
     )
 
 
-def test_file_is_byte_for_byte_the_gguf_packages(tmp_path: Path) -> None:
+def test_bytes_are_those_of_the_gguf_package(tmp_path: Path) -> None:
     layers = {n: np.random.default_rng(n).normal(size=33).astype(np.float32) for n in (3, 1, 20)}
     writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "controlvector")
     writer.add_string("controlvector.model_hint", "llama")
@@ -88,7 +88,9 @@ def test_file_is_byte_for_byte_the_gguf_packages(tmp_path: Path) -> None:
     assert (tmp_path / "theirs.gguf").read_bytes() == control_vector(layers, "llama")
 
 
-def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_adding_the_vector_gives_the_logits_of_the_hook(
+    steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     lm, saes = steerable
     directions = exported(steerable, EDITS, tmp_path / "a.gguf")
     ids = torch.tensor([IDS])
@@ -130,7 +132,7 @@ def test_adding_it_gives_the_hooks_logits(steerable: tuple[LM, list[Sae]], tmp_p
         ),
     ],
 )
-def test_what_it_cannot_say_is_refused(
+def test_edits_that_no_vector_expresses_are_refused(
     edit: Edit, why: str, steerable: tuple[LM, list[Sae]], tmp_path: Path
 ) -> None:
     edits = [edit] if edit.direction else [EDITS[0], edit]
@@ -139,7 +141,7 @@ def test_what_it_cannot_say_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_differences_are_labelled_and_nothing_is_overwritten(
+def test_limits_are_reported_and_nothing_is_overwritten(
     steerable: tuple[LM, list[Sae]], tmp_path: Path
 ) -> None:
     edits = [Edit("1/3", "add", 1.0), everywhere("2/3", 1.0, scope="decode")]
@@ -163,7 +165,7 @@ def test_differences_are_labelled_and_nothing_is_overwritten(
     assert (tmp_path / "a.gguf").read_bytes() == before
 
 
-def test_architectures_are_llama_cpps() -> None:
+def test_architecture_names_are_those_of_llama_cpp() -> None:
     plain = ["qwen2", "qwen3", "qwen3_moe", "llama", "gemma2", "gemma3", "gpt2", "phi3"]
     assert {*ARCHITECTURES.values(), *map(architecture, plain)} <= set(
         gguf.MODEL_ARCH_NAMES.values()
@@ -173,7 +175,9 @@ def test_architectures_are_llama_cpps() -> None:
 # --- in llama.cpp itself, where llama-cpp-python is installed
 
 
-def test_llama_cpp_does_the_same(steerable: tuple[LM, list[Sae]], tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_logits_of_the_hook(
+    steerable: tuple[LM, list[Sae]], tmp_path: Path
+) -> None:
     llama = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     lm, saes = steerable
     directions = exported(steerable, EDITS, tmp_path / "a.gguf")
@@ -186,8 +190,9 @@ def test_llama_cpp_does_the_same(steerable: tuple[LM, list[Sae]], tmp_path: Path
     theirs_plain, theirs = llama_logits(
         llama, tmp_path / "model.gguf", [{}, directions], lm.vocab_size
     )
+    difference, difference_plain = (theirs - hooked).abs().max(), (theirs_plain - plain).abs().max()
     print(
-        f"llama.cpp: {(theirs_plain - plain).abs().max():.1e} apart without, {(theirs - hooked).abs().max():.1e} with"
+        f"llama.cpp differs by {difference_plain:.1e} without the vector, {difference:.1e} with it"
     )
     torch.testing.assert_close(theirs_plain, plain, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(theirs, hooked, atol=1e-3, rtol=1e-3)
@@ -224,7 +229,7 @@ def save_gguf(lm: LM, path: Path) -> None:
 def llama_logits(
     llama: Any, model: Path, ways: Sequence[dict[str, np.ndarray]], vocab: int
 ) -> list[Tensor]:
-    """Logits of IDS under each control vector, its layers laid out as llama.cpp's own loader does."""
+    """Logits of IDS under each control vector, laid out as llama.cpp's own loader does."""
     llama.llama_backend_init()
     loaded = llama.llama_model_load_from_file(
         str(model).encode(), llama.llama_model_default_params()

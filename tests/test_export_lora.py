@@ -1,4 +1,4 @@
-"""peft loads the adapter, on and off: on it is the projection at every write, off it is the base bit for bit."""
+"""In peft the adapter is the projection at every write; switched off, the base bit for bit."""
 
 import json
 import warnings
@@ -78,7 +78,7 @@ def base(model: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor:
-    """The base model's logits with every write projected by hooks, in another way than saescope's own."""
+    """The base model's logits with every write projected by hooks, independent of saescope."""
     whole = base(model)
     assert saes[0].W_dec is not None
     Q = torch.linalg.qr(
@@ -126,13 +126,13 @@ def test_on_is_the_projection_and_off_is_the_base(
     plain = base(model)(input_ids=IDS, use_cache=False).logits
     on = peft.logits()
     assert torch.equal(peft.off(), plain)
-    wanted = projected(model, edits, saes)
-    assert (wanted - plain).abs().max() > 0.02
+    expected = projected(model, edits, saes)
+    assert (expected - plain).abs().max() > 0.02
     far = {k: v["largest"] for k, v in result.measured.items() if k.startswith("kl_")}
     if name in NORMED:
-        assert (on - wanted).abs().max() < 0.7 * (on - plain).abs().max()
+        assert (on - expected).abs().max() < 0.7 * (on - plain).abs().max()
     else:
-        torch.testing.assert_close(on, wanted, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(on, expected, atol=2e-5, rtol=1e-4)
         assert far["kl_hook_adapter"] < 1e-6
     assert far["kl_base_adapter"] > 1e-4
     assert result.measured["component_left"]["float32"] == pytest.approx(
@@ -141,7 +141,7 @@ def test_on_is_the_projection_and_off_is_the_base(
 
 
 @pytest.mark.slow
-def test_bfloat16_says_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> None:
+def test_bfloat16_reports_what_rounding_leaves(saes: list[Sae], tmp_path: Path) -> None:
     model = save("llama", tmp_path / "model", dtype=torch.bfloat16)
     result = export_lora(model, saes, EDITS, tmp_path / "out", MEASURED)
     left = result.measured["component_left"]
@@ -175,7 +175,7 @@ def test_experts_stored_one_by_one_are_the_same(saes: list[Sae], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
+def test_directions_become_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
     model = save("qwen3", tmp_path / "model")
     d = torch.randn(3, 32, generator=torch.Generator().manual_seed(5))
     near = [
@@ -211,7 +211,7 @@ def test_directions_are_made_orthonormal(saes: list[Sae], tmp_path: Path) -> Non
         (Edit("2/3", "project"), "there is no SAE of layer 2"),
     ],
 )
-def test_what_a_lora_cannot_be_is_refused(
+def test_edits_that_no_lora_expresses_are_refused(
     edit: Edit, why: str, saes: list[Sae], tmp_path: Path
 ) -> None:
     model = save("qwen3", tmp_path / "model")
@@ -221,7 +221,7 @@ def test_what_a_lora_cannot_be_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_left_where_it_fails(
+def test_a_failed_export_leaves_nothing(
     saes: list[Sae], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save("qwen3", tmp_path / "model")

@@ -1,4 +1,4 @@
-"""A run in Neuronpedia's layout: the names an import asks for, values that are the run's, the same bytes every time."""
+"""A run in Neuronpedia's layout: the columns of its import, the run's values, stable bytes."""
 
 import gzip
 import json
@@ -28,21 +28,67 @@ from saescope.store.runs import Run
 from stored import write_run
 from test_architectures import save
 
-# Columns of Neuronpedia's tables (apps/webapp/prisma/schema.prisma); those without a default are needed.
+# Columns of Neuronpedia's tables (apps/webapp/prisma/schema.prisma).
+# The import needs those in NEEDED, which have no default.
 NEURON = {
-    "modelId", "layer", "index", "sourceSetName", "creatorId", "createdAt", "maxActApprox", "hasVector", "vector",
-    "vectorLabel", "vectorDefaultSteerStrength", "hookName", "topkCosSimIndices", "topkCosSimValues",
-    "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1", "correlated_neurons_indices",
-    "correlated_neurons_pearson", "correlated_neurons_l1", "correlated_features_indices",
-    "correlated_features_pearson", "correlated_features_l1", "neg_str", "neg_values", "pos_str", "pos_values",
-    "frac_nonzero", "freq_hist_data_bar_heights", "freq_hist_data_bar_values", "logits_hist_data_bar_heights",
-    "logits_hist_data_bar_values", "decoder_weights_dist",
-}  # fmt: skip
+    "modelId",
+    "layer",
+    "index",
+    "sourceSetName",
+    "creatorId",
+    "createdAt",
+    "maxActApprox",
+    "hasVector",
+    "vector",
+    "vectorLabel",
+    "vectorDefaultSteerStrength",
+    "hookName",
+    "topkCosSimIndices",
+    "topkCosSimValues",
+    "neuron_alignment_indices",
+    "neuron_alignment_values",
+    "neuron_alignment_l1",
+    "correlated_neurons_indices",
+    "correlated_neurons_pearson",
+    "correlated_neurons_l1",
+    "correlated_features_indices",
+    "correlated_features_pearson",
+    "correlated_features_l1",
+    "neg_str",
+    "neg_values",
+    "pos_str",
+    "pos_values",
+    "frac_nonzero",
+    "freq_hist_data_bar_heights",
+    "freq_hist_data_bar_values",
+    "logits_hist_data_bar_heights",
+    "logits_hist_data_bar_values",
+    "decoder_weights_dist",
+}
 ACTIVATION = {
-    "id", "tokens", "dataIndex", "index", "layer", "modelId", "dataSource", "maxValue", "maxValueTokenIndex",
-    "minValue", "values", "dfaValues", "dfaTargetIndex", "dfaMaxValue", "creatorId", "createdAt", "lossValues",
-    "logitContributions", "binMin", "binMax", "binContains", "qualifyingTokenIndex",
-}  # fmt: skip
+    "id",
+    "tokens",
+    "dataIndex",
+    "index",
+    "layer",
+    "modelId",
+    "dataSource",
+    "maxValue",
+    "maxValueTokenIndex",
+    "minValue",
+    "values",
+    "dfaValues",
+    "dfaTargetIndex",
+    "dfaMaxValue",
+    "creatorId",
+    "createdAt",
+    "lossValues",
+    "logitContributions",
+    "binMin",
+    "binMax",
+    "binContains",
+    "qualifyingTokenIndex",
+}
 NEEDED = {
     "release": {"name", "description", "creatorName", "creatorId"},
     "model": {"id", "creatorId", "layers", "neuronsPerLayer", "owner", "instruct"},
@@ -114,7 +160,7 @@ def test_layout_and_names(run: Run, tmp_path: Path) -> None:
     assert set(result.files) == {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
-def test_rows_are_the_tables_and_the_runs(run: Run, tmp_path: Path) -> None:
+def test_rows_have_the_columns_and_the_values_of_the_run(run: Run, tmp_path: Path) -> None:
     settings = NeuronpediaSettings("tiny", "res", n_examples=3, context=10)
     export_neuronpedia(run, tmp_path / "out", settings=settings)
     for layer in (2, 4):
@@ -158,7 +204,7 @@ def check_examples(run: Run, a: np.ndarray, own: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_same_run_same_bytes(run: Run, tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     one, two = (export_neuronpedia(run, tmp_path / name) for name in "ab")
     assert len(one.files) > 10
     assert [p.read_bytes() for p in one.files] == [p.read_bytes() for p in two.files]
@@ -181,14 +227,14 @@ def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
         assert (row["neg_str"], row["logits_hist_data_bar_heights"]) == (["down"], [1, 2])
 
 
-def test_ids_are_made_of_the_runs_names(run: Run) -> None:
+def test_ids_come_from_the_names_in_the_run(run: Run) -> None:
     names = NeuronpediaIds.of(run, NeuronpediaSettings())
     assert (names.model, names.source_set) == ("planned", "planned")
     named = NeuronpediaSettings(source_set="Somebody/My SAEs (16k)")
     assert NeuronpediaIds.of(run, named).source_set == "my-saes-16k"
 
 
-def test_nothing_is_left_where_it_fails(run: Run, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_nothing(run: Run, tmp_path: Path) -> None:
     def full(layer: int, ids: list[int]) -> list[LogitEffect]:
         raise OSError(28, "No space left on device")
 

@@ -67,7 +67,7 @@ def other(activation: str) -> Sae:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", OTHERS)
-def test_other_activations_are_the_same(
+def test_saelens_gives_the_same_for_other_activations(
     activation: str, judged: dict[str, tuple[Path, Any]]
 ) -> None:
     _, theirs = judged[activation]
@@ -127,7 +127,7 @@ def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) 
     assert (after.spec.k, after.spec.trained_on) == (before.spec.k, "a/model")
 
 
-def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> None:
+def test_several_layers_get_folders_named_by_hook_point(tmp_path: Path) -> None:
     source = tiny.save_sae(tmp_path / "sae")
     result = export_saelens(source, tmp_path / "out", layers=[2, 0])
     assert [path.relative_to(tmp_path / "out").as_posix() for path in result.files] == [
@@ -142,7 +142,9 @@ def test_several_layers_lie_in_folders_of_their_hook_points(tmp_path: Path) -> N
     assert torch.equal(load_sae(opened, 2).W_enc, load_sae(source, 2).W_enc)
 
 
-def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_many_chunks_are_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("saescope.control.exports.tensors._CHUNK_BYTES", 4 * 40)
     tensors = {"a": torch.randn(31, 17), "b": torch.randn(5), "c": torch.randn(17, 50)}
     stored = {name: StoredTensor(t, transposed=name != "b") for name, t in tensors.items()}
@@ -153,7 +155,7 @@ def test_tensors_of_many_blocks_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_where_it_fails(
+def test_a_failed_export_leaves_nothing(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tiny.save_sae(tmp_path / "sae")
@@ -172,7 +174,7 @@ def test_nothing_is_left_where_it_fails(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_killed_process_left_is_cleared_and_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_leftovers_are_cleared_and_nothing_is_overwritten(tmp_path: Path) -> None:
     source = tiny.save_sae(tmp_path / "sae")
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "old").touch()
