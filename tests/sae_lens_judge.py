@@ -1,4 +1,4 @@
-"""What SAELens itself makes of exported SAEs: run in a process of its own, which it takes seconds to start."""
+"""Encodes with SAELens and an exported SAE, in a process of its own: it takes seconds to start."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ from sae_lens import SAE  # noqa: E402
 
 
 def main(*places: str) -> None:
-    """For residuals and a folder in turn, SAELens' activations and reconstructions of them, saved beside the folder."""
+    """For each pair of residuals and folder, save what SAELens encodes and decodes."""
     for resid, folder in zip(places[::2], places[1::2], strict=True):
         sae, h = SAE.load_from_disk(folder), torch.load(resid)
         with torch.inference_mode():

@@ -40,7 +40,7 @@ from saescope.sources.files import Files, open_files
 from saescope.store.atomic import atomic_folder, refuse_existing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-EQUALS = "the projection at every write of every layer, whatever layer the edit names"
+EQUALS = "the projection at every write and position, in every layer whatever the edit names"
 
 
 def export_lora(
