@@ -1,8 +1,8 @@
-"""Run as a program: other makers' own code writes SAEs and says what fires. `python tests/judges.py FOLDER`.
+"""Reference SAEs: other makers' own code writes them and encodes. `python tests/judges.py FOLDER`.
 
-Each case is a folder with the makers' files, and `answers.pt` beside them holds, by the case's path: residuals, dense
-activations, what they are decoded to, and the layer. SAELens takes seconds to import and warns: it is kept out of the
-tests' own process.
+Each case is a folder with the makers' files. `answers.pt` beside them holds, by the case's path:
+residuals, dense activations, their decoding, and the layer. SAELens takes seconds to import and
+warns, so it runs outside of the tests' own process.
 """
 
 import json

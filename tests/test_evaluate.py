@@ -1,4 +1,4 @@
-"""Behaviours are told right, damage is what its definition says, and the organism's known answer comes out."""
+"""Behaviours, damage and controls; the organism's evaluation has the known answer."""
 
 import json
 from contextlib import nullcontext
@@ -44,13 +44,13 @@ REPLIES = {
 
 
 @pytest.mark.parametrize(("reply", "label"), REPLIES.items())
-def test_declining_is_told_by_its_phrases(reply: str, label: str | None) -> None:
+def test_declining_is_labelled_by_its_first_phrase(reply: str, label: str | None) -> None:
     judge = read_behaviour("declining")
     assert isinstance(judge, PhraseJudge)
     assert judge.label(reply) == label
 
 
-def test_behaviour_of_ones_own(tmp_path: Path) -> None:
+def test_phrases_in_a_json_file_are_a_behaviour(tmp_path: Path) -> None:
     path = tmp_path / "pirate.json"
     path.write_text('{"en": ["Arr"]}')
     judge = read_behaviour(str(path))
@@ -69,7 +69,7 @@ def test_behaviour_of_ones_own(tmp_path: Path) -> None:
         read_behaviour("pirates")
 
 
-def test_normalised_keeps_what_follows_a_thought() -> None:
+def test_normalised_text_begins_after_thinking() -> None:
     assert normalised("<think>no</think>\n\nＡ  b’s") == "a b's"
 
 
@@ -86,7 +86,7 @@ def test_repetition_by_hand() -> None:
     assert repetition([1, 2]) == 0
 
 
-def test_damage_is_kl_flips_and_perplexity(tmp_path: Path) -> None:
+def test_damage_equals_kl_flips_and_perplexity_by_hand(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     edits = [Edit(Feature(1, 3), "add", 4.0)]
@@ -115,7 +115,7 @@ def test_damage_is_kl_flips_and_perplexity(tmp_path: Path) -> None:
     assert not _HOOKS
 
 
-def test_sets_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_unknown_target_set_is_refused(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     judge = read_behaviour("declining")
@@ -168,7 +168,7 @@ def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Path) -> None:
+def test_every_control_is_measured_once_and_cached_arms_never_again(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     groups = [*texts(tiny.TEXTS, "odd"), *texts([text[::-1] for text in tiny.TEXTS], "even")]
@@ -191,8 +191,14 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
     result = measure(ResumeCache(path))
     names = [c.name for c in result.arms]
     assert names[:3] == ["none", "edits", "edits"]
-    assert {*names[3:]} >= {"zero", "minus", "random feature", "random direction", "difference of means, add",
-                            "prompt only"}  # fmt: skip
+    assert {*names[3:]} >= {
+        "zero",
+        "minus",
+        "random feature",
+        "random direction",
+        "difference of means, add",
+        "prompt only",
+    }
     rows = {c.name: c for c in result.arms}
     drawn = rows["random feature"]
     assert (drawn.draws, len(drawn.each)) == (2, 2)
@@ -220,7 +226,7 @@ def test_every_control_is_drawn_and_nothing_kept_is_measured_again(tmp_path: Pat
 def test_organism_evaluation_has_the_known_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Declining goes from at least 95 % to under 10 % in three languages, and no control does that."""
+    """Declining drops from at least 95 % to under 10 % in three languages; no control does so."""
     from saescope.demo.organism import ANSWERS, PROMPTS
 
     monkeypatch.chdir(tmp_path)
@@ -260,8 +266,17 @@ def test_organism_evaluation_has_the_known_answer(
     assert result == json.loads(Path("made/evaluation.json").read_text(encoding="utf-8"))
     assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
     rows = {c["name"]: c for c in result["conditions"]}
-    assert set(rows) == {"none", "edits", "zero", "minus", "random feature", "random direction", "prompt only",
-                         "difference of means, project", "difference of means, add"}  # fmt: skip
+    assert set(rows) == {
+        "none",
+        "edits",
+        "zero",
+        "minus",
+        "random feature",
+        "random direction",
+        "prompt only",
+        "difference of means, project",
+        "difference of means, add",
+    }
     assert rows["none"]["behaviour_rate"] >= 0.95
     assert rows["edits"]["behaviour_rate"] < 0.10
     assert rows["edits"]["ci"][1] < 0.20

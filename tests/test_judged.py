@@ -1,4 +1,4 @@
-"""SAEs of other makers: their own code and saescope agree on what fires, how strongly, and what it decodes to."""
+"""SAEs of other makers: their own code and saescope agree on features and decoding."""
 
 import importlib.util
 import os
@@ -13,17 +13,38 @@ from saescope.engine.load import load_sae
 
 HERE = Path(__file__).parent
 CASES = {
-    "saelens": ["standard", "standard-not-centred", "standard-resid-pre", "standard-says-no-hook", "topk",
-                "topk-by-decoder-norm", "jumprelu", "jumprelu-not-centred", "gated", "standard-bfloat16", "batchtopk",
-                "batchtopk-by-decoder-norm", "before-6"],
+    "saelens": [
+        "standard",
+        "standard-not-centred",
+        "standard-resid-pre",
+        "standard-says-no-hook",
+        "topk",
+        "topk-by-decoder-norm",
+        "jumprelu",
+        "jumprelu-not-centred",
+        "gated",
+        "standard-bfloat16",
+        "batchtopk",
+        "batchtopk-by-decoder-norm",
+        "before-6",
+    ],
     "gemma-scope-2b-pt-res": ["layer_5/width_16k/average_l0_71", "layer_5/width_65k/average_l0_80"],
     "gemma-scope-2-1b-pt": ["resid_post/layer_9_width_16k_l0_small"],
-    "dictionary_learning": [f"{kind}/resid_post_layer_6/trainer_0" for kind in (
-        "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder", "GatedAutoEncoder",
-        "AutoEncoder", "AutoEncoderNew")],
+    "dictionary_learning": [
+        f"{kind}/resid_post_layer_6/trainer_0"
+        for kind in (
+            "AutoEncoderTopK",
+            "BatchTopKSAE",
+            "MatryoshkaBatchTopKSAE",
+            "JumpReluAutoEncoder",
+            "GatedAutoEncoder",
+            "AutoEncoder",
+            "AutoEncoderNew",
+        )
+    ],
     "sparsify": ["layers.0", "layers.4"],
     "llama_scope": [f"Llama3_1-8B-Base-L{n}R-8x" for n in (3, 4, 5)],
-}  # fmt: skip
+}
 NAMES = [f"{maker}/{name}" for maker, names in CASES.items() for name in names]
 
 

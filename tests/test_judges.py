@@ -1,4 +1,4 @@
-"""Judges: languages are told or left untold, functions and servers are asked rightly, features by what fires."""
+"""Judges: languages, functions, servers and features label replies as documented."""
 
 import json
 import threading
@@ -31,12 +31,19 @@ from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt, bundled_prompts, texts
 from saescope.store.resume_cache import ResumeCache
 
-BUNDLED = {"japanese": "ja", "english": "en", "chinese": "zh", "hindi": "hi", "basque": "eu", "esperanto": "eo",
-           "code": CODE}  # fmt: skip
+BUNDLED = {
+    "japanese": "ja",
+    "english": "en",
+    "chinese": "zh",
+    "hindi": "hi",
+    "basque": "eu",
+    "esperanto": "eo",
+    "code": CODE,
+}
 
 
 @pytest.mark.parametrize(("name", "code"), BUNDLED.items())
-def test_bundled_sentences_are_told_or_left_untold(name: str, code: str) -> None:
+def test_bundled_sentences_are_never_taken_for_another_language(name: str, code: str) -> None:
     prompts = next(s for s in bundled_prompts() if s.name == name).prompts
     found = [detect_language(p.text or "") for p in prompts]
     assert found.count(code) >= 0.85 * len(found)
@@ -66,7 +73,7 @@ def test_bundled_sentences_are_told_or_left_untold(name: str, code: str) -> None
         ("the house домик там", MIXED),
     ],
 )
-def test_languages(text: str, code: str | None) -> None:
+def test_language_of_short_texts(text: str, code: str | None) -> None:
     assert detect_language(text) == code
 
 
@@ -74,7 +81,7 @@ def reply(text: str, prompt: str = "Q") -> Reply:
     return Reply(Prompt("p", "prompts", text=prompt), [], text)
 
 
-def test_language_as_behaviour() -> None:
+def test_language_judge_labels_replies_in_its_language() -> None:
     judge = read_behaviour("language:ja")
     replies = [
         reply("丘があります。"),
@@ -96,11 +103,15 @@ def test_language_as_behaviour() -> None:
         LanguageJudge("klingon")
 
 
-def test_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_are_loaded_from_files_and_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
         "def loud(reply):\n    return reply.isupper()\n"
-        "def kind(reply):\n    return 'kind' if 'please' in reply else 'unscored' if '?' in reply else None\n"
+        "def kind(reply):\n"
+        "    if '?' in reply:\n        return 'unscored'\n"
+        "    return 'kind' if 'please' in reply else None\n"
         "def broken(reply):\n    raise KeyError('x')\n"
         "def odd(reply):\n    return 3\n"
     )
@@ -127,7 +138,7 @@ Answer = Callable[[Any, int], tuple[int, Any]]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], tuple[str, list[Any]]]]:
-    """A server on loopback that answers as it is told, given what was posted and how often it was asked before."""
+    """Starts a server on loopback; `answer` gets the document and the number of earlier requests."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     servers: list[ThreadingHTTPServer] = []
@@ -193,7 +204,7 @@ def test_server_is_asked_once_about_each_reply(
     assert "secret" not in json.dumps(describe_judge(judge))
 
 
-def test_server_is_asked_in_batches(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
+def test_server_gets_replies_in_batches(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
     url, asked = serve(
         lambda document, _: (
             200,
@@ -210,7 +221,7 @@ def test_server_is_asked_in_batches(serve: Callable[[Answer], tuple[str, list[An
     assert [len(a[0]["items"]) for a in asked] == [2, 1]
 
 
-def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
+def test_failed_requests_are_retried_and_labels_are_kept(
     serve: Callable[[Answer], tuple[str, list[Any]]], tmp_path: Path
 ) -> None:
     ill = True
@@ -254,7 +265,7 @@ def test_server_that_fails_is_tried_again_and_nothing_judged_is_lost(
         (200, {"verdict": True}, "gave no label"),
     ],
 )
-def test_server_that_gives_no_labels(
+def test_answer_without_labels_is_refused(
     serve: Callable[[Answer], tuple[str, list[Any]]], code: int, body: Any, said: str
 ) -> None:
     url, asked = serve(lambda *_: (code, body))
@@ -263,13 +274,15 @@ def test_server_that_gives_no_labels(
     assert len(asked) == 1
 
 
-def test_wrong_number_of_labels(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
+def test_wrong_number_of_labels_is_refused(
+    serve: Callable[[Answer], tuple[str, list[Any]]],
+) -> None:
     url, _ = serve(lambda *_: (200, {"labels": [True]}))
     with pytest.raises(JudgeError, match="did not give 2 labels"):
         label_replies(HttpJudge(url, batch_size=2), REPLIES)
 
 
-def test_server_that_is_not_there() -> None:
+def test_unreachable_server_is_retried_with_growing_pauses() -> None:
     waited: list[float] = []
     with pytest.raises(JudgeError, match="did not answer in 4 tries"):
         label_replies(HttpJudge("http://127.0.0.1:9/", wait=waited.append), REPLIES)
@@ -278,7 +291,7 @@ def test_server_that_is_not_there() -> None:
         HttpJudge("ftp://127.0.0.1/")
 
 
-def test_feature_judge_counts_what_fires_in_the_reply(tmp_path: Path) -> None:
+def test_feature_judge_counts_tokens_of_the_reply_that_fire(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [2])
     saes = [load_sae(tiny.save_sae(tmp_path / "sae", layers=[1, 2]), layer) for layer in (1, 2)]
     asked, written = "The capital", " of France is in the north"
@@ -296,8 +309,14 @@ def test_feature_judge_counts_what_fires_in_the_reply(tmp_path: Path) -> None:
         assert judge.label_all([one, other]) == [label, UNSCORED]
 
 
-@pytest.mark.parametrize(("text", "said"), [("feature:x", "is not feature"), ("feature:1/2@0", "between 0 and 1"),
-                                            ("feature:1/2@much", "is not feature")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("feature:x", "is not feature"),
+        ("feature:1/2@0", "between 0 and 1"),
+        ("feature:1/2@much", "is not feature"),
+    ],
+)
 def test_feature_rules_are_read(text: str, said: str, tmp_path: Path) -> None:
     rule = read_behaviour("feature:1/2+2/3@0.25")
     assert rule == FeatureRule((Feature(1, 2), Feature(2, 3)), 0.25)

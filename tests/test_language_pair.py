@@ -1,4 +1,4 @@
-"""On the embedded pair, changing the Japanese feature changes the language of continuations, and controls do not."""
+"""On the embedded pair, editing the Japanese feature changes the language of replies."""
 
 import pytest
 

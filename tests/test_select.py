@@ -1,4 +1,4 @@
-"""Selection: the output score is what its definition says, the set is the fewest that do, and parts are apart."""
+"""Output scores by definition; selection of few features on one part of the prompts."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ from saescope.store.resume_cache import ResumeCache
 from saescope.surfaces.cli import run as cli
 
 
-def test_output_score_is_rank_and_probability_of_the_own_tokens(tmp_path: Path) -> None:
+def test_output_score_equals_rank_and_probability_of_promoted_tokens(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
     rows = [lm.tokenizer(text)["input_ids"] for text in tiny.TEXTS if len(text) > 1]
@@ -53,17 +53,19 @@ def test_output_score_is_rank_and_probability_of_the_own_tokens(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> None:
+def test_features_are_selected_on_one_part_and_reported_on_another(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
-    sets = [*texts([f"import numpy as np{n}" for n in range(20)], "code"),
-            *texts([f"The capital of {n}" for n in range(20)], "prose")]  # fmt: skip
+    sets = [
+        *texts([f"import numpy as np{n}" for n in range(20)], "code"),
+        *texts([f"The capital of {n}" for n in range(20)], "prose"),
+    ]
     run = extract(lm, [sae], sets, tmp_path / "run")
     detection = detect(run, "code", DetectSettings(shuffles=0))
     replies: list[str] = []
 
     def judge(reply: str) -> bool:
-        """Shown where the reply is as without edits, so that any edit that does something does all."""
+        """Shows for unedited replies, so that any edit with an effect has the whole effect."""
         replies.append(reply)
         return reply in before
 
@@ -111,7 +113,7 @@ def test_a_set_is_chosen_on_one_part_and_judged_on_another(tmp_path: Path) -> No
     assert result.to_polars().height == 4
 
 
-def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
+def test_selection_refuses_too_few_prompts_and_no_detectors(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
     sets = [
@@ -132,7 +134,7 @@ def test_what_cannot_be_selected_from_is_refused(tmp_path: Path) -> None:
 def test_the_organism_has_two_detectors_that_control_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the features that tell declined requests perfectly, few change anything, and one brings right answers back."""
+    """Of six perfect detectors of declined requests, few change replies and one restores answers."""
     from saescope.demo.organism import ANSWERS
 
     monkeypatch.chdir(tmp_path)

@@ -17,10 +17,22 @@ def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> ArmRe
     """A row whose interval is `half` to either side."""
     ci = (0.0, 1.0) if rate is None else (max(0.0, rate - half), min(1.0, rate + half))
     values: dict[str, Any] = {
-        "mcnemar_p": None, "scored": 100, "empty": 0, "unscored": 0, "right_rate": None, "repetition": 0.0,
-        "mean_tokens": 9.0, "ended": 1.0, "language_flip": 0.0, "off_language": 0.0, "delta_norm_ratio": 0.1,
-        "applied": True, "damage": SMALL, "sets": {}, "strength": 1.0,
-    }  # fmt: skip
+        "mcnemar_p": None,
+        "scored": 100,
+        "empty": 0,
+        "unscored": 0,
+        "right_rate": None,
+        "repetition": 0.0,
+        "mean_tokens": 9.0,
+        "ended": 1.0,
+        "language_flip": 0.0,
+        "off_language": 0.0,
+        "delta_norm_ratio": 0.1,
+        "applied": True,
+        "damage": SMALL,
+        "sets": {},
+        "strength": 1.0,
+    }
     return ArmResult(name=name, behaviour_rate=rate, ci=ci, **{**values, **more})
 
 
@@ -53,10 +65,8 @@ def test_an_edit_that_works() -> None:
         row("random direction", 0.9),
     ]
     assert names(*controls) == ["effect"]
-    assert (
-        said()
-        == "The behaviour goes from 95 % (90-100) to 2 % (0-7) with 1 feature at 1 times the strength."
-    )
+    change = "The behaviour goes from 95 % (90-100) to 2 % (0-7)"
+    assert said() == f"{change} with 1 feature at 1 times the strength."
 
 
 def test_what_difference_of_means_did_is_said() -> None:
