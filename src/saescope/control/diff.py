@@ -41,7 +41,9 @@ def diff(
     ('The weights are the same.', [])
     """
     first, second = (_open(ref, offline=offline) for ref in (a, b))
-    sides = ResidualSides(first.shards, first.anatomy, directions) if directions else None
+    sides = None
+    if directions:
+        sides = ResidualSides(first.shards, first.anatomy, directions)
     pairs = [*_pairs_of_a(first, second), *_pairs_of_b_only(first, second)]
     changes, same = [], 0
     for done, pair in enumerate(pairs, 1):
@@ -179,6 +181,11 @@ def _measured(
     if sides is not None:
         side = sides.of(pair.name, is_head=bool(pair.note))
     size = measure_change(x, y, side)
+    written = read = None
+    if side is not None and side.writes:
+        written = size.along
+    elif side is not None:
+        read = size.along
     return TensorChange(
         name=pair.name,
         status="changed" if size.differs else "same",
@@ -187,8 +194,8 @@ def _measured(
         relative=size.relative,
         largest=size.largest,
         rank1=size.rank1,
-        written=size.along if side is not None and side.writes else None,
-        read=size.along if side is not None and not side.writes else None,
+        written=written,
+        read=read,
         note=pair.note,
     )
 

@@ -58,7 +58,7 @@ def measure_change(x: Tensor, y: Tensor, side: ResidualSide | None) -> ChangeSiz
         if components is not None:
             components.add(piece.start, delta)
     if not squares:
-        return ChangeSize(False, 0.0 if base_squares else None, largest, None, 0.0)
+        return ChangeSize(False, relative=None, largest=0.0, rank1=None, along=0.0)
     return ChangeSize(
         differs=True,
         relative=(squares / base_squares) ** 0.5 if base_squares else None,

@@ -38,9 +38,11 @@ class FeatureCondition:
     @classmethod
     def parse(cls, text: str) -> "FeatureCondition":
         """Read `17/555` or `17/555 > 2.5`; raises EditError for anything else."""
-        feature, _, above = text.partition(">")
+        feature, separator, above = text.partition(">")
+        if not separator:
+            above = "0"
         try:
-            condition = cls(Feature.parse(feature), float(above) if ">" in text else 0.0)
+            condition = cls(Feature.parse(feature), float(above))
         except (SourceError, ValueError) as error:
             raise EditError(
                 f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5"
@@ -76,8 +78,8 @@ class Edit:
 
     strength: float | int | None = None
     (
-        "add: in units of the activation, or of the direction as stored. scale: in multiples of the "
-        "activation (default: -1). clamp, readout_clamp: the target (default: 0). project: the "
+        "add: in units of the activation, or of the direction as stored. scale: in multiples of "
+        "the activation (default: -1). clamp, readout_clamp: the target (default: 0). project: the "
         "share of the component to remove (default: 1)."
     )
 
@@ -116,7 +118,9 @@ class Edit:
     @property
     def amount(self) -> float:
         """The strength, or the default strength of the op."""
-        return float(DEFAULT_STRENGTHS[self.op] if self.strength is None else self.strength)
+        if self.strength is None:
+            return DEFAULT_STRENGTHS[self.op]
+        return float(self.strength)
 
     @property
     def is_noop(self) -> bool:
@@ -126,7 +130,9 @@ class Edit:
     @property
     def condition(self) -> FeatureCondition | None:
         """`when`, parsed if it was given as text."""
-        return FeatureCondition.parse(self.when) if isinstance(self.when, str) else self.when
+        if isinstance(self.when, str):
+            return FeatureCondition.parse(self.when)
+        return self.when
 
     @property
     def sae_layers(self) -> set[int]:
@@ -141,19 +147,26 @@ class Edit:
     @property
     def layer(self) -> int:
         """The layer after which the residual is changed."""
-        return self.target_feature.layer if self.direction is None else self.direction.layer
+        return self.target.layer
 
     @property
     def name(self) -> str:
         """What is edited, as people read it: `17/23991`, or a direction's `NAME@17`."""
-        return str(self.target_feature if self.direction is None else self.direction)
+        return str(self.target)
+
+    @property
+    def target(self) -> Feature | Direction:
+        """The feature or direction that is edited."""
+        return self.direction or self.target_feature
 
     @property
     def target_feature(self) -> Feature:
         """The feature; raises EditError for an edit of a direction."""
         if self.feature is None:
             raise EditError(f"edit of {self.name}: it is of a direction, not of a feature")
-        return Feature.parse(self.feature) if isinstance(self.feature, str) else self.feature
+        if isinstance(self.feature, str):
+            return Feature.parse(self.feature)
+        return self.feature
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Receipt:
     """
 
     def __init__(
-        self, edits: Sequence[Edit], gains: Sequence[float] = (), norms: Sequence[float] = ()
+        self, edits: Sequence[Edit], gains: Sequence[float], norms: Sequence[float]
     ) -> None:
         self.edits = tuple(edits)
         self.gains, self.norms = list(gains), list(norms)
@@ -141,8 +141,8 @@ class Receipt:
             "scope": edit.scope,
             "skip_sinks": edit.skip_sinks,
             "when": None if edit.condition is None else str(edit.condition),
-            "readout_gain": self.gains[number] if self.gains else None,
-            "direction_norm": self.norms[number] if self.norms else None,
+            "readout_gain": self.gains[number],
+            "direction_norm": self.norms[number],
             "meant": totals.targeted,
             "fired": totals.fired,
             "held": totals.condition_held,

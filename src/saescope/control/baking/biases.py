@@ -120,5 +120,5 @@ def _values_at_next_attention(
                 f"after layer {layer} no attention has an output bias to hold the constant: "
                 f"{_INSTEAD}"
             )
-        values[name] = values[name] + v if name in values else v
+        values[name] = values.get(name, torch.zeros_like(v)) + v
     return values

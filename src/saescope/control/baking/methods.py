@@ -305,7 +305,7 @@ def summed_constants(edits: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d
     total: dict[int, Tensor] = {}
     for vectors in edits:
         step = vectors.edit.amount * vectors.d
-        total[vectors.layer] = total[vectors.layer] + step if vectors.layer in total else step
+        total[vectors.layer] = total.get(vectors.layer, torch.zeros_like(step)) + step
     return total
 
 
