@@ -32,7 +32,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Verb
-from training.grammar.phrases import is_motion, spell, words
+from training.grammar.phrases import capital, is_motion, spell, words
 
 PRONOUN = {
     "i": {"abs": "ni", "erg": "nik", "dat": "niri", "gen": "nire", "com": "nirekin"},
@@ -449,11 +449,6 @@ def clause_text(clause: Clause, style: Style, suffix: str = "", question: str = 
     head, _, tail = suffix.partition(" ")
     aux = words(subordinate(parts.aux, head), tail) if suffix else parts.aux
     return ordered(clause, style, parts, aux, question)
-
-
-def capital(text: str) -> str:
-    """The text with a capital letter."""
-    return text[0].upper() + text[1:]
 
 
 def join(meaning: Join, style: Style) -> str:

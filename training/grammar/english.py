@@ -30,7 +30,7 @@ from training.grammar.frames import (
     Who,
 )
 from training.grammar.lexicon import Adjective, Verb
-from training.grammar.phrases import is_motion, spell, words
+from training.grammar.phrases import capital, is_motion, spell, words
 
 SUBJECT = {"i": "I", "you": "you", "he": "he", "she": "she", "we": "we", "they": "they"}
 OBJECT = {"i": "me", "you": "you", "he": "him", "she": "her", "we": "us", "they": "them"}
@@ -383,7 +383,7 @@ def clause_text(
 
 def sentence_case(text: str, end: str = ".") -> str:
     """The text with a capital letter and its final mark."""
-    return text[0].upper() + text[1:] + end
+    return capital(text) + end
 
 
 def join(meaning: Join, style: Style) -> str:

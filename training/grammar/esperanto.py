@@ -28,7 +28,7 @@ from training.grammar.frames import (
     Weather,
 )
 from training.grammar.lexicon import Verb
-from training.grammar.phrases import is_motion, spell, words
+from training.grammar.phrases import capital, is_motion, spell, words
 
 PRONOUN = {"i": "mi", "you": "vi", "he": "li", "she": "ŝi", "we": "ni", "they": "ili"}
 ENDING = {"past": "is", "present": "as", "future": "os"}
@@ -210,11 +210,6 @@ def clause_text(clause: Clause, style: Style, embedded: bool = False) -> str:
     if order == 3:
         return words(time, subject, verb, complement, place)
     return words(subject, verb, complement, place, time)
-
-
-def capital(text: str) -> str:
-    """The text with a capital letter."""
-    return text[0].upper() + text[1:]
 
 
 def join(meaning: Join, style: Style) -> str:

@@ -1,4 +1,4 @@
-"""Shared by the realisers of all languages: joining words, and words that may be absent."""
+"""Shared by the realisers of all languages: joining, capitals, and words that may be absent."""
 
 from training.grammar.frames import Act, Clause
 from training.grammar.lexicon import Adjective, Adverb
@@ -7,6 +7,11 @@ from training.grammar.lexicon import Adjective, Adverb
 def words(*parts: str) -> str:
     """The non-empty parts, with spaces between."""
     return " ".join(part for part in parts if part)
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[0].upper() + text[1:]
 
 
 def spell(word: Adverb | Adjective | None, language: str) -> str:
