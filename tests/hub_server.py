@@ -1,4 +1,4 @@
-"""A hub on 127.0.0.1: enough of its protocol for huggingface_hub to list, check and download files of folders.
+"""A hub on 127.0.0.1 with enough protocol for huggingface_hub to list and download files.
 
 It can misbehave: drop a connection within a file, stop sending, or send what is not the file.
 """
@@ -16,43 +16,41 @@ from urllib.parse import unquote
 
 @dataclass
 class Hub:
-    """Repositories by id, each a folder at one commit with names for it, and what has been asked for."""
+    """Repositories by id (folders), commits by revision, and a record of the downloads."""
 
     repos: Mapping[str, Path]
     revisions: Mapping[str, str]
     url: str = ""
     downloaded: list[str] = field(default_factory=list)
-    sent: dict[str, list[tuple[int, int]]] = field(
-        default_factory=dict
-    )  # first byte and number, of every answer
+    sent: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # first byte, length
     drop_after: dict[str, int] = field(default_factory=dict)  # by file name; once
     stop_after: dict[str, int] = field(default_factory=dict)  # by file name; until the test ends
     damaged: set[str] = field(default_factory=set)  # file names whose last byte comes wrong
-    known: dict[Path, str] = field(default_factory=dict)
+    etags: dict[Path, str] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def etag(self, path: Path) -> str:
-        """SHA-256 of what the file holds; of very large (sparse) ones some name, for they are never read whole."""
-        if path not in self.known:
+        """SHA-256 of a file's contents, or of its path if it is very large (and sparse)."""
+        if path not in self.etags:
             data = str(path).encode() if path.stat().st_size > 2**28 else path.read_bytes()
-            self.known[path] = hashlib.sha256(data).hexdigest()
-        return self.known[path]
+            self.etags[path] = hashlib.sha256(data).hexdigest()
+        return self.etags[path]
 
-    def about(self, repo: str, name: str) -> dict[str, object]:
-        """A file as the list of a repository has it with metadata; weights and tokenizers are in large file storage."""
+    def listing(self, repo: str, name: str) -> dict[str, object]:
+        """A file's entry in the repository's listing; weights are in large file storage."""
         path = self.repos[repo] / name
-        about: dict[str, object] = {
+        listing: dict[str, object] = {
             "rfilename": name,
             "size": path.stat().st_size,
             "blobId": self.etag(path),
         }
         if path.suffix in (".safetensors", ".pt"):
-            about["lfs"] = {
+            listing["lfs"] = {
                 "sha256": self.etag(path),
                 "size": path.stat().st_size,
                 "pointerSize": 130,
             }
-        return about
+        return listing
 
     def files(self, repo: str) -> list[str]:
         return sorted(
@@ -118,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             names = self.hub.files(repo)
             blobs = "blobs=" in self.path
             siblings = [
-                self.hub.about(repo, name) if blobs else {"rfilename": name} for name in names
+                self.hub.listing(repo, name) if blobs else {"rfilename": name} for name in names
             ]
             body = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
             self._send(200, {"Content-Type": "application/json"}, body)
@@ -137,11 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
         }
         first, last = 0, size - 1
-        if wanted := self.headers.get("Range"):
-            start, _, end = wanted.removeprefix("bytes=").partition("-")
+        if byte_range := self.headers.get("Range"):
+            start, _, end = byte_range.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(end) if end else last, last)
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        self._head(206 if wanted else 200, headers, last + 1 - first)
+        self._head(206 if byte_range else 200, headers, last + 1 - first)
         if self.command == "GET":
             self.hub.downloaded.append(f"{repo}/{name}")
             self.hub.sent.setdefault(name, []).append((first, last + 1 - first))

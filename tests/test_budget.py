@@ -1,4 +1,4 @@
-"""What a job takes in each way of running it, which way fits, and amounts as people write them."""
+"""Memory of a job in each mode, which mode fits a budget, and amounts as people write them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_mapped_weights_are_held_a_block_at_a_time() -> None:
     assert footprint(wide, "cut").file_backed == LIBRARIES + 2 * GB
 
 
-def test_converted_weights_are_not_in_files() -> None:
+def test_converted_weights_are_anonymous_memory() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
     held = {
         mode: taken.anonymous - footprint(SIZES, mode).anonymous
@@ -73,7 +73,7 @@ def test_converted_weights_are_not_in_files() -> None:
     assert footprint(kept, "cut") == footprint(sizes, "cut")
 
 
-def test_the_first_way_that_fits_is_chosen() -> None:
+def test_first_mode_that_fits_is_chosen() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
     taken = [footprint(sizes, mode).total for mode in MODES]
     assert taken == sorted(taken, reverse=True)
@@ -88,7 +88,7 @@ def test_the_first_way_that_fits_is_chosen() -> None:
         assert words in str(refused.value)
 
 
-def test_what_would_fit_does() -> None:
+def test_suggested_changes_do_fit() -> None:
     sizes = replace(
         SIZES, n_saes=18, mapped=False, on_device=True
     )  # encoders are copied to a device, all of them
@@ -107,22 +107,30 @@ def test_what_would_fit_does() -> None:
 
 @pytest.mark.parametrize(
     ("text", "amount"),
-    [("8GiB", 8 * 2**30), ("500MB", 500 * 10**6), ("2e9", 2 * 10**9), ("8G", 8 * GB), ("1.5 gib", 3 * 2**29),
-     ("1024", 1024), ("7kib", 7168), ("2t", 2 * 10**12)],
-)  # fmt: skip
-def test_amounts(text: str, amount: int) -> None:
+    [
+        ("8GiB", 8 * 2**30),
+        ("500MB", 500 * 10**6),
+        ("2e9", 2 * 10**9),
+        ("8G", 8 * GB),
+        ("1.5 gib", 3 * 2**29),
+        ("1024", 1024),
+        ("7kib", 7168),
+        ("2t", 2 * 10**12),
+    ],
+)
+def test_amounts_are_parsed(text: str, amount: int) -> None:
     assert parse_bytes(text) == amount
 
 
 @pytest.mark.parametrize(
     "text", ["", "8X", "GiB", "-1G", "0", "8 apples", "1e99", "nan", "8GiBB", "2e9e9"]
 )
-def test_no_amounts(text: str) -> None:
+def test_other_text_is_no_amount(text: str) -> None:
     with pytest.raises(ResourceError, match="8GiB, 500MB or 2e9"):
         parse_bytes(text)
 
 
-def test_rates() -> None:
+def test_rates_are_bytes_per_second() -> None:
     assert parse_rate("100Mbit/s") == parse_rate("100Mbps") == parse_rate("12.5MB/s") == 12.5e6
     assert parse_rate("1MiB/s") == 2**20
     for text in ("", "100", "100M", "0Mbit/s", "fast", "100MB"):
@@ -130,7 +138,7 @@ def test_rates() -> None:
             parse_rate(text)
 
 
-def test_amounts_as_people_read_them() -> None:
+def test_amounts_are_shown_in_powers_of_1000() -> None:
     shown = [
         show_bytes(n) for n in (0, 917, 999_499, 999_999, 2_147_762_176, 77_319_438_336, 10**15)
     ]

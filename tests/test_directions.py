@@ -1,4 +1,4 @@
-"""Plain directions: found, written, read back, and refused where they are none."""
+"""Plain directions: computed, written, read back, and refused if invalid."""
 
 import json
 from dataclasses import replace
@@ -34,20 +34,20 @@ def test_edits_of_directions_are_written_and_read_back(tmp_path: Path) -> None:
         Edit(direction=two, op="readout_clamp", strength=1.0, skip_sinks=False),
         Edit(direction=one, op="project", strength=0.5),
     )
-    made = EditSet("m", "s", edits, 4, 9)
-    write_edits(made, tmp_path / "there" / "edits.toml", ["a comment"])
+    edit_set = EditSet("m", "s", edits, 4, 9)
+    write_edits(edit_set, tmp_path / "there" / "edits.toml", ["a comment"])
     read = read_edits(tmp_path / "there" / "edits.toml")
-    assert read == made
+    assert read == edit_set
     assert [edit.layer for edit in read.edits] == [3, 2, 3, 3]
     assert [edit.name for edit in read.edits] == ["by means@3", "2/5", "日本語@3", "by means@3"]
     (tmp_path / "there").rename(tmp_path / "moved")  # the directions lie beside the edits
-    assert read_edits(tmp_path / "moved" / "edits.toml") == made
+    assert read_edits(tmp_path / "moved" / "edits.toml") == edit_set
 
 
 def test_directions_alone_need_no_sae(tmp_path: Path) -> None:
-    made = EditSet("m", "", (Edit(direction=Direction(0, V), op="add", strength=1),))
-    write_edits(made, tmp_path / "edits.toml")
-    assert read_edits(tmp_path / "edits.toml") == made
+    edit_set = EditSet("m", "", (Edit(direction=Direction(0, V), op="add", strength=1),))
+    write_edits(edit_set, tmp_path / "edits.toml")
+    assert read_edits(tmp_path / "edits.toml") == edit_set
     assert "sae" not in (tmp_path / "edits.toml").read_text()
 
 
@@ -93,15 +93,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_is_no_direction_is_refused(
+def test_invalid_direction_is_refused(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tensors, said = REFUSED[text]
+    tensors, message = REFUSED[text]
     monkeypatch.chdir(tmp_path)
     save_file(tensors, "a.safetensors")
     with pytest.raises(EditError) as caught:
         parse_edit(text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Plans and downloads from a hub: only the files a job needs, checked, and what was begun goes on."""
+"""Plans and downloads from a hub: only needed files, checked, and interrupted ones resumed."""
 
 import hashlib
 import json
@@ -34,8 +34,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     tiny.save_sae(tmp_path / "sae", k=None)
     with serving(
         Hub({MODEL: tmp_path / "model", SAE: tmp_path / "sae"}, {"main": COMMIT, "v1": COMMIT})
-    ) as made:
-        yield made
+    ) as server:
+        yield server
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def here(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def of(*more: str) -> list[str]:
+def options(*more: str) -> list[str]:
     return ["--model", MODEL, "--sae", SAE, "--layers", "1", "--device", "cpu", *more]
 
 
@@ -78,7 +78,7 @@ def blobs(home: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Path) -> None:
-    plan = answer(saescope(hub.url, home, "plan", *of("--json")))
+    plan = answer(saescope(hub.url, home, "plan", *options("--json")))
     files = {f"{file['repo']}/{file['name']}": file for file in plan["files"]}
     assert set(files) == needed(hub, 1)
     weights = {name for name in files if name.endswith((".safetensors", ".pt"))}
@@ -99,13 +99,13 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     )
     assert (plan["fits"], plan["dtype"]) == (True, "bfloat16")
 
-    fetched = answer(saescope(hub.url, home, "fetch", *of("--json")))
+    fetched = answer(saescope(hub.url, home, "fetch", *options("--json")))
     assert all(file["have"] for file in fetched["files"])
     assert (fetched["download_bytes"], fetched["disk_bytes"]) == (0, plan["disk_bytes"])
     assert not any(name.endswith(".incomplete") for name in blobs(home))
 
     hub.downloaded.clear()
-    again = saescope(hub.url, home, "fetch", *of())
+    again = saescope(hub.url, home, "fetch", *options())
     assert (again.returncode, hub.downloaded) == (0, [])
     assert "are here and whole" in again.stdout
     offline = scan("http://127.0.0.1:9", home, MODEL, SAE, "--layers", "1", "--offline")
@@ -119,7 +119,7 @@ def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     with serving(
         Hub({model: tmp_path / "large", sae: tmp_path / "large-sae"}, {"main": COMMIT})
     ) as hub:
-        made = answer(
+        plan = answer(
             saescope(
                 hub.url,
                 home,
@@ -133,18 +133,18 @@ def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
                 "--json",
             )
         )
-    assert [file["bytes"] for file in made["files"] if file["repo"] == sae] == [2_147_762_176]
-    assert made["download_bytes"] == pytest.approx(14.1e9, rel=0.01)
-    assert made["download_seconds"] == pytest.approx(made["download_bytes"] * 8 / 100e6)
+    assert [file["bytes"] for file in plan["files"] if file["repo"] == sae] == [2_147_762_176]
+    assert plan["download_bytes"] == pytest.approx(14.1e9, rel=0.01)
+    assert plan["download_seconds"] == pytest.approx(plan["download_bytes"] * 8 / 100e6)
     assert sum(n for parts in hub.sent.values() for _, n in parts) < 10**6
 
 
-def test_dropped_connection_goes_on(
+def test_dropped_connection_is_resumed(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     size = (hub.repos[SAE] / LAYER).stat().st_size
     hub.drop_after[LAYER] = size // 3
-    assert run(["fetch", *of("--json")]) == 0
+    assert run(["fetch", *options("--json")]) == 0
     [whole, (first, rest)] = hub.sent[LAYER]
     assert (whole, first + rest) == ((0, size), size)
     assert 0 < first <= size // 3
@@ -152,7 +152,7 @@ def test_dropped_connection_goes_on(
 
 
 @pytest.mark.slow
-def test_interrupted_fetch_goes_on_in_the_next(hub: Hub, home: Path) -> None:
+def test_interrupted_fetch_is_resumed_by_the_next(hub: Hub, home: Path) -> None:
     size = 30_000_000  # several of the 10 MB that are written at once
     shapes.sparse(hub.repos[SAE] / LAYER, b"", size)
     hub.stop_after[LAYER] = 25_000_000
@@ -163,7 +163,7 @@ def test_interrupted_fetch_goes_on_in_the_next(hub: Hub, home: Path) -> None:
         "HF_HUB_DISABLE_XET": "1",
     }
     env["NO_PROXY"] = "127.0.0.1"
-    command = ["-c", "from saescope.surfaces.cli import main; main()", "fetch", *of()]
+    command = ["-c", "from saescope.surfaces.cli import main; main()", "fetch", *options()]
     process = subprocess.Popen(
         [sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True
     )
@@ -178,12 +178,12 @@ def test_interrupted_fetch_goes_on_in_the_next(hub: Hub, home: Path) -> None:
     assert "interrupted" in err.splitlines()[-1]
     del hub.stop_after[LAYER]
 
-    plan = answer(saescope(hub.url, home, "plan", *of("--json")))
+    plan = answer(saescope(hub.url, home, "plan", *options("--json")))
     [layer] = [file for file in plan["files"] if file["name"] == LAYER]
     assert 0 < layer["partial_bytes"] <= 25_000_000
     assert plan["download_bytes"] == size - layer["partial_bytes"]
     hub.sent.clear()
-    fetched = answer(saescope(hub.url, home, "fetch", *of("--json")))
+    fetched = answer(saescope(hub.url, home, "fetch", *options("--json")))
     assert hub.sent == {LAYER: [(layer["partial_bytes"], size - layer["partial_bytes"])]}
     assert all(file["have"] for file in fetched["files"])
     [blob] = home.glob(f"hub/models--tiny--SAE*/snapshots/*/{LAYER}")
@@ -197,11 +197,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_damaged_file_is_removed_and_said(
+def test_damaged_download_is_removed(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub.damaged.add(LAYER)
-    assert run(["fetch", *of()]) == 2
+    assert run(["fetch", *options()]) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     for words in (LAYER, "damaged", "SHA-256", "removed"):
         assert words in line
@@ -209,24 +209,26 @@ def test_damaged_file_is_removed_and_said(
     assert hub.etag(hub.repos[SAE] / LAYER) not in blobs(here)
     assert not any(name.endswith(".incomplete") for name in blobs(here))
     hub.damaged.clear()
-    assert run(["fetch", *of()]) == 0
+    assert run(["fetch", *options()]) == 0
 
 
-def test_cached_files_are_checked(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["fetch", *of()]) == 0
+def test_damaged_cached_file_is_fetched_again(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fetch", *options()]) == 0
     [path] = here.rglob(f"snapshots/*/{LAYER}")
     whole = path.read_bytes()
     path.resolve().write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert run(["fetch", *of()]) == 0  # its size is right
+    assert run(["fetch", *options()]) == 0  # its size is right
     capfd.readouterr()
-    assert run(["fetch", *of("--check")]) == 2
+    assert run(["fetch", *options("--check")]) == 2
     assert "damaged" in capfd.readouterr().err.splitlines()[-1]
 
-    assert run(["fetch", *of()]) == 0
+    assert run(["fetch", *options()]) == 0
     [path] = here.rglob(f"snapshots/*/{LAYER}")
     path.resolve().write_bytes(whole[:100])
     hub.downloaded.clear()
-    assert run(["fetch", *of()]) == 0
+    assert run(["fetch", *options()]) == 0
     assert hub.downloaded == [f"{SAE}/{LAYER}"]
     assert path.read_bytes() == whole
 
@@ -239,7 +241,7 @@ def test_full_disk_is_refused_before_anything_is_fetched(
     model = sum(file.entry.missing for file in before.needed if file.repo == MODEL)
     monkeypatch.setattr(plan_module, "free_disk", lambda _: model + 2 * layer + 1)
     hub.downloaded.clear()
-    assert run(["fetch", *of()[:4], "--layers", "all"]) == 2
+    assert run(["fetch", *options()[:4], "--layers", "all"]) == 2
     out, err = capfd.readouterr()
     [line] = err.splitlines()
     for words in ("to fetch", "free at", "at most 2 of the 3 layers", "HF_HOME"):
@@ -248,7 +250,7 @@ def test_full_disk_is_refused_before_anything_is_fetched(
     assert not any(name.endswith(".pt") for name in hub.downloaded)
     assert _plan(layers=[0, 1]).fits
     monkeypatch.setattr(plan_module, "free_disk", lambda _: 0)
-    assert run(["plan", *of("--json")]) == 0
+    assert run(["plan", *options("--json")]) == 0
     assert json.loads(capfd.readouterr().out)["fits"] is False
 
 
@@ -256,7 +258,7 @@ def _plan(**changes: Any) -> JobPlan:
     return plan_job(JobOptions(MODEL, SAE, **changes))
 
 
-def test_fewer_shards_are_said_where_one_layer_is_too_much(
+def test_full_disk_suggests_a_lower_layer(
     hub: Hub, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lower, upper = _plan(layers=[0]), _plan(layers=[2])
@@ -278,7 +280,7 @@ def test_files_of_another_revision_are_not_fetched_again(hub: Hub, here: Path) -
     )
 
 
-def test_model_and_sae_of_other_widths(
+def test_model_and_sae_of_other_widths_are_refused(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sae = "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
@@ -287,20 +289,22 @@ def test_model_and_sae_of_other_widths(
     assert "reads residuals 2048 wide, the model has 32" in capfd.readouterr().err
 
 
-def test_single_file_without_an_index(hub: Hub, here: Path, tmp_path: Path) -> None:
+def test_single_file_is_planned_from_its_header(hub: Hub, here: Path, tmp_path: Path) -> None:
     hub.repos = {**hub.repos, MODEL: tiny.save_model(tmp_path / "single")}
-    made = _plan(layers=[0])
-    assert made.sizes is not None
+    plan = _plan(layers=[0])
+    assert plan.sizes is not None
     size = (hub.repos[MODEL] / "model.safetensors").stat().st_size
-    assert made.disk_bytes > size > made.sizes.embedding + sum(made.sizes.blocks)
-    assert made.sizes.rest > 0
+    assert plan.disk_bytes > size > plan.sizes.embedding + sum(plan.sizes.blocks)
+    assert plan.sizes.rest > 0
     assert not any(path.name == "model.safetensors" for path in here.rglob("*"))
 
 
-def test_partly_cached_offline(hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_offline_plan_names_what_is_not_cached(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fetch(_plan(layers=[0]), report=lambda _: None)
-    made = plan_job(JobOptions(MODEL, SAE, [0], offline=True))
-    assert (made.fits, made.download_bytes) == (True, 0)
+    plan = plan_job(JobOptions(MODEL, SAE, [0], offline=True))
+    assert (plan.fits, plan.download_bytes) == (True, 0)
     assert run(["plan", "--model", MODEL, "--sae", SAE, "--layers", "2", "--offline"]) == 2
     assert "layer2.sae.pt" in capfd.readouterr().err
     for path in here.rglob("model-00001*"):

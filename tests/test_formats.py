@@ -134,7 +134,7 @@ def test_zip_of_something_else_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     "state", [[torch.zeros(2)], torch.zeros(3), 5, None], ids=["list", "tensor", "int", "None"]
 )
-def test_no_dict_is_refused(path: Path, state: Any) -> None:
+def test_file_without_a_dict_is_refused(path: Path, state: Any) -> None:
     with pytest.raises(SourceError, match=f"holds a {type(state).__name__}, not a dict"):
         qwen_scope.read(save(path, state), {})
 

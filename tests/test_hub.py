@@ -1,4 +1,4 @@
-"""Models and SAEs from a hub: only the files a job needs are fetched, once, and then they are there offline."""
+"""Models and SAEs from a hub: only needed files are fetched, once, and found offline."""
 
 import json
 import os
@@ -24,8 +24,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     tiny.save_sae(folder / "sae", k=None)
     tiny.save_saelens(folder / "saelens")
     repos = {MODEL: folder / "model", SAE: folder / "sae", SAELENS: folder / "saelens"}
-    with serving(Hub(repos, {"main": COMMIT, "v1": COMMIT})) as made:
-        yield made
+    with serving(Hub(repos, {"main": COMMIT, "v1": COMMIT})) as server:
+        yield server
 
 
 @pytest.fixture
@@ -115,22 +115,22 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     ],
     ids=["model revision", "sae revision", "model", "sae"],
 )
-def test_what_the_hub_does_not_have_is_one_line(
+def test_missing_repositories_are_refused_in_one_line(
     hub: Hub, home: Path, model: str, sae: str, words: list[str]
 ) -> None:
     assert_refused(scan(hub.url, home, model, sae), *words)
 
 
 @pytest.mark.slow
-def test_nothing_cached_offline_is_one_line(hub: Hub, home: Path) -> None:
+def test_empty_cache_offline_is_refused_in_one_line(hub: Hub, home: Path) -> None:
     hub.downloaded.clear()
     assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without offline")
     assert hub.downloaded == []
 
 
 @pytest.mark.slow
-def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
-    made = saescope(
+def test_manifest_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
+    done = saescope(
         hub.url,
         home,
         "profile",
@@ -143,7 +143,7 @@ def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
         "run",
         "--json",
     )
-    assert made.returncode == 0, made.stderr
+    assert done.returncode == 0, done.stderr
     job = json.loads((home.parent / "run" / "manifest.json").read_text())["job"]
     assert (job["model"]["repo"], job["model"]["revision"]) == (MODEL, COMMIT)
     assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [
@@ -155,21 +155,21 @@ def test_run_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
 @pytest.mark.parametrize("path", ["", "@v1/blocks.1.hook_resid_post"])
 def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str) -> None:
     hub.downloaded.clear()
-    asked = ("--layers", "1") if not path else ()
-    done = scan(hub.url, home, MODEL, SAELENS + path, *asked)
+    layers = ("--layers", "1") if not path else ()
+    done = scan(hub.url, home, MODEL, SAELENS + path, *layers)
     assert done.returncode == 0, done.stderr
     assert "Qwen" not in done.stderr
-    own = f"{SAELENS}/blocks.1.hook_resid_post"
-    got = {name for name in hub.downloaded if name.startswith(SAELENS)}
-    assert got == {f"{own}/cfg.json", f"{own}/sae_weights.safetensors"}
+    folder = f"{SAELENS}/blocks.1.hook_resid_post"
+    fetched = {name for name in hub.downloaded if name.startswith(SAELENS)}
+    assert fetched == {f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"}
     planned = saescope(
-        hub.url, home, "plan", "--model", MODEL, "--sae", SAELENS + path, *asked, "--json"
+        hub.url, home, "plan", "--model", MODEL, "--sae", SAELENS + path, *layers, "--json"
     )
     files = {
         file["name"]: file["have"]
         for file in json.loads(planned.stdout)["files"]
         if file["repo"] == SAELENS
     }
-    assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in got), True)
-    again = scan(hub.url, home, MODEL, SAELENS + path, *asked, "--offline")
+    assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in fetched), True)
+    again = scan(hub.url, home, MODEL, SAELENS + path, *layers, "--offline")
     assert again.stdout == done.stdout

@@ -1,4 +1,4 @@
-"""What a job needs, told before anything is fetched: files, bytes, memory, work, and whether it fits."""
+"""A job's plan before anything is fetched: files, bytes, memory, work, and whether it fits."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return pair
 
 
-def planned(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def run_plan(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capfd.readouterr()
     code = run(["plan", *arguments, "--json"])
     out, err = capfd.readouterr()
@@ -39,35 +39,35 @@ def planned(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     return result
 
 
-def of(pair: Pair, *more: str) -> list[str]:
+def options_for(pair: Pair, *more: str) -> list[str]:
     return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *more]
 
 
 def test_true_sizes_of_an_8b_model_and_its_sae(
     large: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made = planned(capfd, *of(large, "--layers", "17", "--memory", "16GiB"))
-    sizes = {file["name"]: file["bytes"] for file in made["files"]}
+    plan = run_plan(capfd, *options_for(large, "--layers", "17", "--memory", "16GiB"))
+    sizes = {file["name"]: file["bytes"] for file in plan["files"]}
     assert sizes["layer17.sae.pt"] == 2_147_762_176  # 2.148 GB a layer
     assert sorted(sizes) == sorted(
         ["config.json", "tokenizer.json", "model.safetensors.index.json", "layer17.sae.pt"]
         + [f"model-{n:05d}-of-00005.safetensors" for n in (1, 2, 3)]
     )
-    assert made["disk_bytes"] == sum(sizes.values())
-    assert (made["download_bytes"], made["dtype"], made["mode"]) == (0, "bfloat16", "cut")
-    assert all(file["have"] for file in made["files"])
+    assert plan["disk_bytes"] == sum(sizes.values())
+    assert (plan["download_bytes"], plan["dtype"], plan["mode"]) == (0, "bfloat16", "cut")
+    assert all(file["have"] for file in plan["files"])
     encoder = 4 * 65_536 * 4097
-    assert made["memory"]["cut"]["file_backed"] == LIBRARIES + max(2048 * 65_536 + BLOCK, encoder)
-    assert made["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
-    assert made["memory_bytes"] == made["memory"]["cut"]["bytes"] < 4e9
-    assert made["gflop_per_token"] == pytest.approx(
+    assert plan["memory"]["cut"]["file_backed"] == LIBRARIES + max(2048 * 65_536 + BLOCK, encoder)
+    assert plan["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
+    assert plan["memory_bytes"] == plan["memory"]["cut"]["bytes"] < 4e9
+    assert plan["gflop_per_token"] == pytest.approx(
         (18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3
     )
 
-    again = planned(capfd, *of(large, "--layers", "17", "--memory", "4GiB"))
+    again = run_plan(capfd, *options_for(large, "--layers", "17", "--memory", "4GiB"))
     assert again["mode"] == "streamed"  # blocks that cannot stay cached are read once
 
-    every = planned(capfd, *of(large, "--layers", "all", "--memory", "8GiB"))
+    every = run_plan(capfd, *options_for(large, "--layers", "all", "--memory", "8GiB"))
     layers = [file["bytes"] for file in every["files"] if file["name"].endswith(".sae.pt")]
     assert (len(layers), sum(layers)) == (36, 77_319_438_336)  # 77.3 GB
     assert every["layers"] == list(range(36))
@@ -75,44 +75,52 @@ def test_true_sizes_of_an_8b_model_and_its_sae(
 
 
 def test_float32_is_converted_and_streamed(large: Pair, capfd: pytest.CaptureFixture[str]) -> None:
-    made = planned(capfd, *of(large, "--layers", "17", "--dtype", "float32", "--memory", "8GiB"))
-    assert (made["mode"], made["fits"]) == ("streamed", True)
-    assert made["memory"]["cut"]["anonymous"] > 2 * (EMBEDDING + 18 * BLOCK)
-    small = planned(capfd, *of(large, "--layers", "17", "--dtype", "float32", "--memory", "4GiB"))
+    plan = run_plan(
+        capfd, *options_for(large, "--layers", "17", "--dtype", "float32", "--memory", "8GiB")
+    )
+    assert (plan["mode"], plan["fits"]) == ("streamed", True)
+    assert plan["memory"]["cut"]["anonymous"] > 2 * (EMBEDDING + 18 * BLOCK)
+    small = run_plan(
+        capfd, *options_for(large, "--layers", "17", "--dtype", "float32", "--memory", "4GiB")
+    )
     assert not small["fits"]
     assert "memory" in small["why"][0]
     assert any("dtype auto" in line for line in small["instead"])
 
 
-def test_memory_too_small_says_what_would_do(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
-    made = planned(capfd, *of(pair, "--layers", "1", "--memory", "100MB"))
-    assert not made["fits"]
-    [why] = made["why"]
+def test_suggested_memory_budget_fits(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = run_plan(capfd, *options_for(pair, "--layers", "1", "--memory", "100MB"))
+    assert not plan["fits"]
+    [why] = plan["why"]
     assert "100 MB allowed" in why
-    again = planned(
-        capfd, *of(pair, "--layers", "1", "--memory", made["instead"][-1].rpartition(" ")[2])
+    again = run_plan(
+        capfd,
+        *options_for(pair, "--layers", "1", "--memory", plan["instead"][-1].rpartition(" ")[2]),
     )
     assert (again["fits"], again["why"], again["instead"]) == (True, [], [])
 
 
-def test_json_has_what_others_rely_on(
+def test_json_has_files_tokens_and_work(
     pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made = planned(capfd, str(sets_folder), *of(pair))
-    assert {"download_bytes", "disk_free_bytes", "memory_bytes", "fits", "files"} <= set(made)
-    assert all({"name", "bytes", "have"} <= set(file) for file in made["files"])
-    assert made["layers"] == [1]  # the middle one
+    plan = run_plan(capfd, str(sets_folder), *options_for(pair))
+    assert {"download_bytes", "disk_free_bytes", "memory_bytes", "fits", "files"} <= set(plan)
+    assert all({"name", "bytes", "have"} <= set(file) for file in plan["files"])
+    assert plan["layers"] == [1]  # the middle one
     letters = [line for file in sets_folder.iterdir() for line in file.read_text().splitlines()]
-    assert made["tokens"] == sum(len(line.encode()) // 4 for line in letters)
-    assert made["gflop"] == pytest.approx(made["tokens"] * made["gflop_per_token"])
-    assert made["compute_seconds"] is None
-    assert planned(capfd, str(sets_folder), *of(pair, "--measure"))["compute_seconds"] > 0
+    assert plan["tokens"] == sum(len(line.encode()) // 4 for line in letters)
+    assert plan["gflop"] == pytest.approx(plan["tokens"] * plan["gflop_per_token"])
+    assert plan["compute_seconds"] is None
+    assert run_plan(capfd, str(sets_folder), *options_for(pair, "--measure"))["compute_seconds"] > 0
 
 
-def test_shown_for_people(
+def test_plan_is_printed_as_tables(
     large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["plan", str(sets_folder), *of(large, "--layers", "all", "--memory", "1GB")]) == 0
+    assert (
+        run(["plan", str(sets_folder), *options_for(large, "--layers", "all", "--memory", "1GB")])
+        == 0
+    )
     out = capfd.readouterr().out
     for words in (
         "layers 0-35",
@@ -124,7 +132,7 @@ def test_shown_for_people(
         "instead: raise the memory budget to",
     ):
         assert words in out
-    assert run(["plan", *of(large)]) == 0
+    assert run(["plan", *options_for(large)]) == 0
     assert "It fits." in capfd.readouterr().out
 
 
@@ -150,9 +158,16 @@ def test_multimodal_config_is_nested(tmp_path: Path) -> None:
     from saescope.sources.files import LocalFiles
 
     text = {
-        "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 32, "num_key_value_heads": 2,
-        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "dtype": "bfloat16",
-    }  # fmt: skip
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "dtype": "bfloat16",
+    }
     (tmp_path / "config.json").write_text(
         json.dumps({"text_config": text, "model_type": "some_vl"})
     )
@@ -174,19 +189,19 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def test_wrong_use_is_one_line(
+def test_invalid_options_are_refused_in_one_line(
     pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "8GiB, 500MB" in refused(capfd, "plan", *of(pair, "--memory", "lots"))
-    assert "100Mbit/s" in refused(capfd, "plan", *of(pair, "--bandwidth", "fast"))
-    assert "at least 1" in refused(capfd, "plan", *of(pair, "--batch-tokens", "0"))
-    assert "no layer9.sae.pt" in refused(capfd, "plan", *of(pair, "--layers", "9"))
-    assert "does not exist" in refused(capfd, "plan", str(tmp_path / "none"), *of(pair))
+    assert "8GiB, 500MB" in refused(capfd, "plan", *options_for(pair, "--memory", "lots"))
+    assert "100Mbit/s" in refused(capfd, "plan", *options_for(pair, "--bandwidth", "fast"))
+    assert "at least 1" in refused(capfd, "plan", *options_for(pair, "--batch-tokens", "0"))
+    assert "no layer9.sae.pt" in refused(capfd, "plan", *options_for(pair, "--layers", "9"))
+    assert "does not exist" in refused(capfd, "plan", str(tmp_path / "none"), *options_for(pair))
     (tmp_path / "manifest.json").write_text("{}")
-    assert "needs no model" in refused(capfd, "plan", str(tmp_path), *of(pair))
+    assert "needs no model" in refused(capfd, "plan", str(tmp_path), *options_for(pair))
 
 
-def test_damaged_checkpoints_are_one_line(
+def test_damaged_checkpoints_are_refused_in_one_line(
     pair: Pair, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def broken(name: str, data: bytes) -> str:
@@ -203,20 +218,22 @@ def test_damaged_checkpoints_are_one_line(
 # --- without a network
 
 
-def test_catalog_knows_what_is_not_cached(
+def test_uncached_release_is_planned_from_the_catalog(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    made = planned(capfd, "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "0,17", "--offline")
-    assert made["model"] == "Qwen/Qwen3-8B-Base"
-    assert [(f["name"], f["bytes"], f["have"]) for f in made["files"]] == [
+    plan = run_plan(
+        capfd, "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "0,17", "--offline"
+    )
+    assert plan["model"] == "Qwen/Qwen3-8B-Base"
+    assert [(f["name"], f["bytes"], f["have"]) for f in plan["files"]] == [
         ("layer0.sae.pt", 2_147_762_176, False),
         ("layer17.sae.pt", 2_147_762_176, False),
     ]
-    assert made["download_bytes"] == 2 * 2_147_762_176
-    assert (made["memory_bytes"], made["fits"]) == (None, False)
-    assert any("Qwen/Qwen3-8B-Base is not in the local cache" in line for line in made["unknown"])
-    assert any("without offline" in line for line in made["instead"])
+    assert plan["download_bytes"] == 2 * 2_147_762_176
+    assert (plan["memory_bytes"], plan["fits"]) == (None, False)
+    assert any("Qwen/Qwen3-8B-Base is not in the local cache" in line for line in plan["unknown"])
+    assert any("without offline" in line for line in plan["instead"])
     assert "it has layers 0-35" in refused(
         capfd, "plan", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--layers", "36", "--offline"
     )
@@ -232,7 +249,7 @@ def test_catalog_knows_what_is_not_cached(
 def test_starts_without_torch(pair: Pair) -> None:
     code = (
         "import sys\nfrom saescope.surfaces.cli import run\n"
-        f"assert run({['plan', *of(pair)]!r}) == 0\n"
+        f"assert run({['plan', *options_for(pair)]!r}) == 0\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert (

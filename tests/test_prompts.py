@@ -1,4 +1,4 @@
-"""Prompt sets in every form the contract names, and every unusable one refused with its file and line."""
+"""Prompt sets of every file format; unusable rows are refused with file and line."""
 
 import json
 from collections.abc import Iterable
@@ -369,7 +369,7 @@ sets_and_pairs = st.lists(
 )
 
 
-def made(rows: list[tuple[str, str | None]]) -> list[Prompt]:
+def prompts_of(rows: list[tuple[str, str | None]]) -> list[Prompt]:
     return [Prompt(f"p{n}", name, text="x", pair=pair) for n, (name, pair) in enumerate(rows)]
 
 
@@ -379,7 +379,7 @@ def test_split_is_the_same_in_any_order(
     rows: list[tuple[str, str | None]], seed: int, data: st.DataObject
 ) -> None:
     order = data.draw(st.permutations(range(len(rows))))
-    prompts = made(rows)
+    prompts = prompts_of(rows)
     parts = split_prompts(prompts, seed=seed)
     assert split_prompts([prompts[n] for n in order], seed=seed) == [parts[n] for n in order]
 
@@ -390,22 +390,24 @@ def test_split_is_the_same_in_any_order(
     seed=st.integers(0, 5),
 )
 def test_split_gives_every_set_its_share(sets: str, share: float, seed: int) -> None:
-    parts = split_prompts(made([(name, None) for name in sets]), share, seed)
+    parts = split_prompts(prompts_of([(name, None) for name in sets]), share, seed)
     for name in set(sets):
-        own = [part for n, part in zip(sets, parts, strict=True) if n == name]
-        assert abs(own.count("discovery") - share * len(own)) <= 1
+        parts_of_set = [part for n, part in zip(sets, parts, strict=True) if n == name]
+        assert abs(parts_of_set.count("discovery") - share * len(parts_of_set)) <= 1
 
 
 @given(n=st.integers(1, 40), sets=st.integers(1, 5))
 def test_split_gives_translated_sets_their_share(n: int, sets: int) -> None:
-    parts = split_prompts(made([(f"set{s}", f"pair{i}") for s in range(sets) for i in range(n)]))
+    parts = split_prompts(
+        prompts_of([(f"set{s}", f"pair{i}") for s in range(sets) for i in range(n)])
+    )
     assert parts == parts[:n] * sets
     assert abs(parts[:n].count("discovery") - 0.6 * n) <= 1
 
 
 @given(rows=sets_and_pairs)
 def test_pairs_stay_on_one_side(rows: list[tuple[str, str | None]]) -> None:
-    parts = split_prompts(made(rows))
+    parts = split_prompts(prompts_of(rows))
     sides = {(pair, part) for (_, pair), part in zip(rows, parts, strict=True) if pair is not None}
     assert len(sides) == len({pair for pair, _ in sides})
 
@@ -414,7 +416,7 @@ def test_pairs_stay_on_one_side(rows: list[tuple[str, str | None]]) -> None:
 def test_explicit_split_wins(splits: list[Any]) -> None:
     marked = [
         replace(p, split=split)
-        for p, split in zip(made([("a", None)] * len(splits)), splits, strict=True)
+        for p, split in zip(prompts_of([("a", None)] * len(splits)), splits, strict=True)
     ]
     parts = split_prompts(marked)
     assert all(split is None or part == split for split, part in zip(splits, parts, strict=True))

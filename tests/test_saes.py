@@ -1,4 +1,4 @@
-"""SAEs of every format: found by name and path, told apart by their files, refused in one line where they must be."""
+"""SAEs of every format: found by name and path, told apart by files, or refused in one line."""
 
 import json
 import pickle
@@ -21,9 +21,14 @@ from saescope.sources.job_plan import JobOptions
 from saescope.sources.plan import plan_job
 from saescope.sources.saes import open_sae
 
-GEMMA = ["layer_0/width_16k/average_l0_46", "layer_0/width_16k/average_l0_105", "layer_0/width_65k/average_l0_73",
-         "layer_20/width_16k/average_l0_71", "layer_20/width_16k/average_l0_139",
-         "embedding/width_4k/average_l0_6"]  # fmt: skip
+GEMMA = [
+    "layer_0/width_16k/average_l0_46",
+    "layer_0/width_16k/average_l0_105",
+    "layer_0/width_65k/average_l0_73",
+    "layer_20/width_16k/average_l0_71",
+    "layer_20/width_16k/average_l0_139",
+    "embedding/width_4k/average_l0_6",
+]
 
 
 def save_gemma_scope(folder: Path, names: list[str], **options: Any) -> Path:
@@ -50,21 +55,38 @@ def gemma(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "repo", "parts"),
     [
-        ("qwen-scope-3-8b-base-w64k-l50/layer17", "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50", "layer17.sae.pt"),
-        ("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", "google/gemma-scope-2b-pt-res",
-         "layer_20/width_16k/average_l0_71"),
-        ("gemma-scope-9b-it-res-canonical/layer_9/width_16k/canonical", "google/gemma-scope-9b-it-res",
-         "layer_9/width_16k/canonical/canonical"),
-        ("gemma-scope-2-1b-pt-res-all/layer_0_width_16k_l0_big", "google/gemma-scope-2-1b-pt",
-         "resid_post_all/layer_0_width_16k_l0_big"),
-        ("llama_scope_lxr_8x/l15r_8x", "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L15R-8x"),
+        (
+            "qwen-scope-3-8b-base-w64k-l50/layer17",
+            "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50",
+            "layer17.sae.pt",
+        ),
+        (
+            "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
+            "google/gemma-scope-2b-pt-res",
+            "layer_20/width_16k/average_l0_71",
+        ),
+        (
+            "gemma-scope-9b-it-res-canonical/layer_9/width_16k/canonical",
+            "google/gemma-scope-9b-it-res",
+            "layer_9/width_16k/canonical/canonical",
+        ),
+        (
+            "gemma-scope-2-1b-pt-res-all/layer_0_width_16k_l0_big",
+            "google/gemma-scope-2-1b-pt",
+            "resid_post_all/layer_0_width_16k_l0_big",
+        ),
+        (
+            "llama_scope_lxr_8x/l15r_8x",
+            "fnlp/Llama3_1-8B-Base-LXR-8x",
+            "Llama3_1-8B-Base-L15R-8x",
+        ),
     ],
-)  # fmt: skip
+)
 def test_registry_names_follow_a_grammar(name: str, repo: str, parts: str) -> None:
-    found = parse_registry_name(name)
-    assert found is not None
-    assert (found.repo, "/".join(found.parts)) == (repo, parts)
-    assert model_of(name) == found.model == model_of(repo)
+    parsed = parse_registry_name(name)
+    assert parsed is not None
+    assert (parsed.repo, "/".join(parsed.parts)) == (repo, parts)
+    assert model_of(name) == parsed.model == model_of(repo)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +113,7 @@ def test_models_of_names(name: str, model: str | None) -> None:
 
 @pytest.mark.slow
 def test_registry_of_saelens_is_what_the_grammar_says() -> None:
-    """Every residual-stream SAE of Gemma Scope, Qwen-Scope and Llama Scope in SAELens' own registry."""
+    """Every residual-stream SAE of Gemma, Qwen and Llama Scope in SAELens' own registry."""
     yaml = pytest.importorskip("yaml", reason="comes with SAELens: pip install --group judges")
     from importlib.util import find_spec
 
@@ -112,10 +134,10 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
         ]
         canonical = canonical_folders(folders)
         for sae in about["saes"]:
-            found = parse_registry_name(f"{release}/{sae['id']}")
-            assert found is not None
-            assert found.repo == about["repo_id"]
-            parts = [part for part in found.parts if part != "canonical"]
+            parsed = parse_registry_name(f"{release}/{sae['id']}")
+            assert parsed is not None
+            assert parsed.repo == about["repo_id"]
+            parts = [part for part in parsed.parts if part != "canonical"]
             if "-canonical" in release and "-res" in release:
                 assert sae["path"] in canonical
                 assert sae["path"].startswith("/".join(parts))
@@ -152,15 +174,29 @@ def test_hook_points(name: object, hook: HookPoint) -> None:
         ("sparsify", "layers.5.mlp/sae.safetensors", HookPoint(other="layers.5.mlp")),
         ("sparsify", "embed_tokens/sae.safetensors", HookPoint(other="embed_tokens")),
         ("gemma-scope", "coder/layer_5/width_16k/average_l0_71/params.npz", HookPoint(5)),
-        ("gemma-scope", "gemma-scope-2b-pt-mlp/layer_5/params.npz", HookPoint(other="mlp (not the residual stream)")),
-        ("gemma-scope", "transcoder_all/layer_0_width_16k_l0_big/params.safetensors",
-         HookPoint(other="transcoder_all (not the residual stream)")),
-        ("llama-scope", "Llama3_1-8B-Base-L15M-8x/checkpoints/final.safetensors",
-         HookPoint(other="Llama3_1-8B-Base-L15M-8x (not the residual stream)")),
-        ("dictionary-learning", "x/resid_post_layer_12_checkpoints/trainer_0_step_0/ae.pt", HookPoint(12)),
+        (
+            "gemma-scope",
+            "gemma-scope-2b-pt-mlp/layer_5/params.npz",
+            HookPoint(other="mlp (not the residual stream)"),
+        ),
+        (
+            "gemma-scope",
+            "transcoder_all/layer_0_width_16k_l0_big/params.safetensors",
+            HookPoint(other="transcoder_all (not the residual stream)"),
+        ),
+        (
+            "llama-scope",
+            "Llama3_1-8B-Base-L15M-8x/checkpoints/final.safetensors",
+            HookPoint(other="Llama3_1-8B-Base-L15M-8x (not the residual stream)"),
+        ),
+        (
+            "dictionary-learning",
+            "x/resid_post_layer_12_checkpoints/trainer_0_step_0/ae.pt",
+            HookPoint(12),
+        ),
     ],
-)  # fmt: skip
-def test_what_paths_say(kind: Any, path: str, hook: HookPoint) -> None:
+)
+def test_hook_points_in_paths(kind: Any, path: str, hook: HookPoint) -> None:
     assert hook_in_path(kind, path.split("/")) == hook
 
 
@@ -190,7 +226,7 @@ def test_several_saes_of_a_layer_are_chosen_by_path(gemma: Path) -> None:
         open_sae(f"{gemma}/embedding")
 
 
-def test_layer_that_nothing_says_is_the_one_asked_for(tmp_path: Path) -> None:
+def test_requested_layer_is_used_if_no_file_names_one(tmp_path: Path) -> None:
     folder = save_gemma_scope(tmp_path, ["mine"])
     assert load_sae(folder / "mine", 7).spec.layer == 7
     with pytest.raises(SourceError, match="pass layers"):
@@ -222,7 +258,7 @@ def test_mixed_and_unknown_folders_say_what_is_there(tmp_path: Path) -> None:
         open_sae(str(tmp_path / "half"))
 
 
-def test_folder_that_is_no_checkpoint_is_not_searched_for_ever(
+def test_search_of_a_large_folder_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from saescope.sources import saes
@@ -248,20 +284,20 @@ def test_config_that_contradicts_its_path_is_refused(tmp_path: Path) -> None:
         load_sae(tmp_path, 5)
 
 
-def test_plan_knows_the_files_of_one_layer(tmp_path: Path) -> None:
+def test_plan_lists_the_files_of_one_layer(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     folder = tiny.save_saelens(tmp_path / "saes")
-    planned = plan_job(JobOptions(str(model), str(folder), layers=[1]))
+    plan = plan_job(JobOptions(str(model), str(folder), layers=[1]))
     names = [
-        file.entry.name for file in planned.needed if file.files and file.files.name == str(folder)
+        file.entry.name for file in plan.needed if file.files and file.files.name == str(folder)
     ]
-    own = "blocks.1.hook_resid_post"
-    assert names == [f"{own}/sae_weights.safetensors", f"{own}/cfg.json"]
-    assert planned.sizes is not None
-    assert planned.sizes.encoder == 4 * 256 * 33
+    folder_name = "blocks.1.hook_resid_post"
+    assert names == [f"{folder_name}/sae_weights.safetensors", f"{folder_name}/cfg.json"]
+    assert plan.sizes is not None
+    assert plan.sizes.encoder == 4 * 256 * 33
 
 
-def test_k_is_not_asked_for_where_there_is_none(tmp_path: Path) -> None:
+def test_k_is_refused_for_thresholds(tmp_path: Path) -> None:
     folder = tiny.save_saelens(tmp_path)
     assert load_sae(folder, 1).spec.k is None
     with pytest.raises(SourceError, match=r"k is 5, but .* has no k"):
@@ -282,7 +318,7 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"normalize_activations": "layer_norm"}, "normalised per token .*cannot be folded"),
         ({"normalize_activations": "constant_norm_rescale"}, "normalised per token"),
@@ -312,9 +348,9 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_saelens_refusals(settings: Mapping[str, Any], said: str, tmp_path: Path) -> None:
+def test_saelens_refusals(settings: Mapping[str, Any], message: str, tmp_path: Path) -> None:
     folder = tiny.save_saelens(tmp_path, [1], settings=settings)
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         load_sae(folder, 1)
 
 
@@ -330,9 +366,13 @@ def test_scale_of_finetuning_is_refused(tmp_path: Path) -> None:
 
 def save_sparsify(folder: Path, **settings: Any) -> Path:
     (folder / "layers.1").mkdir(parents=True)
-    made = tiny.sae_tensors()
-    state = {"encoder.weight": made["W_enc"], "encoder.bias": made["b_enc"], "W_dec": made["W_dec"].T.contiguous(),
-             "b_dec": made["b_dec"]}  # fmt: skip
+    tensors = tiny.sae_tensors()
+    state = {
+        "encoder.weight": tensors["W_enc"],
+        "encoder.bias": tensors["b_enc"],
+        "W_dec": tensors["W_dec"].T.contiguous(),
+        "b_dec": tensors["b_dec"],
+    }
     save_file(state, folder / "layers.1" / "sae.safetensors")
     config = {"d_in": 32, "k": 8, "expansion_factor": 8} | settings
     (folder / "layers.1" / "cfg.json").write_text(json.dumps(config))
@@ -340,7 +380,7 @@ def save_sparsify(folder: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"transcode": True}, "it is a transcoder"),
         ({"skip_connection": True}, r"\(skip_connection\), which cannot be folded"),
@@ -349,23 +389,28 @@ def save_sparsify(folder: Path, **settings: Any) -> Path:
         ({"k": 0}, "k is 0: it must be a whole number"),
     ],
 )
-def test_sparsify_refusals(settings: Mapping[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=said):
+def test_sparsify_refusals(settings: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=message):
         load_sae(save_sparsify(tmp_path, **settings), 1)
 
 
 def save_dictionary(folder: Path, trainer: Any, state: Mapping[str, Any] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    made = tiny.sae_tensors()
-    linear = {"encoder.weight": made["W_enc"], "encoder.bias": made["b_enc"], "decoder.weight": made["W_dec"],
-              "b_dec": made["b_dec"], "threshold": torch.tensor(-1.0)}  # fmt: skip
+    tensors = tiny.sae_tensors()
+    linear = {
+        "encoder.weight": tensors["W_enc"],
+        "encoder.bias": tensors["b_enc"],
+        "decoder.weight": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+        "threshold": torch.tensor(-1.0),
+    }
     torch.save(linear if state is None else dict(state), folder / "ae.pt")
     (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"io": "out"}}))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("trainer", "said"),
+    ("trainer", "message"),
     [
         ({"dict_class": "CrossCoder", "layer": 1}, "class 'CrossCoder' is not supported"),
         ({"layer": 1}, "class None is not supported"),
@@ -382,12 +427,12 @@ def save_dictionary(folder: Path, trainer: Any, state: Mapping[str, Any] | None 
         ("trainer", "trainer is 'trainer': it must be an object"),
     ],
 )
-def test_dictionary_learning_refusals(trainer: Any, said: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=said):
+def test_dictionary_learning_refusals(trainer: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=message):
         load_sae(save_dictionary(tmp_path / "sae", trainer), 1)
 
 
-def test_threshold_that_was_never_set_is_a_relu(tmp_path: Path) -> None:
+def test_unset_threshold_is_a_relu(tmp_path: Path) -> None:
     sae = load_sae(save_dictionary(tmp_path / "sae", {"dict_class": "BatchTopKSAE", "layer": 1}), 1)
     resid = torch.randn(9, 32)
     assert torch.equal(
@@ -486,7 +531,7 @@ def test_other_arrays_are_refused_in_one_line(name: str, change: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-def test_archive_that_swells_is_refused(tmp_path: Path) -> None:
+def test_compression_bomb_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.npz"
     np.savez_compressed(path, W_enc=np.zeros((4000, 4000), np.float32))
     with pytest.raises(SourceError, match=r"params\.npz is damaged"):

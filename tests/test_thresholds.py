@@ -1,4 +1,4 @@
-"""The whole way with SAEs whose number of firing features varies: JumpReLU and ReLU on a tiny model."""
+"""JumpReLU and ReLU SAEs, whose number of active features varies, from extract to the CLI."""
 
 import json
 from pathlib import Path
