@@ -14,9 +14,9 @@ from saescope.table import Table
 
 # Public functions and classes that may still lack an example: to be emptied.
 WITHOUT = """
-    BakeSettings Direction Edit EditSet Feature Prompt PromptSet Sae bake bundled_prompts
-    decoder_cosines diff load_lm load_sae open_sae parse_edit read_direction read_edits
-    read_prompts steered texts write_edits
+    BakeSettings Edit EditSet Sae bake
+    decoder_cosines diff load_lm load_sae parse_edit read_edits
+    steered write_edits
     """
 # Shown in the example of the function that returns them, as tables are.
 RETURNED = {"LM", "OutputScore", "Receipt", "SparseActs"}
