@@ -8,21 +8,24 @@ Options = Mapping[str, Any]
 
 def upgrade(verb: str, options: Options) -> dict[str, Any]:
     """Turn stored options into a request's values; raises KeyError for a verb that made no runs."""
-    return _UPGRADES[verb](options)
+    values = _UPGRADES[verb](options)
+    inputs = {name: options[name] for name in ("layers", "offline") if name in options}
+    if inputs:
+        values["inputs"] = inputs
+    return values
 
 
 def _contrast(options: Options) -> dict[str, Any]:
-    return {"settings": options["settings"], "inputs": _inputs(options)}
+    return {"settings": options["settings"]}
 
 
 def _detect(options: Options) -> dict[str, Any]:
     return {
         "sets": "",
         "target": options["target"],
-        "against": options["against"],
-        "transfer": _transfer(options["transfer"]),
+        "against": options.get("against"),
+        "transfer": _transfer(options.get("transfer")),
         "settings": options["settings"],
-        "inputs": _inputs(options),
     }
 
 
@@ -36,33 +39,24 @@ def _transfer(pairs: Mapping[str, list[str]] | None) -> list[str]:
 
 
 def _layers(options: Options) -> dict[str, Any]:
-    return {
-        "masking": options["masking"],
-        "seed": options["seed"],
-        "feature": options["feature"],
-        "inputs": {**_inputs(options), "offline": options["offline"]},
-    }
+    return _renamed(options, masking="masking", seed="seed", feature="feature")
 
 
 def _profile(options: Options) -> dict[str, Any]:
-    return {
-        "masking": options["masking"],
-        "samples": options["n_samples"],
-        "seed": options["seed"],
-        "inputs": _inputs(options),
-    }
+    return _renamed(options, masking="masking", n_samples="samples", seed="seed")
 
 
 def _precision(options: Options) -> dict[str, Any]:
-    return {"masking": options["masking"], "reference": options.get("against")}
+    return _renamed(options, masking="masking", against="reference")
 
 
 def _fitness(options: Options) -> dict[str, Any]:
-    return {"base": options.get("base")}
+    return _renamed(options, base="base")
 
 
-def _inputs(options: Options) -> dict[str, Any]:
-    return {"layers": options["layers"]}
+def _renamed(options: Options, **names: str) -> dict[str, Any]:
+    """Return the options that are there, under today's names."""
+    return {new: options[old] for old, new in names.items() if old in options}
 
 
 _UPGRADES: Mapping[str, Callable[[Options], dict[str, Any]]] = {
