@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH = 80  # of the terminal that commands believe to write to
+# Commands print as on a plain terminal of 80 columns, and fetch nothing.
+TERMINAL = {"TERM": "dumb", "TTY_COMPATIBLE": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: (.*?))? -->$")
@@ -284,14 +285,13 @@ def _run_python(block: Block, where: str, names: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Work in `folder`, as in a terminal of `WIDTH` columns and without a network.
+    """Work in `folder`, in the `TERMINAL`.
 
     `src` leads to the repository's, as it does for a reader in a clone.
     """
     (folder / "src").symlink_to(ROOT / "src")
-    wanted = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in TERMINAL}
+    os.environ.update(TERMINAL)
     try:
         with contextlib.chdir(folder):
             yield
