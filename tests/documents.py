@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +35,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # Commands print as on a plain terminal of 80 columns, and fetch nothing.
 TERMINAL = {"TERM": "dumb", "TTY_COMPATIBLE": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+PAGE_WIDTH = 100  # wider lines are folded
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: (.*?))? -->$")
 _FEATURE, _NUMBER = r"\b\d+/\d+\b", r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?"
 _HASH = re.compile(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,64}\b")
-_MEASURED = re.compile(rf"{_NUMBER} (?=(?:s|ms|min|kB|MB|GB|GFLOP/s|tokens/s)\b)")
+_MEASURED = re.compile(rf"{_NUMBER} (?=(?:s|ms|min|bytes|kB|MB|GB|GFLOP/s|tokens/s)\b)")
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _pieces_agree(a: str, b: str) -> bool:
 
 def _selected(printed: str, output: Block | None) -> tuple[str, ...]:
     """The lines of an output that its page shows."""
-    lines = [line.rstrip() for line in printed.splitlines()]
+    lines = [part for line in printed.splitlines() for part in _folded(line.rstrip())]
     while lines and not lines[-1]:
         lines.pop()
     while lines and not lines[0]:
@@ -237,6 +239,10 @@ def _selected(printed: str, output: Block | None) -> tuple[str, ...]:
         chosen += lines[start:stop]
         after = stop
     return (*chosen, "…") if after < len(lines) else tuple(chosen)
+
+
+def _folded(line: str) -> list[str]:
+    return [line] if len(line) <= PAGE_WIDTH else textwrap.wrap(line, PAGE_WIDTH)
 
 
 def _run_commands(block: Block, where: str) -> str:
