@@ -52,7 +52,7 @@ def test_wide_console_shows_every_column() -> None:
 
 
 def test_narrow_console_leaves_out_optional_columns_and_names_them() -> None:
-    text = printed(example().print, width=52)
+    text = printed(example().print, width=56)
     assert "0.00012" not in text
     assert "0.9512" in text
     assert "left out at this width: p (--json has them)" in text
@@ -65,6 +65,15 @@ def test_numbers_never_break_before_text_folds() -> None:
     lines = printed(table.print, width=40).splitlines()
     assert sum("123456" in line for line in lines) == 1
     assert max(map(cell_len, lines)) <= 40
+
+
+@pytest.mark.parametrize("width", range(36, 90))
+def test_no_width_cuts_a_cell(width: int) -> None:
+    text = printed(example(optional=("p", "score", "rate")).print, width)
+    table, _, left_out = text.partition("left out")
+    for name, cell in {"p": "0.00012", "score": "0.9512", "rate": "92.9 / 1.4 % chinese"}.items():
+        hidden = name in left_out.replace("width", "").replace("left", "")
+        assert (cell in table) is not hidden
 
 
 @pytest.fixture(scope="module")

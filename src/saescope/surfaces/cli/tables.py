@@ -11,8 +11,8 @@ from rich.text import Text
 
 # A text column may be folded down to this width before a column is left out.
 _FOLDED_WIDTH = 22
-# rich puts a space on both sides of a cell, and one at each end of the row.
-_PADDING, _ENDS = 2, 2
+# rich puts a space on both sides of a cell, one between cells, and one at each end of the row.
+_PADDING, _ENDS = 3, 1
 
 
 @dataclass
@@ -46,7 +46,7 @@ class ResultTable:
         console.print(self._render(hidden))
         if hidden:
             names = ", ".join(" ".join(name.split()) for name in hidden)
-            console.print(f"[dim]left out at this width: {names} (--json has them)[/]")
+            console.print(f"[dim]left out at this width: {names} (--json has them)[/]\n")
 
     @property
     def columns(self) -> list[str]:
