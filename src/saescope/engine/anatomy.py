@@ -1,7 +1,7 @@
-"""Which parameters of a decoder write to the residual, which read it, and which norm stands between.
+"""Which parameters of a decoder write to the residual, which read it, and the norms between.
 
-Known by the names that architectures give their parts. That nothing was missed is for numbers to show
-(`control/baking/proof.py`): a name says what something is called, not what it does.
+Known by the names that architectures give their parts. Numbers check that nothing was missed
+(`control/baking/anatomy_check.py`): a name says what something is called, not what it does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,8 @@ from saescope.sources.files import Files
 EMBEDDING = -1
 _WRITERS = ("o_proj", "out_proj", "dense", "down_proj", "fc2", "c_proj")
 _READERS = (
-    "q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a",
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn",
+    "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a",
     "gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "gate", "shared_expert_gate",
 )  # fmt: skip
 _ATTENTION = ("self_attn", "linear_attn", "attn")
@@ -37,7 +38,7 @@ _NORM_BEFORE_MLP = (
 
 @dataclass(frozen=True)
 class Port:
-    """A parameter one axis of which lies along the residual, and the norm between the two, by its name.
+    """A parameter with one axis along the residual, and the name of the norm between the two.
 
     Embeddings write at layer -1, the lm_head reads at the layer after the last.
     """
@@ -51,9 +52,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A decoder's ports, the modules whose output is added to the residual, and what its checkpoint calls them.
+    """A decoder's ports, the modules whose output is added to the residual, and their stored names.
 
-    `head.stored` is empty where the lm_head has no tensor of its own; `tied` says that it is the embedding's.
+    `head.stored` is empty if the lm_head has no tensor of its own; `tied` says that it is the
+    embedding's.
     """
 
     kind: str
@@ -85,7 +87,7 @@ class Anatomy:
 
 
 def read_anatomy(files: Files) -> Anatomy:
-    """The anatomy of a checkpoint's decoder, from its config, headers and index alone; raises SourceError."""
+    """The anatomy of a checkpoint's decoder, from its config, headers and index alone."""
     config = read_config(files)
     model = causal_lm(config, torch.float32)
     decoder: nn.Module = getattr(model, model.base_model_prefix)
@@ -94,15 +96,19 @@ def read_anatomy(files: Files) -> Anatomy:
     shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
     found = sources(shapes, stored, usual=f"{model.base_model_prefix}.")
     names = {name: tuple(source.flat) for name, source in found.items()}
-    if missing := [name for parts in names.values() for name in parts if name not in stored]:
+    missing = [name for parts in names.values() for name in parts if name not in stored]
+    if missing:
         raise SourceError(f"{files.name} has no tensor {missing[0]} ({len(missing)} missing)")
-    writes, reads = list(_embeddings(decoder, path, names)), list[Port]()
+    writes = list(_embeddings(decoder, path, names))
+    reads: list[Port] = []
     sites: dict[str, int] = {}
     for layer, block in enumerate(blocks):
-        for port, writes_to in _ports(block, f"{path}.{layer}", layer, names):
-            (writes if writes_to else reads).append(port)
-            if writes_to:
-                sites[port.norm or f"{path}.{layer}.{_part(port.name, path)}"] = layer
+        for port, is_writer in _ports(block, f"{path}.{layer}", layer, names):
+            if not is_writer:
+                reads.append(port)
+                continue
+            writes.append(port)
+            sites[port.norm or f"{path}.{layer}.{_part(port.name, path)}"] = layer
     if not writes or writes[0].layer != EMBEDDING or len({p.layer for p in writes}) <= len(blocks):
         raise SourceError(
             f"architecture {config.model_type!r}: what writes to its residual is not known"
@@ -173,7 +179,10 @@ def _norm_before(block: nn.Module, part: str) -> str | None:
 
 
 def _norm_after(block: nn.Module, part: str) -> str | None:
-    """In Gemma a norm stands between a writer and the residual; elsewhere one of that name stands before the MLP."""
+    """The norm between a writer and the residual, which Gemma has.
+
+    Elsewhere a norm of that name stands before the MLP.
+    """
     if not hasattr(block, "pre_feedforward_layernorm"):
         return None
     return "post_attention_layernorm" if part in _ATTENTION else "post_feedforward_layernorm"

@@ -75,6 +75,11 @@ class BatchPlan:
             order += [prompt, *self.copies.get(prompt, ())]
         return order
 
+    @property
+    def prompt_orders(self) -> list[list[int]]:
+        """The prompt order of every batch."""
+        return [self.prompt_order(number) for number in range(len(self.batches))]
+
     def prompt_lengths(self, number: int) -> list[int]:
         """How many tokens each of those prompts has."""
         return [len(self.token_ids[prompt]) for prompt in self.prompt_order(number)]

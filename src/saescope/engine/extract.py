@@ -66,8 +66,7 @@ def extract(
     if published is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    numbers = range(len(plan.batches))
-    n_tokens = [sum(plan.prompt_lengths(number)) for number in numbers]
+    n_tokens = [sum(plan.prompt_lengths(number)) for number in range(len(plan.batches))]
     with writer.collecting() as finished:
         # A resumed job keeps its kernels: others would differ in the last bits.
         used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, kernels))
@@ -79,9 +78,8 @@ def extract(
             n_done += n_tokens[unit.batch]
             if progress:
                 progress(n_done, sum(n_tokens) * len(saes))
-        prompt_orders = [plan.prompt_order(number) for number in numbers]
         record = _manifest_record(lm, saes, command, used)
-        return writer.publish(sets, _tokens_with_text(lm, plan), prompt_orders, record)
+        return writer.publish(sets, _tokens_with_text(lm, plan), plan.prompt_orders, record)
 
 
 def _refuse_edits(lm: LM) -> None:

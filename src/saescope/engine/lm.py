@@ -52,15 +52,10 @@ def load_lm(
 ) -> "LM":
     """Load the part of a model that computes the residual after each of `layers`.
 
-    Args:
-        ref: A folder, or a hub id (`owner/name@revision`).
-        layers: Layers whose outputs are needed; blocks above the last are not read. Default: all.
-        dtype: Default: bfloat16 if the checkpoint is stored so, else float32.
-        device: Default: a GPU if there is one.
-        offline: Use only files that are on this machine.
-        streamed: Read one block at a time when the model runs; such a model cannot generate.
-
-    Raises SourceError for anything missing, damaged or unknown.
+    `ref` is a folder or a hub id (`owner/name@revision`). Blocks above the last of `layers`
+    (default: all) are not read. `dtype` `auto` is bfloat16 if the checkpoint is stored so, else
+    float32. If `streamed`, one block at a time is read when the model runs; such a model cannot
+    generate. Raises SourceError for anything missing, damaged or unknown.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -69,9 +64,8 @@ def load_lm(
     """
     files = open_files(str(ref), offline=offline)
     config = read_config(files)
-    n_layers = int(config.num_hidden_layers)
-    layers = range(n_layers) if layers is None else layers
-    _refuse_missing_layers(files, layers, n_layers)
+    layers = range(config.num_hidden_layers) if layers is None else layers
+    _refuse_missing_layers(files, layers, config.num_hidden_layers)
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, config)
     model = _model_without_weights(config, torch_dtype)
@@ -81,13 +75,7 @@ def load_lm(
     tokenizer, tokenizer_files = read_tokenizer(files)
     packs_prompts = config.model_type in _PACKING_ARCHITECTURES
     return LM(
-        spec=ModelSpec(
-            repo=files.name,
-            revision=files.revision,
-            n_layers=n_layers,
-            d_model=int(config.hidden_size),
-            fingerprint=_digest(files, ["config.json", *tokenizer_files, *weights.shards]),
-        ),
+        spec=_spec(files, config, [*tokenizer_files, *weights.shards]),
         model=model,
         tokenizer=tokenizer,
         blocks=blocks,
@@ -262,6 +250,16 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
         raise SourceError(
             f"the tokenizer in {folder} cannot be read: {first_line(error)}"
         ) from error
+
+
+def _spec(files: Files, config: Any, names: Sequence[str]) -> ModelSpec:
+    return ModelSpec(
+        repo=files.name,
+        revision=files.revision,
+        n_layers=int(config.num_hidden_layers),
+        d_model=int(config.hidden_size),
+        fingerprint=_digest(files, ["config.json", *names]),
+    )
 
 
 def _digest(files: Files, names: Sequence[str]) -> str:

@@ -61,23 +61,19 @@ def load_sae(
     path = source.files.path(place.weights)
     config = read_sae_config(source.files, place.config) if place.config else {}
     weights = _READERS[place.format](path, config)
-    d_sae, d_model = weights.W_enc.shape
     stored = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
     if weights.threshold is not None:
         stored["threshold"] = weights.threshold
     if decoder:
         stored |= {"W_dec": weights.W_dec, "b_dec": weights.b_dec}
-    tensors = {}
-    for name, tensor in stored.items():
-        _refuse_infinite(path, name, tensor)
-        tensors[name] = tensor.to(device, torch.float32)
+    tensors = {name: _checked(path, name, stored[name], device) for name in stored}
     config_path = source.files.path(place.config) if place.config and config else None
     spec = SaeSpec(
         release=release_name(source.files),
         revision=source.files.revision,
         layer=layer,
-        d_model=d_model,
-        d_sae=d_sae,
+        d_model=weights.W_enc.shape[1],
+        d_sae=weights.W_enc.shape[0],
         k=_choose_k(path, source.k, weights),
         activation=weights.activation,
         trained_on=source.trained_on,
@@ -87,14 +83,16 @@ def load_sae(
     )
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     release_pages(mapped)
-    reopen_ref = "/".join(filter(None, [source.files.source, place.folder]))
-    return Sae(spec, **tensors, source=reopen_ref, mapped=mapped)
+    reopen = "/".join(filter(None, [source.files.source, place.folder]))
+    return Sae(spec, **tensors, source=reopen, mapped=mapped)
 
 
-def _refuse_infinite(path: Path, name: str, tensor: Tensor) -> None:
+def _checked(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:
+    """In float32, on the device; raises SourceError for values that are not finite."""
     extremes = torch.stack(torch.aminmax(tensor))  # one pass, no copy; NaN carries through
     if not torch.isfinite(extremes).all():
         raise SourceError(f"{path}: {name} has values that are not finite: the file is damaged")
+    return tensor.to(device, torch.float32)
 
 
 def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | None:

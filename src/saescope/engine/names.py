@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Size
 
-# Stacked experts are (expert, rows, columns); in each, the rows of these tensors follow one another.
+# Stacked experts are (expert, rows, columns), with the rows of these tensors one after another.
 _STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
@@ -27,7 +27,7 @@ class Source:
 
 
 def sources(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> dict[str, Source]:
-    """The source of every parameter, under the prefix that fits most of them (`usual` if none does).
+    """The source of every parameter, under the prefix that fits most of them, else `usual`.
 
     Names that the checkpoint lacks are included: the caller reports what is missing.
     """

@@ -1,7 +1,7 @@
 """Capture of the residual stream at hook points: the only file that registers hooks.
 
-`resid_post` of layer L is the output of block L. Hidden states that transformers returns would be something else for
-the last layer (taken after the final norm), so hooks it is.
+`resid_post` of layer L is the output of block L. The hidden states that transformers returns are
+something else at the last layer, taken after the final norm, so hooks are needed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 @contextmanager
 def edited(lm: LM) -> Iterator[None]:
-    """Within the context, forward passes of an LM count as edited, so that no run is made of them."""
+    """Within the context, forward passes of an LM count as edited: no run is made of them."""
     token = _EDITED.set((*_EDITED.get(), lm.blocks))
     try:
         yield
@@ -63,7 +63,7 @@ def is_edited(lm: LM) -> bool:
 
 @dataclass(frozen=True)
 class Pass:
-    """A decoder's forward pass: which positions are real, how many came before, and the KV cache."""
+    """A decoder's forward pass: its real positions, how many came before, the KV cache."""
 
     mask: Bool[Tensor, "batch pos"] | None
     past: int
@@ -77,7 +77,7 @@ def intervene(
     begin: Callable[[Pass], None],
     change: Callable[[int, Tensor], Tensor | None],
 ) -> Iterator[None]:
-    """Within the context, `begin` sees every forward pass, `change` may replace a block's output."""
+    """Within the context, `begin` sees every pass, `change` may replace a block's output."""
     with ExitStack() as stack:
         for decoder in decoders:
             handle = decoder.register_forward_pre_hook(partial(_begin, begin), with_kwargs=True)
@@ -180,7 +180,7 @@ def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> 
 
 @contextmanager
 def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the context, a module runs with a changed parameter, made for each call and dropped."""
+    """Within the context, a module runs with a changed parameter, made for each call."""
     own: list[nn.Parameter] = []
 
     def before(_module: nn.Module, _inputs: Any) -> None:

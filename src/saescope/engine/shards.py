@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as they are stored: names, places in their files, the tensors mapped; none is converted."""
+"""A checkpoint's tensors as they are stored, mapped from their files and not converted."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ class Shards:
 
     @classmethod
     def open(cls, files: Files) -> "Shards":
-        """Read every file's header; raises SourceError where one is missing, damaged or not as the index says."""
+        """Read every file's header; raises SourceError for one that is missing or damaged."""
         shard_of, _ = read_index(files)
         places: dict[str, Place] = {}
         metadata: dict[str, Mapping[str, str]] = {}

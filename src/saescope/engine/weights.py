@@ -31,9 +31,14 @@ class Weights:
     """The parameters of a module and where each comes from: filled at once, or block by block."""
 
     def __init__(
-        self, model: nn.Module, files: Files, shard_of: Mapping[str, str], found: Mapping[str, Source],
-        dtype: torch.dtype, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        files: Files,
+        shard_of: Mapping[str, str],
+        found: Mapping[str, Source],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self._model = model
         self._found = found
         self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -67,7 +72,7 @@ class Weights:
         return sorted({self._checkpoint.shard_of[name] for name in names})
 
     def fill(self, names: Sequence[str]) -> None:
-        """Give parameters their tensors; raises SourceError for one that is damaged or of another shape."""
+        """Give parameters their tensors; raises SourceError for damage or another shape."""
         self._model.load_state_dict(self._read(names), assign=True, strict=False)
         for (
             module
@@ -120,7 +125,7 @@ class Weights:
 def read_tensors(
     files: Files, wanted: Mapping[str, Size], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Some tensors of a checkpoint by the names a module gives them; raises SourceError as `Weights` does."""
+    """Some tensors of a checkpoint by a module's names; raises SourceError as `Weights` does."""
     shard_of, _ = read_index(files)
     found = sources(wanted, shard_of, usual="")
     _refuse_missing(files, found, shard_of, "lm_head")
@@ -154,7 +159,7 @@ class _Checkpoint:
     opened: dict[str, Any]
 
     def read(self, source: Source, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The parameter of this shape; its experts are put together where they are stored one by one."""
+        """The parameter of this shape, assembled if its experts are stored one by one."""
         stored = [self._stored(name) for name in source.flat]
         part = Size((shape[1] // len(source.names[0]), shape[2])) if source.stacked else shape
         for name, tensor in zip(source.flat, stored, strict=True):
@@ -187,7 +192,7 @@ class _Checkpoint:
 
 
 def _fill_buffers(model: nn.Module, kind: str) -> None:
-    """Compute what checkpoints do not hold, such as rotary frequencies, by the architecture's own rule.
+    """Compute buffers that checkpoints do not hold by the architecture's own rule.
 
     Parameters stay without memory meanwhile: the rule would draw random numbers for them.
     """
@@ -203,7 +208,8 @@ def _fill_buffers(model: nn.Module, kind: str) -> None:
                 first[name], second[name]
             ):  # what it held before, so the rule left it alone
                 raise SourceError(
-                    f"architecture {kind!r} is not supported: it does not say how the buffer {name} "
+                    f"architecture {kind!r} is not supported: "
+                    f"it does not say how the buffer {name} "
                     f"of its {type(module).__name__} is computed"
                 )
 
