@@ -32,14 +32,17 @@ def show_scan(console: Console, scanned: "Scan") -> None:
 
 
 def _tokens(prompt: "ScannedPrompt", layer: int) -> ResultTable:
+    n_features = max(len(token.features[layer]) for token in prompt.tokens)
+    feature_columns = [f"{rank}: id act" for rank in range(1, n_features + 1)]
     table = ResultTable(
         f"{cell(prompt.text)}   (layer {layer})",
-        text=("pos", "token", "norm", "features: id activation"),
+        text=("pos", "token", "norm", *feature_columns),
+        optional=feature_columns[:0:-1],
     )
     for token in prompt.tokens:
         features = [f"{feature.id} [dim]{act:.4g}[/]" for feature, act in token.features[layer]]
+        missing = [""] * (n_features - len(features))
         mark = "*" if token.sink else ""
-        table.add(
-            str(token.pos), cell(token.token), f"{token.norm[layer]:.4g}{mark}", "  ".join(features)
-        )
+        norm = f"{token.norm[layer]:.4g}{mark}"
+        table.add(str(token.pos), cell(token.token), norm, *features, *missing)
     return table

@@ -43,6 +43,8 @@ class ResultTable:
     def print(self, console: Console) -> None:
         """Print the table, and below it which columns were left out."""
         hidden = self._columns_to_hide(console.width)
+        if self.title:  # printed apart: rich would wrap it at the width of the table
+            console.print(f"[bold]{self.title}[/]")
         console.print(self._render(hidden))
         if hidden:
             names = ", ".join(" ".join(name.split()) for name in hidden)
@@ -77,9 +79,6 @@ class ResultTable:
 
     def _render(self, hidden: Sequence[str]) -> Table:
         table = Table(
-            title=self.title,
-            title_justify="left",
-            title_style="bold",
             header_style="bold",
             box=SIMPLE_HEAD,
             show_header=self.header,
