@@ -7,7 +7,7 @@ A page is plain Markdown. In it
 - comments right above a block say what is special about it:
 
       <!-- file: prompts/red.txt -->   the block is the content of this file, written first
-      <!-- not run: WHY -->            only checked: options by the real command line, Python by names
+      <!-- not run: WHY -->            only checked: command-line options and Python names
       <!-- fails: 2 -->                the command exits with this code; its stderr is the output
       <!-- output: lines 1-9, 14 -->   only these lines are shown, ``…`` stands for the others
       <!-- slow -->                    (anywhere) the page takes more than a few seconds

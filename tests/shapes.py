@@ -1,4 +1,4 @@
-"""Real models' files without their weights: true configs, indexes and headers, the values sparse."""
+"""Real models' files without weights: true configs, indexes and headers over sparse files."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,17 @@ def save(shape: Shape, model: Path, sae: Path, layers: Sequence[int]) -> None:
     model.mkdir(parents=True)
     sae.mkdir(parents=True)
     config = {
-        "model_type": "qwen3", "dtype": "bfloat16", "hidden_size": shape.d_model, "intermediate_size": shape.mlp,
-        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "head_dim": shape.head_dim,
-        "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocab, "tie_word_embeddings": shape.tied,
-    }  # fmt: skip
+        "model_type": "qwen3",
+        "dtype": "bfloat16",
+        "hidden_size": shape.d_model,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "head_dim": shape.head_dim,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied,
+    }
     (model / "config.json").write_text(json.dumps(config))
     (model / "tokenizer.json").write_text("{}")
     index: dict[str, str] = {}

@@ -43,8 +43,6 @@ ALLOWED = {
 }
 FILES = sorted(ROOT.rglob("*.py"))
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-# Class names that still mean two things; this list only ever becomes shorter.
-AMBIGUOUS_CLASSES = {"Positions", "Written", "_Layer"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -69,15 +67,17 @@ def test_file_keeps_to_its_room(file: Path) -> None:
     assert file.name == "residual.py" or not any(
         "register" in name and "hook" in name for name in calls
     )
-    given = [
-        k for k in ast.walk(tree) if isinstance(k, ast.keyword) and k.arg in ("W_enc", "W_dec")
+    weights = [
+        keyword
+        for keyword in ast.walk(tree)
+        if isinstance(keyword, ast.keyword) and keyword.arg in ("W_enc", "W_dec")
     ]
-    turned = any(
+    transposes_weights = any(
         isinstance(node, ast.Attribute) and node.attr == "T"
-        for k in given
-        for node in ast.walk(k.value)
+        for weight in weights
+        for node in ast.walk(weight.value)
     )
-    assert file.parent.name == "formats" or not turned
+    assert file.parent.name == "formats" or not transposes_weights
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_class_names_mean_one_thing() -> None:
             if isinstance(node, ast.ClassDef):
                 files_of.setdefault(node.name, set()).add(str(file.relative_to(ROOT)))
     ambiguous = {name: sorted(files) for name, files in files_of.items() if len(files) > 1}
-    assert {name: files for name, files in ambiguous.items() if name not in AMBIGUOUS_CLASSES} == {}
+    assert ambiguous == {}
 
 
 def test_names_are_defined() -> None:
@@ -200,12 +200,15 @@ def test_names_are_defined() -> None:
     pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--select=F821", "--config=lint.ignore=[]"]
     folders = ["src", "tests", "training", "benchmarks"]
-    found = subprocess.run(
+    ruff = subprocess.run(
         [*command, "--output-format=json", "--exit-zero", *folders],
-        cwd=ROOT.parents[1], capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT.parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     undefined = []
-    for problem in json.loads(found.stdout):
+    for problem in json.loads(ruff.stdout):
         row, column = problem["location"]["row"], problem["location"]["column"]
         line = Path(problem["filename"]).read_text(encoding="utf-8").splitlines()[row - 1]
         inside_quotes = line[: column - 1].count('"') % 2 == 1

@@ -264,12 +264,17 @@ def test_readout_clamp_of_features_is_exact_at_every_write(tmp_path: Path) -> No
     assert baked.exact
     assert baked.kl_hook_baked is not None
     assert baked.kl_hook_baked.largest < 1e-9
-    seen: list[Tensor] = []
+    resids: list[Tensor] = []
+
+    def record(resid: Tensor) -> Tensor:
+        resids.append(resid)
+        return resid
+
     written = whole(tmp_path / "out")
     for block in blocks(written):
-        block.register_forward_hook(output(lambda h: seen.append(h) or h))  # type: ignore[func-returns-value]
+        block.register_forward_hook(output(record))
     scores(written, tmp_path / "out")
-    for resid in seen:
+    for resid in resids:
         z = sae.pre_acts(resid[0])[:, [3, 9]]
         torch.testing.assert_close(z, torch.tensor([2.0, -1.0]).expand_as(z), atol=1e-4, rtol=0)
 

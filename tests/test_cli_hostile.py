@@ -362,8 +362,11 @@ def test_json_has_the_keys_of_the_contract(
         "layers",
     }
     assert profiled["sets"]["red"]["layers"]["2"].keys() >= {
-        "pos0_norm_mean", "pos0_norm_median", "later_norm_mean", "sinks",
-    }  # fmt: skip
+        "pos0_norm_mean",
+        "pos0_norm_median",
+        "later_norm_mean",
+        "sinks",
+    }
     assert len(list(Path("runs").iterdir())) == 1  # profile asked the run that contrast had made
 
 

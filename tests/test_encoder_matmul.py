@@ -1,4 +1,4 @@
-"""A device whose product or top k is wrong is refused before it is used; one without the fast product falls back."""
+"""A device with a wrong matmul or top k is refused; one without the fast matmul falls back."""
 
 import pytest
 import torch

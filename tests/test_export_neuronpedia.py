@@ -146,8 +146,11 @@ def test_layout_and_names(run: Run, tmp_path: Path) -> None:
     assert sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()) == [
         *(f"activations/batch-{n}.jsonl.gz" for n in range(2)),
         *(f"features/batch-{n}.jsonl.gz" for n in range(2)),
-        "model.jsonl", "release.jsonl", "source.jsonl", "sourceset.jsonl",
-    ]  # fmt: skip
+        "model.jsonl",
+        "release.jsonl",
+        "source.jsonl",
+        "sourceset.jsonl",
+    ]
     about = {name: next(lines(source / f"{name}.jsonl")) for name in NEEDED}
     assert all(
         NEEDED[name] <= row.keys() and None not in [row[k] for k in NEEDED[name]]

@@ -1,4 +1,4 @@
-"""The main path equals a plain per-prompt computation through transformers, whatever the shapes and batches."""
+"""Extraction equals a plain per-prompt computation through transformers, however it batches."""
 
 import json
 from dataclasses import replace

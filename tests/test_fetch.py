@@ -87,8 +87,9 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     }
     assert all(first == 0 and n <= 100_001 for parts in hub.sent.values() for first, n in parts)
     assert {name for name, file in files.items() if file["have"]} == {
-        f"{MODEL}/config.json", f"{MODEL}/model.safetensors.index.json"
-    }  # fmt: skip
+        f"{MODEL}/config.json",
+        f"{MODEL}/model.safetensors.index.json",
+    }
     sizes = {
         name: (hub.repos[name.rpartition("/")[0]] / file["name"]).stat().st_size
         for name, file in files.items()

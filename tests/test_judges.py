@@ -138,7 +138,7 @@ Answer = Callable[[Any, int], tuple[int, Any]]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], tuple[str, list[Any]]]]:
-    """Starts a server on loopback; `answer` gets the document and the number of earlier requests."""
+    """Starts a server on loopback; `answer` gets the request and the number of earlier ones."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     servers: list[ThreadingHTTPServer] = []

@@ -1,4 +1,4 @@
-"""SAEs and models from folders: only what is needed is read, and what is missing or damaged is said in one line."""
+"""SAEs and models load from folders: only needed tensors; one-line errors for damaged files."""
 
 import json
 from collections.abc import Callable

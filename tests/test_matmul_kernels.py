@@ -1,4 +1,4 @@
-"""Whichever kernel multiplies, results are the same up to the order of sums; other threads notice nothing."""
+"""All kernels agree up to the order of sums; other threads keep their own kernels."""
 
 import threading
 from pathlib import Path
@@ -19,12 +19,12 @@ from saescope.engine.matmul_kernels import LEAST_ROWS, Kernel, KernelMode, avail
 from saescope.sources.prompts import texts
 from saescope.store.writer import RunWriter
 
-# Beginnings differ, so that nothing is computed as a shared prefix, which streamed models do not have.
+# Beginnings differ, so that no prefix is shared: streamed models share none.
 LONG = [f"{n}{text} {text}" for n in range(6) for text in tiny.TEXTS]
 
 
 def rounding(x: Tensor, weight: Tensor) -> Tensor:
-    """How far two orders of a float32 sum may be apart: its length times float32's step, of the terms' sizes."""
+    """How far two orders of a float32 sum may differ: length * 2**-24 * sum of absolute terms."""
     return x.shape[-1] * 2**-24 * (x.float().abs() @ weight.float().abs().T)
 
 

@@ -92,7 +92,7 @@ def test_wrong_width_and_missing_decoder_are_refused() -> None:
 
 
 def thresholded(activation: str, n: int = 256) -> Sae:
-    """As `make`, but what is over a feature's threshold fires; negative thresholds let through what is above 0."""
+    """As `make`, but thresholds decide; under a negative threshold, only positive values fire."""
     spec = SaeSpec("tiny", None, 0, 32, n, None, activation, None, "")
     threshold = None if activation == "relu" else torch.linspace(-0.5, 2.0, n)
     return Sae(spec, **tiny.sae_tensors(32, n), threshold=threshold)

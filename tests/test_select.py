@@ -134,7 +134,7 @@ def test_selection_refuses_too_few_prompts_and_no_detectors(tmp_path: Path) -> N
 def test_the_organism_has_two_detectors_that_control_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of six perfect detectors of declined requests, few change replies and one restores answers."""
+    """Of six perfect detectors of declined requests, few change replies; one restores answers."""
     from saescope.demo.organism import ANSWERS
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""One block at a time equals the whole model, bit for bit, whatever the architecture gives its blocks."""
+"""One block at a time equals the whole model bit for bit, in every architecture."""
 
 from collections.abc import Callable
 from dataclasses import replace

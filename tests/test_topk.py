@@ -16,8 +16,13 @@ def by_definition(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(n=st.integers(0, 5), d=st.sampled_from([1, 7, 31, 32, 200, 4096, 8192]), k=st.integers(1, 60),
-       distinct=st.sampled_from([1, 2, 30, 10**6]), seed=st.integers(0, 10**6))  # fmt: skip
+@given(
+    n=st.integers(0, 5),
+    d=st.sampled_from([1, 7, 31, 32, 200, 4096, 8192]),
+    k=st.integers(1, 60),
+    distinct=st.sampled_from([1, 2, 30, 10**6]),
+    seed=st.integers(0, 10**6),
+)
 def test_largest_by_definition(n: int, d: int, k: int, distinct: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     values = torch.randint(-distinct, distinct, (n, d), generator=random) / 7
@@ -28,8 +33,14 @@ def test_largest_by_definition(n: int, d: int, k: int, distinct: int, seed: int)
 
 
 @settings(deadline=None, max_examples=60)
-@given(n=st.integers(0, 9), d=st.integers(1, 300), k=st.integers(1, 70), rows=st.integers(1, 9),
-       columns=st.integers(1, 200), seed=st.integers(0, 10**6))  # fmt: skip
+@given(
+    n=st.integers(0, 9),
+    d=st.integers(1, 300),
+    k=st.integers(1, 70),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 200),
+    seed=st.integers(0, 10**6),
+)
 def test_blocks_do_not_matter(n: int, d: int, k: int, rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     # Small whole numbers: products are exact and often equal.

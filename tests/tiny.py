@@ -114,7 +114,13 @@ def save_saelens(
         save_file(state, own / "sae_weights.safetensors")
         d_sae, d_model = state["W_dec"].shape
         about = {"hook_name": own.name, "model_name": "tiny", "sae_lens_version": "6.54.12"}
-        config = {"architecture": kind, "d_in": d_model, "d_sae": d_sae, "apply_b_dec_to_input": False,
-                  "normalize_activations": "none", "metadata": about}  # fmt: skip
+        config = {
+            "architecture": kind,
+            "d_in": d_model,
+            "d_sae": d_sae,
+            "apply_b_dec_to_input": False,
+            "normalize_activations": "none",
+            "metadata": about,
+        }
         (own / "cfg.json").write_text(json.dumps(config | dict(settings or {})))
     return folder

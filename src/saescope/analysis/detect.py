@@ -85,7 +85,7 @@ def detect(
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _LayerSearch:
     """One layer's firings, and what the search finds among the compared sets.
 
     Columns are as in `counts`; in `discovery` and `holdout` the target is set 0.
@@ -102,7 +102,7 @@ class _Layer:
     best_gap: float
 
 
-def _search_layer(comparison: Comparison, number: int, settings: DetectSettings) -> _Layer:
+def _search_layer(comparison: Comparison, number: int, settings: DetectSettings) -> _LayerSearch:
     run = comparison.run
     stored = run.features(number)
     positions = settings.masking.apply(run.token_pos, stored.norms)
@@ -112,7 +112,7 @@ def _search_layer(comparison: Comparison, number: int, settings: DetectSettings)
     discovery = compared.of_prompts(comparison.is_discovery)
     holdout = compared.of_prompts(~comparison.is_discovery)
     rates = discovery.prompt_rates()
-    return _Layer(
+    return _LayerSearch(
         number=number,
         stored=stored,
         positions=positions,
@@ -142,7 +142,7 @@ def _passes(prompt_rates: Floats, settings: DetectSettings) -> Bools:
     return np.asarray(fires_here & silent_elsewhere)
 
 
-def _passing_by_chance(layer: _Layer, settings: DetectSettings) -> Floats:
+def _passing_by_chance(layer: _LayerSearch, settings: DetectSettings) -> Floats:
     """How many features pass on discovery prompts with shuffled labels, per shuffle."""
     discovery = layer.discovery
     if settings.shuffles == 0:
@@ -159,7 +159,7 @@ def _passing_by_chance(layer: _Layer, settings: DetectSettings) -> Floats:
 
 
 def _detected(
-    comparison: Comparison, layer: _Layer, settings: DetectSettings
+    comparison: Comparison, layer: _LayerSearch, settings: DetectSettings
 ) -> list[DetectedFeature]:
     """The features of one layer that pass on discovery prompts."""
     if not len(layer.passing):
@@ -196,13 +196,13 @@ def _detected(
 
 
 def _classifier(
-    comparison: Comparison, layer: _Layer, transfer: Mapping[str, Sequence[str]], max_k: int
+    comparison: Comparison, layer: _LayerSearch, transfer: Mapping[str, Sequence[str]], max_k: int
 ) -> Classifier:
     strength = _monolinguality(comparison, layer, layer.counts.features)
     return fit_classifier(comparison, layer.number, layer.counts, strength, transfer, max_k)
 
 
-def _monolinguality(comparison: Comparison, layer: _Layer, ids: Ints) -> Floats:
+def _monolinguality(comparison: Comparison, layer: _LayerSearch, ids: Ints) -> Floats:
     token_prompt = comparison.run.token_prompt
     scored = layer.positions.scored
     target = scored & comparison.is_target[token_prompt]
@@ -210,7 +210,7 @@ def _monolinguality(comparison: Comparison, layer: _Layer, ids: Ints) -> Floats:
     return monolinguality(layer.stored, target, others, ids)
 
 
-def _groups(layer: _Layer, ids: Ints) -> Ints:
+def _groups(layer: _LayerSearch, ids: Ints) -> Ints:
     """Group numbers of features that fire on the same tokens, (features,).
 
     Groups are made by average linkage, where features share half of their tokens.
@@ -230,7 +230,7 @@ def _groups(layer: _Layer, ids: Ints) -> Ints:
     return np.asarray(groups, np.int64) - 1
 
 
-def _firings(comparison: Comparison, found: Sequence[_Layer]) -> list[PromptFirings]:
+def _firings(comparison: Comparison, found: Sequence[_LayerSearch]) -> list[PromptFirings]:
     """Per prompt of the run, the passing features that fire on it."""
     prompts = comparison.run.prompts
     fires: list[list[Feature]] = [[] for _ in prompts]

@@ -46,7 +46,9 @@ def profile(
     if n_samples < 0:
         raise PromptError(f"n_samples must be at least 0, got {n_samples}")
     masking = masking or Masking()
-    by_layer = [_layer(run, masking, layer) for layer in dict.fromkeys(layers or run.layers)]
+    by_layer = [
+        _profile_layer(run, masking, layer) for layer in dict.fromkeys(layers or run.layers)
+    ]
     sets = {}
     for name, figures in token_figures(run, n_samples, seed).items():
         norms = {layer.number: layer.norms[name] for layer in by_layer}
@@ -155,7 +157,7 @@ class Sink:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _LayerProfile:
     """One layer's norms by token and by set, its sinks (rows of the token table), its warnings."""
 
     number: int
@@ -172,7 +174,7 @@ class _Layer:
         return float(self.values[token]) / self.median
 
 
-def _layer(run: Run, masking: Masking, number: int) -> _Layer:
+def _profile_layer(run: Run, masking: Masking, number: int) -> _LayerProfile:
     values = run.features(number).norms
     sinks = masking.apply(run.token_pos, values).sinks
     is_later = run.token_pos > 0
@@ -194,7 +196,7 @@ def _layer(run: Run, masking: Masking, number: int) -> _Layer:
         if of_set.later_norm_mean
     }
     n_sinks = [of_set.sinks for of_set in norms.values()]
-    return _Layer(
+    return _LayerProfile(
         number=number,
         median=masking.median(run.token_pos, values),
         values=values,
@@ -222,9 +224,9 @@ def _norms(first: Floats, later: Floats, n_sinks: int, n_pos0_sinks: int) -> Lay
     )
 
 
-def _sinks(run: Run, by_layer: Sequence[_Layer]) -> list[Sink]:
+def _sinks(run: Run, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
     """All sinks: those after position 0 first, then by how far they are above the median."""
-    layers_of: defaultdict[int, list[_Layer]] = defaultdict(list)
+    layers_of: defaultdict[int, list[_LayerProfile]] = defaultdict(list)
     for layer in by_layer:
         for token in layer.sinks.tolist():
             layers_of[token].append(layer)
@@ -236,7 +238,7 @@ def _sinks(run: Run, by_layer: Sequence[_Layer]) -> list[Sink]:
     return sorted(sinks, key=order)
 
 
-def _sink(run: Run, token: int, layers: Sequence[_Layer]) -> Sink:
+def _sink(run: Run, token: int, layers: Sequence[_LayerProfile]) -> Sink:
     furthest = max(layers, key=lambda layer: layer.ratio(token) or np.inf)
     prompt = run.prompts[run.token_prompt[token]]
     return Sink(

@@ -16,7 +16,21 @@ _BLOCK_BYTES = 128 * 2**20
 
 
 def decoder_cosines(run: Run, *, offline: bool = False) -> "DecoderCosines":
-    """Cosines for the SAEs of a stored run, opened again from its manifest."""
+    """Function of features and a layer, for the SAEs that the run's manifest names.
+
+    It returns the cosine of each feature's decoder direction with every decoder direction of the
+    layer, as an array (features, d_sae).
+
+    >>> import tempfile
+    >>> import saescope as ss
+    >>> lm = ss.load_lm("saescope-tiny", layers=[2, 3])
+    >>> saes = [ss.load_sae("saescope-tiny-sae", layer) for layer in (2, 3)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = ss.extract(lm, saes, ss.texts(["A short text."]), f"{folder}/run")
+    ...     cosines = ss.decoder_cosines(run)([ss.Feature(2, 430)], 3)
+    >>> cosines.shape, cosines.argmax().item(), cosines.max().item()  # doctest: +ELLIPSIS
+    ((1, 512), 430, 0.682...)
+    """
     return DecoderCosines(run, offline=offline)
 
 

@@ -49,38 +49,37 @@ NAMES = [f"{maker}/{name}" for maker, names in CASES.items() for name in names]
 
 
 @pytest.fixture(scope="session")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the makers' files and answers, made by their code in a process of its own."""
     if importlib.util.find_spec("sae_lens") is None:
         pytest.skip("SAELens is not installed: pip install --group judges")
-    folder = tmp_path_factory.mktemp("judged")
-    made = subprocess.run(
-        [sys.executable, HERE / "judges.py", folder],
+    folder = tmp_path_factory.mktemp("reference_saes")
+    process = subprocess.run(
+        [sys.executable, HERE / "reference_saes.py", folder],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert made.returncode == 0, made.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_maker_and_saescope_agree(name: str, judged: Path) -> None:
-    answers = torch.load(judged / "answers.pt")
+def test_maker_and_saescope_agree(name: str, reference_folder: Path) -> None:
+    answers = torch.load(reference_folder / "answers.pt")
     if name not in answers and name.startswith("sparsify"):
         pytest.skip("eai-sparsify is not installed: pip install --group judges")
     resid, acts, decoded, layer = answers[name]
     assert set(answers) <= set(NAMES)
-    sae = load_sae(judged / name, layer)
-    found = sae.encode(resid)
-    dense = torch.zeros_like(acts).scatter_add(1, found.ids, found.acts)
+    sae = load_sae(reference_folder / name, layer)
+    sparse = sae.encode(resid)
+    dense = torch.zeros_like(acts).scatter_add(1, sparse.ids, sparse.acts)
     assert torch.equal(dense > 0, acts > 0)
     torch.testing.assert_close(dense, acts, atol=1e-5, rtol=0)
-    torch.testing.assert_close(sae.decode(found), decoded, atol=1e-5, rtol=1e-5)
-    assert (
-        float((acts > 0).sum(1).float().mean()) > 1
-    )  # something fires, so there was something to agree on
-    alone = load_sae(judged / name, layer, decoder=False)
-    assert torch.equal(alone.encode(resid).acts, found.acts)
+    torch.testing.assert_close(sae.decode(sparse), decoded, atol=1e-5, rtol=1e-5)
+    mean_l0 = float((acts > 0).sum(1).float().mean())
+    assert mean_l0 > 1
+    encoder_only = load_sae(reference_folder / name, layer, decoder=False)
+    assert torch.equal(encoder_only.encode(resid).acts, sparse.acts)
