@@ -198,7 +198,7 @@ OPTIONS = [
     (["--k", "0"], "k is 0"),
     (["--k", "many"], "many"),
     (["--k", "999"], "k is 999"),
-    (["--batch-tokens", "0"], "--batch-tokens is 0"),
+    (["--batch-tokens", "0"], "batch_tokens must be at least 1"),
     (["--n-top", "0"], "n_top must be at least 1, got 0"),
     (["--dtype", "int8"], "int8"),
     (["--device", "tpu"], "tpu"),
@@ -414,10 +414,10 @@ def test_interrupt_says_what_is_left(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saescope.engine.scan.compute", interrupted)
+    monkeypatch.setattr("saescope.engine.scan.compute_features", interrupted)
     assert run(["scan", "hello", *of(pair)]) == 130
     assert capfd.readouterr().err.splitlines()[-1] == "saescope: interrupted; nothing was written"
-    monkeypatch.setattr("saescope.engine.extract.compute", interrupted)
+    monkeypatch.setattr("saescope.engine.extract.compute_features", interrupted)
     Path("a.jsonl").write_text('{"set": "a", "text": "hello there"}\n')
     assert run(["profile", "a.jsonl", *of(pair)]) == 130
     assert "the same command resumes" in capfd.readouterr().err.splitlines()[-1]
