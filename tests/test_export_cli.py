@@ -153,7 +153,7 @@ def test_neuronpedia_of_a_run(
         (["saelens", "--edit", "1/3 add 1"], "takes no edits: gguf and lora do"),
         (["saelens", "--layers", "9"], "has layers 0-2"),
         (["saelens", "--layers", "x"], "expected numbers"),
-        (["neuronpedia"], "give a run made before with --run RUN"),
+        (["neuronpedia"], "give a run made before"),
         (["neuronpedia", "--run", "."], "is not a run"),
         (["gguf", "--run", ".", "--edit", "1/3 add 1"], "takes no run"),
         (["onnx"], "onnx"),

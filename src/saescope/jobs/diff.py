@@ -29,7 +29,7 @@ class DiffRequest(Request):
     _: KW_ONLY
     edits: EditInputs = EditInputs()
     n_top: int = 20
-    "Number of tensors to show, the most changed first; all with --json."
+    "Number of tensors to show, the most changed first; JSON has all."
     inputs: ModelInputs = ModelInputs()
 
     def run(self, reporter: Reporter = SILENT) -> "Diff":

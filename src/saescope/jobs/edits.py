@@ -40,7 +40,9 @@ class EditInputs:
             stored = read_edits(self.edits)
             return replace(stored, edits=(*stored.edits, *parsed))
         if not parsed:
-            raise EditError('nothing to edit: give --edits FILE or --edit "LAYER/ID scale -1"')
+            raise EditError(
+                'nothing to edit: give an edits file, or an edit such as "17/23991 scale -1"'
+            )
         return EditSet("", "", parsed)
 
 

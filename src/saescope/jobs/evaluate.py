@@ -136,8 +136,8 @@ class EvaluateRequest(Request):
                 discovery.append(prompt)
         if not holdout:
             raise PromptError(
-                "no prompt is held out: give more, or also use those that features were found on "
-                "(--every-prompt)"
+                "no prompt is held out: give more prompts, or use every prompt, also those that "
+                "features were found on"
             )
         return _PromptParts(discovery, list(prompts) if self.every_prompt else holdout)
 

@@ -155,14 +155,14 @@ def show_licence(source: SaeSource, reporter: Reporter) -> None:
 def _sae_for(model: str) -> str:
     releases = releases_for(model.partition("@")[0])
     if not releases:
-        raise SourceError(f"no SAE is known for {model}: give one with --sae")
+        raise SourceError(f"no SAE is known for {model}: name the SAE too")
     return releases[0].repo
 
 
 def _model_for(sae: str) -> str:
     model = model_of(sae.partition("@")[0])
     if model is None:
-        raise SourceError(f"which model belongs to {sae} is not known: give it with --model")
+        raise SourceError(f"which model belongs to {sae} is not known: name the model too")
     return model
 
 

@@ -28,7 +28,7 @@ class PrecisionRequest(Request):
     "If the first is a run: another run of the same prompts to judge it by."
     _: KW_ONLY
     against: Literal["float32", "bfloat16"] = "float32"
-    "Dtype to judge by; --dtype is the one being judged. Default of --dtype here: bfloat16."
+    "Dtype to judge by. The dtype being judged is bfloat16 by default here."
     against_device: Literal["auto", "cpu", "cuda", "mps"] | None = None
     "Device to judge by. Default: the same device."
     inputs: ModelInputs = ModelInputs()

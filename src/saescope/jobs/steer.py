@@ -41,7 +41,7 @@ class SteerRequest(Request):
     verb: ClassVar[str] = "steer"
 
     prompt: str
-    "Text to continue, or with --chat a request to answer."
+    "Text to continue, or as a chat a request to answer."
     _: KW_ONLY
     edits: EditInputs = EditInputs()
     chat: bool = False
