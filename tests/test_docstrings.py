@@ -2,29 +2,25 @@
 
 import contextlib
 import doctest
-import importlib.util
 import inspect
 import io
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import saescope
+import saescope.exports
+import saescope.judges
 from saescope.table import Table
 
 # Shown in the example of the function that returns them, as tables are.
 RETURNED = {"LM", "OutputScore", "Receipt", "SparseActs"}
 
 
-def _namespaces() -> list[ModuleType]:
-    names = ["saescope", "saescope.judges", "saescope.exports"]
-    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
-
-
 def _public() -> dict[str, object]:
     """Public functions and classes by their name as users write it: `contrast`, `exports.gguf`."""
     public = {}
-    for namespace in _namespaces():
+    for namespace in (saescope, saescope.judges, saescope.exports):
         prefix = namespace.__name__.removeprefix("saescope").lstrip(".")
         for name in namespace.__all__:
             value = getattr(namespace, name)
