@@ -9,8 +9,8 @@ A page is plain Markdown. In it
       <!-- file: prompts/red.txt -->   the block is the content of this file, written first
       <!-- not run: WHY -->            only checked: command-line options and Python names
       <!-- fails: 2 -->                the command exits with this code; its stderr is the output
-      <!-- output: lines 1-9, 14 -->   only these lines are shown, ``…`` stands for the others
-      <!-- slow -->                    (anywhere) the page takes more than a few seconds
+      <!-- output: 1 to "words", 14 -->   only these lines are shown, by number or by words in
+                                       them, until the ``end``; ``…`` stands for the others
 
 Text must agree; numbers may differ as two machines do (`agree`). ``python -m tests.documents
 --update`` runs all pages, or those named, and rewrites the outputs and images they show.
@@ -39,6 +39,8 @@ PAGE_WIDTH = 100  # wider lines are folded
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\s*$")
 _MARK = re.compile(r"^<!-- ([a-z ]+?)(?:: (.*?))? -->$")
+_PLACE = r'\d+|"[^"]*"|end'
+_PART = re.compile(rf"({_PLACE})(?: to ({_PLACE}))?")
 _FEATURE, _NUMBER = r"\b\d+/\d+\b", r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?"
 _HASH = re.compile(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,64}\b")
 _MEASURED = re.compile(rf"{_NUMBER} (?=(?:s|ms|min|bytes|kB|MB|GB|GFLOP/s|tokens/s)\b)")
@@ -72,8 +74,12 @@ class Page:
         return self.path.relative_to(ROOT).as_posix()
 
     @property
-    def slow(self) -> bool:
-        return "<!-- slow -->" in self.lines
+    def runs(self) -> bool:
+        """Whether a test has something to execute."""
+        return any(
+            block.language in ("bash", "python") and "not run" not in block.marks
+            for block in self.blocks
+        )
 
     def output_of(self, block: Block) -> Block | None:
         """The ``text`` block that follows, with nothing but marks in between."""
@@ -231,14 +237,24 @@ def _selected(printed: str, output: Block | None) -> tuple[str, ...]:
         return tuple(lines)
     chosen: list[str] = []
     after = 0  # index of the first line that is not looked at yet
-    for part in output.marks["output"].removeprefix("lines ").split(","):
-        first, _, last = part.strip().partition("-")
-        start, stop = int(first) - 1, int(last or first)
+    for first, last in _PART.findall(output.marks["output"]):
+        start = _find_line(first, lines, after)
+        stop = _find_line(last or first, lines, start) + 1
         if start > after:
             chosen.append("…")
         chosen += lines[start:stop]
         after = stop
     return (*chosen, "…") if after < len(lines) else tuple(chosen)
+
+
+def _find_line(place: str, lines: Sequence[str], after: int) -> int:
+    """The index of a line by its number, by words in it, or the last one by ``end``."""
+    if place == "end":
+        return len(lines) - 1
+    if place.isdigit():
+        return int(place) - 1
+    words = place.strip('"')
+    return next((n for n in range(after, len(lines)) if words in lines[n]), len(lines) - 1)
 
 
 def _folded(line: str) -> list[str]:
