@@ -19,9 +19,8 @@ from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
 from saescope.sources.saes import open_sae
 
-settings.register_profile(
-    "untimed", deadline=None
-)  # how long an example takes says how busy the machine is
+# No deadline: how long an example takes depends on the load of the machine.
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 

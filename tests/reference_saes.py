@@ -82,8 +82,8 @@ def saelens(out: Path) -> Answers:
         trained.save_inference_model(out / "saelens" / name)
         saes[name] = trained
     for name in saes:
-        again = SAE.load_from_disk(out / "saelens" / name, dtype="float32")
-        answers[f"saelens/{name}"] = answer(again, 3)
+        loaded = SAE.load_from_disk(out / "saelens" / name, dtype="float32")
+        answers[f"saelens/{name}"] = answer(loaded, 3)
     return answers | {"saelens/before-6": before_6(out / "saelens" / "before-6")}
 
 

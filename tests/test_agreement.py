@@ -25,19 +25,20 @@ K = 8
 
 
 def test_agreement_by_hand(tmp_path: Path) -> None:
-    one = np.zeros((6, 5), bool)  # two sets × one prompt × three tokens; position 0 never counts
-    one[:, :2] = True
-    two = one.copy()
-    two[1] = [True, False, True, False, False]  # one of two features is another
-    a = write_run(tmp_path / "a", {"x": [3], "y": [3]}, {4: one})
-    b = write_run(tmp_path / "b", {"x": [3], "y": [3]}, {4: two})
-    found = agreement(a, b).layers[4]
-    assert (found.tokens, found.masked_pos0, found.masked_sinks) == (4, 2, 0)
-    assert found.topk_equal == found.top5_equal == pytest.approx(3 / 4)
-    assert found.topk_jaccard == pytest.approx((3 + 1 / 3) / 4)
-    assert found.act_rel_diff == found.resid_rel_diff == found.norm_rel_diff == 0
-    assert found.rate_diff == pytest.approx(1 / 2)  # features 1 and 2 on half of x's scored tokens
-    assert [(w.id, w.topk_jaccard) for w in found.worst] == [
+    # Two sets × one prompt × three tokens; position 0 never counts.
+    fires_a = np.zeros((6, 5), bool)
+    fires_a[:, :2] = True
+    fires_b = fires_a.copy()
+    fires_b[1] = [True, False, True, False, False]  # one of two features is another
+    a = write_run(tmp_path / "a", {"x": [3], "y": [3]}, {4: fires_a})
+    b = write_run(tmp_path / "b", {"x": [3], "y": [3]}, {4: fires_b})
+    stats = agreement(a, b).layers[4]
+    assert (stats.tokens, stats.masked_pos0, stats.masked_sinks) == (4, 2, 0)
+    assert stats.topk_equal == stats.top5_equal == pytest.approx(3 / 4)
+    assert stats.topk_jaccard == pytest.approx((3 + 1 / 3) / 4)
+    assert stats.act_rel_diff == stats.resid_rel_diff == stats.norm_rel_diff == 0
+    assert stats.rate_diff == pytest.approx(1 / 2)  # features 1 and 2 on half of x's scored tokens
+    assert [(w.id, w.topk_jaccard) for w in stats.worst] == [
         ("x:0", pytest.approx(2 / 3)),
         ("y:0", 1.0),
     ]
@@ -48,9 +49,9 @@ def test_run_agrees_with_itself(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0, 2)
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
     result = agreement(run, run)
-    for layer, found in result.layers.items():
-        assert found.topk_equal == found.top1_equal == found.topk_jaccard == 1
-        assert found.act_rel_diff_p99 == found.resid_rel_diff == found.rate_diff == 0
+    for layer, stats in result.layers.items():
+        assert stats.topk_equal == stats.top1_equal == stats.topk_jaccard == 1
+        assert stats.act_rel_diff_p99 == stats.resid_rel_diff == stats.rate_diff == 0
         assert "is safe here" in result.verdicts[layer]
 
 
@@ -60,20 +61,21 @@ def test_overlap_equals_sets(pair: Pair, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         lm = load_lm(pair.model, [1], dtype=dtype)
         runs.append(extract(lm, [load_sae(pair.sae, 1)], sets, tmp_path / dtype))
-    found = agreement(*runs).layers[1]
-    one, two = (run.features(1) for run in runs)
+    stats = agreement(*runs).layers[1]
+    features_a, features_b = (run.features(1) for run in runs)
     scored = np.flatnonzero(runs[0].token_pos > 0)
     jaccards, diffs = [], []
     for t in scored.tolist():
         a, b = (
-            dict(zip(f.ids[f.row(t)].tolist(), f.acts[f.row(t)], strict=True)) for f in (one, two)
+            dict(zip(f.ids[f.row(t)].tolist(), f.acts[f.row(t)], strict=True))
+            for f in (features_a, features_b)
         )
         jaccards.append(len(a.keys() & b.keys()) / len(a.keys() | b.keys()))
         diffs += [abs(a[f] - b[f]) / max(a[f], b[f]) for f in a.keys() & b.keys()]
-    assert found.tokens == len(scored)
-    assert found.topk_jaccard == pytest.approx(np.mean(jaccards))
-    assert found.act_rel_diff == pytest.approx(np.median(diffs), rel=1e-5)
-    assert 0 < found.resid_rel_diff < 0.05
+    assert stats.tokens == len(scored)
+    assert stats.topk_jaccard == pytest.approx(np.mean(jaccards))
+    assert stats.act_rel_diff == pytest.approx(np.median(diffs), rel=1e-5)
+    assert 0 < stats.resid_rel_diff < 0.05
 
 
 def test_bfloat16_rounds_as_torch_does() -> None:
@@ -113,9 +115,8 @@ def test_residuals_by_prompt_are_means_and_last_ones(pair: Pair, tmp_path: Path)
             together, np.concatenate([getattr(r.resids(1), name) for r in alone]), atol=2e-5
         )
     lengths = np.bincount(run.token_prompt)
-    assert (
-        run.resids(1).positions.tolist() == (lengths - 1).tolist()
-    )  # a prompt of one token has none
+    # A prompt of one token has none.
+    assert run.resids(1).positions.tolist() == (lengths - 1).tolist()
     norms = np.linalg.norm(run.resids(1).last, axis=1)
     np.testing.assert_allclose(norms, run.features(1).norms[np.cumsum(lengths) - 1], rtol=1e-5)
 
@@ -130,7 +131,7 @@ def test_runs_of_other_prompts_are_refused(tmp_path: Path) -> None:
 def test_fitness_is_error_over_variance(pair: Pair, tmp_path: Path) -> None:
     lm, [sae] = pair.load(1)
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run", errors=True)
-    found = fitness(run).layers[1]
+    layer_fitness = fitness(run).layers[1]
     resid = []
     with torch.inference_mode():
         block = lm.blocks[1].register_forward_hook(lambda _m, _i, out: resid.append(out[0, 1:]))
@@ -139,10 +140,10 @@ def test_fitness_is_error_over_variance(pair: Pair, tmp_path: Path) -> None:
         block.remove()
     h = torch.cat(resid)
     error = (h - sae.decode(sae.encode(h))).pow(2).sum() / (h - h.mean(0)).pow(2).sum()
-    assert found.fvu == pytest.approx(float(error), rel=1e-3)
-    assert found.l0 == pytest.approx(float((sae.encode(h).acts > 0).sum(1).float().mean()))
-    assert found.base_fvu is None
-    assert "base run" in found.verdict
+    assert layer_fitness.fvu == pytest.approx(float(error), rel=1e-3)
+    assert layer_fitness.l0 == pytest.approx(float((sae.encode(h).acts > 0).sum(1).float().mean()))
+    assert layer_fitness.base_fvu is None
+    assert "base run" in layer_fitness.verdict
 
 
 def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> None:
@@ -151,12 +152,12 @@ def test_fitness_needs_errors_and_the_same_sae(pair: Pair, tmp_path: Path) -> No
     with pytest.raises(RunError, match="keeps no reconstruction errors"):
         fitness(without)
     other = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1], d_sae=100), 1)
-    one, two = (
+    run, other_run = (
         extract(lm, [s], texts(tiny.TEXTS), tmp_path / n, errors=True)
         for s, n in ((sae, "a"), (other, "b"))
     )
     with pytest.raises(RunError, match="different SAEs"):
-        fitness(one, two)
+        fitness(run, other_run)
 
 
 @pytest.mark.slow
@@ -210,19 +211,19 @@ def test_precision_command_says_what_bfloat16_does(
     monkeypatch.chdir(tmp_path)
     assert cli(["precision", "--layers", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    found = result["layers"]["2"]
+    layer_precision = result["layers"]["2"]
     assert (result["a"]["what"], result["b"]["what"]) == ("float32", "bfloat16")
-    assert found["top5_equal"] > 0.9
-    assert found["topk_jaccard"] > 0.95
-    assert found["ties"] == 0 < found["ties_bfloat16"] < 0.5
-    assert found["rate_diff"] < 0.05
-    assert "bfloat16 is safe here" in found["verdict"]
+    assert layer_precision["top5_equal"] > 0.9
+    assert layer_precision["topk_jaccard"] > 0.95
+    assert layer_precision["ties"] == 0 < layer_precision["ties_bfloat16"] < 0.5
+    assert layer_precision["rate_diff"] < 0.05
+    assert "bfloat16 is safe here" in layer_precision["verdict"]
     assert cli(["precision", result["b"]["run"], result["a"]["run"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layers"] == result["layers"]
     assert cli(["rerun", result["b"]["run"], "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert again["layers"] == result["layers"]
-    assert again["rerun"] == {"same": True, "differences": [], "verb": "precision"}
+    repeated = json.loads(capsys.readouterr().out)
+    assert repeated["layers"] == result["layers"]
+    assert repeated["rerun"] == {"same": True, "differences": [], "verb": "precision"}
 
 
 def test_messages_come_back_from_a_run(pair: Pair, tmp_path: Path, sets_folder: Path) -> None:

@@ -247,18 +247,19 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
             )
             with torch.inference_mode(), capture(lm, [LAYERS - 1]) as resid:
                 lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
-            parts = resid[LAYERS - 1][tokens.mask].split([len(prompts[p]) for p in order])
+            by_prompt = resid[LAYERS - 1][tokens.mask].split([len(prompts[p]) for p in order])
             assert all(
-                distance(part, expected[p]) <= 2e-5 for p, part in zip(order, parts, strict=True)
+                distance(prompt_resid, expected[p]) <= 2e-5
+                for p, prompt_resid in zip(order, by_prompt, strict=True)
             )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_scan_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     model, sae = save(name, tmp_path / "model"), tiny.save_sae(tmp_path / "sae", layers=[2])
-    found = scan(load_lm(model, [2]), [load_sae(sae, 2)], texts(tiny.TEXTS)[0].prompts, n_top=8)
+    result = scan(load_lm(model, [2]), [load_sae(sae, 2)], texts(tiny.TEXTS)[0].prompts, n_top=8)
     for prompt, ref in zip(
-        found.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True
+        result.prompts, reference.features(model, sae, 2, 8, tiny.TEXTS), strict=True
     ):
         assert [token.id for token in prompt.tokens] == ref.ids
         norms = torch.tensor([token.norm[2] for token in prompt.tokens])
@@ -298,18 +299,21 @@ def _rename(model: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]
     return model
 
 
+PROJECTIONS = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]}
+
+
 def _one_by_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Experts each in tensors of their own."""
     single = {}
     for name, tensor in state.items():
         owner, _, kind = name.rpartition(".")
-        parts = {"gate_up_proj": ["gate_proj", "up_proj"], "down_proj": ["down_proj"]}.get(kind)
-        if parts is None:
+        projections = PROJECTIONS.get(kind)
+        if projections is None:
             single[name] = tensor
             continue
         for n, expert in enumerate(tensor):
-            for part, rows in zip(parts, expert.chunk(len(parts)), strict=True):
-                single[f"{owner}.{n}.{part}.weight"] = rows.clone()
+            for projection, rows in zip(projections, expert.chunk(len(projections)), strict=True):
+                single[f"{owner}.{n}.{projection}.weight"] = rows.clone()
     return single
 
 

@@ -134,8 +134,8 @@ def after_norms(model: Any, above: int, share: float) -> ExitStack:
         for name in (gemma if hasattr(block, gemma[1]) else names)
     ]
 
-    def hook(norm: Any, given: Any, _out: Tensor) -> Tensor:
-        h = given[0]
+    def hook(norm: Any, inputs: Any, _out: Tensor) -> Tensor:
+        h = inputs[0]
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
         unit = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
         plus = 1.0 if "Gemma" in type(norm).__name__ or "3_5" in type(norm).__name__ else 0.0
@@ -480,13 +480,15 @@ class OddLayer(LlamaDecoderLayer):
         self.odd = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.writes = config.odd == "writes"
 
-    def forward(self, hidden_states: Tensor, **more: Any) -> Any:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         if self.writes:
-            return super().forward(hidden_states, **more) + self.odd(
+            return super().forward(hidden_states, **kwargs) + self.odd(
                 self.post_attention_layernorm(hidden_states)
             )
         gate = torch.tanh(self.odd(hidden_states)).mean(-1, keepdim=True)
-        return hidden_states + (1 + gate) * (super().forward(hidden_states, **more) - hidden_states)
+        return hidden_states + (1 + gate) * (
+            super().forward(hidden_states, **kwargs) - hidden_states
+        )
 
 
 class OddModel(LlamaModel):
@@ -638,10 +640,10 @@ def test_bake_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         *pair,
     ]
     assert cli([*command, "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert (made["method"], made["exact"]) == ("every-write", True)
-    assert {"mean", "p95", "p99"} <= made["kl_hook_baked"].keys()
-    assert "model.safetensors" in made["files"]
+    result = json.loads(capsys.readouterr().out)
+    assert (result["method"], result["exact"]) == ("every-write", True)
+    assert {"mean", "p95", "p99"} <= result["kl_hook_baked"].keys()
+    assert "model.safetensors" in result["files"]
     assert cli(command) == 2
     assert "exists: choose another place" in capsys.readouterr().err
     gated = ["bake", "--edit", "2/412 scale -3", "--neutral", str(sets)]

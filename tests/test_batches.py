@@ -48,12 +48,14 @@ def test_every_token_has_its_own_residual(
         range(len(prompts))
     )
     for number, batch in enumerate(plan.batches):
-        own = [(p, at) for p in batch.prompts for at in range(batch.prefix_length, len(prompts[p]))]
-        laid_out = [(batch.prompts[0], at) for at in range(batch.prefix_length)] + own
+        suffixes = [
+            (p, at) for p in batch.prompts for at in range(batch.prefix_length, len(prompts[p]))
+        ]
+        laid_out = [(batch.prompts[0], at) for at in range(batch.prefix_length)] + suffixes
         source = plan.residual_rows(number)
         numbers = range(len(laid_out)) if source is None else source.tolist()
-        found = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
-        assert found == [
+        contexts = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
+        assert contexts == [
             prompts[p][: at + 1] for p in plan.prompt_order(number) for at in range(len(prompts[p]))
         ]
         assert all(len(prompts[p]) > batch.prefix_length for p in batch.prompts)
@@ -75,8 +77,8 @@ def test_prompts_that_extend_each_other_do_not_recurse_for_ever() -> None:
 def run_of(pair: Pair, tmp_path: Path, name: str, *, shares: bool, prompts: list[str]) -> Run:
     lm, saes = pair.load(0, 2)
     lm = replace(lm, max_length=400)
-    one = lm if shares else replace(lm, packs_prompts=False, shares_prefixes=False)
-    return extract(one, saes, texts(prompts), tmp_path / name, batch_tokens=400)
+    batching_lm = lm if shares else replace(lm, packs_prompts=False, shares_prefixes=False)
+    return extract(batching_lm, saes, texts(prompts), tmp_path / name, batch_tokens=400)
 
 
 def test_shared_prefix_gives_the_same_features(pair: Pair, tmp_path: Path) -> None:
@@ -85,10 +87,10 @@ def test_shared_prefix_gives_the_same_features(pair: Pair, tmp_path: Path) -> No
     plain = run_of(pair, tmp_path, "plain", shares=False, prompts=prompts)
     assert np.array_equal(shared.token_id, plain.token_id)
     for layer in (0, 2):
-        one, two = shared.features(layer), plain.features(layer)
-        np.testing.assert_allclose(one.norms, two.norms, rtol=1e-5)
-        np.testing.assert_allclose(one.acts, two.acts, atol=2e-5)
-        assert (one.ids == two.ids).mean() > 0.999
+        with_sharing, without_sharing = shared.features(layer), plain.features(layer)
+        np.testing.assert_allclose(with_sharing.norms, without_sharing.norms, rtol=1e-5)
+        np.testing.assert_allclose(with_sharing.acts, without_sharing.acts, atol=2e-5)
+        assert (with_sharing.ids == without_sharing.ids).mean() > 0.999
         for name in ("mean", "last"):
             np.testing.assert_allclose(
                 getattr(shared.resids(layer), name), getattr(plain.resids(layer), name), atol=2e-5

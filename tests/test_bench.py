@@ -128,8 +128,8 @@ def test_benchmark_modules_import_in_one_direction() -> None:
     folder = Path(benchmarks.__file__).parent
     imports: dict[str, set[str]] = {}
     for file in folder.rglob("*.py"):
-        parts = file.relative_to(folder.parent).with_suffix("").parts
-        names = imports.setdefault(".".join(parts).removesuffix(".__init__"), set())
+        module_path = file.relative_to(folder.parent).with_suffix("").parts
+        names = imports.setdefault(".".join(module_path).removesuffix(".__init__"), set())
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module)

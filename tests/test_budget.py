@@ -56,11 +56,11 @@ def test_mapped_weights_are_held_a_block_at_a_time() -> None:
 
 def test_converted_weights_are_anonymous_memory() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
-    held = {
+    added_bytes = {
         mode: taken.anonymous - footprint(SIZES, mode).anonymous
         for mode, taken in footprints(sizes).items()
     }
-    assert held == {
+    assert added_bytes == {
         "whole": 2 * (GB + 9 * GB + 7 * GB),
         "cut": 2 * (GB + 9 * GB),
         "streamed": 2 * (GB + GB // 2),
@@ -89,9 +89,8 @@ def test_first_mode_that_fits_is_chosen() -> None:
 
 
 def test_suggested_changes_do_fit() -> None:
-    sizes = replace(
-        SIZES, n_saes=18, mapped=False, on_device=True
-    )  # encoders are copied to a device, all of them
+    # Encoders are copied to a device, all of them.
+    sizes = replace(SIZES, n_saes=18, mapped=False, on_device=True)
     budget = footprint(replace(sizes, n_saes=3), "cut").total
     [layers, *_, memory] = suggest_changes(sizes, budget, ("cut",))
     assert layers == "ask for at most 3 of the 18 layers at a time"

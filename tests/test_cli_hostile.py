@@ -27,8 +27,8 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path / "work")
 
 
-def of(pair: Pair, *more: str) -> list[str]:
-    return ["--model", str(pair.model), "--sae", str(pair.sae), *more]
+def of(pair: Pair, *options: str) -> list[str]:
+    return ["--model", str(pair.model), "--sae", str(pair.sae), *options]
 
 
 def assert_refused(
@@ -225,10 +225,14 @@ def test_bad_option(
     sets_folder: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    given = {"--model": str(pair.model), "--sae": str(pair.sae)}
-    kept = [word for name, value in given.items() if name not in options for word in (name, value)]
+    inputs = {"--model": str(pair.model), "--sae": str(pair.sae)}
+    input_options = [
+        word for name, value in inputs.items() if name not in options for word in (name, value)
+    ]
     assert_refused(
-        [verb, str(sets_folder) if verb == "contrast" else "hi you", *kept, *options], capfd, reason
+        [verb, str(sets_folder) if verb == "contrast" else "hi you", *input_options, *options],
+        capfd,
+        reason,
     )
 
 
@@ -335,23 +339,23 @@ def test_json_has_the_keys_of_the_contract(
     def ask(*arguments: str) -> dict[str, object]:
         capfd.readouterr()
         assert run([*arguments, *of(pair, "--layers", "0,2", "--json")]) == 0
-        found: dict[str, object] = json.loads(capfd.readouterr().out)
-        return found
+        result: dict[str, object] = json.loads(capfd.readouterr().out)
+        return result
 
     token = ask("scan", "hi you\nthere")["prompts"][0]["tokens"][0]
     assert token.keys() >= {"pos", "id", "token", "sink", "norm", "features"}
     assert token["features"]["2"][0].keys() == {"feature", "act"}
     assert token["features"]["2"][0]["feature"].startswith("2/")
-    found = ask("contrast", str(sets_folder), "--shuffles", "1")
-    assert Path(found["run"]).is_dir()
-    assert found["masked"].keys() == {"pos0", "sinks"}
-    one = found["layers"]["0"]["sets"]["red"]
-    assert one.keys() >= {"tokens", "prompts", "features"}
+    result = ask("contrast", str(sets_folder), "--shuffles", "1")
+    assert Path(result["run"]).is_dir()
+    assert result["masked"].keys() == {"pos0", "sinks"}
+    red = result["layers"]["0"]["sets"]["red"]
+    assert red.keys() >= {"tokens", "prompts", "features"}
     expected = (
         "feature rate other_rate other_set score prompt_rate prompt_other_rate ci p q confirmed "
         "holdout_score mean_act"
     )
-    assert one["features"][0].keys() >= set(expected.split())
+    assert red["features"][0].keys() >= set(expected.split())
     profiled = ask("profile", str(sets_folder))
     assert profiled.keys() >= {"sets", "warnings"}
     assert profiled["sets"]["red"].keys() >= {
@@ -391,9 +395,8 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
 
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (8192, 8192)
-        )  # batches fit, the tables of the run do not
+        # Batches fit, the tables of the run do not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     done = subprocess.run([*MAIN, *command], capture_output=True, text=True, preexec_fn=small_disk)
     assert (done.returncode, done.stdout) == (2, "")
@@ -500,8 +503,8 @@ def test_question_without_an_answer(
 ) -> None:
     """What can be known before computing is refused before computing, and leaves nothing behind."""
     on_runs = arguments[0] in ("verify", "rerun", "report")
-    given = [str(sets_folder) if word == "SETS" else word for word in arguments]
-    assert_refused([*given, *([] if on_runs else of(pair))], capfd, reason)
+    words = [str(sets_folder) if word == "SETS" else word for word in arguments]
+    assert_refused([*words, *([] if on_runs else of(pair))], capfd, reason)
 
 
 def test_unfitting_feature_is_refused_after_computing_once(

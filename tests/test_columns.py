@@ -16,22 +16,22 @@ from stored import write_run
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int32, np.int64, np.float32])
 @pytest.mark.parametrize("n", [0, 1, 7])
 def test_numbers_come_back(dtype: type, n: int) -> None:
-    given = np.arange(2 * n, dtype=dtype)[::2]  # not contiguous
-    column = columns.numbers(given)
+    numbers = np.arange(2 * n, dtype=dtype)[::2]  # not contiguous
+    column = columns.numbers(numbers)
     column.validate(full=True)
     for stored in (
         column,
         pa.chunked_array([column]),
         pa.chunked_array([column.slice(0, n // 2), column[n // 2 :]]),
     ):
-        found = columns.values(stored)
-        assert found.dtype == dtype
-        assert found.tolist() == given.tolist()
+        read_back = columns.values(stored)
+        assert read_back.dtype == dtype
+        assert read_back.tolist() == numbers.tolist()
 
 
 def test_a_column_without_chunks_is_empty() -> None:
-    found = columns.values(pa.chunked_array([], type=pa.float32()))
-    assert (found.dtype, found.shape) == (np.float32, (0,))
+    read_back = columns.values(pa.chunked_array([], type=pa.float32()))
+    assert (read_back.dtype, read_back.shape) == (np.float32, (0,))
 
 
 @pytest.mark.parametrize("texts", [[], [None], ["a", None, "é", "", "日本語\n\0"] * 5])

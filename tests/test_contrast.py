@@ -29,9 +29,9 @@ def test_rates_are_counted_by_hand(tmp_path: Path) -> None:
     fires[[0, 4, 8, 12], 1] = True  # position 0 only: never counted
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3}, {5: fires})
     result = contrast(run, ContrastSettings(shuffles=0))
-    found = result.layers[5].sets["a"]
-    [feature] = found.features
-    assert (found.tokens, found.prompts) == (9, 3)
+    set_a = result.layers[5].sets["a"]
+    [feature] = set_a.features
+    assert (set_a.tokens, set_a.prompts) == (9, 3)
     assert str(feature.feature) == "5/0"
     assert feature.rate == pytest.approx(6 / 9)
     assert feature.other_rate == pytest.approx(2 / 9)
@@ -51,13 +51,13 @@ def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:
     for n, count in enumerate((9, 3, 6)):
         fires[[12 * n + at for at in (1, 2, 3, 5, 6, 7, 9, 10, 11)][:count], 0] = True
     run = write_run(tmp_path / "run", {"a": [4] * 3, "b": [4] * 3, "c": [4] * 3}, {0: fires})
-    found = contrast(run, ContrastSettings(shuffles=0)).layers[0].sets
-    assert (found["a"].features[0].other_set, found["a"].features[0].other_rate) == (
+    sets = contrast(run, ContrastSettings(shuffles=0)).layers[0].sets
+    assert (sets["a"].features[0].other_set, sets["a"].features[0].other_rate) == (
         "c",
         pytest.approx(6 / 9),
     )
-    assert (found["b"].features[0].other_set, found["c"].features[0].other_set) == ("a", "a")
-    assert found["b"].features[0].score == pytest.approx(3 / 9 - 1)
+    assert (sets["b"].features[0].other_set, sets["c"].features[0].other_set) == ("a", "a")
+    assert sets["b"].features[0].score == pytest.approx(3 / 9 - 1)
 
 
 @pytest.mark.slow
@@ -71,9 +71,9 @@ def test_planted_features_are_confirmed_within_the_stated_rate(tmp_path: Path) -
             rng.random((len(fires), planted)) < np.where(first_set, 0.6, 0.08)[:, None]
         )
         run = write_run(tmp_path / str(seed), {name: [LENGTH] * 24 for name in "abc"}, {0: fires})
-        found = contrast(run, ContrastSettings(n_top=400, shuffles=0)).layers[0].sets
+        sets = contrast(run, ContrastSettings(n_top=400, shuffles=0)).layers[0].sets
         confirmed = [
-            (name, f.feature.id) for name, c in found.items() for f in c.features if f.confirmed
+            (name, f.feature.id) for name, c in sets.items() for f in c.features if f.confirmed
         ]
         false = [1 for name, feature in confirmed if name != "a" or feature >= planted]
         false_shares.append(len(false) / max(1, len(confirmed)))
@@ -107,8 +107,8 @@ def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
         tmp_path / "run", {name: [LENGTH] * 15 for name in "abcd"}, {17: fires}, paired=True
     )
     result = contrast(run, ContrastSettings(shuffles=5))
-    for n, found in enumerate(result.layers[17].sets.values()):
-        best = found.features[0]
+    for n, set_result in enumerate(result.layers[17].sets.values()):
+        best = set_result.features[0]
         assert (best.feature.id, best.confirmed) == (n, True)
         assert best.q <= 0.05
         assert best.holdout_score > 0.8

@@ -23,12 +23,14 @@ LENGTH = 5
 
 
 def planned(
-    out: Path, sets: dict[str, int], prompt_fires: npt.NDArray[np.bool_], **more: object
+    out: Path, sets: dict[str, int], prompt_fires: npt.NDArray[np.bool_], **run_options: object
 ) -> Run:
     """A feature fires on one scored token of each prompt (row) where `prompt_fires` says so."""
     fires = np.zeros((len(prompt_fires) * LENGTH, prompt_fires.shape[1]), bool)
     fires[2::LENGTH] = prompt_fires
-    return write_run(out, {name: [LENGTH] * n for name, n in sets.items()}, {3: fires}, **more)
+    return write_run(
+        out, {name: [LENGTH] * n for name, n in sets.items()}, {3: fires}, **run_options
+    )
 
 
 def test_rule_by_hand(tmp_path: Path) -> None:
@@ -38,8 +40,8 @@ def test_rule_by_hand(tmp_path: Path) -> None:
     fires[:40, 1] = rng.random(40) < 0.5  # too rare
     fires[:, 2] = True  # everywhere
     run = planned(tmp_path / "run", {"yes": 40, "no": 40}, fires)
-    found = detect(run, "yes")
-    [feature] = found.features
+    detection = detect(run, "yes")
+    [feature] = detection.features
     assert str(feature.feature) == "3/0"
     assert (feature.prompt_rate, feature.prompt_other_rate, feature.holdout_passes) == (
         1.0,
@@ -47,14 +49,14 @@ def test_rule_by_hand(tmp_path: Path) -> None:
         True,
     )
     assert feature.confirmed
-    assert feature.monolinguality == pytest.approx(
-        1 / (LENGTH - 1)
-    )  # activation 1 on one scored token of four
-    assert found.classifier.features == [feature.feature]
-    assert found.classifier.holdout.f1 == 1
-    assert (found.classifier.holdout.positives, found.classifier.holdout.negatives) == (16, 16)
-    assert [len(p.fires) for p in found.firings] == [1] * 40 + [0] * 40
-    assert found.against == ["no"]
+    # Activation 1 on one scored token of four.
+    assert feature.monolinguality == pytest.approx(1 / (LENGTH - 1))
+    assert detection.classifier.features == [feature.feature]
+    holdout = detection.classifier.holdout
+    assert holdout.f1 == 1
+    assert (holdout.positives, holdout.negatives) == (16, 16)
+    assert [len(p.fires) for p in detection.firings] == [1] * 40 + [0] * 40
+    assert detection.against == ["no"]
 
 
 def test_position_0_and_sinks_do_not_detect(tmp_path: Path) -> None:
@@ -66,9 +68,9 @@ def test_position_0_and_sinks_do_not_detect(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires}, norms=norms
     )
-    found = detect(run, "yes")
-    assert found.features == []
-    assert found.masked[0] == (40, 20)
+    detection = detect(run, "yes")
+    assert detection.features == []
+    assert detection.masked[0] == (40, 20)
 
 
 def test_chance_is_what_shuffled_labels_pass(tmp_path: Path) -> None:
@@ -76,12 +78,12 @@ def test_chance_is_what_shuffled_labels_pass(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     fires = rng.random((30, 4000)) < 0.5
     run = planned(tmp_path / "run", {"left": 15, "right": 15}, fires)
-    found = detect(run, "left", DetectSettings(shuffles=200))
+    detection = detect(run, "left", DetectSettings(shuffles=200))
     # Nine discovery prompts a side: at least 8 of 9, at most 1 of 9, each with probability 10/512.
-    assert found.by_chance == pytest.approx(4000 * (10 / 512) ** 2, rel=0.25)
-    assert abs(len(found.features) - found.by_chance) < 5
-    assert not any(f.confirmed for f in found.features)
-    assert "few prompts" in found.warnings[0]
+    assert detection.by_chance == pytest.approx(4000 * (10 / 512) ** 2, rel=0.25)
+    assert abs(len(detection.features) - detection.by_chance) < 5
+    assert not any(f.confirmed for f in detection.features)
+    assert "few prompts" in detection.warnings[0]
 
 
 def test_or_rule_takes_features_that_complete_each_other() -> None:
@@ -107,16 +109,16 @@ def test_or_rule_takes_the_stronger_of_equals() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60))
 def test_scores_equal_sklearn(pairs: list[tuple[bool, bool]]) -> None:
     detected, positive = (np.array(column) for column in zip(*pairs, strict=True))
-    found = score(detected, positive, [str(n) for n in range(len(pairs))])
+    scores = score(detected, positive, [str(n) for n in range(len(pairs))])
     if positive.any():
-        assert found.f1 == pytest.approx(f1_score(positive, detected, zero_division=0))
-        assert found.recall == pytest.approx(recall_score(positive, detected))
+        assert scores.f1 == pytest.approx(f1_score(positive, detected, zero_division=0))
+        assert scores.recall == pytest.approx(recall_score(positive, detected))
     if detected.any():
-        assert found.precision == pytest.approx(
+        assert scores.precision == pytest.approx(
             precision_score(positive, detected, zero_division=0)
         )
     else:
-        assert found.precision is None
+        assert scores.precision is None
 
 
 @pytest.mark.slow
@@ -149,16 +151,15 @@ def behaviours(tmp_path: Path) -> Run:
 
 
 def test_transfer_goes_to_sets_named_alike(behaviours: Run) -> None:
-    found = detect(behaviours, "declined_en", against=["answered_en"])
-    assert [str(f) for f in found.classifier.features] == ["3/0"]
-    assert list(found.classifier.transfer) == ["declined_ja"]
-    transferred, others = found.classifier.transfer["declined_ja"]
+    detection = detect(behaviours, "declined_en", against=["answered_en"])
+    assert [str(f) for f in detection.classifier.features] == ["3/0"]
+    assert list(detection.classifier.transfer) == ["declined_ja"]
+    transferred, others = detection.classifier.transfer["declined_ja"]
+    baselines = detection.classifier.baselines
     assert (transferred.f1, transferred.positives, transferred.negatives) == (1.0, 16, 16)
-    assert (
-        set(others) == set(found.classifier.baselines) == {"probe", "difference_of_means", "words"}
-    )
-    assert found.classifier.baselines["probe"].f1 > 0.9
-    assert found.classifier.baselines["difference_of_means"].f1 > 0.9
+    assert set(others) == set(baselines) == {"probe", "difference_of_means", "words"}
+    assert baselines["probe"].f1 > 0.9
+    assert baselines["difference_of_means"].f1 > 0.9
 
 
 def test_language_is_no_behaviour(behaviours: Run) -> None:
@@ -174,24 +175,24 @@ def test_measures_of_sets_by_hand(tmp_path: Path) -> None:
     fires[14, 2] = True  # of one of set b's
     fires[3, 3] = True  # not a last token
     run = write_run(tmp_path / "run", {"a": [LENGTH] * 2, "b": [LENGTH] * 2}, {0: fires})
-    found = detect(run, "a", DetectSettings(shuffles=0)).sets
-    assert (found["a"].features, found["a"].redundancy, found["a"].overlap) == (2, 2.0, {"b": 0.5})
-    assert (found["b"].features, found["b"].redundancy, found["b"].overlap) == (2, 1.5, {"a": 0.5})
+    sets = detect(run, "a", DetectSettings(shuffles=0)).sets
+    assert (sets["a"].features, sets["a"].redundancy, sets["a"].overlap) == (2, 2.0, {"b": 0.5})
+    assert (sets["b"].features, sets["b"].redundancy, sets["b"].overlap) == (2, 1.5, {"a": 0.5})
 
 
 def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
     fires = np.zeros((40 * LENGTH, 3), bool)
-    own = np.arange(40 * LENGTH) < 20 * LENGTH
-    fires[own, 0] = True
-    fires[own & (np.arange(len(own)) % LENGTH < 4), 1] = True
-    fires[own & (np.arange(len(own)) % LENGTH == 4), 2] = True
+    in_target = np.arange(40 * LENGTH) < 20 * LENGTH
+    fires[in_target, 0] = True
+    fires[in_target & (np.arange(len(in_target)) % LENGTH < 4), 1] = True
+    fires[in_target & (np.arange(len(in_target)) % LENGTH == 4), 2] = True
     run = write_run(tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires})
     groups = {f.feature.id: f.group for f in detect(run, "yes").features}
     assert groups[0] == groups[1] != groups[2]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"target": "maybe"}, "no set 'maybe'"),
         ({"target": "yes", "against": ["yes"]}, "no other set to compare"),
@@ -206,9 +207,9 @@ def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], said: str) -> None:
+def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     run = planned(tmp_path / "run", {"yes": 5, "no": 5}, np.ones((10, 1), bool))
-    with pytest.raises(PromptError, match=said):
+    with pytest.raises(PromptError, match=message):
         detect(run, **arguments)
 
 
@@ -220,12 +221,12 @@ def test_planted_detectors_are_found_and_others_are_not(tmp_path: Path) -> None:
         rng = np.random.default_rng(seed)
         fires = rng.random((60, 300)) < rng.beta(1, 2, size=300)
         fires[:, :5] = rng.random((60, 5)) < np.where(np.arange(60) < 30, 0.97, 0.05)[:, None]
-        found = detect(
+        detection = detect(
             planned(tmp_path / str(seed), {"yes": 30, "no": 30}, fires),
             "yes",
             DetectSettings(shuffles=0),
         )
-        confirmed = [f.feature.id for f in found.features if f.confirmed]
+        confirmed = [f.feature.id for f in detection.features if f.confirmed]
         shares.append(sum(f >= 5 for f in confirmed) / max(1, len(confirmed)))
         assert sum(f < 5 for f in confirmed) >= 3
     assert np.mean(shares) <= 0.05
@@ -262,9 +263,9 @@ def test_detect_command_on_the_embedded_pair(
 
 
 def test_result_is_a_table(behaviours: Run) -> None:
-    found: Detection = detect(behaviours, "declined_en", against=["answered_en"])
-    assert found.to_arrow().num_rows == len(found.features)
-    assert "3/0" in found._repr_html_()
+    detection: Detection = detect(behaviours, "declined_en", against=["answered_en"])
+    assert detection.to_arrow().num_rows == len(detection.features)
+    assert "3/0" in detection._repr_html_()
 
 
 @pytest.mark.slow
@@ -279,11 +280,9 @@ def test_declining_is_detected_after_the_request_and_controls_it(
     after = json.loads(capsys.readouterr().out)
     assert cli(["detect", after["run"], *sides, "--json"]) == 0
     anywhere = json.loads(capsys.readouterr().out)
-    found = {f["feature"]: f["monolinguality"] for f in after["features"]}
-    assert (
-        max(found, key=lambda feature: found[feature]) == "2/412"
-    )  # what steering takes declining out with
-    assert "2/412" not in {
-        f["feature"] for f in anywhere["features"]
-    }  # elsewhere it fires on other requests too
+    monolinguality = {f["feature"]: f["monolinguality"] for f in after["features"]}
+    # Steering this feature takes declining out.
+    assert max(monolinguality, key=lambda feature: monolinguality[feature]) == "2/412"
+    # Elsewhere it fires on other requests too.
+    assert "2/412" not in {f["feature"] for f in anywhere["features"]}
     assert set(after["classifier"]["transfer"]) == {"declined_ja", "declined_zh"}

@@ -20,7 +20,7 @@ from test_bake import D, along, model_of
 
 
 def by_name(a: Path, b: Path, *directions: Tensor) -> dict[str, TensorChange]:
-    return {one.name: one for one in diff(a, b, directions).tensors}
+    return {tensor.name: tensor for tensor in diff(a, b, directions).tensors}
 
 
 def changed(model: Path, out: Path, **tensors: Any) -> Path:
@@ -41,10 +41,10 @@ def changed(model: Path, out: Path, **tensors: Any) -> Path:
 
 def test_sharding_does_not_count_as_a_change(tmp_path: Path) -> None:
     model, other = save("qwen3", tmp_path / "a"), save("qwen3", tmp_path / "b", shard_size="1GB")
-    found = diff(model, other, [D[0]])
-    assert found.tensors == []
-    assert found.same == len(load_file(other / "model.safetensors"))
-    assert found.verdict == "The weights are the same."
+    difference = diff(model, other, [D[0]])
+    assert difference.tensors == []
+    assert difference.same == len(load_file(other / "model.safetensors"))
+    assert difference.verdict == "The weights are the same."
 
 
 def test_change_has_its_size_rank_and_place(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_change_has_its_size_rank_and_place(tmp_path: Path) -> None:
         k_norm=lambda w: w[:0],
         o_proj=lambda w: w.bfloat16(),
     )
-    names = {name.split(".")[-2]: one for name, one in by_name(model, other).items()}
-    assert {one.status for one in names.values()} == {"changed", "reshaped", "only in A"}
+    names = {name.split(".")[-2]: tensor for name, tensor in by_name(model, other).items()}
+    assert {tensor.status for tensor in names.values()} == {"changed", "reshaped", "only in A"}
     assert (names["q_norm"].status, names["k_norm"].status) == ("reshaped", "only in A")
     up, down, o = names["up_proj"], names["down_proj"], names["o_proj"]
     before = load_file(model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
@@ -82,21 +82,24 @@ def test_change_has_its_size_rank_and_place(tmp_path: Path) -> None:
 def test_projected_writers_are_recognised(name: str, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "a")
     bake(model, (), [along(0)], tmp_path / "b", BakeSettings(method="every-write", measure=False))
-    found = diff(model, tmp_path / "b", [D[0]])
-    assert all(one.read is None and one.written is not None for one in found.changed)
+    difference = diff(model, tmp_path / "b", [D[0]])
+    assert all(tensor.read is None and tensor.written is not None for tensor in difference.changed)
     # Before Gemma's norms the least harmful change is taken, not one along the direction alone.
-    assert all((one.written or 0) > (0.8 if name == "gemma3" else 0.99999) for one in found.changed)
     assert all(
-        (one.rank1 or 0) > 0.999
-        for one in found.changed
-        if len(one.shape) > 1 and "experts" not in one.name
+        (tensor.written or 0) > (0.8 if name == "gemma3" else 0.99999)
+        for tensor in difference.changed
     )
-    assert "in what they write along the direction (layers 0-3)" in found.verdict
+    assert all(
+        (tensor.rank1 or 0) > 0.999
+        for tensor in difference.changed
+        if len(tensor.shape) > 1 and "experts" not in tensor.name
+    )
+    assert "in what they write along the direction (layers 0-3)" in difference.verdict
     # Everything else is the same, the lm_head of its own too.
-    assert {one.status for one in found.tensors} == {"changed"}
-    assert bool(found.notes) == (name in ("gpt2", "gemma3"))
+    assert {tensor.status for tensor in difference.tensors} == {"changed"}
+    assert bool(difference.notes) == (name in ("gpt2", "gemma3"))
     elsewhere = diff(model, tmp_path / "b", [D[1] - D[0] * (D[0] @ D[1]) / (D[0] @ D[0])])
-    assert all((one.written or 0) < 0.5 for one in elsewhere.changed)
+    assert all((tensor.written or 0) < 0.5 for tensor in elsewhere.changed)
 
 
 @pytest.mark.slow
@@ -109,17 +112,21 @@ def test_projected_readers_are_recognised(tmp_path: Path) -> None:
         tmp_path / "b",
         BakeSettings(method="readers-above", measure=False),
     )
-    found = diff(model, tmp_path / "b", D[:2])
-    assert {one.layer for one in found.changed} == {2, 3, None}
-    assert all((one.read or 0) > 0.99999 and one.written is None for one in found.changed)
-    head = next(one for one in found.changed if one.layer is None)
+    difference = diff(model, tmp_path / "b", D[:2])
+    assert {tensor.layer for tensor in difference.changed} == {2, 3, None}
+    assert all(
+        (tensor.read or 0) > 0.99999 and tensor.written is None for tensor in difference.changed
+    )
+    head = next(tensor for tensor in difference.changed if tensor.layer is None)
     assert (head.name, head.note) == (
         "lm_head.weight",
         "compared with the embedding that A ties it to",
     )
     back = diff(tmp_path / "b", model, D[:2])
-    assert {one.name for one in back.changed} == {one.name for one in found.changed}
-    assert all((one.read or 0) > 0.99999 for one in back.changed)
+    assert {tensor.name for tensor in back.changed} == {
+        tensor.name for tensor in difference.changed
+    }
+    assert all((tensor.read or 0) > 0.99999 for tensor in back.changed)
 
 
 def test_prefixes_are_matched_and_unknown_architectures_compared(tmp_path: Path) -> None:
@@ -128,11 +135,13 @@ def test_prefixes_are_matched_and_unknown_architectures_compared(tmp_path: Path)
     state = load_file(other / "model.safetensors")
     renamed = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     save_file(renamed | {"extra": torch.ones(2)}, other / "model.safetensors", {"format": "pt"})
-    found = diff(model, other)
-    assert [(one.name, one.status) for one in found.tensors] == [("extra", "only in B")]
+    difference = diff(model, other)
+    assert [(tensor.name, tensor.status) for tensor in difference.tensors] == [
+        ("extra", "only in B")
+    ]
     for folder in (model, other):
         (folder / "config.json").write_text('{"model_type": "nobody"}')
-    assert {one.status for one in diff(model, other).tensors} == {"only in A", "only in B"}
+    assert {tensor.status for tensor in diff(model, other).tensors} == {"only in A", "only in B"}
     with pytest.raises(SourceError, match="read and write the residual is not known"):
         diff(model, other, [D[0]])
 
@@ -156,9 +165,9 @@ def test_diff_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     command = ["diff", "saescope-tiny-chat", out, "--edit", "2/412 project", *pair]
     assert cli([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["changed"], found["only_in_a"], found["only_in_b"]) == (13, 0, 0)
-    assert all(one["written"] > 0.9 for one in found["tensors"])
+    difference = json.loads(capsys.readouterr().out)
+    assert (difference["changed"], difference["only_in_a"], difference["only_in_b"]) == (13, 0, 0)
+    assert all(tensor["written"] > 0.9 for tensor in difference["tensors"])
     assert cli([*command, "--n-top", "3"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "and 10 more" in shown

@@ -27,12 +27,13 @@ V = np.arange(1, 5, dtype=np.float32)
 
 
 def test_edits_of_directions_are_written_and_read_back(tmp_path: Path) -> None:
-    one, two = Direction(3, V, "by means", "m", "made of nothing"), Direction(3, -V, "日本語")
+    direction = Direction(3, V, "by means", "m", "made of nothing")
+    opposite = Direction(3, -V, "日本語")
     edits = (
-        Edit(direction=one, op="add", strength=2.5, scope="decode"),
+        Edit(direction=direction, op="add", strength=2.5, scope="decode"),
         Edit("2/5", "scale", -1.0),
-        Edit(direction=two, op="readout_clamp", strength=1.0, skip_sinks=False),
-        Edit(direction=one, op="project", strength=0.5),
+        Edit(direction=opposite, op="readout_clamp", strength=1.0, skip_sinks=False),
+        Edit(direction=direction, op="project", strength=0.5),
     )
     edit_set = EditSet("m", "s", edits, 4, 9)
     write_edits(edit_set, tmp_path / "there" / "edits.toml", ["a comment"])
@@ -132,12 +133,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def test_directions_do_not_change() -> None:
     values = V.astype(np.float64)
-    one = Direction(1, values)
+    direction = Direction(1, values)
     values[0] = 9
-    assert one == Direction(1, V)
-    assert hash(one) == hash(Direction(1, V))
+    assert direction == Direction(1, V)
+    assert hash(direction) == hash(Direction(1, V))
     with pytest.raises(ValueError, match="read-only"):
-        one.values[0] = 3
+        direction.values[0] = 3
 
 
 # --- a difference of means
@@ -151,25 +152,27 @@ def run(pair: Pair, sets_folder: Path, tmp_path: Path) -> Run:
 
 @pytest.mark.parametrize("position", ["mean", "last"])
 def test_difference_of_means_is_of_discovery_prompts(run: Run, position: str) -> None:
-    parts = split_prompts(run.prompts, seed=3)
+    sides = split_prompts(run.prompts, seed=3)
     resid = getattr(run.resids(2), position).astype(np.float64)
     chosen = {
         name: resid[
             [
-                p.set == name and part == "discovery"
-                for p, part in zip(run.prompts, parts, strict=True)
+                p.set == name and side == "discovery"
+                for p, side in zip(run.prompts, sides, strict=True)
             ]
         ]
         for name in run.sets
     }
-    one = difference_of_means(run, "red", 2, position=position, seed=3)
+    direction = difference_of_means(run, "red", 2, position=position, seed=3)
     others = np.concatenate([chosen["green"], chosen["blue"]])
     np.testing.assert_allclose(
-        one.values, chosen["red"].mean(0) - others.mean(0), rtol=1e-5, atol=1e-6
+        direction.values, chosen["red"].mean(0) - others.mean(0), rtol=1e-5, atol=1e-6
     )
-    assert (one.layer, one.model, len(one.values)) == (2, run.model.repo, run.model.d_model)
+    assert (direction.layer, direction.model) == (2, run.model.repo)
+    assert len(direction.values) == run.model.d_model
     assert (
-        f"{len(chosen['red'])} discovery prompts of red less mean over {len(others)}" in one.origin
+        f"{len(chosen['red'])} discovery prompts of red less mean over {len(others)}"
+        in direction.origin
     )
     every = difference_of_means(
         run, "red", 2, position=position, against=["blue"], every_prompt=True
@@ -210,7 +213,7 @@ def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFi
         "--layers",
         "2",
     ]
-    asked = [
+    options = [
         "--direction",
         str(path),
         "--position",
@@ -221,7 +224,7 @@ def test_detect_writes_what_steer_reads(tmp_path: Path, capsys: pytest.CaptureFi
         str(tmp_path / "run"),
         "--json",
     ]
-    assert cli([*arguments, *asked]) == 0
+    assert cli([*arguments, *options]) == 0
     assert json.loads(capsys.readouterr().out)["direction"] == str(path)
     written = read_direction(path)
     assert (written.name, written.layer, written.model) == (

@@ -28,39 +28,39 @@ MIDDLE = 2  # of six layers, the one taken when none is named
 
 
 def bundled(name: str) -> dict[str, tuple[Prompt, ...]]:
-    return {one.name: one.prompts for one in bundled_prompts(name)}
+    return {prompt_set.name: prompt_set.prompts for prompt_set in bundled_prompts(name)}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Contrast:
+def contrasted(tmp_path_factory: pytest.TempPathFactory) -> Contrast:
     lm = load_lm(MODEL, [MIDDLE])
-    made = extract(
+    run = extract(
         lm, [load_sae(SAE, MIDDLE)], bundled_prompts(), tmp_path_factory.mktemp("runs") / "run"
     )
-    return contrast(made, ContrastSettings())
+    return contrast(run, ContrastSettings())
 
 
-def test_one_feature_is_japanese_on_held_out_prompts(found: Contrast) -> None:
-    best = found.layers[MIDDLE].sets["japanese"].features[0]
+def test_one_feature_is_japanese_on_held_out_prompts(contrasted: Contrast) -> None:
+    best = contrasted.layers[MIDDLE].sets["japanese"].features[0]
     assert best.confirmed
     assert best.holdout_rate >= 0.90
     assert best.holdout_other_rate <= 0.05
 
 
 @pytest.mark.parametrize("name", [*LANGUAGES, "code"])
-def test_every_set_has_a_confirmed_feature(found: Contrast, name: str) -> None:
-    best = found.layers[MIDDLE].sets[name].features[0]
+def test_every_set_has_a_confirmed_feature(contrasted: Contrast, name: str) -> None:
+    best = contrasted.layers[MIDDLE].sets[name].features[0]
     assert best.confirmed
     assert best.holdout_score >= 0.5
     assert best.score >= 0.5
 
 
-def test_shuffled_labels_confirm_nothing(found: Contrast) -> None:
-    assert found.settings.shuffles >= 20
-    assert found.layers[MIDDLE].shuffled_confirmed == 0
+def test_shuffled_labels_confirm_nothing(contrasted: Contrast) -> None:
+    assert contrasted.settings.shuffles >= 20
+    assert contrasted.layers[MIDDLE].shuffled_confirmed == 0
 
 
-def test_model_is_better_than_counting(found: Contrast) -> None:
+def test_model_is_better_than_counting(contrasted: Contrast) -> None:
     figures = json.loads((MODEL.parent / "figures.json").read_text(encoding="utf-8"))
     loss = figures["nats_per_token"]
     assert loss["model"] < loss["bigram"] - 0.5 < loss["unigram"] - 1.0
@@ -92,16 +92,16 @@ def test_conlangs_are_complete_and_paired_with_the_languages() -> None:
 def test_conlangs_share_no_words_but_names() -> None:
     names = {name.name.lower() for name in lexicon().names}
     sets = {**bundled("languages"), **bundled("conlangs")}
-    said = {
+    text_of = {
         name: " ".join(prompt.display_text for prompt in prompts).lower()
         for name, prompts in sets.items()
     }
     words = {
-        name: {w for w in re.findall(r"[^\W\d_]{3,}", one) if w not in names}
-        for name, one in said.items()
+        name: {w for w in re.findall(r"[^\W\d_]{3,}", tongue) if w not in names}
+        for name, tongue in text_of.items()
     }
-    for one, other in product(TONGUES, sets):
-        assert one == other or len(words[one] & words[other]) <= 0.01 * len(words[one])
+    for tongue, other in product(TONGUES, sets):
+        assert tongue == other or len(words[tongue] & words[other]) <= 0.01 * len(words[tongue])
 
 
 def test_every_conlang_needs_over_twice_the_tokens_of_english() -> None:
@@ -124,8 +124,8 @@ def test_profile_shows_what_the_pair_does_not_know(
         "".join(json.dumps({"set": p.set, "pair": p.pair, "text": p.text}) + "\n" for p in some)
     )
     assert run(["profile", str(small), "--layers", "0", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    sets = found["sets"]
+    profiled = json.loads(capsys.readouterr().out)
+    sets = profiled["sets"]
     assert sets["code"]["paired"] is None
     assert all(
         sets[name]["paired"]["ratio"] > sets["english"]["paired"]["ci"][1] for name in TONGUES
@@ -135,8 +135,10 @@ def test_profile_shows_what_the_pair_does_not_know(
     )
     assert sets["hradun"]["fragments"] == 1.0  # no rune is a token: each is three bytes
     assert sets["english"]["fragments"] == 0.0
-    assert any(line.startswith("orrhane: ") and "begin with" in line for line in found["warnings"])
-    assert not any(line.startswith("english: ") for line in found["warnings"])
+    assert any(
+        line.startswith("orrhane: ") and "begin with" in line for line in profiled["warnings"]
+    )
+    assert not any(line.startswith("english: ") for line in profiled["warnings"])
 
 
 @pytest.mark.slow

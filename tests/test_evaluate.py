@@ -57,13 +57,13 @@ def test_phrases_in_a_json_file_are_a_behaviour(tmp_path: Path) -> None:
     assert isinstance(judge, PhraseJudge)
     assert judge.name == "pirate"
     assert (judge.label("ARR, matey"), judge.label("hello")) == ("en: Arr", None)
-    for text, said in (
+    for text, message in (
         ("[]", "given by language"),
         ('{"en": "arr"}', "given by language"),
         ("{", "is not JSON"),
     ):
         path.write_text(text)
-        with pytest.raises(PromptError, match=said):
+        with pytest.raises(PromptError, match=message):
             read_behaviour(str(path))
     with pytest.raises(PromptError, match="no behaviour 'pirates'"):
         read_behaviour("pirates")
@@ -153,9 +153,9 @@ def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
 def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
     lm = load_lm("saescope-tiny-chat", [0])
     chat = Prompt("a", "s", messages=(Message("user", "Q"),))
-    told = Prompt("b", "s", messages=(Message("system", "S"), Message("user", "Q")))
+    with_system = Prompt("b", "s", messages=(Message("system", "S"), Message("user", "Q")))
     text = Prompt("c", "s", text="Once")
-    first, second, third = with_instruction(lm, [chat, told, text], "Be kind.")
+    first, second, third = with_instruction(lm, [chat, with_system, text], "Be kind.")
     assert first.messages == (Message("system", "Be kind."), Message("user", "Q"))
     assert second.messages == (Message("system", "S\n\nBe kind."), Message("user", "Q"))
     assert third.text == "Be kind.\nOnce"
@@ -173,19 +173,21 @@ def test_every_control_is_measured_once_and_cached_arms_never_again(tmp_path: Pa
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     groups = [*texts(tiny.TEXTS, "odd"), *texts([text[::-1] for text in tiny.TEXTS], "even")]
     prompts = [prompt for group in groups for prompt in group.prompts]
-    asked: list[str] = []
+    judged_replies: list[str] = []
 
     def judge(reply: str) -> str | bool:
-        asked.append(reply)
+        judged_replies.append(reply)
         return "unscored" if len(reply) % 3 == 0 else len(reply) % 2 == 0
 
-    def measure(kept: ResumeCache) -> Any:
+    def measure(cache: ResumeCache) -> Any:
         edits = [Edit("1/2", "add", 9.0), Edit("1/5", "scale", 2.0)]
         settings = EvaluateSettings(
             target=("odd",), sweep=(0.5, 1.0), draws=2, instruction="Go on:", max_new_tokens=4
         )
         reference = ReferenceData(neutral=prompts, discovery=prompts)
-        return evaluate(lm, [sae], edits, prompts, judge, settings, reference=reference, cache=kept)
+        return evaluate(
+            lm, [sae], edits, prompts, judge, settings, reference=reference, cache=cache
+        )
 
     path = tmp_path / "kept.jsonl"
     result = measure(ResumeCache(path))
@@ -202,8 +204,9 @@ def test_every_control_is_measured_once_and_cached_arms_never_again(tmp_path: Pa
     rows = {c.name: c for c in result.arms}
     drawn = rows["random feature"]
     assert (drawn.draws, len(drawn.each)) == (2, 2)
-    assert len({name for one in drawn.each for name in one["of"].split()}) == 4  # no feature twice
-    rates = [one["behaviour_rate"] for one in drawn.each]
+    # No feature twice.
+    assert len({name for draw in drawn.each for name in draw["of"].split()}) == 4
+    rates = [draw["behaviour_rate"] for draw in drawn.each]
     assert drawn.behaviour_rate == pytest.approx(np.mean(rates))
     assert drawn.spread == (min(rates), max(rates))
     assert drawn.scored + drawn.empty + drawn.unscored == 2 * len(tiny.TEXTS)
@@ -215,11 +218,11 @@ def test_every_control_is_measured_once_and_cached_arms_never_again(tmp_path: Pa
     assert rows["zero"].damage is not None
     assert set(rows["zero"].damage.kl_sets) == {"even"}  # the target's texts are not neutral
     assert result.controls_left_out == []
-    made = path.read_text(encoding="utf-8")
-    again = measure(ResumeCache(path))
-    assert path.read_text(encoding="utf-8") == made
-    assert again.to_dict() == result.to_dict()
-    assert again.to_polars().height == len(names)
+    first_cache = path.read_text(encoding="utf-8")
+    repeated = measure(ResumeCache(path))
+    assert path.read_text(encoding="utf-8") == first_cache
+    assert repeated.to_dict() == result.to_dict()
+    assert repeated.to_polars().height == len(names)
 
 
 @pytest.mark.slow
@@ -240,7 +243,7 @@ def test_organism_evaluation_has_the_known_answer(
     Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]
-    more = [
+    controls = [
         "--found-on",
         "declined_en,answered_en",
         "--instruction",
@@ -254,7 +257,7 @@ def test_organism_evaluation_has_the_known_answer(
         "asked.jsonl",
         *target,
         *pair,
-        *more,
+        *controls,
         "--edit",
         "2/412 scale -3",
     ]
@@ -286,8 +289,8 @@ def test_organism_evaluation_has_the_known_answer(
     for control in ("zero", "minus", "random feature", "random direction", "prompt only"):
         assert rows[control]["behaviour_rate"] > 0.8
     assert (rows["zero"]["applied"], rows["zero"]["kl_mean"]) == (False, 0)
-    assert [one["by"]["zero x0"] for one in result["replies"]] == [
-        one["by"]["none"] for one in result["replies"]
+    assert [reply["by"]["zero x0"] for reply in result["replies"]] == [
+        reply["by"]["none"] for reply in result["replies"]
     ]
     for language in ("en", "ja", "zh"):
         sets = rows["edits"]["sets"]
@@ -309,7 +312,7 @@ def test_organism_evaluation_has_the_known_answer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("options", "message"),
     [
         (["--sweep", "0"], "no strength that edits anything"),
         (["--sweep", "much"], "expected numbers"),
@@ -329,9 +332,9 @@ def test_organism_evaluation_has_the_known_answer(
     ],
 )
 def test_bad_questions_are_refused(
-    more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]
-    assert cli(["evaluate", "--prompts", "requests", *pair, "--edit", "2/412", *more]) == 2
+    assert cli(["evaluate", "--prompts", "requests", *pair, "--edit", "2/412", *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line

@@ -32,9 +32,9 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_masked_positions_make_no_example(run: Run) -> None:
-    found = examples(run, Feature(3, 1))
-    [example] = found.examples
-    assert (found.fired, example.prompt, example.set) == (1, "b:0", "b")
+    result = examples(run, Feature(3, 1))
+    [example] = result.examples
+    assert (result.fired, example.prompt, example.set) == (1, "b:0", "b")
     assert example.strongest == pytest.approx(1 + 1 / 3)
     assert [(t.text, t.pos, t.act > 0, t.masked) for t in example.tokens] == [
         ("<", 0, True, "position 0"),
@@ -53,17 +53,17 @@ def test_what_counts_is_up_to_the_masking(run: Run) -> None:
 
 
 def test_strongest_first_and_no_more_than_asked(run: Run) -> None:
-    found = examples(run, Feature(3, 2), n=1)
-    assert (found.fired, [e.prompt for e in found.examples]) == (2, ["a:0"])
+    result = examples(run, Feature(3, 2), n=1)
+    assert (result.fired, [e.prompt for e in result.examples]) == (2, ["a:0"])
     assert not examples(run, Feature(3, 0)).examples
 
 
 def test_examples_are_a_table(run: Run) -> None:
-    found = examples(run, Feature(3, 2))
-    assert len(found.rows()) == 8
-    assert found.to_dict()["feature"] == "3/2"
-    assert found.to_dict()["examples"][0]["tokens"][1]["act"] == pytest.approx(1 + 2 / 3)
-    assert "&lt;" in found._repr_html_()
+    result = examples(run, Feature(3, 2))
+    assert len(result.rows()) == 8
+    assert result.to_dict()["feature"] == "3/2"
+    assert result.to_dict()["examples"][0]["tokens"][1]["act"] == pytest.approx(1 + 2 / 3)
+    assert "&lt;" in result._repr_html_()
 
 
 def test_features_that_are_none_are_refused(run: Run) -> None:

@@ -26,8 +26,8 @@ from saescope.sources.prompts import texts
 IDS = [5, 17, 80, 3, 200, 41, 7, 7, 130]
 
 
-def everywhere(feature: str, strength: float, **more: Any) -> Edit:
-    return Edit(feature, "add", strength, skip_sinks=False, **more)
+def everywhere(feature: str, strength: float, **options: Any) -> Edit:
+    return Edit(feature, "add", strength, skip_sinks=False, **options)
 
 
 EDITS = [everywhere("1/3", 4.0), everywhere("1/8", -2.5), everywhere("2/5", 3.0)]
@@ -237,7 +237,7 @@ def llama_logits(
     params = llama.llama_context_default_params()
     params.n_ctx, params.type_k, params.type_v, params.n_threads = 64, 0, 0, 1
     params.flash_attn_type = 0
-    found = []
+    logits = []
     for directions in ways:
         context = llama.llama_init_from_model(loaded, params)
         if directions:
@@ -257,8 +257,8 @@ def llama_logits(
             np.ctypeslib.as_array(llama.llama_get_logits_ith(context, n), (vocab,)).copy()
             for n in range(len(IDS))
         ]
-        found.append(torch.from_numpy(np.stack(rows)))
+        logits.append(torch.from_numpy(np.stack(rows)))
         llama.llama_batch_free(batch)
         llama.llama_free(context)
     llama.llama_model_free(loaded)
-    return found
+    return logits

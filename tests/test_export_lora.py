@@ -128,13 +128,13 @@ def test_on_is_the_projection_and_off_is_the_base(
     assert torch.equal(peft.off(), plain)
     expected = projected(model, edits, saes)
     assert (expected - plain).abs().max() > 0.02
-    far = {k: v["largest"] for k, v in result.measured.items() if k.startswith("kl_")}
+    largest_kl = {k: v["largest"] for k, v in result.measured.items() if k.startswith("kl_")}
     if name in NORMED:
         assert (on - expected).abs().max() < 0.7 * (on - plain).abs().max()
     else:
         torch.testing.assert_close(on, expected, atol=2e-5, rtol=1e-4)
-        assert far["kl_hook_adapter"] < 1e-6
-    assert far["kl_base_adapter"] > 1e-4
+        assert largest_kl["kl_hook_adapter"] < 1e-6
+    assert largest_kl["kl_base_adapter"] > 1e-4
     assert result.measured["component_left"]["float32"] == pytest.approx(
         1 - share, abs=0.35 if share < 1 else 1e-5
     )
@@ -183,7 +183,7 @@ def test_directions_become_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
         Direction(2, (7 * d[0] + d[1]).numpy()),
         Direction(0, d[1].numpy()),
     ]
-    edits = [Edit(op="project", direction=one) for one in near]
+    edits = [Edit(op="project", direction=direction) for direction in near]
     result = export_lora(model, [], edits, tmp_path / "out", MEASURED)
     assert result.measured["rank"] == 3
     B = load_file(tmp_path / "out" / "adapter_model.safetensors")[

@@ -179,17 +179,17 @@ def test_rows_have_the_columns_and_the_values_of_the_run(run: Run, tmp_path: Pat
             assert row["maxActApprox"] == pytest.approx(a.max(), abs=1e-3)
             assert row["frac_nonzero"] == pytest.approx((a > 0).sum() / (run.token_pos > 0).sum())
             assert sum(row["freq_hist_data_bar_heights"]) == (a > 0).sum()
-        for index, own in (
+        for index, examples in (
             (f, [r for r in activations if r["index"] == f]) for f in map(str, list(fired)[:30])
         ):
-            check_examples(run, fired[int(index)], own)
+            check_examples(run, fired[int(index)], examples)
 
 
-def check_examples(run: Run, a: np.ndarray, own: list[dict[str, Any]]) -> None:
+def check_examples(run: Run, a: np.ndarray, examples: list[dict[str, Any]]) -> None:
     by_prompt = {n: a[run.token_prompt == n].max() for n in range(len(run.prompts))}
     strongest = sorted((value for value in by_prompt.values() if value > 0), reverse=True)[:3]
-    np.testing.assert_allclose([row["maxValue"] for row in own], strongest, atol=1e-3)
-    for row in own:
+    np.testing.assert_allclose([row["maxValue"] for row in examples], strongest, atol=1e-3)
+    for row in examples:
         prompt = next(n for n, p in enumerate(run.prompts) if p.id == row["dataIndex"])
         whole = a[run.token_prompt == prompt]
         text = [t for t, n in zip(run.token_text, run.token_prompt, strict=True) if n == prompt]
@@ -208,9 +208,9 @@ def check_examples(run: Run, a: np.ndarray, own: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
-    one, two = (export_neuronpedia(run, tmp_path / name) for name in "ab")
-    assert len(one.files) > 10
-    assert [p.read_bytes() for p in one.files] == [p.read_bytes() for p in two.files]
+    first, second = (export_neuronpedia(run, tmp_path / name) for name in "ab")
+    assert len(first.files) > 10
+    assert [p.read_bytes() for p in first.files] == [p.read_bytes() for p in second.files]
 
 
 def test_logits_come_from_the_lens(run: Run, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> No
     sae = load_sae(tiny.save_sae(tmp_path / "sae", [1]), 1)
     lm = load_lm(model, [1])
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
-    [one, _] = LogitLens(run)(1, [3, 9])
+    [effect, _] = LogitLens(run)(1, [3, 9])
     whole, norm = (
         lm.whole,
         lm.whole.get_submodule("transformer.ln_f" if name == "gpt2" else "model.norm"),
@@ -276,11 +276,11 @@ def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> No
             norm(x) * ((x - x.mean() if name == "gpt2" else x).pow(2).mean().sqrt() / rms)
             for x in scaled
         ]
-        wanted = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
-    top = wanted[: len(lm.tokenizer)].topk(10)
+        derivative = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
+    top = derivative[: len(lm.tokenizer)].topk(10)
     text = TokenText(lm.tokenizer)
     np.testing.assert_allclose(
-        [effect.value for effect in one.raised], top.values, rtol=0.05, atol=0.02
+        [token_effect.value for token_effect in effect.raised], top.values, rtol=0.05, atol=0.02
     )
-    assert one.raised[0].token in [text(token) for token in top.indices[:3].tolist()]
-    assert sum(one.histogram.counts) == len(lm.tokenizer)
+    assert effect.raised[0].token in [text(token) for token in top.indices[:3].tolist()]
+    assert sum(effect.histogram.counts) == len(lm.tokenizer)

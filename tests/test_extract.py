@@ -72,8 +72,8 @@ def _features(lm: LM, saes: list[Sae], batch_tokens: int) -> list[npt.NDArray[np
         dense = np.zeros((len(features.norms), saes[0].spec.d_sae), np.float32)
         dense[features.token, features.ids] = features.acts
         ends = np.cumsum(plan.prompt_lengths(unit.batch))
-        parts = np.split(dense, ends[:-1])
-        for prompt, part in zip(plan.prompt_order(unit.batch), parts, strict=True):
+        by_prompt = np.split(dense, ends[:-1])
+        for prompt, part in zip(plan.prompt_order(unit.batch), by_prompt, strict=True):
             rows[prompt, unit.layer] = part
     layers = sorted(sae.spec.layer for sae in saes)
     return [
@@ -85,8 +85,8 @@ def test_batched_equals_single_equals_padded(pair: Pair) -> None:
     lm, saes = pair.load(0, 2)
     alone = _features(lm, saes, batch_tokens=1)
     for budget in (40, 100, 10_000):
-        for one, many in zip(alone, _features(lm, saes, budget), strict=True):
-            np.testing.assert_allclose(one, many, atol=2e-5)
+        for single, batched in zip(alone, _features(lm, saes, budget), strict=True):
+            np.testing.assert_allclose(single, batched, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
@@ -109,8 +109,8 @@ def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Pa
         _features(lm, saes, 10_000),
         _features(replace(lm, packs_prompts=False), saes, 1),
     )
-    for one, many in zip(alone, packed, strict=True):
-        np.testing.assert_allclose(one, many, atol=2e-5)
+    for single, in_shared_row in zip(alone, packed, strict=True):
+        np.testing.assert_allclose(single, in_shared_row, atol=2e-5)
 
 
 def test_last_layer_is_before_the_final_norm(pair: Pair) -> None:
@@ -125,8 +125,8 @@ def test_run_holds_what_was_computed(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0, 1, 2)
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=64)
     for layer in range(3):
-        found = run.features(layer)
-        acts, ids = padded(found, K)
+        stored = run.features(layer)
+        acts, ids = padded(stored, K)
         start = 0
         for ref in reference.features(pair.model, pair.sae, layer, K, tiny.TEXTS):
             rows = slice(start, start + len(ref.ids))
@@ -138,7 +138,7 @@ def test_run_holds_what_was_computed(pair: Pair, tmp_path: Path) -> None:
                 ref.acts,
                 ref.features,
             )
-        assert start == len(found.norms)
+        assert start == len(stored.norms)
 
 
 def test_same_job_gives_same_bytes(pair: Pair, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_finished_job_is_not_computed_again(
     lm, saes = pair.load(1)
     first = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
     monkeypatch.setattr(lm.model, "forward", lambda **_: pytest.fail("computed again"))
-    again = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
-    assert again.manifest == first.manifest
+    second = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
+    assert second.manifest == first.manifest
 
 
 def test_other_job_in_the_way_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -252,12 +252,12 @@ def test_sink_reaches_no_statistic(tmp_path: Path) -> None:
         return extract(lm, [sae], [left, right], tmp_path / out)
 
     with_sink, without = run("%", "with"), run("", "without")
-    found = (
+    documents = (
         json.dumps(contrast(r, ContrastSettings(shuffles=0)).to_dict())
         for r in (with_sink, without)
     )
     kept, plain = (
-        json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in found
+        json.loads(text, parse_float=lambda number: round(float(number), 5)) for text in documents
     )
     assert kept["masked"] == {"pos0": 18, "sinks": 9}
     assert plain["masked"] == {"pos0": 18, "sinks": 0}

@@ -62,8 +62,8 @@ def here(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def options(*more: str) -> list[str]:
-    return ["--model", MODEL, "--sae", SAE, "--layers", "1", "--device", "cpu", *more]
+def options(*arguments: str) -> list[str]:
+    return ["--model", MODEL, "--sae", SAE, "--layers", "1", "--device", "cpu", *arguments]
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     assert {Path(name).name for name in weights} & set(hub.sent) == {
         Path(n).name for n in weights if "model-" in n
     }
-    assert all(first == 0 and n <= 100_001 for parts in hub.sent.values() for first, n in parts)
+    assert all(first == 0 and n <= 100_001 for ranges in hub.sent.values() for first, n in ranges)
     assert {name for name, file in files.items() if file["have"]} == {
         f"{MODEL}/config.json",
         f"{MODEL}/model.safetensors.index.json",
@@ -106,9 +106,9 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     assert not any(name.endswith(".incomplete") for name in blobs(home))
 
     hub.downloaded.clear()
-    again = saescope(hub.url, home, "fetch", *options())
-    assert (again.returncode, hub.downloaded) == (0, [])
-    assert "are here and whole" in again.stdout
+    second_fetch = saescope(hub.url, home, "fetch", *options())
+    assert (second_fetch.returncode, hub.downloaded) == (0, [])
+    assert "are here and whole" in second_fetch.stdout
     offline = scan("http://127.0.0.1:9", home, MODEL, SAE, "--layers", "1", "--offline")
     assert offline.returncode == 0, offline.stderr
 
@@ -137,7 +137,7 @@ def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     assert [file["bytes"] for file in plan["files"] if file["repo"] == sae] == [2_147_762_176]
     assert plan["download_bytes"] == pytest.approx(14.1e9, rel=0.01)
     assert plan["download_seconds"] == pytest.approx(plan["download_bytes"] * 8 / 100e6)
-    assert sum(n for parts in hub.sent.values() for _, n in parts) < 10**6
+    assert sum(n for ranges in hub.sent.values() for _, n in ranges) < 10**6
 
 
 def test_dropped_connection_is_resumed(

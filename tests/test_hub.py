@@ -50,10 +50,10 @@ def saescope(url: str, home: Path, *arguments: str) -> subprocess.CompletedProce
 
 
 def scan(
-    url: str, home: Path, model: str, sae: str, *more: str
+    url: str, home: Path, model: str, sae: str, *options: str
 ) -> subprocess.CompletedProcess[str]:
     return saescope(
-        url, home, "scan", "hello there", "--model", model, "--sae", sae, "--json", *more
+        url, home, "scan", "hello there", "--model", model, "--sae", sae, "--json", *options
     )
 
 
@@ -61,8 +61,8 @@ def needed(hub: Hub, layer: int) -> set[str]:
     weights = json.loads((hub.repos[MODEL] / "model.safetensors.index.json").read_text())[
         "weight_map"
     ]
-    parts = ["model.embed_tokens.", *(f"model.layers.{n}." for n in range(layer + 1))]
-    shards = {shard for name, shard in weights.items() if name.startswith(tuple(parts))}
+    prefixes = ["model.embed_tokens.", *(f"model.layers.{n}." for n in range(layer + 1))]
+    shards = {shard for name, shard in weights.items() if name.startswith(tuple(prefixes))}
     assert len(shards) < len(set(weights.values()))
     tokenizer = {
         name for name in hub.files(MODEL) if name.startswith(("tokenizer", "special_tokens"))
@@ -89,8 +89,8 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     assert json.loads(first.stdout) == json.loads(local.stdout)
 
     hub.downloaded.clear()
-    again = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
-    assert (again.stdout, hub.downloaded) == (first.stdout, [])
+    second = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
+    assert (second.stdout, hub.downloaded) == (first.stdout, [])
 
     gone = "http://127.0.0.1:9"
     offline = scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1", "--offline")
@@ -171,5 +171,5 @@ def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str)
         if file["repo"] == SAELENS
     }
     assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in fetched), True)
-    again = scan(hub.url, home, MODEL, SAELENS + path, *layers, "--offline")
-    assert again.stdout == done.stdout
+    offline = scan(hub.url, home, MODEL, SAELENS + path, *layers, "--offline")
+    assert offline.stdout == done.stdout

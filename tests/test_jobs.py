@@ -243,11 +243,11 @@ def test_run_of_an_earlier_version_is_repeated(
     pair: Pair, sets_folder: Path, tmp_path: Path
 ) -> None:
     inputs = ModelInputs(model=str(pair.model), sae=str(pair.sae), layers=(0, 2))
-    made = ProfileRequest(str(sets_folder), inputs=inputs, out=tmp_path / "run").run()
-    manifest = json.loads((made.run.path / "manifest.json").read_text())
+    profiled = ProfileRequest(str(sets_folder), inputs=inputs, out=tmp_path / "run").run()
+    manifest = json.loads((profiled.run.path / "manifest.json").read_text())
     manifest["command"] = next(command for command, _ in EARLIER if command["verb"] == "profile")
-    (made.run.path / "manifest.json").write_text(json.dumps(manifest))
-    repeated = RerunRequest(made.run.path).run()
+    (profiled.run.path / "manifest.json").write_text(json.dumps(manifest))
+    repeated = RerunRequest(profiled.run.path).run()
     assert repeated.same
     assert repeated.answer is not None
 

@@ -45,9 +45,9 @@ BUNDLED = {
 @pytest.mark.parametrize(("name", "code"), BUNDLED.items())
 def test_bundled_sentences_are_never_taken_for_another_language(name: str, code: str) -> None:
     prompts = next(s for s in bundled_prompts() if s.name == name).prompts
-    found = [detect_language(p.text or "") for p in prompts]
-    assert found.count(code) >= 0.85 * len(found)
-    assert set(found) <= {code, None, "en" if code == CODE else code}  # a comment is English
+    detected = [detect_language(p.text or "") for p in prompts]
+    assert detected.count(code) >= 0.85 * len(detected)
+    assert set(detected) <= {code, None, "en" if code == CODE else code}  # a comment is English
 
 
 @pytest.mark.parametrize(
@@ -118,18 +118,18 @@ def test_functions_are_loaded_from_files_and_modules(
     replies = [reply("HELLO"), reply("hello please"), reply("?a"), reply("")]
     assert label_replies(load_judge(f"{path}:loud"), replies) == ["shown", None, None, EMPTY]
     assert label_replies(load_judge(f"{path}:kind"), replies) == [None, "kind", UNSCORED, EMPTY]
-    for name, said in (("broken", "KeyError"), ("odd", "3 is neither a name")):
-        with pytest.raises(JudgeError, match=said):
+    for name, message in (("broken", "KeyError"), ("odd", "3 is neither a name")):
+        with pytest.raises(JudgeError, match=message):
             label_replies(load_judge(f"{path}:{name}"), replies)
     monkeypatch.syspath_prepend(tmp_path)
     assert describe_judge(load_judge("mine:loud")) == {"name": "loud"}
-    for place, said in (
+    for place, message in (
         ("mine:nothing", "no function 'nothing'"),
         ("absent_module:f", "cannot be imported"),
         (f"{tmp_path}/none.py:f", "does not exist"),
         ("mine", "is not FILE.py:FUNCTION"),
     ):
-        with pytest.raises(JudgeError, match=said):
+        with pytest.raises(JudgeError, match=message):
             load_judge(place)
 
 
@@ -144,13 +144,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], tuple[
     servers: list[ThreadingHTTPServer] = []
 
     def start(answer: Answer) -> tuple[str, list[Any]]:
-        asked: list[Any] = []
+        requests: list[Any] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                code, body = answer(document, len(asked))
-                asked.append((document, self.headers.get("Authorization")))
+                code, body = answer(document, len(requests))
+                requests.append((document, self.headers.get("Authorization")))
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(code)
                 self.send_header("Retry-After", "7")
@@ -165,7 +165,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], tuple[
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/judge?key=secret", asked
+        return f"http://127.0.0.1:{server.server_address[1]}/judge?key=secret", requests
 
     yield start
     for server in servers:
@@ -192,23 +192,23 @@ def test_server_is_asked_once_about_each_reply(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SAESCOPE_JUDGE_KEY", "open sesame")
-    url, asked = serve(judged)
+    url, requests = serve(judged)
     path = tmp_path / "judged.jsonl"
     for _ in range(2):
         judge = HttpJudge(url, cache=ResumeCache(path))
         assert label_replies(judge, REPLIES) == [None, "agrees", EMPTY, None, UNSCORED]
-    assert [a[0] for a in asked] == [
+    assert [a[0] for a in requests] == [
         {"prompt": p, "reply": r} for p, r in (("a", "no"), ("b", "yes"), ("d", "who knows"))
     ]
-    assert {a[1] for a in asked} == {"Bearer open sesame"}
+    assert {a[1] for a in requests} == {"Bearer open sesame"}
     assert "secret" not in json.dumps(describe_judge(judge))
 
 
 def test_server_gets_replies_in_batches(serve: Callable[[Answer], tuple[str, list[Any]]]) -> None:
-    url, asked = serve(
+    url, requests = serve(
         lambda document, _: (
             200,
-            {"labels": [judged(one, 0)[1]["label"] for one in document["items"]]},
+            {"labels": [judged(item, 0)[1]["label"] for item in document["items"]]},
         )
     )
     assert label_replies(HttpJudge(url, batch_size=2), REPLIES) == [
@@ -218,7 +218,7 @@ def test_server_gets_replies_in_batches(serve: Callable[[Answer], tuple[str, lis
         None,
         UNSCORED,
     ]
-    assert [len(a[0]["items"]) for a in asked] == [2, 1]
+    assert [len(a[0]["items"]) for a in requests] == [2, 1]
 
 
 def test_failed_requests_are_retried_and_labels_are_kept(
@@ -233,7 +233,7 @@ def test_failed_requests_are_retried_and_labels_are_kept(
             else judged(document, before)
         )
 
-    url, asked = serve(sometimes)
+    url, requests = serve(sometimes)
     waited: list[float] = []
     path = tmp_path / "judged.jsonl"
     with pytest.raises(
@@ -243,7 +243,7 @@ def test_failed_requests_are_retried_and_labels_are_kept(
     assert waited == [7, 7, 7]
     ill = False
     path.write_bytes(path.read_bytes() + b'["half')  # as an interruption may leave it
-    before = len(asked)
+    before = len(requests)
     assert label_replies(HttpJudge(url, cache=ResumeCache(path)), REPLIES) == [
         None,
         "agrees",
@@ -251,12 +251,12 @@ def test_failed_requests_are_retried_and_labels_are_kept(
         None,
         UNSCORED,
     ]
-    assert [a[0]["reply"] for a in asked[before:]] == ["yes", "who knows"]
+    assert [a[0]["reply"] for a in requests[before:]] == ["yes", "who knows"]
     assert len(ResumeCache(path)) == 3
 
 
 @pytest.mark.parametrize(
-    ("code", "body", "said"),
+    ("code", "body", "message"),
     [
         (401, "who are you", "refused: HTTP 401"),
         (302, "", "refused: HTTP 302"),
@@ -266,12 +266,12 @@ def test_failed_requests_are_retried_and_labels_are_kept(
     ],
 )
 def test_answer_without_labels_is_refused(
-    serve: Callable[[Answer], tuple[str, list[Any]]], code: int, body: Any, said: str
+    serve: Callable[[Answer], tuple[str, list[Any]]], code: int, body: Any, message: str
 ) -> None:
-    url, asked = serve(lambda *_: (code, body))
-    with pytest.raises(JudgeError, match=said):
+    url, requests = serve(lambda *_: (code, body))
+    with pytest.raises(JudgeError, match=message):
         label_replies(HttpJudge(url, wait=lambda _: None), REPLIES)
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_wrong_number_of_labels_is_refused(
@@ -294,34 +294,34 @@ def test_unreachable_server_is_retried_with_growing_pauses() -> None:
 def test_feature_judge_counts_tokens_of_the_reply_that_fire(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [2])
     saes = [load_sae(tiny.save_sae(tmp_path / "sae", layers=[1, 2]), layer) for layer in (1, 2)]
-    asked, written = "The capital", " of France is in the north"
-    ids = lm.tokenizer(written)["input_ids"]
-    start = len(lm.tokenizer(asked)["input_ids"])
-    whole = scan(lm, saes, texts([asked + written])[0].prompts, n_top=8).prompts[0].tokens[start:]
+    question, answer = "The capital", " of France is in the north"
+    ids = lm.tokenizer(answer)["input_ids"]
+    start = len(lm.tokenizer(question)["input_ids"])
+    whole = scan(lm, saes, texts([question + answer])[0].prompts, n_top=8).prompts[0].tokens[start:]
     assert len(whole) == len(ids)
     features = [f for f, _ in whole[0].features[1]][:1] + [f for f, _ in whole[1].features[2]][:1]
     fires = [any(f in [g for g, _ in token.features[f.layer]] for f in features) for token in whole]
     share = sum(fires) / len(fires)
-    one = Reply(Prompt("p", "s", text=asked), ids, written)
-    other = Reply(Prompt("q", "s", text="x"), [], "nothing")
+    reply = Reply(Prompt("p", "s", text=question), ids, answer)
+    empty_reply = Reply(Prompt("q", "s", text="x"), [], "nothing")
     for limit, label in ((share, f"{share:.2f} of tokens"), (min(1.0, share + 0.01), None)):
         judge = FeatureJudge(lm, saes, FeatureRule(tuple(features), limit))
-        assert judge.label_all([one, other]) == [label, UNSCORED]
+        assert judge.label_all([reply, empty_reply]) == [label, UNSCORED]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("feature:x", "is not feature"),
         ("feature:1/2@0", "between 0 and 1"),
         ("feature:1/2@much", "is not feature"),
     ],
 )
-def test_feature_rules_are_read(text: str, said: str, tmp_path: Path) -> None:
+def test_feature_rules_are_read(text: str, message: str, tmp_path: Path) -> None:
     rule = read_behaviour("feature:1/2+2/3@0.25")
     assert rule == FeatureRule((Feature(1, 2), Feature(2, 3)), 0.25)
     assert str(rule) == "feature:1/2+2/3@0.25"
-    with pytest.raises(PromptError, match=said):
+    with pytest.raises(PromptError, match=message):
         read_behaviour(text)
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)

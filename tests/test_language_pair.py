@@ -15,15 +15,17 @@ from saescope.errors import PromptError
 from saescope.sources.prompts import Message, Prompt, bundled_prompts, texts
 
 
-def steer_japanese(wanted: str, *edits: str) -> Evaluation:
+def steer_japanese(language: str, *edits: str) -> Evaluation:
     lm, sae = load_lm("saescope-tiny", [1]), load_sae("saescope-tiny-sae", 1, decoder=True)
     sets = {group.name: group.prompts for group in bundled_prompts()}
-    asked = [beginning(lm, prompt, 0.5) for prompt in sets["japanese"]]
+    beginnings = [beginning(lm, prompt, 0.5) for prompt in sets["japanese"]]
     neutral = [prompt for name, group in sets.items() if name != "japanese" for prompt in group[:4]]
     chosen = [parse_edit(edit) for edit in edits]
     settings = EvaluateSettings(draws=1, max_new_tokens=14)
     reference = ReferenceData(neutral)
-    return evaluate(lm, [sae], chosen, asked, LanguageJudge(wanted), settings, reference=reference)
+    return evaluate(
+        lm, [sae], chosen, beginnings, LanguageJudge(language), settings, reference=reference
+    )
 
 
 @pytest.mark.slow
@@ -61,10 +63,10 @@ def test_beginnings_end_where_words_do() -> None:
                 assert not (text[-1].isalnum() and whole[len(text)].isalnum())
             if group.name == "japanese":
                 assert detect_language(text) in ("ja", None)
-    for prompt, share, said in (
+    for prompt, share, message in (
         (texts(["a"])[0].prompts[0], 0.5, "has no word that ends"),
         (texts(["a b c"])[0].prompts[0], 1.0, "between 0 and 1"),
         (Prompt("p", "s", messages=(Message("user", "hello there"),)), 0.5, "only texts"),
     ):
-        with pytest.raises(PromptError, match=said):
+        with pytest.raises(PromptError, match=message):
             beginning(lm, prompt, share)

@@ -47,9 +47,8 @@ def test_concept_is_followed_under_changing_ids(tmp_path: Path) -> None:
     assert all(m.cofire == m.cofire_origin == 1 and m.cosine is None for m in result.matches)
     assert result.feature is not None
     rates = {layer: by_set["a"] for layer, by_set in result.feature.rates.items()}
-    assert (
-        rates[1] > 0.6 > 0.3 > max(rates[n] for n in (0, 2, 5))
-    )  # the id alone means nothing elsewhere
+    # The id alone means nothing elsewhere.
+    assert rates[1] > 0.6 > 0.3 > max(rates[n] for n in (0, 2, 5))
 
 
 def test_best_layer_is_the_one_that_separates(tmp_path: Path) -> None:
@@ -57,14 +56,14 @@ def test_best_layer_is_the_one_that_separates(tmp_path: Path) -> None:
     assert result.best == 1
     assert result.layers[1].separation > result.layers[2].separation > result.layers[0].separation
     assert [result.layers[n].as_good for n in (0, 1, 2)] == [False, True, False]
-    for one in result.layers.values():
-        assert one.ci[0] < one.separation < one.ci[1]
+    for layer in result.layers.values():
+        assert layer.ci[0] < layer.separation < layer.ci[1]
     assert {str(m.origin) for m in result.matches} == {"1/3", "1/39"}
 
 
 def test_equal_layers_are_called_as_good(tmp_path: Path) -> None:
     result = layers(planted(tmp_path, {0: 0.7, 1: 0.7}))
-    assert all(one.as_good for one in result.layers.values())
+    assert all(layer.as_good for layer in result.layers.values())
 
 
 @pytest.mark.slow
@@ -73,18 +72,16 @@ def test_interval_covers_at_its_rate(tmp_path: Path) -> None:
     covered = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        own = np.repeat(
-            rng.beta(3, 3, size=30), 5
-        )  # each prompt of a has its own rate, 0.5 on average
+        # Each prompt of a has its own rate, 0.5 on average.
+        prompt_rates = np.repeat(rng.beta(3, 3, size=30), 5)
         fires = np.zeros((300, 2), bool)
-        fires[:150, 0] = rng.random(150) < own
+        fires[:150, 0] = rng.random(150) < prompt_rates
         fires[150:, 1] = rng.random(150) < np.repeat(rng.beta(3, 3, size=30), 5)
         run = write_run(tmp_path / str(seed), {"a": [5] * 30, "b": [5] * 30}, {0: fires})
         low, high = layers(run, ContrastSettings(seed=seed)).layers[0].ci
         covered.append(low <= 0.5 <= high)
-    assert (
-        np.mean(covered) >= 0.85
-    )  # 12 held-out prompts a set: percentile intervals run a little short
+    # 12 held-out prompts a set: percentile intervals run a little short.
+    assert np.mean(covered) >= 0.85
 
 
 def test_cosines_equal_dense_ones(
@@ -93,9 +90,9 @@ def test_cosines_equal_dense_ones(
     monkeypatch.setattr("saescope.engine.decoders._BLOCK_BYTES", 4 * 256 * 5)  # several blocks
     lm, saes = pair.load(0, 2)
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
-    got = decoder_cosines(run)([Feature(0, 7), Feature(0, 255)], 2)
+    cosines = decoder_cosines(run)([Feature(0, 7), Feature(0, 255)], 2)
     source, target = (torch.nn.functional.normalize(sae.W_dec, dim=0) for sae in saes)
-    torch.testing.assert_close(torch.from_numpy(got), source[:, [7, 255]].T @ target)
+    torch.testing.assert_close(torch.from_numpy(cosines), source[:, [7, 255]].T @ target)
 
 
 def test_cosines_need_the_sae_of_the_run(pair: Pair, tmp_path: Path) -> None:
@@ -122,8 +119,10 @@ def test_layers_command_on_the_embedded_pair(
     monkeypatch.chdir(tmp_path)
     assert cli(["layers", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert list(result["layers"]) == [str(n) for n in range(6)]
-    best = {n: one["sets"]["japanese"]["feature"] for n, one in result["layers"].items()}
+    assert list(result["layers"]) == [str(number) for number in range(6)]
+    best = {
+        number: layer["sets"]["japanese"]["feature"] for number, layer in result["layers"].items()
+    }
     assert len({feature.split("/")[1] for feature in best.values()}) > 1
     assert result["best"] >= 2  # languages part in the middle, not at the embedding
     origin = best[str(result["best"])]
@@ -135,6 +134,6 @@ def test_layers_command_on_the_embedded_pair(
     assert cli(["layers", result["run"], "--feature", best["2"], "--json"]) == 0
     rates = json.loads(capsys.readouterr().out)["feature"]["rates"]
     assert rates["2"]["japanese"] > 0.9
-    assert max(by_set["japanese"] for n, by_set in rates.items() if n != "2") < 0.5
+    assert max(by_set["japanese"] for number, by_set in rates.items() if number != "2") < 0.5
     assert cli(["layers", result["run"]]) == 0
     assert "followed from layer to layer" in capsys.readouterr().out

@@ -24,7 +24,7 @@ NAME = "SAE-Res-Tiny-Base-W1K-L0_9"
 
 
 @pytest.mark.parametrize(
-    ("folder", "cfg", "given", "k"),
+    ("folder", "cfg", "k_argument", "k"),
     [
         (NAME, None, None, 9),
         (f"{NAME}/v2", None, None, 9),
@@ -36,12 +36,12 @@ NAME = "SAE-Res-Tiny-Base-W1K-L0_9"
     ],
 )
 def test_k_comes_from_argument_config_or_name(
-    folder: str, cfg: int | None, given: int | None, k: int, tmp_path: Path
+    folder: str, cfg: int | None, k_argument: int | None, k: int, tmp_path: Path
 ) -> None:
     path = tmp_path / folder
     path.parent.mkdir(parents=True, exist_ok=True)
     tiny.save_sae(path, layers=[0], k=cfg)
-    sae = load_sae(path, 0, k=given)
+    sae = load_sae(path, 0, k=k_argument)
     assert sae.spec.k == k
     if NAME in folder:
         assert (sae.spec.release, sae.spec.trained_on) == (NAME, "Tiny-Base") or folder.startswith(
@@ -326,7 +326,7 @@ def test_model_is_cut_after_the_last_layer(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "asked", "computed"),
+    ("stored", "dtype", "computed"),
     [
         (torch.float32, "auto", torch.float32),
         (torch.bfloat16, "auto", torch.bfloat16),
@@ -335,8 +335,8 @@ def test_model_is_cut_after_the_last_layer(pair: Pair) -> None:
         (torch.float32, "bfloat16", torch.bfloat16),
     ],
 )
-def test_dtype(stored: torch.dtype, asked: str, computed: torch.dtype, tmp_path: Path) -> None:
-    lm = load_lm(tiny.save_model(tmp_path / "model", dtype=stored), [0], dtype=asked)
+def test_dtype(stored: torch.dtype, dtype: str, computed: torch.dtype, tmp_path: Path) -> None:
+    lm = load_lm(tiny.save_model(tmp_path / "model", dtype=stored), [0], dtype=dtype)
     assert {p.dtype for p in lm.model.parameters()} == {lm.dtype} == {computed}
 
 

@@ -39,24 +39,24 @@ def test_bfloat16_differs_by_the_order_of_sums(
     layer = nn.Linear(d_in, d_out, bias=bias).bfloat16().requires_grad_(False)
     x = torch.randn(*rows, d_in, generator=random).bfloat16()
     with KernelMode({"bfloat16": kernel}):
-        found = layer(x)
+        product = layer(x)
     exact = functional.linear(
         x.double(), layer.weight.double(), layer.bias.double() if bias else None
     )
-    assert found.shape == exact.shape
-    assert found.dtype == torch.bfloat16
+    assert product.shape == exact.shape
+    assert product.dtype == torch.bfloat16
     # Rounded once: half of bfloat16's step, and what the order of the sum may change.
     allowed = exact.abs() * 2**-8 + 2 * rounding(x, layer.weight) + 1e-6
-    assert ((found.double() - exact).abs() <= allowed).all()
+    assert ((product.double() - exact).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("kernel", available_kernels(torch.float32))
 def test_float32_differs_by_the_order_of_sums(kernel: Kernel) -> None:
     x, weight, bias = torch.randn(200, 300), torch.randn(70, 300), torch.randn(70)
     with KernelMode({"float32": kernel}):
-        found = functional.linear(x, weight, bias)
+        product = functional.linear(x, weight, bias)
     exact = functional.linear(x.double(), weight.double(), bias.double())
-    assert ((found.double() - exact).abs() <= rounding(x, weight) + 1e-6).all()
+    assert ((product.double() - exact).abs() <= rounding(x, weight) + 1e-6).all()
 
 
 @pytest.mark.parametrize("kernel", available_kernels(torch.float32))
@@ -75,26 +75,27 @@ def test_encoders_multiply_by_the_kernel_into_their_place(
     place = torch.zeros(200, 90)
     with KernelMode({"float32": kernel}):
         torch.addmm(bias, x, weight.T, out=place[:, 10:80])
-        found = torch.addmm(bias, x, weight.T)
+        product = torch.addmm(bias, x, weight.T)
         assert used == ([] if kernel == "native" else [kernel] * 2)
+        # A factor, and GPT-2's layout.
         others = (
             torch.addmm(bias, x, weight.T, alpha=2),
             torch.addmm(bias, x, weight.T.contiguous()),
-        )  # GPT-2's
+        )
     assert used == ([] if kernel == "native" else [kernel] * 2)
     exact = functional.linear(x.double(), weight.double(), bias.double())
-    for made, factor in ((place[:, 10:80], 1), (found, 1), (others[0], 2), (others[1], 1)):
-        wanted = bias + factor * (exact - bias)
-        assert ((made.double() - wanted).abs() <= factor * (rounding(x, weight) + 1e-5)).all()
+    for computed, factor in ((place[:, 10:80], 1), (product, 1), (others[0], 2), (others[1], 1)):
+        expected = bias + factor * (exact - bias)
+        assert ((computed.double() - expected).abs() <= factor * (rounding(x, weight) + 1e-5)).all()
     assert not place[:, :10].any()
     assert not place[:, 80:].any()
 
 
 def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[int] = []
+    row_counts: list[int] = []
 
     def counted(x: Tensor, *rest: object) -> Tensor:
-        called.append(len(x))
+        row_counts.append(len(x))
         return original(x, *rest)  # type: ignore[arg-type]
 
     original = matmul_kernels.matmul
@@ -107,10 +108,10 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
         other = threading.Thread(target=functional.linear, args=(many, weight))
         other.start()
         other.join()
-        assert called == []
+        assert row_counts == []
         functional.linear(many, weight)
     functional.linear(many, weight)
-    assert called == [LEAST_ROWS]
+    assert row_counts == [LEAST_ROWS]
     assert torch.equal(few, functional.linear(many[:-1], weight))
 
 
@@ -126,9 +127,8 @@ def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert choose_batch_kernels(lm, work) == {"float32": "onednn"}
     assert choose_batch_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
-    assert choose_batch_kernels(lm, work, {"float32": "blas"}) == {
-        "float32": "onednn"
-    }  # float32 has no such kernel
+    # Float32 has no such kernel.
+    assert choose_batch_kernels(lm, work, {"float32": "blas"}) == {"float32": "onednn"}
 
 
 @pytest.mark.slow

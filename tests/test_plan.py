@@ -39,8 +39,8 @@ def run_plan(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return result
 
 
-def options_for(pair: Pair, *more: str) -> list[str]:
-    return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *more]
+def options_for(pair: Pair, *options: str) -> list[str]:
+    return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *options]
 
 
 def test_true_sizes_of_an_8b_model_and_its_sae(
@@ -64,8 +64,8 @@ def test_true_sizes_of_an_8b_model_and_its_sae(
         (18 * BLOCK + 2 * 65_536 * 4096) / 1e9, rel=1e-3
     )
 
-    again = run_plan(capfd, *options_for(large, "--layers", "17", "--memory", "4GiB"))
-    assert again["mode"] == "streamed"  # blocks that cannot stay cached are read once
+    small_budget = run_plan(capfd, *options_for(large, "--layers", "17", "--memory", "4GiB"))
+    assert small_budget["mode"] == "streamed"  # blocks that cannot stay cached are read once
 
     every = run_plan(capfd, *options_for(large, "--layers", "all", "--memory", "8GiB"))
     layers = [file["bytes"] for file in every["files"] if file["name"].endswith(".sae.pt")]
@@ -93,11 +93,11 @@ def test_suggested_memory_budget_fits(pair: Pair, capfd: pytest.CaptureFixture[s
     assert not plan["fits"]
     [why] = plan["why"]
     assert "100 MB allowed" in why
-    again = run_plan(
+    suggested = run_plan(
         capfd,
         *options_for(pair, "--layers", "1", "--memory", plan["instead"][-1].rpartition(" ")[2]),
     )
-    assert (again["fits"], again["why"], again["instead"]) == (True, [], [])
+    assert (suggested["fits"], suggested["why"], suggested["instead"]) == (True, [], [])
 
 
 def test_json_has_files_tokens_and_work(

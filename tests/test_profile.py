@@ -43,18 +43,21 @@ def planned(
 
 
 def test_tokens_and_norms_by_hand(tmp_path: Path) -> None:
-    norms = np.array(
-        [100, 1, 3, 200, 2, 300, 5, 5, 90, 5], np.float32
-    )  # the 90 mid-sequence is a sink
+    # The 90 mid-sequence is a sink.
+    norms = np.array([100, 1, 3, 200, 2, 300, 5, 5, 90, 5], np.float32)
     run = write_run(tmp_path / "run", {"a": [3, 2], "b": [5]}, {1: np.ones((10, 1), bool)}, norms)
-    found = profile(run)
-    assert (found.sets["a"].tokens, found.sets["a"].tokens_per_prompt, found.sets["a"].ratio) == (
+    result = profile(run)
+    assert (
+        result.sets["a"].tokens,
+        result.sets["a"].tokens_per_prompt,
+        result.sets["a"].ratio,
+    ) == (
         5,
         2.5,
         1.0,
     )
-    assert (found.sets["b"].prompts, found.sets["b"].ratio) == (1, 2.0)
-    a, b = found.sets["a"].layers[1], found.sets["b"].layers[1]
+    assert (result.sets["b"].prompts, result.sets["b"].ratio) == (1, 2.0)
+    a, b = result.sets["a"].layers[1], result.sets["b"].layers[1]
     assert (a.pos0_norm_mean, a.pos0_norm_median) == (150.0, 150.0)
     assert (a.later_norm_mean, a.later_norm_median, a.sinks) == (2.0, 2.0, 0)
     assert (b.later_norm_mean, b.sinks) == (5.0, 1)
@@ -90,13 +93,13 @@ def test_sinks_are_listed_wherever_they_stand(tmp_path: Path) -> None:
     run = planned(
         tmp_path / "run", {"a": [[100, 1, 3], [40, 2]], "b": [[300, 5, 5, 90, 5]]}, layers=(1, 4)
     )
-    found = profile(run)
-    assert [(s.set, s.prompt, s.pos, s.token, s.norm, s.ratio, s.layers) for s in found.sinks] == [
+    result = profile(run)
+    assert [(s.set, s.prompt, s.pos, s.token, s.norm, s.ratio, s.layers) for s in result.sinks] == [
         ("b", "b:0", 3, "t3", 90.0, 18.0, (1, 4)),
         ("b", "b:0", 0, "t0", 300.0, 60.0, (1, 4)),
         ("a", "a:0", 0, "t0", 100.0, 20.0, (1, 4)),
     ]
-    a, b = (found.sets[name].layers[4] for name in "ab")
+    a, b = (result.sets[name].layers[4] for name in "ab")
     assert (a.pos0_sinks, a.sinks, b.pos0_sinks, b.sinks) == (1, 0, 1, 1)
     assert b.later_norm_mean == 5.0
     assert b.with_pos0_norm_mean == (300 + 5 + 5 + 5) / 4
@@ -112,9 +115,9 @@ def test_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_norms_of_zero_give_no_ratio(tmp_path: Path) -> None:
-    found = profile(planned(tmp_path / "run", {"a": [[0, 0, 0, 2]]}))
-    assert [(sink.norm, sink.ratio) for sink in found.sinks] == [(2.0, None)]
-    json.dumps(found.to_dict(), allow_nan=False)
+    result = profile(planned(tmp_path / "run", {"a": [[0, 0, 0, 2]]}))
+    assert [(sink.norm, sink.ratio) for sink in result.sinks] == [(2.0, None)]
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 # --- warnings
@@ -136,9 +139,8 @@ def test_difference_made_by_position_0_is_warned_of(tmp_path: Path) -> None:
         "short differ from long: mean norms 4.5 and 1.7 (2.65x) with it, 1 and 1 (1.00x) without it"
         in line
     )
-    assert (
-        "in 2 more pairs of sets" in line
-    )  # short and middle: 4.5 / 2.75; middle and long: 2.75 / 1.7
+    # Short and middle: 4.5 / 2.75; middle and long: 2.75 / 1.7.
+    assert "in 2 more pairs of sets" in line
     assert line.endswith("compare means over later positions")
 
 
@@ -179,7 +181,8 @@ def test_paired_ratios_by_hand(tmp_path: Path) -> None:
 
 def test_sets_without_pairs_have_no_paired_ratio(tmp_path: Path) -> None:
     run = planned(tmp_path / "run", {"a": [[1, 1]], "b": [[1, 1]]})
-    assert [one.paired for one in profile(run).sets.values()] == [None, None]
+    sets = profile(run).sets
+    assert [set_profile.paired for set_profile in sets.values()] == [None, None]
 
 
 def test_bootstrap_is_seeded_and_about_right() -> None:
@@ -197,14 +200,19 @@ def test_bytes_and_characters_by_hand(pair: Pair, tmp_path: Path) -> None:
     run = extract(
         lm, saes, [PromptSet("s", texts(["日本", " the"], "s")[0].prompts)], tmp_path / "run"
     )
-    one = profile(run).sets["s"]  # six bytes, and ' t' 'he'
-    assert (one.tokens, one.bytes_per_token, one.characters_per_token, one.fragments) == (
+    set_profile = profile(run).sets["s"]  # six bytes, and ' t' 'he'
+    assert (
+        set_profile.tokens,
+        set_profile.bytes_per_token,
+        set_profile.characters_per_token,
+        set_profile.fragments,
+    ) == (
         8,
         10 / 8,
         6 / 8,
         6 / 8,
     )
-    assert [(s.word, s.pieces, s.prompt, s.typical) for s in one.samples] == [
+    assert [(s.word, s.pieces, s.prompt, s.typical) for s in set_profile.samples] == [
         ("日本", (r"\xe6", r"\x97", r"\xa5", r"\xe6", r"\x9c", r"\xac"), "s:1", False),
         ("the", (" t", "he"), "s:2", True),
     ]
@@ -214,8 +222,8 @@ def stored(text: str, cuts: Sequence[int]) -> tuple[list[str], list[bytes]]:
     """A text cut into tokens, as a run stores them, and their bytes."""
     data = text.encode()
     ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    parts = [data[a:b] for a, b in pairwise(ends)]
-    return [part.decode("utf-8", "backslashreplace") for part in parts], parts
+    token_bytes = [data[a:b] for a, b in pairwise(ends)]
+    return [token.decode("utf-8", "backslashreplace") for token in token_bytes], token_bytes
 
 
 tricky = st.lists(
@@ -230,17 +238,17 @@ tricky = st.lists(
     cuts=st.lists(st.integers(0, 60), max_size=20),
 )
 def test_pieces_are_the_text_again(text: str, cuts: list[int]) -> None:
-    tokens, parts = stored(text, cuts)
+    tokens, token_bytes = stored(text, cuts)
     pieces = Pieces.of(tokens, text)
-    assert list(pieces.data) == parts
+    assert list(pieces.data) == token_bytes
     assert pieces.text == text
     for word in pieces.words():
         assert word.text in text
-        at = [
+        starts = [
             n for n in range(len(tokens)) if tuple(tokens[n : n + len(word.pieces)]) == word.pieces
         ]
-        joined = [b"".join(parts[n : n + len(word.pieces)]) for n in at]
-        assert any(word.text.encode() in held for held in joined)
+        joined_tokens = [b"".join(token_bytes[n : n + len(word.pieces)]) for n in starts]
+        assert any(word.text.encode() in joined for joined in joined_tokens)
 
 
 def words(*prompts: tuple[list[str], str]) -> list[tuple[str, Pieces]]:
@@ -265,13 +273,13 @@ def test_samples_are_the_hardest_words_and_a_typical_one() -> None:
         " 1",
         "2",
     ]
-    found = samples(words((tokens, "Tqei'qua the cat sat, xyzw 12"), ([" the"], " the")), 3)
-    assert [(s.word, s.pieces) for s in found] == [
+    shown = samples(words((tokens, "Tqei'qua the cat sat, xyzw 12"), ([" the"], " the")), 3)
+    assert [(s.word, s.pieces) for s in shown] == [
         ("Tqei'qua", ("T", "qe", "i'q", "ua")),
         ("xyzw", (" x", "y", "z", "w")),
         ("the", (" the",)),
     ]
-    assert [s.typical for s in found] == [False, False, True]
+    assert [s.typical for s in shown] == [False, False, True]
 
 
 @pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 1), (2, 2), (9, 4)])
@@ -304,21 +312,21 @@ SHAPES: dict[str, dict[str, list[list[float]]]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("width", [60, 160])
 def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> None:
-    found = profile(planned(tmp_path / "run", SHAPES[shape], layers=(0, 3)))
+    result = profile(planned(tmp_path / "run", SHAPES[shape], layers=(0, 3)))
     console = Console(
         width=width, record=True, file=(tmp_path / "shown").open("w", encoding="utf-8")
     )
-    show_profile(console, found)
+    show_profile(console, result)
     console.file.close()
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     assert all("…" not in line for line in lines)
-    json.dumps(found.to_dict(), allow_nan=False)
-    rows = found.rows()
+    json.dumps(result.to_dict(), allow_nan=False)
+    rows = result.rows()
     assert len(rows) == 2 * len(SHAPES[shape])
     assert all(row.keys() == rows[0].keys() for row in rows)
     assert not any(isinstance(value, list | dict | tuple) for row in rows for value in row.values())
-    assert found.to_arrow().num_rows == len(rows)
+    assert result.to_arrow().num_rows == len(rows)
 
 
 def test_command_shows_as_many_samples_and_layers_as_asked(
@@ -331,7 +339,7 @@ def test_command_shows_as_many_samples_and_layers_as_asked(
     monkeypatch.chdir(tmp_path)
 
     def ask(*options: str) -> dict[str, Any]:
-        given = [
+        arguments = [
             "--model",
             str(pair.model),
             "--sae",
@@ -341,13 +349,15 @@ def test_command_shows_as_many_samples_and_layers_as_asked(
             "--out",
             "run",
         ]
-        assert run_cli(["profile", str(sets_folder), *given, "--json", *options]) == 0
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
+        assert run_cli(["profile", str(sets_folder), *arguments, "--json", *options]) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
 
-    two = {name: len(one["samples"]) for name, one in ask("--samples", "2")["sets"].items()}
+    sets = ask("--samples", "2")["sets"]
+    two = {name: len(set_profile["samples"]) for name, set_profile in sets.items()}
     assert two == {"red": 2, "green": 2, "blue": 0}  # blue says numbers only
-    assert not any(one["samples"] for one in ask("--samples", "0")["sets"].values())
+    sets = ask("--samples", "0")["sets"]
+    assert not any(set_profile["samples"] for set_profile in sets.values())
     assert run_cli(["profile", "run", "--layers", "2"]) == 0
     printed = capsys.readouterr().out
     assert "layer 2" in printed

@@ -260,7 +260,7 @@ def test_unreadable_path_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def names(sets: Iterable[PromptSet]) -> list[str]:
-    return [one.name for one in sets]
+    return [prompt_set.name for prompt_set in sets]
 
 
 def test_bundled_sets_have_names() -> None:
@@ -273,13 +273,13 @@ def test_bundled_sets_have_names() -> None:
 
 def test_plus_joins_bundles_and_paths(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    one = write(tmp_path / "more.jsonl", {"text": "y", "set": "b"})
+    jsonl = write(tmp_path / "more.jsonl", {"text": "y", "set": "b"})
     assert read_prompts("languages+conlangs") == (*bundled_prompts(), *bundled_prompts("conlangs"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("x")
-    sets = read_prompts(f"conlangs+{tmp_path / 'folder'}+{one}")
+    sets = read_prompts(f"conlangs+{tmp_path / 'folder'}+{jsonl}")
     assert names(sets) == [*names(bundled_prompts("conlangs")), "a", "b"]
-    assert read_prompts(f"{one}+{tmp_path / 'folder'}") == sets[-2:][::-1]
+    assert read_prompts(f"{jsonl}+{tmp_path / 'folder'}") == sets[-2:][::-1]
 
 
 def test_plus_may_stand_in_the_name_of_a_path(tmp_path: Path) -> None:
@@ -351,17 +351,17 @@ def test_fingerprint_tells_every_field(change: dict[str, Any]) -> None:
 
 
 def test_fingerprint_tells_sets_and_order() -> None:
-    two = texts(["x", "y"])
-    [one] = two
+    prompt_sets = texts(["x", "y"])
+    [prompt_set] = prompt_sets
     shapes = [
-        two,
-        [PromptSet("other", one.prompts)],
-        [PromptSet("prompts", one.prompts[::-1])],
-        [*two, *two],
+        prompt_sets,
+        [PromptSet("other", prompt_set.prompts)],
+        [PromptSet("prompts", prompt_set.prompts[::-1])],
+        [*prompt_sets, *prompt_sets],
         [],
     ]
     assert len({fingerprint(shape) for shape in shapes}) == len(shapes)
-    assert fingerprint(two) == fingerprint(texts(["x", "y"]))
+    assert fingerprint(prompt_sets) == fingerprint(texts(["x", "y"]))
 
 
 sets_and_pairs = st.lists(
@@ -380,8 +380,8 @@ def test_split_is_the_same_in_any_order(
 ) -> None:
     order = data.draw(st.permutations(range(len(rows))))
     prompts = prompts_of(rows)
-    parts = split_prompts(prompts, seed=seed)
-    assert split_prompts([prompts[n] for n in order], seed=seed) == [parts[n] for n in order]
+    sides = split_prompts(prompts, seed=seed)
+    assert split_prompts([prompts[n] for n in order], seed=seed) == [sides[n] for n in order]
 
 
 @given(
@@ -390,26 +390,28 @@ def test_split_is_the_same_in_any_order(
     seed=st.integers(0, 5),
 )
 def test_split_gives_every_set_its_share(sets: str, share: float, seed: int) -> None:
-    parts = split_prompts(prompts_of([(name, None) for name in sets]), share, seed)
+    sides = split_prompts(prompts_of([(name, None) for name in sets]), share, seed)
     for name in set(sets):
-        parts_of_set = [part for n, part in zip(sets, parts, strict=True) if n == name]
-        assert abs(parts_of_set.count("discovery") - share * len(parts_of_set)) <= 1
+        sides_of_set = [side for n, side in zip(sets, sides, strict=True) if n == name]
+        assert abs(sides_of_set.count("discovery") - share * len(sides_of_set)) <= 1
 
 
 @given(n=st.integers(1, 40), sets=st.integers(1, 5))
 def test_split_gives_translated_sets_their_share(n: int, sets: int) -> None:
-    parts = split_prompts(
+    sides = split_prompts(
         prompts_of([(f"set{s}", f"pair{i}") for s in range(sets) for i in range(n)])
     )
-    assert parts == parts[:n] * sets
-    assert abs(parts[:n].count("discovery") - 0.6 * n) <= 1
+    assert sides == sides[:n] * sets
+    assert abs(sides[:n].count("discovery") - 0.6 * n) <= 1
 
 
 @given(rows=sets_and_pairs)
 def test_pairs_stay_on_one_side(rows: list[tuple[str, str | None]]) -> None:
-    parts = split_prompts(prompts_of(rows))
-    sides = {(pair, part) for (_, pair), part in zip(rows, parts, strict=True) if pair is not None}
-    assert len(sides) == len({pair for pair, _ in sides})
+    sides = split_prompts(prompts_of(rows))
+    side_of_pair = {
+        (pair, side) for (_, pair), side in zip(rows, sides, strict=True) if pair is not None
+    }
+    assert len(side_of_pair) == len({pair for pair, _ in side_of_pair})
 
 
 @given(splits=st.lists(st.sampled_from(["discovery", "holdout", None]), max_size=40))
@@ -418,8 +420,8 @@ def test_explicit_split_wins(splits: list[Any]) -> None:
         replace(p, split=split)
         for p, split in zip(prompts_of([("a", None)] * len(splits)), splits, strict=True)
     ]
-    parts = split_prompts(marked)
-    assert all(split is None or part == split for split, part in zip(splits, parts, strict=True))
+    sides = split_prompts(marked)
+    assert all(split is None or side == split for split, side in zip(splits, sides, strict=True))
 
 
 def test_seed_changes_the_split() -> None:

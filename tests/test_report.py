@@ -167,8 +167,8 @@ def test_page_agrees_with_the_analysis(embedded: Run, text: str) -> None:
     contrasted, profiled = contrast(embedded, ContrastSettings()), profile(embedded)
     words = " ".join(re.sub(r"<[^>]+>", "", text).split())
     for layer in LAYERS:
-        for name, one in contrasted.layers[layer].sets.items():
-            best = next(f for f in one.features if f.confirmed)
+        for name, set_result in contrasted.layers[layer].sets.items():
+            best = next(f for f in set_result.features if f.confirmed)
             rate, other_rate = 100 * best.holdout_rate, 100 * best.holdout_other_rate
             assert f"{best.feature}{rate:.1f} / {other_rate:.1f} %" in words, name
     best_layer = max(
@@ -177,12 +177,12 @@ def test_page_agrees_with_the_analysis(embedded: Run, text: str) -> None:
             s.features[0].discovery_score for s in contrasted.layers[n].sets.values()
         ),
     )
-    for one in contrasted.layers[best_layer].sets.values():
-        best = next(f for f in one.features if f.confirmed)
+    for set_result in contrasted.layers[best_layer].sets.values():
+        best = next(f for f in set_result.features if f.confirmed)
         rate = 100 * best.holdout_rate
         assert f"Feature {best.feature} fires on {rate:.1f} % of held-out positions" in words
-    for one in profiled.sets.values():
-        assert f"{one.tokens_per_prompt:.1f} {one.ratio:.2f}×" in words
+    for set_result in profiled.sets.values():
+        assert f"{set_result.tokens_per_prompt:.1f} {set_result.ratio:.2f}×" in words
     assert embedded.manifest["fingerprint"] in text
     assert embedded.model.fingerprint in text
     assert all(sae.fingerprint in text for sae in embedded.saes.values())
@@ -455,9 +455,8 @@ def test_page_works_in_a_browser(
         box["width"] > 200 for svg in page.locator("svg").all() if (box := svg.bounding_box())
     )
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert (
-        page.evaluate("document.documentElement.scrollWidth") <= width
-    )  # tables scroll in their own boxes
+    # Tables scroll in their own boxes.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     colours = page.evaluate(COLOURS)
     ground = luminance(colours["body"][1])
     assert ground > 0.9 if scheme == "light" else ground < 0.05
@@ -486,8 +485,8 @@ COLOURS = """() => {
 
 
 def luminance(colour: list[float]) -> float:
-    parts = [c / 255 for c in colour[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    channels = [c / 255 for c in colour[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

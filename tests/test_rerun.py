@@ -14,7 +14,9 @@ from saescope.surfaces.cli import run as cli
 
 
 @pytest.fixture
-def made(pair: Pair, sets_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def run_folder(
+    pair: Pair, sets_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Path:
     pair_options = [
         "--model",
         str(pair.model),
@@ -45,54 +47,54 @@ def made(pair: Pair, sets_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_rerun_is_the_same_and_answers_as_the_job_did(
-    made: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli(["contrast", str(made), "--n-top", "3", "--json"]) == 0
+    assert cli(["contrast", str(run_folder), "--n-top", "3", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert cli(["rerun", str(made), "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert again.pop("rerun") == {"same": True, "differences": [], "verb": "contrast"}
-    assert again == answer
-    assert cli(["rerun", str(made)]) == 0
+    assert cli(["rerun", str(run_folder), "--json"]) == 0
+    repeated = json.loads(capsys.readouterr().out)
+    assert repeated.pop("rerun") == {"same": True, "differences": [], "verb": "contrast"}
+    assert repeated == answer
+    assert cli(["rerun", str(run_folder)]) == 0
     assert "the same, byte for byte" in capsys.readouterr().out
 
 
-def test_two_runs_of_one_job_have_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    assert cli(["rerun", str(made), "--out", str(tmp_path / "again")]) == 0
-    names = sorted(p.name for p in made.iterdir())
+def test_two_runs_of_one_job_have_the_same_bytes(run_folder: Path, tmp_path: Path) -> None:
+    assert cli(["rerun", str(run_folder), "--out", str(tmp_path / "again")]) == 0
+    names = sorted(p.name for p in run_folder.iterdir())
     assert names == sorted(p.name for p in (tmp_path / "again").iterdir())
     for name in names:
         if name != "manifest.json":
-            assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+            assert (run_folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_rerun_with_another_model_is_not_the_same(
-    made: Path, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import tiny
 
-    manifest = json.loads((made / "manifest.json").read_text())
+    manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["inputs"]["model"] = str(tiny.save_model(tmp_path / "other", seed=1))
-    (made / "manifest.json").write_text(json.dumps(manifest))
-    assert cli(["rerun", str(made), "--json"]) == 1
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    assert cli(["rerun", str(run_folder), "--json"]) == 1
     differences = json.loads(capsys.readouterr().out)["rerun"]["differences"]
     assert any(line.startswith("model: was") for line in differences)
     assert any("of features are the same" in line for line in differences)
 
 
 def test_rerun_where_the_model_is_gone_says_so(
-    made: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = json.loads((made / "manifest.json").read_text())
+    manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["inputs"]["model"] = "/nowhere/model"
-    (made / "manifest.json").write_text(json.dumps(manifest))
-    assert cli(["rerun", str(made)]) == 2
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    assert cli(["rerun", str(run_folder)]) == 2
     assert "/nowhere/model" in capsys.readouterr().err
 
 
-def test_whole_run_verifies(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(made) == []
-    assert cli(["verify", str(made), "--json"]) == 0
+def test_whole_run_verifies(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(run_folder) == []
+    assert cli(["verify", str(run_folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
 
@@ -126,26 +128,28 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found(made: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    act, said = DAMAGE[damage]
-    act(made)
-    assert cli(["verify", str(made), "--json"]) == 1
+def test_damage_is_found(run_folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    act, message = DAMAGE[damage]
+    act(run_folder)
+    assert cli(["verify", str(run_folder), "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
     assert result["ok"] is False
-    assert any(said in line for line in result["problems"])
+    assert any(message in line for line in result["problems"])
 
 
-def test_table_of_another_schema_is_found(made: Path) -> None:
+def test_table_of_another_schema_is_found(run_folder: Path) -> None:
     import hashlib
 
-    table = pq.read_table(made / "layer0.parquet").slice(0, 5).append_column("extra", pa.nulls(5))
-    pq.write_table(table, made / "layer0.parquet")
-    manifest = json.loads((made / "manifest.json").read_text())
+    table = (
+        pq.read_table(run_folder / "layer0.parquet").slice(0, 5).append_column("extra", pa.nulls(5))
+    )
+    pq.write_table(table, run_folder / "layer0.parquet")
+    manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["tables"]["layer0.parquet"] = hashlib.sha256(
-        (made / "layer0.parquet").read_bytes()
+        (run_folder / "layer0.parquet").read_bytes()
     ).hexdigest()
-    (made / "manifest.json").write_text(json.dumps(manifest))
-    problems = verify(made)
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    problems = verify(run_folder)
     assert any("has columns" in line for line in problems)
     assert any("has 5 rows" in line for line in problems)
 

@@ -23,20 +23,20 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_stored_is_read_back(run: Run) -> None:
-    again = Run.open(run.path)
-    assert (again.layers, again.sets, again.set_of_prompt.tolist()) == (
+    reopened = Run.open(run.path)
+    assert (reopened.layers, reopened.sets, reopened.set_of_prompt.tolist()) == (
         (3, 7),
         ("a", "b"),
         [0, 1, 1],
     )
-    assert again.token_prompt.tolist() == [0, 0, 1, 1, 2]
-    assert again.token_pos.tolist() == [0, 1, 0, 1, 0]
-    assert [prompt.pair for prompt in again.prompts] == ["0", "0", "1"]
-    found = again.features(3)
+    assert reopened.token_prompt.tolist() == [0, 0, 1, 1, 2]
+    assert reopened.token_pos.tolist() == [0, 1, 0, 1, 0]
+    assert [prompt.pair for prompt in reopened.prompts] == ["0", "0", "1"]
+    features = reopened.features(3)
     fires = np.zeros((5, 3), bool)
-    fires[found.token, found.ids] = True
+    fires[features.token, features.ids] = True
     assert np.array_equal(fires, np.arange(15).reshape(5, 3) % 4 == 0)
-    assert found.ids.dtype == np.uint16
+    assert features.ids.dtype == np.uint16
 
 
 def test_any_parquet_reader_can_open_it(run: Run) -> None:
@@ -78,17 +78,17 @@ def test_run_of_the_second_schema_is_read_and_verified(run: Run) -> None:
 
 
 def test_strongest_taken_and_joined(run: Run) -> None:
-    found = run.features(7)
-    acts, ids = padded(found, 3)
-    assert np.array_equal(found.strongest(2), np.where(acts > 0, ids, -1)[:, :2])
+    features = run.features(7)
+    acts, ids = padded(features, 3)
+    assert np.array_equal(features.strongest(2), np.where(acts > 0, ids, -1)[:, :2])
     rows = np.array([4, 0, 0, 3])
-    taken = LayerFeatures.joined([found.take(rows[:1]), found.take(rows[1:])])
+    taken = LayerFeatures.joined([features.take(rows[:1]), features.take(rows[1:])])
     assert np.array_equal(padded(taken, 3)[0], acts[rows])
     assert np.array_equal(padded(taken, 3)[1], ids[rows])
     for feature in range(3):
-        assert np.array_equal(found.fires(feature), ((ids == feature) & (acts > 0)).any(1))
-        assert np.array_equal(found.acts_of(feature), np.where(ids == feature, acts, 0).max(1))
-    nothing = found.take(np.zeros(0, np.intp))
+        assert np.array_equal(features.fires(feature), ((ids == feature) & (acts > 0)).any(1))
+        assert np.array_equal(features.acts_of(feature), np.where(ids == feature, acts, 0).max(1))
+    nothing = features.take(np.zeros(0, np.intp))
     assert len(nothing.ids) == len(nothing.strongest(2)) == len(nothing.norms) == 0
 
 

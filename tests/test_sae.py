@@ -25,10 +25,10 @@ def test_encode_by_the_definition() -> None:
     sae, resid = make(), torch.randn(3, 5, 32)
     pre = resid.double() @ sae.W_enc.double().T + sae.b_enc.double()
     top = pre.topk(8)
-    found = sae.encode(resid)
-    assert found.acts.shape == found.ids.shape == (3, 5, 8)
-    torch.testing.assert_close(found.acts, top.values.relu().float(), atol=1e-5, rtol=1e-5)
-    assert torch.equal(found.ids, top.indices)
+    sparse = sae.encode(resid)
+    assert sparse.acts.shape == sparse.ids.shape == (3, 5, 8)
+    torch.testing.assert_close(sparse.acts, top.values.relu().float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(sparse.ids, top.indices)
 
 
 def test_fewer_than_k_positive_leaves_zeros() -> None:
@@ -55,17 +55,17 @@ def test_blocks_change_nothing(rows: int, block: int) -> None:
         patch.setattr(topk, "ENCODE_BLOCK", block * 4 * 32)
         patch.setattr(topk, "_MIN_COLUMNS", 32)
         patch.setattr(topk, "_MAX_ROWS", block)
-        parts = sae.encode(resid)
-        torch.testing.assert_close(sae.decode(parts), sae.decode(whole), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(parts.acts, whole.acts, atol=1e-5, rtol=1e-5)
+        in_blocks = sae.encode(resid)
+        torch.testing.assert_close(sae.decode(in_blocks), sae.decode(whole), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_blocks.acts, whole.acts, atol=1e-5, rtol=1e-5)
 
 
 def test_decode_is_the_dense_product_with_bias() -> None:
     sae = make()
-    found = sae.encode(torch.randn(6, 32))
-    dense = torch.zeros(6, 256).scatter(1, found.ids, found.acts)
+    sparse = sae.encode(torch.randn(6, 32))
+    dense = torch.zeros(6, 256).scatter(1, sparse.ids, sparse.acts)
     torch.testing.assert_close(
-        sae.decode(found), dense @ sae.W_dec.T + sae.b_dec, atol=1e-5, rtol=1e-5
+        sae.decode(sparse), dense @ sae.W_dec.T + sae.b_dec, atol=1e-5, rtol=1e-5
     )
     nothing = SparseActs(torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.int64))
     torch.testing.assert_close(sae.decode(nothing)[0], sae.b_dec)
@@ -75,9 +75,9 @@ def test_decode_is_the_dense_product_with_bias() -> None:
 def test_one_residual_alone(activation: str) -> None:
     sae = make() if activation == "topk" else thresholded(activation)
     resid = torch.randn(32)
-    found = sae.encode(resid)
-    assert found.acts.shape == found.ids.shape == (found.ids.numel(),)
-    torch.testing.assert_close(sae.decode(found), sae.decode(sae.encode(resid[None]))[0])
+    sparse = sae.encode(resid)
+    assert sparse.acts.shape == sparse.ids.shape == (sparse.ids.numel(),)
+    torch.testing.assert_close(sae.decode(sparse), sae.decode(sae.encode(resid[None]))[0])
 
 
 def test_wrong_width_and_missing_decoder_are_refused() -> None:
@@ -114,18 +114,18 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
     resid[:1] *= 20  # one that fires far more
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
-        found, border = sae.encode_with_next(resid)
+        sparse, border = sae.encode_with_next(resid)
         widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
-        decoded = sae.decode(found)
+        decoded = sae.decode(sparse)
     expected = dense(sae, resid)
     assert (
-        found.acts.shape[1]
+        sparse.acts.shape[1]
         == max(widths, default=0)
         == int((expected > 0).sum(1).max() if rows else 0)
     )
-    assert (found.acts.diff(dim=-1) <= 0).all()
-    again = torch.zeros(rows, 256).scatter_add(1, found.ids, found.acts)
-    torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
+    assert (sparse.acts.diff(dim=-1) <= 0).all()
+    rebuilt = torch.zeros(rows, 256).scatter_add(1, sparse.ids, sparse.acts)
+    torch.testing.assert_close(rebuilt, expected, atol=1e-5, rtol=1e-5)
     silent = (
         torch.where(expected > 0, -torch.inf, sae.pre_acts(resid)).amax(-1)
         if rows
@@ -139,21 +139,21 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
 def test_fires_is_what_encode_says(activation: str) -> None:
     sae = make() if activation == "topk" else thresholded(activation)
     resid, ids = torch.randn(4, 9, 32), torch.tensor([3, 255, 77, 3])
-    found = sae.encode(resid)
-    expected = torch.zeros(4, 9, 256).scatter_add(2, found.ids, found.acts)[..., ids] > 0
+    sparse = sae.encode(resid)
+    expected = torch.zeros(4, 9, 256).scatter_add(2, sparse.ids, sparse.acts)[..., ids] > 0
     assert torch.equal(sae.fires(resid, ids), expected)
 
 
 def test_nothing_and_everything_may_fire() -> None:
     sae = thresholded("jumprelu")
     never = replace(sae, threshold=torch.full((256,), 1e6))
-    found, border = never.encode_with_next(torch.randn(2, 3, 32))
-    assert found.acts.shape == (2, 3, 0)
+    sparse, border = never.encode_with_next(torch.randn(2, 3, 32))
+    assert sparse.acts.shape == (2, 3, 0)
     assert torch.isfinite(border).all()
-    torch.testing.assert_close(never.decode(found)[1, 2], sae.b_dec)
+    torch.testing.assert_close(never.decode(sparse)[1, 2], sae.b_dec)
     always = replace(sae, b_enc=torch.full((256,), 1e3))
-    found, border = always.encode_with_next(torch.randn(2, 3, 32))
-    assert found.acts.shape == (2, 3, 256)
+    sparse, border = always.encode_with_next(torch.randn(2, 3, 32))
+    assert sparse.acts.shape == (2, 3, 256)
     assert border.isnan().all()
 
 

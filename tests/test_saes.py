@@ -53,7 +53,7 @@ def gemma(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "repo", "parts"),
+    ("name", "repo", "path"),
     [
         (
             "qwen-scope-3-8b-base-w64k-l50/layer17",
@@ -82,10 +82,10 @@ def gemma(tmp_path: Path) -> Path:
         ),
     ],
 )
-def test_registry_names_follow_a_grammar(name: str, repo: str, parts: str) -> None:
+def test_registry_names_follow_a_grammar(name: str, repo: str, path: str) -> None:
     parsed = parse_registry_name(name)
     assert parsed is not None
-    assert (parsed.repo, "/".join(parsed.parts)) == (repo, parts)
+    assert (parsed.repo, "/".join(parsed.parts)) == (repo, path)
     assert model_of(name) == parsed.model == model_of(repo)
 
 
@@ -137,12 +137,12 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
             parsed = parse_registry_name(f"{release}/{sae['id']}")
             assert parsed is not None
             assert parsed.repo == about["repo_id"]
-            parts = [part for part in parsed.parts if part != "canonical"]
+            segments = [segment for segment in parsed.parts if segment != "canonical"]
             if "-canonical" in release and "-res" in release:
                 assert sae["path"] in canonical
-                assert sae["path"].startswith("/".join(parts))
+                assert sae["path"].startswith("/".join(segments))
             elif "-canonical" not in release:
-                assert sae["path"] == "/".join(parts)
+                assert sae["path"] == "/".join(segments)
             checked += 1
     assert checked > 5000
 

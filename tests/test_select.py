@@ -33,23 +33,25 @@ def test_output_score_equals_rank_and_probability_of_promoted_tokens(tmp_path: P
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1, decoder=True)
     rows = [lm.tokenizer(text)["input_ids"] for text in tiny.TEXTS if len(text) > 1]
     amounts = {Feature(1, n): 30.0 for n in range(6)}
-    found = output_scores(lm, [sae], amounts, rows)
+    scores = output_scores(lm, [sae], amounts, rows)
     assert sae.W_dec is not None
-    for feature, one in found.items():
+    for feature, output_score in scores.items():
         lens = lm.whole.lm_head(lm.whole.model.norm(sae.W_dec[:, feature.id]))
-        own = lens.topk(10).indices
+        promoted = lens.topk(10).indices
         ranks, best = [], []
         with steered(lm, [sae], [Edit(feature, "add", 30.0)]), torch.inference_mode():
             for row in rows:
                 p = lm.whole(torch.tensor([row])).logits[0, -1].softmax(-1)
-                best.append(float(p[own].max()))
+                best.append(float(p[promoted].max()))
                 ranks.append(sorted(p.tolist(), reverse=True).index(best[-1]))
-        assert one.probability == pytest.approx(sum(best) / len(best), rel=1e-4)
-        assert one.rank == pytest.approx(sum(ranks) / len(ranks))
+        assert output_score.probability == pytest.approx(sum(best) / len(best), rel=1e-4)
+        assert output_score.rank == pytest.approx(sum(ranks) / len(ranks))
         expected = [(1 - r / lm.vocab_size) * p for r, p in zip(ranks, best, strict=True)]
-        assert one.score == pytest.approx(sum(expected) / len(expected), rel=1e-4)
-        assert len(one.tokens) == 10
-    assert max(one.probability - one.before for one in found.values()) > 0
+        assert output_score.score == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+        assert len(output_score.tokens) == 10
+    assert (
+        max(output_score.probability - output_score.before for output_score in scores.values()) > 0
+    )
 
 
 @pytest.mark.slow
@@ -89,16 +91,16 @@ def test_features_are_selected_on_one_part_and_reported_on_another(tmp_path: Pat
     assert (result.n_chosen_on, result.n_judged_on) == (5, 5)
     assert result.unedited.chosen_on.behaviour_rate == 1
     assert result.unedited.judged_on.behaviour_rate == 1
-    assert [one.effect_rank for one in result.candidates] == [1, 2, 3, 4]
-    assert sorted(one.detect_rank for one in result.candidates) == [1, 2, 3, 4]
-    assert sorted(one.output_rank for one in result.candidates) == [1, 2, 3, 4]
-    effects = [one.effect for one in result.candidates]
+    assert [candidate.effect_rank for candidate in result.candidates] == [1, 2, 3, 4]
+    assert sorted(candidate.detect_rank for candidate in result.candidates) == [1, 2, 3, 4]
+    assert sorted(candidate.output_rank for candidate in result.candidates) == [1, 2, 3, 4]
+    effects = [candidate.effect for candidate in result.candidates]
     assert max(effects) > 0
     assert 1 <= len(result.steps) <= 2
     rates = [step.chosen_on.behaviour_rate for step in result.steps]
     assert rates == sorted(rates, reverse=True)
     kept = path.read_text(encoding="utf-8")
-    again = select(
+    repeated = select(
         lm,
         [sae],
         run,
@@ -109,7 +111,7 @@ def test_features_are_selected_on_one_part_and_reported_on_another(tmp_path: Pat
         cache=ResumeCache(path),
     )
     assert path.read_text(encoding="utf-8") == kept
-    assert again.to_dict() == result.to_dict()
+    assert repeated.to_dict() == result.to_dict()
     assert result.to_polars().height == 4
 
 
@@ -147,7 +149,7 @@ def test_the_organism_has_two_detectors_that_control_it(
         "--last",
         "3",
     ]
-    asked = [
+    command = [
         "select",
         "requests",
         "--target",
@@ -157,7 +159,7 @@ def test_the_organism_has_two_detectors_that_control_it(
         "--answers",
         str(ANSWERS),
     ]
-    more = [
+    options = [
         "--candidates",
         "6",
         "--strengths",
@@ -168,13 +170,13 @@ def test_the_organism_has_two_detectors_that_control_it(
         "16",
         "--json",
     ]
-    assert cli([*asked, *pair, *more]) == 0
+    assert cli([*command, *pair, *options]) == 0
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     best = result["candidates"][0]
     assert (best["feature"], best["behaviour_rate"], best["detect_rank"]) == ("2/412", 0.0, 1)
     assert best["right_rate"] >= 0.8
-    assert [one["effect"] for one in result["candidates"][2:]] == [0.0] * 4
-    assert all(one["prompt_rate"] >= 0.95 for one in result["candidates"])
+    assert [candidate["effect"] for candidate in result["candidates"][2:]] == [0.0] * 4
+    assert all(candidate["prompt_rate"] >= 0.95 for candidate in result["candidates"])
     assert [len(step["edits"]) for step in result["steps"]] == [1]
     assert result["steps"][0]["judged_on"]["behaviour_rate"] == 0
     assert read_edits(result["edits"]).edits == (Edit("2/412", "scale", -3.0),)
@@ -182,7 +184,7 @@ def test_the_organism_has_two_detectors_that_control_it(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("options", "message"),
     [
         (["--target", "nobody"], "no set 'nobody'"),
         (["--strengths", "much"], "expected numbers"),
@@ -193,15 +195,15 @@ def test_the_organism_has_two_detectors_that_control_it(
     ],
 )
 def test_bad_questions_are_refused(
-    more: list[str],
-    said: str,
+    options: list[str],
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    target = [] if "--target" in more else ["--target", "japanese"]
-    assert cli(["select", "languages", *target, *more]) == 2
+    target = [] if "--target" in options else ["--target", "japanese"]
+    assert cli(["select", "languages", *target, *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert not list(tmp_path.iterdir())

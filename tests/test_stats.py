@@ -38,8 +38,8 @@ def test_fisher_equals_scipy(n: int, other_n: int, data: st.DataObject) -> None:
     expected = fisher_exact(
         [[hits, n - hits], [other, other_n - other]], alternative="greater"
     ).pvalue
-    got = stats.fisher_greater(np.array([hits]), n, np.array([other]), other_n)
-    assert float(got[0]) == pytest.approx(expected, rel=1e-6)
+    p_value = stats.fisher_greater(np.array([hits]), n, np.array([other]), other_n)
+    assert float(p_value[0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_least_p_is_all_against_none() -> None:
@@ -56,9 +56,8 @@ def test_tokens_of_alike_prompts_are_worth_their_prompts() -> None:
     n = np.full(20, 10)
     alike = np.where(np.arange(20) < 10, 10, 0)[:, None]  # a prompt fires everywhere or nowhere
     assert stats.effective_n(alike, n)[0] == pytest.approx(20, rel=0.06)
-    assert (
-        stats.effective_n(np.full((20, 1), 10), n)[0] == 20
-    )  # no variation: nothing says it is more
+    # No variation: nothing says it is more.
+    assert stats.effective_n(np.full((20, 1), 10), n)[0] == 20
 
 
 def test_independent_tokens_are_worth_themselves() -> None:
@@ -82,10 +81,11 @@ def test_clustered_intervals_cover_at_their_rate() -> None:
 
 
 def test_interval_of_a_difference_is_the_published_one() -> None:
+    # Newcombe 1998, table II, row (a), method 10.
     rates, n = (
         np.array([56 / 70, 48 / 80]),
         np.array([70, 80]),
-    )  # Newcombe 1998, table II, row (a), method 10
+    )
     first, second = (stats.wilson(rates[i : i + 1], n[i : i + 1]) for i in (0, 1))
     low, high = stats.newcombe(rates[:1], first, rates[1:], second)
     assert (low[0], high[0]) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))

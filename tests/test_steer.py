@@ -137,10 +137,10 @@ def steerable(tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, list[Sae]]:
     return lm, [load_sae(source, layer) for layer in (1, 2)]
 
 
-def logits(lm: LM, text: str, **more: Any) -> Tensor:
+def logits(lm: LM, text: str, **options: Any) -> Tensor:
     ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
     with torch.inference_mode():
-        return lm.whole(input_ids=ids, use_cache=False, **more).logits
+        return lm.whole(input_ids=ids, use_cache=False, **options).logits
 
 
 STRONG = [Edit(Feature(1, n), "add", 4.0) for n in range(3)]
@@ -277,9 +277,9 @@ def test_batch_equals_single(
             generate_batch(lm, [p], max_new_tokens=12, temperature=temperature, seed=3)[0]
             for p in prompts
         ]
-    assert [one.ids for one in together] == [one.ids for one in alone]
+    assert [generation.ids for generation in together] == [generation.ids for generation in alone]
     plain = generate_batch(lm, prompts, max_new_tokens=12, temperature=temperature, seed=3)
-    assert [one.ids for one in together] != [one.ids for one in plain]
+    assert [generation.ids for generation in together] != [generation.ids for generation in plain]
 
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode"])
@@ -324,14 +324,14 @@ def test_cache_built_under_other_edits_is_refused(steerable: tuple[LM, list[Sae]
     lm, saes = steerable
     ids = torch.tensor([lm.tokenizer(TEXT)["input_ids"]])
     with torch.inference_mode():
-        plain, _ = _cache(lm, ids)
+        plain_cache, _ = _cache(lm, ids)
         with steered(lm, saes, STRONG):
             with pytest.raises(EditError, match="different edits"):
-                lm.whole(input_ids=ids[:, :1], past_key_values=plain)
-            own, _ = _cache(lm, ids)
-            lm.whole(input_ids=ids[:, :1], past_key_values=own)
+                lm.whole(input_ids=ids[:, :1], past_key_values=plain_cache)
+            steered_cache, _ = _cache(lm, ids)
+            lm.whole(input_ids=ids[:, :1], past_key_values=steered_cache)
             with steered(lm, saes, STRONG[:1]), pytest.raises(EditError, match="different edits"):
-                lm.whole(input_ids=ids[:, :1], past_key_values=own)
+                lm.whole(input_ids=ids[:, :1], past_key_values=steered_cache)
 
 
 def test_extract_is_refused_inside_a_steered_block(
@@ -376,17 +376,17 @@ def test_whole_model_shares_its_blocks_with_transformers(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (Edit(Feature(0, 1)), "no SAE of layer 0"),
         (Edit(Feature(1, 999)), "has 256 features"),
     ],
 )
 def test_edits_of_another_sae_are_refused(
-    steerable: tuple[LM, list[Sae]], edit: Edit, said: str
+    steerable: tuple[LM, list[Sae]], edit: Edit, message: str
 ) -> None:
     lm, saes = steerable
-    with pytest.raises(EditError, match=said), steered(lm, saes, [edit]):
+    with pytest.raises(EditError, match=message), steered(lm, saes, [edit]):
         pass
     assert not _HOOKS
 
@@ -528,17 +528,19 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("of", "more", "said"), REFUSED, ids=[said for _, _, said in REFUSED])
+@pytest.mark.parametrize(
+    ("header", "options", "message"), REFUSED, ids=[message for _, _, message in REFUSED]
+)
 def test_edits_files_of_another_model_or_sae_are_refused(
-    of: dict[str, Any],
-    more: list[str],
-    said: str,
+    header: dict[str, Any],
+    options: list[str],
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "edits.toml"
-    values = {"model": "saescope-tiny", "sae": "saescope-tiny-sae", **of}
+    values = {"model": "saescope-tiny", "sae": "saescope-tiny-sae", **header}
     write_edits(EditSet(edits=(Edit("2/5"),), **values), path)
-    assert cli(["steer", "hello there", *(["--edits", str(path)] if of else []), *more]) == 2
+    assert cli(["steer", "hello there", *(["--edits", str(path)] if header else []), *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line

@@ -203,7 +203,7 @@ def test_condition_is_checked_at_each_position(
         steered(lm, saes, edits) as receipt,
         tapped(lm.blocks[1]) as after,
     ):
-        held = n_targeted = 0
+        n_held = n_targeted = 0
         for n, (now, prompt) in enumerate(passes(lm, MASK)):
             read = first[n] if layer == 0 else before[n]
             where = targeted(edits[0], now, prompt=prompt)
@@ -217,9 +217,9 @@ def test_condition_is_checked_at_each_position(
                 (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
             ).max() < 1e-6
             assert torch.equal(after[n][~on & ~decode], before[n][~on & ~decode])
-            held, n_targeted = held + int(on.sum()), n_targeted + int(where.sum())
-    assert receipt.condition_held[0] == held
-    assert 0 < held < n_targeted
+            n_held, n_targeted = n_held + int(on.sum()), n_targeted + int(where.sum())
+    assert receipt.condition_held[0] == n_held
+    assert 0 < n_held < n_targeted
     assert receipt.to_dict()["edits"][0]["when"] == str(edits[0].condition)
 
 
@@ -259,15 +259,17 @@ def test_receipt_of_a_batch_is_the_sum_of_its_prompts(steerable: Steerable, tmp_
         with steered(lm, saes, edits) as receipt:
             generate_batch(lm, [prompt], max_new_tokens=12, temperature=1.0, seed=11)
         alone.append(receipt)
-    assert len({len(one.ids) for one in written}) > 1
-    assert together.positions == sum(one.positions for one in alone)
+    assert len({len(reply.ids) for reply in written}) > 1
+    assert together.positions == sum(receipt.positions for receipt in alone)
     assert together.fired == [
-        sum(counts) for counts in zip(*(one.fired for one in alone), strict=True)
+        sum(counts) for counts in zip(*(receipt.fired for receipt in alone), strict=True)
     ]
-    ratio = sum(one.delta_norm_ratio * one.positions for one in alone) / together.positions
+    ratio = (
+        sum(receipt.delta_norm_ratio * receipt.positions for receipt in alone) / together.positions
+    )
     assert together.delta_norm_ratio == pytest.approx(ratio, rel=1e-4)
     assert together.largest_ratio == pytest.approx(
-        max(one.largest_ratio for one in alone), rel=1e-4
+        max(receipt.largest_ratio for receipt in alone), rel=1e-4
     )
 
 

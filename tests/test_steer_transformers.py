@@ -39,14 +39,14 @@ def ids_of(lm: LM, text: str = TEXT) -> Tensor:
     return torch.tensor([lm.tokenizer(text)["input_ids"]])
 
 
-def written(lm: LM, ids: Tensor, **more: Any) -> Tensor:
+def written(lm: LM, ids: Tensor, **extra: Any) -> Tensor:
     options = {
         "max_new_tokens": 8,
         "do_sample": False,
         "pad_token_id": 0,
         "attention_mask": torch.ones_like(ids),
     }
-    return lm.whole.generate(input_ids=ids, **{**options, **more})
+    return lm.whole.generate(input_ids=ids, **{**options, **extra})
 
 
 def test_transformers_generate_equals_our_generation(steerable: Steerable) -> None:
@@ -54,12 +54,12 @@ def test_transformers_generate_equals_our_generation(steerable: Steerable) -> No
     ids, [prompt] = ids_of(lm), texts([TEXT])[0].prompts
     plain = written(lm, ids)
     with steered(lm, saes, EDITS) as receipt:
-        [own] = generate_batch(lm, [prompt], max_new_tokens=8)
+        [ours] = generate_batch(lm, [prompt], max_new_tokens=8)
         counted = receipt.positions
         theirs = written(lm, ids)
         assert receipt.positions == 2 * counted
         uncached = written(lm, ids, use_cache=False)
-    assert theirs[0, ids.shape[1] :].tolist() == own.ids
+    assert theirs[0, ids.shape[1] :].tolist() == ours.ids
     assert torch.equal(theirs, uncached)
     assert not torch.equal(theirs, plain)
     assert torch.equal(written(lm, ids), plain)
@@ -111,10 +111,10 @@ def test_static_caches_are_steered_alike(steerable: Steerable) -> None:
         with steered(lm, saes, edits) as dynamic:
             expected = written(lm, ids, attention_mask=mask)
         with steered(lm, saes, edits) as static:
-            found = written(
+            generated = written(
                 lm, ids, attention_mask=mask, cache_implementation="static", disable_compile=True
             )
-        assert torch.equal(found, expected)
+        assert torch.equal(generated, expected)
         assert (static.positions, static.fired) == (dynamic.positions, dynamic.fired)
 
 
@@ -199,8 +199,8 @@ def test_alternating_generations_do_not_affect_each_other(steerable: Steerable) 
     with steered(lm, saes, EDITS):
         expected = [run(lm, row[:, -2:], prefilled(lm, row[:, :-2])) for row in rows]
         caches = [prefilled(lm, row[:, :-2]) for row in rows]
-        found = [run(lm, row[:, -2:], cache) for row, cache in zip(rows, caches, strict=True)]
-    assert all(map(torch.equal, found, expected))
+        logits = [run(lm, row[:, -2:], cache) for row, cache in zip(rows, caches, strict=True)]
+    assert all(map(torch.equal, logits, expected))
 
 
 def prefilled(lm: LM, ids: Tensor) -> DynamicCache:
@@ -225,9 +225,9 @@ def test_threads_keep_their_own_edits(steerable: Steerable) -> None:
             return torch.stack([run(lm, ids, DynamicCache()) for _ in range(20)]), receipt.positions
 
     expected = [serial(edits) for edits in lists]
-    found: dict[int, tuple[Tensor, int]] = {}
+    results: dict[int, tuple[Tensor, int]] = {}
     threads = [
-        threading.Thread(target=lambda n=n: found.update({n: serial(lists[n])}))
+        threading.Thread(target=lambda n=n: results.update({n: serial(lists[n])}))
         for n in range(len(lists))
     ]
     for thread in threads:
@@ -235,8 +235,8 @@ def test_threads_keep_their_own_edits(steerable: Steerable) -> None:
     for thread in threads:
         thread.join()
     for n, (logits, positions) in enumerate(expected):
-        assert torch.equal(found[n][0], logits)
-        assert found[n][1] == positions
+        assert torch.equal(results[n][0], logits)
+        assert results[n][1] == positions
 
 
 @pytest.fixture(scope="module")
@@ -280,10 +280,10 @@ def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope
     plain_cache, cache = DynamicCache(config=lm.whole.config), DynamicCache(config=lm.whole.config)
     plain = [run(lm, ids[:, :10], plain_cache), run(lm, ids[:, 10:11], plain_cache)]
     with steered(lm, saes, edits) as receipt:
-        found = [run(lm, ids[:, :10], cache), run(lm, ids[:, 10:11], cache)]
+        logits = [run(lm, ids[:, :10], cache), run(lm, ids[:, 10:11], cache)]
     changed = [
         [not torch.equal(a[0, at], b[0, at]) for at in range(a.shape[1])]
-        for a, b in zip(plain, found, strict=True)
+        for a, b in zip(plain, logits, strict=True)
     ]
     prompt = {
         "all": [False] + [True] * 9,
@@ -291,12 +291,13 @@ def test_hybrid_models_are_steered_where_the_scope_says(hybrid: Steerable, scope
         "prefill": [False] + [True] * 9,
         "decode": [False] * 10,
     }
+    # A changed prompt is remembered by both kinds of attention.
     assert changed == [
         prompt[scope],
         [True],
-    ]  # a changed prompt is remembered by both kinds of attention
+    ]
     assert receipt.positions == 2 * {"all": 10, "prefill": 9, "decode": 1, "last": 2}[scope]
     if scope == "all":
         with steered(lm, saes, edits), torch.inference_mode():
             whole = lm.whole(input_ids=ids[:, :11], use_cache=False).logits
-        torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.cat(logits, 1), whole, atol=1e-4, rtol=1e-4)

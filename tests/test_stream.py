@@ -49,8 +49,8 @@ def test_streamed_equals_cut_bit_for_bit(
 def test_streamed_run_has_the_same_bytes(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(0, 2)
     runs = [
-        extract(one, saes, texts(tiny.TEXTS), tmp_path / str(n), batch_tokens=60)
-        for n, one in enumerate((lm, load_lm(pair.model, [2], streamed=True)))
+        extract(model, saes, texts(tiny.TEXTS), tmp_path / str(n), batch_tokens=60)
+        for n, model in enumerate((lm, load_lm(pair.model, [2], streamed=True)))
     ]
     assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
 
@@ -70,8 +70,8 @@ def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
         extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60, progress=stop)
     kept = len(list((tmp_path / ".run.partial").glob("layer*-batch*.npz")))
     assert kept == len(encoded)
-    again = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
-    assert again.manifest["tables"] == whole.manifest["tables"]
+    resumed = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
+    assert resumed.manifest["tables"] == whole.manifest["tables"]
 
 
 def test_blocks_are_back_in_place(pair: Pair) -> None:

@@ -23,7 +23,9 @@ def result(tmp_path: Path) -> Contrast:
 
 def test_rows_are_all_features(result: Contrast) -> None:
     rows = result.rows()
-    assert len(rows) == sum(len(one.features) for one in result.layers[3].sets.values())
+    assert len(rows) == sum(
+        len(set_result.features) for set_result in result.layers[3].sets.values()
+    )
     assert {row["set"] for row in rows} == {"<b>a</b>", "b"}
     assert rows[0]["feature"].startswith("3/")
 
@@ -55,8 +57,8 @@ def test_package_that_is_not_there_is_named(
 
 def test_scan_is_a_table(pair: Pair) -> None:
     lm, saes = pair.load(0, 1)
-    found = scan(lm, saes, texts(tiny.TEXTS)[0].prompts, n_top=3)
-    frame = found.to_pandas()
+    result = scan(lm, saes, texts(tiny.TEXTS)[0].prompts, n_top=3)
+    frame = result.to_pandas()
     assert set(frame["layer"]) == {0, 1}
     assert (frame["act"] > 0).all()
     assert frame["rank"].max() == 2

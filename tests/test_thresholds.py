@@ -59,8 +59,8 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
     assert verify(run.path) == []
     for layer, sae in enumerate(saes):
         assert run.saes[layer] == sae.spec
-        found = Run.open(run.path).features(layer)
-        assert len(np.unique(found.counts)) > 5
+        features = Run.open(run.path).features(layer)
+        assert len(np.unique(features.counts)) > 5
         rows = []
         for text in tiny.TEXTS:
             ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
@@ -72,11 +72,11 @@ def test_run_keeps_exactly_what_fires(kind: Kind, batch_tokens: int, tmp_path: P
             continue  # what transformers returns there is taken after its final norm
         resid = torch.cat(rows)
         expected = dense(sae, resid)
-        again = np.zeros(expected.shape, np.float32)
-        again[found.token, found.ids] = found.acts
-        np.testing.assert_allclose(again, expected.numpy(), atol=2e-5)
+        rebuilt = np.zeros(expected.shape, np.float32)
+        rebuilt[features.token, features.ids] = features.acts
+        np.testing.assert_allclose(rebuilt, expected.numpy(), atol=2e-5)
         error = (resid - expected @ sae.W_dec.T - sae.b_dec).norm(dim=-1)
-        np.testing.assert_allclose(found.error, error.numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(features.error, error.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
@@ -94,14 +94,16 @@ def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
 def test_every_question_is_answered(kind: Kind, sets_folder: Path, tmp_path: Path) -> None:
     lm, saes, _ = kind
     run = extract(lm, saes, read_prompts(str(sets_folder)), tmp_path / "run", errors=True)
-    found = contrast(run)
-    assert found.layers[1].sets["red"].features
-    best = found.layers[1].sets["red"].features[0]
+    contrasted = contrast(run)
+    assert contrasted.layers[1].sets["red"].features
+    best = contrasted.layers[1].sets["red"].features[0]
     assert examples(run, best.feature).fired > 0
     assert layers(run, cosines=decoder_cosines(run)).best in (0, 1, 2)
     assert detect(run, "red").features is not None
-    one = fitness(run).layers[1]
-    assert one.l0 == pytest.approx(run.features(1).counts[run.token_pos > 0].mean(), rel=0.1)
+    layer_fitness = fitness(run).layers[1]
+    assert layer_fitness.l0 == pytest.approx(
+        run.features(1).counts[run.token_pos > 0].mean(), rel=0.1
+    )
     same = agreement(run, run).layers[1]
     assert (same.topk_jaccard, same.top5_equal, same.act_rel_diff) == (1, 1, 0)
     shown = scan(lm, saes, texts(["hello there"])[0].prompts, n_top=10**6).prompts[0].tokens
@@ -136,7 +138,7 @@ def test_commands_take_them(
     kind: Kind, pair: Pair, sets_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, _, folder = kind
-    asked = ["--model", str(pair.model), "--sae", str(folder), "--layers", "1", "--json"]
+    options = ["--model", str(pair.model), "--sae", str(folder), "--layers", "1", "--json"]
     runs = str(sets_folder.parent / "runs")
     for verb in (
         ["contrast", str(sets_folder), "--out", f"{runs}/a"],
@@ -147,7 +149,7 @@ def test_commands_take_them(
         ["plan", str(sets_folder)],
     ):
         with pytest.raises(SystemExit) as done:
-            main([*verb, *asked])
+            main([*verb, *options])
         printed = capsys.readouterr()
         assert done.value.code == 0, (verb, printed.err)
         assert json.loads(printed.out)

@@ -54,9 +54,9 @@ def test_chat_goes_through_the_template(tmp_path: Path) -> None:
     tok.chat_template = turns + "{% if add_generation_prompt %}<a>{% endif %}"
     lm = load_lm(tiny.save_model(tmp_path / "model", tok=tok), [0])
     question = Message("user", "hi")
-    asked = Prompt("1", "chat", messages=(question,))
+    question_only = Prompt("1", "chat", messages=(question,))
     answered = Prompt("2", "chat", messages=(question, Message("assistant", "yo")))
-    shown = [tok.decode(row) for row in tokenize(lm, [asked, answered])]
+    shown = [tok.decode(row) for row in tokenize(lm, [question_only, answered])]
     assert shown == ["<user>hi<a>", "<user>hi<assistant>yo"]
 
 

@@ -26,10 +26,10 @@ def by_definition(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def test_largest_by_definition(n: int, d: int, k: int, distinct: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     values = torch.randint(-distinct, distinct, (n, d), generator=random) / 7
-    found = largest(values, k)
+    top = largest(values, k)
     expected = by_definition(values, k)
-    assert torch.equal(found.values, expected[0])
-    assert torch.equal(found.ids, expected[1])
+    assert torch.equal(top.values, expected[0])
+    assert torch.equal(top.ids, expected[1])
 
 
 @settings(deadline=None, max_examples=60)
@@ -51,10 +51,10 @@ def test_blocks_do_not_matter(n: int, d: int, k: int, rows: int, columns: int, s
         patch.setattr(topk, "_MIN_COLUMNS", columns)
         patch.setattr(topk, "_MATMUL_COLUMNS", 1 + columns // 2)
         patch.setattr(topk, "ENCODE_BLOCK", 0)
-        found = largest_products(x, weight, bias, min(k, d))
+        top = largest_products(x, weight, bias, min(k, d))
     expected = by_definition(x @ weight.T + bias, min(k, d))
-    assert torch.equal(found.values, expected[0])
-    assert torch.equal(found.ids, expected[1])
+    assert torch.equal(top.values, expected[0])
+    assert torch.equal(top.ids, expected[1])
 
 
 def test_nan_is_never_passed_over() -> None:

@@ -13,7 +13,7 @@ from saescope.control.evaluation.verdict import Evidence, choose, verdict
 SMALL, LARGE = Damage(100, 0.01, 0.02, 0.03, 0.0, 1.01), Damage(100, 0.9, 2.0, 3.0, 0.4, 2.5)
 
 
-def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> ArmResult:
+def row(name: str, rate: float | None, half: float = 0.05, **fields: Any) -> ArmResult:
     """A row whose interval is `half` to either side."""
     ci = (0.0, 1.0) if rate is None else (max(0.0, rate - half), min(1.0, rate + half))
     values: dict[str, Any] = {
@@ -33,7 +33,7 @@ def row(name: str, rate: float | None, half: float = 0.05, **more: Any) -> ArmRe
         "sets": {},
         "strength": 1.0,
     }
-    return ArmResult(name=name, behaviour_rate=rate, ci=ci, **{**values, **more})
+    return ArmResult(name=name, behaviour_rate=rate, ci=ci, **{**values, **fields})
 
 
 BASE = row("none", 0.95, strength=None, damage=None, applied=False)
@@ -42,18 +42,18 @@ PROJECT, ADD = "difference of means, project", "difference of means, add"
 
 
 def evidence(
-    base: ArmResult, edits: ArmResult, controls: Sequence[ArmResult], **more: Any
+    base: ArmResult, edits: ArmResult, controls: Sequence[ArmResult], **fields: Any
 ) -> Evidence:
-    return Evidence(Baseline(base, **more), [edits], controls, "1 feature")
+    return Evidence(Baseline(base, **fields), [edits], controls, "1 feature")
 
 
 def names(
-    *controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE, **more: Any
+    *controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE, **fields: Any
 ) -> list[str]:
-    return [finding.name for finding in verdict(evidence(base, edits, controls, **more))]
+    return [finding.name for finding in verdict(evidence(base, edits, controls, **fields))]
 
 
-def said(*controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE) -> str:
+def verdict_text(*controls: ArmResult, edits: ArmResult = GONE, base: ArmResult = BASE) -> str:
     return " ".join(finding.text for finding in verdict(evidence(base, edits, controls)))
 
 
@@ -66,15 +66,15 @@ def test_an_edit_that_works() -> None:
     ]
     assert names(*controls) == ["effect"]
     change = "The behaviour goes from 95 % (90-100) to 2 % (0-7)"
-    assert said() == f"{change} with 1 feature at 1 times the strength."
+    assert verdict_text() == f"{change} with 1 feature at 1 times the strength."
 
 
 def test_what_difference_of_means_did_is_said() -> None:
     assert names(row(PROJECT, 0.01), row(ADD, 0.7)) == ["effect", "difference of means"]
-    text = said(row(PROJECT, 0.01), row(ADD, 0.01, damage=LARGE))
+    text = verdict_text(row(PROJECT, 0.01), row(ADD, 0.01, damage=LARGE))
     assert "Difference of means, project, does it too (1 % (0-6), KL 0.01)" in text
     assert "add, does it too (1 % (0-6), KL 0.9) and loses capability (KL 0.9" in text
-    assert "does not do it (70 %" in said(row(PROJECT, 0.7))
+    assert "does not do it (70 %" in verdict_text(row(PROJECT, 0.7))
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_failures_are_told_apart_by_difference_of_means(
 ) -> None:
     controls = [] if means is None else [row(PROJECT, means)]
     assert names(*controls, edits=edits) == expected
-    assert ("was not measured" in said(*controls, edits=edits)) == (means is None)
+    assert ("was not measured" in verdict_text(*controls, edits=edits)) == (means is None)
 
 
 def test_a_baseline_that_breaks_the_model_explains_nothing() -> None:
     broken = row(PROJECT, 0.0, damage=LARGE)
     assert names(broken, edits=SAME)[-1] == "another mechanism"
-    assert "loses capability" in said(broken, edits=SAME)
+    assert "loses capability" in verdict_text(broken, edits=SAME)
     assert names(broken, row(ADD, 0.02), edits=SAME)[-1] == "several features needed"
 
 
@@ -113,15 +113,16 @@ def test_a_baseline_that_brings_the_behaviour_at_a_cost_has_brought_it() -> None
     ]
     assert (
         "add, at the same layer, does it whole (95 % (90-100), and loses capability (KL 0.9"
-        in said(*controls, base=base, edits=weak)
+        in verdict_text(*controls, base=base, edits=weak)
     )
 
 
 def test_amplifying_is_judged_the_other_way() -> None:
-    base, more = row("none", 0.05), row("edits", 0.9)
-    assert names(base=base, edits=more) == ["effect"]
-    assert names(row("random direction", 0.7), base=base, edits=more) == ["effect", "not specific"]
-    assert names(row("minus", 0.0), base=base, edits=more) == ["effect"]
+    base, amplified = row("none", 0.05), row("edits", 0.9)
+    assert names(base=base, edits=amplified) == ["effect"]
+    same_by_chance = row("random direction", 0.7)
+    assert names(same_by_chance, base=base, edits=amplified) == ["effect", "not specific"]
+    assert names(row("minus", 0.0), base=base, edits=amplified) == ["effect"]
     weak = row("edits", 0.06)
     assert names(row(ADD, 0.95), base=base, edits=weak)[-1] == "several features needed"
 
@@ -129,19 +130,19 @@ def test_amplifying_is_judged_the_other_way() -> None:
 @pytest.mark.parametrize("control", ["zero", "minus", "random feature", "random direction"])
 def test_a_control_that_does_the_same_is_named(control: str) -> None:
     assert "not specific" in names(row(control, 0.1))
-    assert f"{control} (10 % (5-15))" in said(row(control, 0.1))
+    assert f"{control} (10 % (5-15))" in verdict_text(row(control, 0.1))
     assert "not specific" not in names(row(control, 0.6))
 
 
 def drawn(*rates: float) -> ArmResult:
-    each = [{"behaviour_rate": one} for one in rates]
+    each = [{"behaviour_rate": rate} for rate in rates]
     return row("random feature", sum(rates) / len(rates), draws=len(rates), each=each)
 
 
 def test_single_draws_are_told_from_a_control_that_does_the_same() -> None:
     assert names(drawn(0.9, 0.95, 0.93)) == ["effect"]
     assert names(drawn(0.1, 0.95, 0.95)) == ["effect", "some draws"]
-    assert "1 of 3 draws of a random feature (to 10 %)" in said(drawn(0.1, 0.95, 0.95))
+    assert "1 of 3 draws of a random feature (to 10 %)" in verdict_text(drawn(0.1, 0.95, 0.95))
     assert names(drawn(0.1, 0.2, 0.95, 0.95)) == ["effect", "not specific"]  # half of them
     assert names(drawn(0.0, 0.5, 0.5)) == ["effect", "not specific"]  # on average
     assert names(drawn(1.0, 1.0, 0.95)) == ["effect"]
@@ -155,11 +156,11 @@ def test_an_instruction_that_does_it_too_is_said() -> None:
 def test_nothing_applied_and_nothing_scored() -> None:
     assert names(edits=row("edits", 0.95, applied=False)) == ["effect", "nothing applied"]
     assert names(edits=row("edits", None, scored=0, unscored=100)) == ["nothing scored"]
-    assert "without edits" in said(base=row("none", None))
+    assert "without edits" in verdict_text(base=row("none", None))
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("fields", "words"),
     [
         ({"damage": LARGE}, "KL 0.9 per token on neutral text, perplexity 2.50 times"),
         ({"repetition": 0.6}, "repeat themselves (0.60 of trigrams, 0.00 before)"),
@@ -169,9 +170,9 @@ def test_nothing_applied_and_nothing_scored() -> None:
         ({"language_flip": 0.4}, "40 % of the replies are in another language"),
     ],
 )
-def test_capability_lost(more: dict[str, Any], words: str) -> None:
-    assert names(edits=row("edits", 0.02, **more))[-1] == "capability lost"
-    assert words in said(edits=row("edits", 0.02, **more))
+def test_capability_lost(fields: dict[str, Any], words: str) -> None:
+    assert names(edits=row("edits", 0.02, **fields))[-1] == "capability lost"
+    assert words in verdict_text(edits=row("edits", 0.02, **fields))
 
 
 def test_another_language_is_no_loss_where_it_is_the_behaviour() -> None:
@@ -186,7 +187,7 @@ def test_right_answers_lost_are_named_by_set() -> None:
         }
 
     base = row("none", 0.95, sets=sets(0.98))
-    assert "right answers are lost on other (60 %, 98 % before)" in said(
+    assert "right answers are lost on other (60 %, 98 % before)" in verdict_text(
         base=base, edits=row("edits", 0.02, sets=sets(0.6))
     )
     assert names(base=base, edits=row("edits", 0.02, sets=sets(0.95))) == ["effect"]

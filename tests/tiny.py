@@ -105,15 +105,15 @@ def save_saelens(
 ) -> Path:
     """SAELens' files, a folder a layer: features are columns of W_enc and rows of W_dec there."""
     for layer in layers:
-        own = folder / f"blocks.{layer}.hook_resid_post"
-        own.mkdir(parents=True, exist_ok=True)
+        sae_folder = folder / f"blocks.{layer}.hook_resid_post"
+        sae_folder.mkdir(parents=True, exist_ok=True)
         state = sae_tensors(seed=layer, **sizes)
         state |= {"W_enc": state["W_enc"].T.contiguous(), "W_dec": state["W_dec"].T.contiguous()}
         if kind == "jumprelu":
             state["threshold"] = torch.full_like(state["b_enc"], 1.0)
-        save_file(state, own / "sae_weights.safetensors")
+        save_file(state, sae_folder / "sae_weights.safetensors")
         d_sae, d_model = state["W_dec"].shape
-        about = {"hook_name": own.name, "model_name": "tiny", "sae_lens_version": "6.54.12"}
+        about = {"hook_name": sae_folder.name, "model_name": "tiny", "sae_lens_version": "6.54.12"}
         config = {
             "architecture": kind,
             "d_in": d_model,
@@ -122,5 +122,5 @@ def save_saelens(
             "normalize_activations": "none",
             "metadata": about,
         }
-        (own / "cfg.json").write_text(json.dumps(config | dict(settings or {})))
+        (sae_folder / "cfg.json").write_text(json.dumps(config | dict(settings or {})))
     return folder
