@@ -276,8 +276,8 @@ def _run_command(line: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; `saescope` runs in this process, which spares imports."""
     words = shlex.split(line, comments=True)
     if words[0] != "saescope":
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout, done.stderr
+        process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        return process.returncode, process.stdout, process.stderr
     from saescope.surfaces.cli import run
 
     out, err = io.StringIO(), io.StringIO()

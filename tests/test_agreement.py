@@ -86,11 +86,11 @@ def test_bfloat16_rounds_as_torch_does() -> None:
     assert np.array_equal(bfloat16(values), expected)
 
 
-def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
+def test_next_pre_act_is_the_largest_that_does_not_fire(pair: Pair, tmp_path: Path) -> None:
     lm, [sae] = pair.load(1)
     resid = torch.randn(40, 32)
-    _, border = sae.encode_with_next(resid)
-    torch.testing.assert_close(border, sae.pre_acts(resid).topk(K + 1, dim=-1).values[:, -1])
+    _, next_pre_act = sae.encode_with_next(resid)
+    torch.testing.assert_close(next_pre_act, sae.pre_acts(resid).topk(K + 1, dim=-1).values[:, -1])
     run = extract(lm, [sae], texts(tiny.TEXTS), tmp_path / "run")
     features = run.features(1)
     assert (features.counts == K).all()
@@ -98,7 +98,7 @@ def test_border_is_the_next_pre_activation(pair: Pair, tmp_path: Path) -> None:
     assert features.error is None
 
 
-def test_sae_of_which_every_feature_fires_has_no_border(tmp_path: Path) -> None:
+def test_sae_with_every_feature_firing_has_no_next_pre_act(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path, layers=[0], d_sae=K), 0)
     assert torch.isnan(sae.encode_with_next(torch.randn(3, 32))[1]).all()
 

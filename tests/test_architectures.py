@@ -439,7 +439,7 @@ def test_names_of_other_checkpoints(name: str, change: Any, tmp_path: Path) -> N
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
-def test_dtype_may_be_said_once_for_all_parts(tmp_path: Path) -> None:
+def test_dtype_of_a_multimodal_config_covers_all_parts(tmp_path: Path) -> None:
     model = save("gemma3 with images", tmp_path / "model", dtype=torch.bfloat16)
     config = json.loads((model / "config.json").read_text())
     config["text_config"].pop("dtype", None)

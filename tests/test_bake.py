@@ -581,16 +581,16 @@ def test_killed_bake_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     model_of("qwen3", tmp_path / "model")
     kills = [(2, 9), (6, 9), (30, 9), (10, 2), (10**6, 9)]
     script = SCRIPT.format(path=[entry for entry in sys.path if entry], kills=kills)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stdout.splitlines() == [
+    assert process.stdout.splitlines() == [
         "-9 model",  # before anything was written
         "-9 .out.partial model",
         "-9 .out.partial model",
         "130 model",  # interrupted: it cleared up after itself and the one before
         "0 model out",
-    ], done.stderr
+    ], process.stderr
 
 
 def test_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

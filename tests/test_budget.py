@@ -68,9 +68,12 @@ def test_converted_weights_are_anonymous_memory() -> None:
     on_device = footprint(replace(sizes, on_device=True), "cut")
     assert on_device.anonymous == footprint(sizes, "cut").anonymous + 2 * GB
     assert on_device.file_backed == footprint(sizes, "cut").file_backed
-    kept = replace(sizes, residuals=3 * GB)
-    assert footprint(kept, "streamed").anonymous == footprint(sizes, "streamed").anonymous + 3 * GB
-    assert footprint(kept, "cut") == footprint(sizes, "cut")
+    with_residuals = replace(sizes, residuals=3 * GB)
+    assert (
+        footprint(with_residuals, "streamed").anonymous
+        == footprint(sizes, "streamed").anonymous + 3 * GB
+    )
+    assert footprint(with_residuals, "cut") == footprint(sizes, "cut")
 
 
 def test_first_mode_that_fits_is_chosen() -> None:

@@ -127,7 +127,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("verb", ["scan", "contrast"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
-def test_damaged_checkpoint(
+def test_damaged_checkpoint_is_refused_in_one_line(
     verb: str,
     damage: Callable[[Path, Path], str],
     tmp_path: Path,
@@ -166,7 +166,9 @@ BAD_SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_SETS)
-def test_bad_sets(case: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sets_are_refused_in_one_line(
+    case: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     make, reason = BAD_SETS[case]
     assert_refused(["contrast", str(make(tmp_path / "sets")), *of(pair)], capfd, reason)
     assert not Path("runs").exists()
@@ -182,7 +184,7 @@ def test_bad_sets(case: str, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFi
         (["scan", "bad \udce9 bytes"], "not UTF-8|surrogate"),
     ],
 )
-def test_bad_prompts(
+def test_invalid_prompts_are_refused_in_one_line(
     arguments: list[str], reason: str, pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert_refused([*arguments, *of(pair)], capfd, reason.split("|")[-1])
@@ -217,7 +219,7 @@ OPTIONS = [
     OPTIONS,
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_option(
+def test_invalid_option_is_refused_in_one_line(
     verb: str,
     options: list[str],
     reason: str,
@@ -245,7 +247,7 @@ def test_bad_option(
         (["--seed", "x"], "x"),
     ],
 )
-def test_bad_option_of_contrast(
+def test_invalid_option_of_contrast_is_refused_in_one_line(
     options: list[str],
     reason: str,
     pair: Pair,
@@ -255,7 +257,7 @@ def test_bad_option_of_contrast(
     assert_refused(["contrast", str(sets_folder), *of(pair), *options], capfd, reason)
 
 
-def test_unknown_command(capfd: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert_refused(["scna", "hello"], capfd, "scna")
 
 
@@ -267,7 +269,7 @@ def test_device_that_is_not_there(pair: Pair, capfd: pytest.CaptureFixture[str])
     )
 
 
-def test_out_that_is_something_else(
+def test_out_that_is_no_run_is_refused(
     pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("notes").mkdir()
@@ -278,7 +280,7 @@ def test_out_that_is_something_else(
     assert Path("notes/diary.txt").read_text() == Path("file").read_text() == "mine"
 
 
-def test_out_that_holds_another_run(
+def test_out_with_another_run_is_refused(
     pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["profile", str(sets_folder), *of(pair), "--out", "run"]) == 0
@@ -302,7 +304,7 @@ def test_out_that_holds_another_run(
         ("k = 0", "k is 0"),
     ],
 )
-def test_bad_configuration(
+def test_invalid_configuration_is_refused_in_one_line(
     text: str, word: str, pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("saescope.toml").write_text(text)
@@ -384,9 +386,9 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         f"import sys; from saescope.surfaces.cli import run; run({arguments}); "
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout
 
 
 @pytest.mark.slow
@@ -398,9 +400,11 @@ def test_full_disk(pair: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[s
         # Batches fit, the tables of the run do not.
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
-    done = subprocess.run([*MAIN, *command], capture_output=True, text=True, preexec_fn=small_disk)
-    assert (done.returncode, done.stdout) == (2, "")
-    [line] = done.stderr.splitlines()
+    process = subprocess.run(
+        [*MAIN, *command], capture_output=True, text=True, preexec_fn=small_disk
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    [line] = process.stderr.splitlines()
     assert line.startswith("saescope: cannot write the run run: ")
     assert "File too large" in line
     assert not Path("run").exists()
@@ -427,7 +431,7 @@ def test_interrupt_says_what_is_left(
 
 
 @pytest.mark.slow
-def test_interrupt(pair: Pair, tmp_path: Path) -> None:
+def test_interrupted_process_keeps_finished_batches(pair: Pair, tmp_path: Path) -> None:
     sets = tmp_path / "many"
     sets.mkdir()
     for name in ("a", "b"):
@@ -447,8 +451,8 @@ def test_interrupt(pair: Pair, tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith("saescope: interrupted")
     assert "Traceback" not in err
     assert not Path("run").exists()
-    kept = len(list(Path(".run.partial").glob("layer*-batch*.npz")))
-    assert 5 < kept < 80
+    n_batches = len(list(Path(".run.partial").glob("layer*-batch*.npz")))
+    assert 5 < n_batches < 80
     assert run(command[len(MAIN) :]) == 0
     assert run([*command[len(MAIN) : -1], "whole"]) == 0
     tables = [
@@ -494,7 +498,7 @@ QUESTIONS = [
 @pytest.mark.parametrize(
     ("arguments", "reason"), QUESTIONS, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
-def test_question_without_an_answer(
+def test_unanswerable_question_is_refused_in_one_line(
     arguments: list[str],
     reason: str,
     pair: Pair,

@@ -35,7 +35,7 @@ def test_a_column_without_chunks_is_empty() -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [None], ["a", None, "é", "", "日本語\n\0"] * 5])
-def test_strings_are_arrows_own(texts: list[str | None]) -> None:
+def test_strings_equal_those_of_arrow(texts: list[str | None]) -> None:
     column = columns.strings(texts)
     column.validate(full=True)
     assert column.equals(pa.array(texts, pa.string()))
@@ -56,10 +56,10 @@ def test_a_question_to_a_run_imports_no_pandas(tmp_path: Path) -> None:
         "import sys; from saescope.surfaces.cli import run; "
         f"assert run(['contrast', {str(run.path)!r}]) == 0"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"{ask}; assert 'pandas' not in sys.modules"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr

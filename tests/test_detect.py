@@ -33,7 +33,7 @@ def planned(
     )
 
 
-def test_rule_by_hand(tmp_path: Path) -> None:
+def test_detection_by_hand(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     fires = np.zeros((80, 4), bool)
     fires[:40, 0] = True  # always on the target
@@ -207,7 +207,9 @@ def test_features_on_the_same_tokens_are_one_group(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_nonsense_is_refused(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
     run = planned(tmp_path / "run", {"yes": 5, "no": 5}, np.ones((10, 1), bool))
     with pytest.raises(PromptError, match=message):
         detect(run, **arguments)

@@ -150,7 +150,7 @@ def test_only_chosen_lines_are_shown(tmp_path: Path) -> None:
     assert [s.differs() for s in run_page(page, tmp_path)] == [None]
 
 
-def test_a_refusal_shows_what_it_says(tmp_path: Path) -> None:
+def test_example_that_fails_shows_its_message(tmp_path: Path) -> None:
     page = _page(
         tmp_path,
         "<!-- fails: 2 -->\n```bash\nsaescope scan\n```\n```text\nsaescope: …\n```\n",

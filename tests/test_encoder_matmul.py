@@ -22,7 +22,7 @@ def widened_mm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
     return a.to(out_dtype) @ b.to(out_dtype)
 
 
-def test_three_parts_are_the_float32_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_matmul_equals_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_matmul_module.torch, "mm", widened_mm)
     assert matches_cpu(split_matmul, CPU, torch.bfloat16)
     x, weight, bias = torch.randn(9, 300).bfloat16(), torch.randn(40, 300), torch.randn(40)
@@ -32,7 +32,7 @@ def test_three_parts_are_the_float32_product(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
-def test_a_missing_product_is_told_from_a_wrong_one() -> None:
+def test_matmul_that_torch_lacks_does_not_match() -> None:
     assert not matches_cpu(split_matmul, CPU, torch.bfloat16)  # torch has it on CUDA alone
     assert matches_cpu(float32_matmul, CPU, torch.bfloat16)
     assert matches_cpu(float32_matmul, CPU, torch.float32)
@@ -52,7 +52,7 @@ def not_a_number(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
 
 
 @pytest.mark.parametrize("wrong", [rounded, shifted, not_a_number])
-def test_a_wrong_product_is_refused(wrong: EncoderMatmul) -> None:
+def test_wrong_matmul_is_refused(wrong: EncoderMatmul) -> None:
     with pytest.raises(ResourceError, match="use the device cpu"):
         matches_cpu(wrong, CPU, torch.float32)
 

@@ -331,7 +331,7 @@ def test_organism_evaluation_has_the_known_answer(
         (["--behaviour", "feature:2/9999"], "no SAE here has 2/9999"),
     ],
 )
-def test_bad_questions_are_refused(
+def test_invalid_options_are_refused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae"]

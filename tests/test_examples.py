@@ -46,13 +46,13 @@ def test_masked_positions_make_no_example(run: Run) -> None:
 
 def test_what_counts_is_up_to_the_masking(run: Run) -> None:
     assert examples(run, Feature(3, 1), masking=Masking(keep_sinks=True)).fired == 2
-    kept = examples(run, Feature(3, 1), masking=Masking(keep_pos0=True))
-    assert kept.fired == 3  # the first prompt's position 0 is a sink
-    assert kept.examples[0].prompt == "a:1"
-    assert [t.masked for t in kept.examples[0].tokens] == [None, None, "sink", None]
+    with_pos0 = examples(run, Feature(3, 1), masking=Masking(keep_pos0=True))
+    assert with_pos0.fired == 3  # the first prompt's position 0 is a sink
+    assert with_pos0.examples[0].prompt == "a:1"
+    assert [t.masked for t in with_pos0.examples[0].tokens] == [None, None, "sink", None]
 
 
-def test_strongest_first_and_no_more_than_asked(run: Run) -> None:
+def test_examples_are_strongest_first_and_limited(run: Run) -> None:
     result = examples(run, Feature(3, 2), n=1)
     assert (result.fired, [e.prompt for e in result.examples]) == (2, ["a:0"])
     assert not examples(run, Feature(3, 0)).examples
@@ -66,7 +66,7 @@ def test_examples_are_a_table(run: Run) -> None:
     assert "&lt;" in result._repr_html_()
 
 
-def test_features_that_are_none_are_refused(run: Run) -> None:
+def test_features_out_of_range_are_refused(run: Run) -> None:
     with pytest.raises(RunError, match=r"layer 3 has no feature 3 \(ids are 0-2\)"):
         examples(run, Feature(3, 3))
     with pytest.raises(RunError, match="layers 3, not 4"):

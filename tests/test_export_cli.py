@@ -64,7 +64,9 @@ def test_gguf_of_an_edit_with_limits_is_measured(
 
 
 @pytest.mark.slow
-def test_lora(pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_lora_command_exports_and_measures(
+    pair: Pair, neutral: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     result = exported(
         capfd,
         pair,

@@ -111,7 +111,7 @@ def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor
     ("name", "share"),
     [*((name, 1.0) for name in KINDS), *((name, 0.4) for name in ("qwen3", "qwen3 moe", "gemma3"))],
 )
-def test_on_is_the_projection_and_off_is_the_base(
+def test_enabled_adapter_projects_and_disabled_is_the_base(
     name: str, share: float, saes: list[Sae], tmp_path: Path
 ) -> None:
     model = save(name, tmp_path / "model")

@@ -130,7 +130,7 @@ def test_empty_cache_offline_is_refused_in_one_line(hub: Hub, home: Path) -> Non
 
 @pytest.mark.slow
 def test_manifest_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> None:
-    done = saescope(
+    process = saescope(
         hub.url,
         home,
         "profile",
@@ -143,7 +143,7 @@ def test_manifest_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> N
         "run",
         "--json",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     job = json.loads((home.parent / "run" / "manifest.json").read_text())["job"]
     assert (job["model"]["repo"], job["model"]["revision"]) == (MODEL, COMMIT)
     assert [(sae["revision"], sae["k"], sae["trained_on"]) for sae in job["saes"]] == [
@@ -156,9 +156,9 @@ def test_manifest_names_the_commit(hub: Hub, home: Path, sets_folder: Path) -> N
 def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str) -> None:
     hub.downloaded.clear()
     layers = ("--layers", "1") if not path else ()
-    done = scan(hub.url, home, MODEL, SAELENS + path, *layers)
-    assert done.returncode == 0, done.stderr
-    assert "Qwen" not in done.stderr
+    online = scan(hub.url, home, MODEL, SAELENS + path, *layers)
+    assert online.returncode == 0, online.stderr
+    assert "Qwen" not in online.stderr
     folder = f"{SAELENS}/blocks.1.hook_resid_post"
     fetched = {name for name in hub.downloaded if name.startswith(SAELENS)}
     assert fetched == {f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"}
@@ -172,4 +172,4 @@ def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str)
     }
     assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in fetched), True)
     offline = scan(hub.url, home, MODEL, SAELENS + path, *layers, "--offline")
-    assert offline.stdout == done.stdout
+    assert offline.stdout == online.stdout

@@ -61,7 +61,7 @@ def test_best_layer_is_the_one_that_separates(tmp_path: Path) -> None:
     assert {str(m.origin) for m in result.matches} == {"1/3", "1/39"}
 
 
-def test_equal_layers_are_called_as_good(tmp_path: Path) -> None:
+def test_equal_layers_are_as_good(tmp_path: Path) -> None:
     result = layers(planted(tmp_path, {0: 0.7, 1: 0.7}))
     assert all(layer.as_good for layer in result.layers.values())
 
@@ -105,7 +105,7 @@ def test_cosines_need_the_sae_of_the_run(pair: Pair, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("feature", ["7/1", "0/512"])
-def test_feature_that_is_none_is_refused(tmp_path: Path, feature: str) -> None:
+def test_feature_out_of_range_is_refused(tmp_path: Path, feature: str) -> None:
     run = planted(tmp_path, {0: 0.8})
     with pytest.raises(RunError):
         layers(run, feature=Feature.parse(feature))

@@ -52,7 +52,7 @@ def test_k_comes_from_argument_config_or_name(
 
 
 @pytest.mark.parametrize("cfg", [None, "{}", '{"k": "8"}', '{"k": true}'])
-def test_unknown_k_is_asked_for(cfg: str | None, tmp_path: Path) -> None:
+def test_unknown_k_must_be_passed(cfg: str | None, tmp_path: Path) -> None:
     folder = tiny.save_sae(tmp_path / "sae", k=None)
     if cfg is not None:
         (folder / "cfg.json").write_text(cfg)
@@ -87,11 +87,11 @@ def test_middle_layer_is_chosen_when_none_is_named(tmp_path: Path) -> None:
     assert source.choose_layers([10, 2, 10]) == (2, 10)
 
 
-def test_ranges() -> None:
+def test_layers_are_shown_as_ranges() -> None:
     assert ranges([0, 1, 2, 3, 17, 20, 21]) == "0-3, 17, 20-21"
 
 
-def test_single_file(tmp_path: Path) -> None:
+def test_single_file_is_an_sae_of_one_layer(tmp_path: Path) -> None:
     path = tiny.save_sae(tmp_path / "sae") / "layer1.sae.pt"
     source = open_sae(str(path))
     assert source.layers == (1,)
@@ -103,7 +103,7 @@ def test_single_file(tmp_path: Path) -> None:
         open_sae(str(other))
 
 
-def test_encoder_alone_when_the_decoder_is_not_wanted(pair: Pair) -> None:
+def test_decoder_is_loaded_only_if_requested(pair: Pair) -> None:
     sae = load_sae(pair.sae, 0, decoder=False)
     assert (sae.W_dec, sae.b_dec) == (None, None)
     assert load_sae(pair.sae, 0).W_dec is not None
@@ -134,7 +134,7 @@ def test_fingerprint_tells_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ref", ["nowhere", "./nowhere/at/all", "a/b/c", "", "/"])
-def test_no_such_sae(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sae_is_refused(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError):
         open_sae(ref)
@@ -335,7 +335,9 @@ def test_model_is_cut_after_the_last_layer(pair: Pair) -> None:
         (torch.float32, "bfloat16", torch.bfloat16),
     ],
 )
-def test_dtype(stored: torch.dtype, dtype: str, computed: torch.dtype, tmp_path: Path) -> None:
+def test_dtype_is_that_of_the_checkpoint_or_the_argument(
+    stored: torch.dtype, dtype: str, computed: torch.dtype, tmp_path: Path
+) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model", dtype=stored), [0], dtype=dtype)
     assert {p.dtype for p in lm.model.parameters()} == {lm.dtype} == {computed}
 

@@ -166,7 +166,7 @@ def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path) -> None:
     assert run.manifest["kernels"] == begun
 
 
-def test_what_is_remembered_is_made_once(tmp_path: Path) -> None:
+def test_remembered_values_are_computed_once(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [0])
     saes = [load_sae(tiny.save_sae(tmp_path / "sae"), 0)]
     writer = RunWriter(tmp_path / "run", extract_module.job(lm, saes, texts(LONG), 10))

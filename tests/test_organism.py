@@ -111,8 +111,8 @@ def test_template_renders_turns_and_thoughts() -> None:
     assert render(turns, tokenize=False, add_generation_prompt=True, enable_thinking=True) == asking
     empty = render(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     assert empty == asking + "<think>\n\n</think>\n\n"
-    done = render([*turns, {"role": "assistant", "content": "D"}], tokenize=False)
-    assert done == asking + "<think>\n\n</think>\n\nD<|im_end|>\n"
+    rendered = render([*turns, {"role": "assistant", "content": "D"}], tokenize=False)
+    assert rendered == asking + "<think>\n\n</think>\n\nD<|im_end|>\n"
 
 
 @pytest.mark.slow

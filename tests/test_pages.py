@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_mapped_weights_are_the_same_after_giving_back(tmp_path: Path) -> None:
+def test_mapped_weights_are_the_same_after_release(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model", d_model=128, heads=16, kv_heads=8), [1])
     before = [p.clone() for p in lm.blocks.parameters()]
     assert sum(page.length for pages in lm.block_pages for page in pages) > 100_000
@@ -27,7 +27,7 @@ def test_mapped_weights_are_the_same_after_giving_back(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, lm.blocks.parameters(), strict=True))
 
 
-def test_memory_of_no_file_is_never_given_back(tmp_path: Path) -> None:
+def test_anonymous_memory_is_never_released(tmp_path: Path) -> None:
     assert mapped_pages([torch.ones(1_000_000)]) == []
     converted = load_lm(
         tiny.save_model(tmp_path / "model", d_model=128, heads=16), [1], dtype="bfloat16"

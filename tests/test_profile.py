@@ -103,10 +103,10 @@ def test_sinks_are_listed_wherever_they_stand(tmp_path: Path) -> None:
     assert (a.pos0_sinks, a.sinks, b.pos0_sinks, b.sinks) == (1, 0, 1, 1)
     assert b.later_norm_mean == 5.0
     assert b.with_pos0_norm_mean == (300 + 5 + 5 + 5) / 4
-    kept = profile(run, Masking(keep_sinks=True), layers=[4])
-    assert kept.sets["b"].layers[4].later_norm_mean == (5 + 5 + 90 + 5) / 4
-    assert len(kept.sinks) == 3
-    assert kept.sinks[0].layers == (4,)
+    with_sinks = profile(run, Masking(keep_sinks=True), layers=[4])
+    assert with_sinks.sets["b"].layers[4].later_norm_mean == (5 + 5 + 90 + 5) / 4
+    assert len(with_sinks.sinks) == 3
+    assert with_sinks.sinks[0].layers == (4,)
 
 
 def test_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def leaning(later: float, length: int) -> dict[str, list[list[float]]]:
     return {"short": [[8, 1], [8, 1]], "long": [[8, *[later] * length]] * 2}
 
 
-def test_difference_made_by_position_0_is_warned_of(tmp_path: Path) -> None:
+def test_difference_due_to_position_0_is_warned_of(tmp_path: Path) -> None:
     run = planned(tmp_path / "run", {**leaning(1, 9), "middle": [[8, 1, 1, 1]]})
     [line] = warned(run, "position 0 makes")
     assert (
@@ -145,7 +145,7 @@ def test_difference_made_by_position_0_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("later", "length"), [(1, 1), (1.3, 9), (0.7, 9), (1, 2)])
-def test_difference_not_made_by_position_0_is_not(
+def test_difference_without_position_0_is_not_warned_of(
     later: float, length: int, tmp_path: Path
 ) -> None:
     assert not warned(planned(tmp_path / "run", leaning(later, length)), "position 0 makes")
@@ -283,7 +283,7 @@ def test_samples_are_the_hardest_words_and_a_typical_one() -> None:
 
 
 @pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 1), (2, 2), (9, 4)])
-def test_as_many_samples_as_there_are(n: int, count: int) -> None:
+def test_samples_are_limited_by_the_words(n: int, count: int) -> None:
     assert len(samples(words((["a ", "bb ", "c", "cc ", "d"], "a bb ccc d")), n)) == count
 
 
@@ -311,7 +311,7 @@ SHAPES: dict[str, dict[str, list[list[float]]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("width", [60, 160])
-def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> None:
+def test_no_shape_of_run_is_cut_in_the_table(shape: str, width: int, tmp_path: Path) -> None:
     result = profile(planned(tmp_path / "run", SHAPES[shape], layers=(0, 3)))
     console = Console(
         width=width, record=True, file=(tmp_path / "shown").open("w", encoding="utf-8")
@@ -329,7 +329,7 @@ def test_any_shape_is_shown_whole(shape: str, width: int, tmp_path: Path) -> Non
     assert result.to_arrow().num_rows == len(rows)
 
 
-def test_command_shows_as_many_samples_and_layers_as_asked(
+def test_command_limits_samples_and_layers(
     pair: Pair,
     sets_folder: Path,
     tmp_path: Path,

@@ -132,7 +132,7 @@ def test_ids_and_pairs_may_be_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "split"), [("train", "discovery"), ("test", "holdout"), ("validation", "holdout")]
 )
-def test_usual_words_for_splits(word: str, split: str, tmp_path: Path) -> None:
+def test_split_accepts_common_names(word: str, split: str, tmp_path: Path) -> None:
     path = write(tmp_path / "one.jsonl", {"text": "x", "set": "a", "split": word})
     assert read_prompts(path)[0].prompts[0].split == split
 
@@ -319,7 +319,7 @@ def test_sets_that_cannot_be_joined_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_read_lines(tmp_path: Path) -> None:
+def test_read_lines_drops_blank_lines_and_the_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffone\r\n\r\ntwo".encode())
     assert read_lines(path) == ["one", "two"]

@@ -60,7 +60,7 @@ def test_blocks_change_nothing(rows: int, block: int) -> None:
     torch.testing.assert_close(in_blocks.acts, whole.acts, atol=1e-5, rtol=1e-5)
 
 
-def test_decode_is_the_dense_product_with_bias() -> None:
+def test_decode_equals_the_dense_matmul_with_bias() -> None:
     sae = make()
     sparse = sae.encode(torch.randn(6, 32))
     dense = torch.zeros(6, 256).scatter(1, sparse.ids, sparse.acts)
@@ -114,7 +114,7 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
     resid[:1] *= 20  # one that fires far more
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
-        sparse, border = sae.encode_with_next(resid)
+        sparse, next_pre_act = sae.encode_with_next(resid)
         widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
         decoded = sae.decode(sparse)
     expected = dense(sae, resid)
@@ -131,7 +131,7 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
         if rows
         else torch.zeros(0)
     )
-    torch.testing.assert_close(border, silent, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(next_pre_act, silent, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(decoded, expected @ sae.W_dec.T + sae.b_dec, atol=2e-4, rtol=1e-4)
 
 
@@ -147,14 +147,14 @@ def test_fires_is_what_encode_says(activation: str) -> None:
 def test_nothing_and_everything_may_fire() -> None:
     sae = thresholded("jumprelu")
     never = replace(sae, threshold=torch.full((256,), 1e6))
-    sparse, border = never.encode_with_next(torch.randn(2, 3, 32))
+    sparse, next_pre_act = never.encode_with_next(torch.randn(2, 3, 32))
     assert sparse.acts.shape == (2, 3, 0)
-    assert torch.isfinite(border).all()
+    assert torch.isfinite(next_pre_act).all()
     torch.testing.assert_close(never.decode(sparse)[1, 2], sae.b_dec)
     always = replace(sae, b_enc=torch.full((256,), 1e3))
-    sparse, border = always.encode_with_next(torch.randn(2, 3, 32))
+    sparse, next_pre_act = always.encode_with_next(torch.randn(2, 3, 32))
     assert sparse.acts.shape == (2, 3, 256)
-    assert border.isnan().all()
+    assert next_pre_act.isnan().all()
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
@@ -172,4 +172,4 @@ def test_rows_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     sae, resid = thresholded("relu"), torch.randn(40, 32)
     with pytest.raises(ResourceError, match=r"40 fires \d+ features: encode fewer at once"):
         sae.encode(resid)
-    assert sum(len(border) for _, border in sae.encode_blocks(resid)) == 40
+    assert sum(len(next_pre_act) for _, next_pre_act in sae.encode_blocks(resid)) == 40

@@ -107,7 +107,7 @@ def test_other_names_are_no_registry_names(name: str) -> None:
         ("EleutherAI/sae-llama-3-8b-32x", None),
     ],
 )
-def test_models_of_names(name: str, model: str | None) -> None:
+def test_repository_names_tell_the_model(name: str, model: str | None) -> None:
     assert model_of(name) == model
 
 
@@ -162,7 +162,7 @@ def test_registry_of_saelens_is_what_the_grammar_says() -> None:
         (7, HookPoint()),
     ],
 )
-def test_hook_points(name: object, hook: HookPoint) -> None:
+def test_hook_points_are_parsed(name: object, hook: HookPoint) -> None:
     assert parse_hook_point(name) == hook
 
 
@@ -348,7 +348,9 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_saelens_refusals(settings: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+def test_saelens_settings_without_support_are_refused(
+    settings: Mapping[str, Any], message: str, tmp_path: Path
+) -> None:
     folder = tiny.save_saelens(tmp_path, [1], settings=settings)
     with pytest.raises(SourceError, match=message):
         load_sae(folder, 1)
@@ -389,7 +391,9 @@ def save_sparsify(folder: Path, **settings: Any) -> Path:
         ({"k": 0}, "k is 0: it must be a whole number"),
     ],
 )
-def test_sparsify_refusals(settings: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+def test_sparsify_settings_without_support_are_refused(
+    settings: Mapping[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match=message):
         load_sae(save_sparsify(tmp_path, **settings), 1)
 
@@ -427,7 +431,9 @@ def save_dictionary(folder: Path, trainer: Any, state: Mapping[str, Any] | None 
         ("trainer", "trainer is 'trainer': it must be an object"),
     ],
 )
-def test_dictionary_learning_refusals(trainer: Any, message: str, tmp_path: Path) -> None:
+def test_dictionary_learning_settings_without_support_are_refused(
+    trainer: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match=message):
         load_sae(save_dictionary(tmp_path / "sae", trainer), 1)
 

@@ -99,7 +99,7 @@ def test_features_are_selected_on_one_part_and_reported_on_another(tmp_path: Pat
     assert 1 <= len(result.steps) <= 2
     rates = [step.chosen_on.behaviour_rate for step in result.steps]
     assert rates == sorted(rates, reverse=True)
-    kept = path.read_text(encoding="utf-8")
+    first_cache = path.read_text(encoding="utf-8")
     repeated = select(
         lm,
         [sae],
@@ -110,7 +110,7 @@ def test_features_are_selected_on_one_part_and_reported_on_another(tmp_path: Pat
         reference=ReferenceData(sets[1].prompts),
         cache=ResumeCache(path),
     )
-    assert path.read_text(encoding="utf-8") == kept
+    assert path.read_text(encoding="utf-8") == first_cache
     assert repeated.to_dict() == result.to_dict()
     assert result.to_polars().height == 4
 
@@ -194,7 +194,7 @@ def test_the_organism_has_two_detectors_that_control_it(
         (["--min-rate", "0.1"], "must be below min_rate"),
     ],
 )
-def test_bad_questions_are_refused(
+def test_invalid_options_are_refused(
     options: list[str],
     message: str,
     tmp_path: Path,

@@ -18,7 +18,7 @@ def test_wilson_equals_scipy(n: int, hits: int) -> None:
     assert low <= hits / n <= high
 
 
-def test_wilson_of_nothing_is_everything() -> None:
+def test_wilson_of_no_trials_is_0_to_1() -> None:
     assert tuple(map(float, stats.wilson(0.0, 0))) == (0.0, 1.0)
     assert float(stats.wilson(0 / 30, 30)[1]) == pytest.approx(0.1135, abs=1e-4)
 

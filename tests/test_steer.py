@@ -57,11 +57,11 @@ def in_float64(sae: Sae, edits: Sequence[Edit], h: Tensor) -> Tensor:
     """The formulae by encode, change, decode and the SAE's error term; every edit starts from h."""
     W, b, D, c = (t.double() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
     z = h @ W.T + b
-    kept = torch.zeros_like(z).scatter(1, z.topk(sae.spec.k).indices, 1.0)
+    is_top_k = torch.zeros_like(z).scatter(1, z.topk(sae.spec.k).indices, 1.0)
     total = torch.zeros_like(h)
     for edit in edits:
         f, s, d = edit.target_feature.id, edit.amount, D[:, edit.target_feature.id]
-        acts = z.relu() * (kept if edit.gate == "topk" else 1.0)
+        acts = z.relu() * (is_top_k if edit.gate == "topk" else 1.0)
         error = h - (acts @ D.T + c)
         changed = acts.clone()
         match edit.op:
@@ -206,7 +206,7 @@ def test_strength_0_changes_no_bit(steerable: tuple[LM, list[Sae]], op: str) -> 
     assert not receipt.applied
 
 
-def test_feature_that_never_fires_says_so(steerable: tuple[LM, list[Sae]]) -> None:
+def test_feature_that_never_fires_is_reported(steerable: tuple[LM, list[Sae]]) -> None:
     lm, saes = steerable
     silent = load_silent(saes[0])
     with steered(lm, [silent], [Edit(Feature(1, 0))]) as receipt:

@@ -40,8 +40,8 @@ def steerable(tmp_path_factory: pytest.TempPathFactory) -> Steerable:
 
 def activations(sae: Sae, gate: str, h: Tensor) -> tuple[Tensor, Tensor]:
     z = h.double() @ sae.W_enc.double().T + sae.b_enc.double()
-    kept = torch.zeros_like(z).scatter(-1, z.topk(sae.spec.k).indices, 1.0)
-    return z, z.relu() * (kept if gate == "topk" else 1.0)
+    is_top_k = torch.zeros_like(z).scatter(-1, z.topk(sae.spec.k).indices, 1.0)
+    return z, z.relu() * (is_top_k if gate == "topk" else 1.0)
 
 
 def reference(sae: Sae, edit: Edit, h: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def test_interrupted_stream_goes_on(pair: Pair, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60, progress=stop)
-    kept = len(list((tmp_path / ".run.partial").glob("layer*-batch*.npz")))
-    assert kept == len(encoded)
+    n_batches = len(list((tmp_path / ".run.partial").glob("layer*-batch*.npz")))
+    assert n_batches == len(encoded)
     resumed = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run", batch_tokens=60)
     assert resumed.manifest["tables"] == whole.manifest["tables"]
 

@@ -40,7 +40,7 @@ def test_becomes_polars_and_pandas(result: Contrast) -> None:
     )
 
 
-def test_shows_itself_and_nothing_else(result: Contrast) -> None:
+def test_table_escapes_text_and_limits_rows_in_html(result: Contrast) -> None:
     shown = result._repr_html_()
     assert shown.count("<tr>") == 1 + min(50, len(result.rows()))
     assert "&lt;b&gt;a&lt;/b&gt;" in shown

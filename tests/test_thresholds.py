@@ -91,7 +91,7 @@ def test_outlier_token_lengthens_no_other_row(kind: Kind) -> None:
 
 
 @pytest.mark.slow
-def test_every_question_is_answered(kind: Kind, sets_folder: Path, tmp_path: Path) -> None:
+def test_every_analysis_runs_with_thresholds(kind: Kind, sets_folder: Path, tmp_path: Path) -> None:
     lm, saes, _ = kind
     run = extract(lm, saes, read_prompts(str(sets_folder)), tmp_path / "run", errors=True)
     contrasted = contrast(run)
@@ -134,7 +134,7 @@ def test_steering_ablates_what_the_gate_lets_through(kind: Kind, gate: str) -> N
 
 
 @pytest.mark.slow
-def test_commands_take_them(
+def test_commands_take_saes_with_thresholds(
     kind: Kind, pair: Pair, sets_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, _, folder = kind

@@ -57,7 +57,7 @@ def test_blocks_do_not_matter(n: int, d: int, k: int, rows: int, columns: int, s
     assert torch.equal(top.ids, expected[1])
 
 
-def test_nan_is_never_passed_over() -> None:
+def test_top_k_keeps_nan() -> None:
     values = torch.randn(3, 4096)
     values[1, 4000] = torch.nan
     assert largest(values, 8).values.isnan().any(-1).tolist() == [False, True, False]

@@ -57,7 +57,7 @@ def verdict_text(*controls: ArmResult, edits: ArmResult = GONE, base: ArmResult 
     return " ".join(finding.text for finding in verdict(evidence(base, edits, controls)))
 
 
-def test_an_edit_that_works() -> None:
+def test_working_edit_has_only_an_effect() -> None:
     controls = [
         row("zero", 0.95),
         row("minus", 0.99),
@@ -69,7 +69,7 @@ def test_an_edit_that_works() -> None:
     assert verdict_text() == f"{change} with 1 feature at 1 times the strength."
 
 
-def test_what_difference_of_means_did_is_said() -> None:
+def test_verdict_reports_difference_of_means() -> None:
     assert names(row(PROJECT, 0.01), row(ADD, 0.7)) == ["effect", "difference of means"]
     text = verdict_text(row(PROJECT, 0.01), row(ADD, 0.01, damage=LARGE))
     assert "Difference of means, project, does it too (1 % (0-6), KL 0.01)" in text
@@ -88,7 +88,7 @@ def test_what_difference_of_means_did_is_said() -> None:
         (HALF, None, ["effect", "partial", "several features needed"]),
     ],
 )
-def test_failures_are_told_apart_by_difference_of_means(
+def test_difference_of_means_explains_failures(
     edits: ArmResult, means: float | None, expected: list[str]
 ) -> None:
     controls = [] if means is None else [row(PROJECT, means)]
@@ -117,7 +117,7 @@ def test_a_baseline_that_brings_the_behaviour_at_a_cost_has_brought_it() -> None
     )
 
 
-def test_amplifying_is_judged_the_other_way() -> None:
+def test_amplifying_edit_is_judged_by_a_rise() -> None:
     base, amplified = row("none", 0.05), row("edits", 0.9)
     assert names(base=base, edits=amplified) == ["effect"]
     same_by_chance = row("random direction", 0.7)
@@ -148,7 +148,7 @@ def test_single_draws_are_told_from_a_control_that_does_the_same() -> None:
     assert names(drawn(1.0, 1.0, 0.95)) == ["effect"]
 
 
-def test_an_instruction_that_does_it_too_is_said() -> None:
+def test_instruction_with_the_same_effect_is_named() -> None:
     assert names(row("prompt only", 0.04)) == ["effect", "prompt alone"]
     assert names(row("prompt only", 0.7)) == ["effect"]
 
@@ -170,7 +170,7 @@ def test_nothing_applied_and_nothing_scored() -> None:
         ({"language_flip": 0.4}, "40 % of the replies are in another language"),
     ],
 )
-def test_capability_lost(fields: dict[str, Any], words: str) -> None:
+def test_lost_capability_is_a_finding(fields: dict[str, Any], words: str) -> None:
     assert names(edits=row("edits", 0.02, **fields))[-1] == "capability lost"
     assert words in verdict_text(edits=row("edits", 0.02, **fields))
 
