@@ -215,3 +215,44 @@ def test_names_are_defined() -> None:
         if not inside_quotes:
             undefined.append(f"{problem['filename']}:{row}: {problem['message']}")
     assert not undefined
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_and_functions_are_short_and_conditional_expressions_not_nested(file: Path) -> None:
+    source = file.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 350
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 50, f"{node.name} is over 50 lines"
+        if isinstance(node, ast.IfExp):
+            children = [child for part in ast.iter_child_nodes(node) for child in ast.walk(part)]
+            assert not any(isinstance(child, ast.IfExp) for child in children), node.lineno
+
+
+def test_statements_are_not_dense() -> None:
+    """At most 14 syntax nodes per statement and 15 conditional expressions per 1,000 lines."""
+    sizes: list[int] = []
+    lines = conditionals = 0
+    for file in FILES:
+        source = file.read_text(encoding="utf-8")
+        rows = [row.strip() for row in source.splitlines()]
+        lines += sum(bool(row) and not row.startswith("#") for row in rows)
+        nodes = list(ast.walk(ast.parse(source)))
+        conditionals += sum(isinstance(node, ast.IfExp) for node in nodes)
+        sizes += [own_nodes(node) for node in nodes if is_counted_statement(node)]
+    assert sum(sizes) / len(sizes) <= 14
+    assert 1000 * conditionals / lines <= 15
+
+
+def own_nodes(node: ast.AST) -> int:
+    """The nodes of a statement, without those of statements inside it."""
+    children = (c for c in ast.iter_child_nodes(node) if not isinstance(c, ast.stmt))
+    return 1 + sum(map(own_nodes, children))
+
+
+def is_counted_statement(node: ast.AST) -> bool:
+    """Imports and docstrings do not count."""
+    if not isinstance(node, ast.stmt) or isinstance(node, ast.Import | ast.ImportFrom):
+        return False
+    return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
