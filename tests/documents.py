@@ -158,15 +158,15 @@ def run_page(page: Page, folder: Path) -> list[Shown]:
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
                 Path(name).write_text(block.text + "\n", encoding="utf-8")
             elif block.language in ("bash", "python"):
-                where = f"{page.name}, line {block.start + 1}"
+                location = f"{page.name}, line {block.start + 1}"
                 printed = (
-                    _run_commands(block, where)
+                    _run_commands(block, location)
                     if block.language == "bash"
-                    else _run_python(block, where, names)
+                    else _run_python(block, location, names)
                 )
                 output = page.output_of(block)
-                for place in (folder, ROOT):
-                    printed = printed.replace(f"{place}/", "")
+                for root in (folder, ROOT):
+                    printed = printed.replace(f"{root}/", "")
                 lines = _selected(printed, output)
                 shown.append(Shown(block, output, lines))
     return shown

@@ -214,11 +214,11 @@ def distance(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_layer_equals_the_whole_model(name: str, stored: str, tmp_path: Path) -> None:
     sharded = stored == "float32, sharded"
-    how = {
+    load_options = {
         "dtype": torch.float32 if sharded else torch.bfloat16,
         "shard_size": "20KB" if sharded else "1GB",
     }
-    model = save(name, tmp_path / "model", **how)
+    model = save(name, tmp_path / "model", **load_options)
     assert (model / "model.safetensors.index.json").exists() == sharded
     for last in (1, LAYERS - 1):
         lm = load_lm(model, [last], dtype="float32")
@@ -235,7 +235,7 @@ def test_batches_equal_single_prompts(name: str, tmp_path: Path) -> None:
     model = save(name, tmp_path / "model")
     lm = load_lm(model, [LAYERS - 1])
     assert lm.packs_prompts == KINDS[name].packs
-    expected = [each[-1][0] for each in whole_residuals(name, model, rows(lm))]
+    expected = [resids[-1][0] for resids in whole_residuals(name, model, rows(lm))]
     prompts = rows(lm)
     for packs, budget in ((lm.packs_prompts, 10_000), (False, 120)):
         batches = divide_into_batches([len(row) for row in prompts], budget, packed=packs)
@@ -325,7 +325,7 @@ def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for owner in sorted(
         {name.split(".experts.")[0] for name in state if re.search(r"\.experts\.\d", name)}
     ):
-        each = [
+        experts = [
             {
                 part: state[f"{owner}.experts.{n}.{part}.weight"]
                 for part in ("gate_proj", "up_proj", "down_proj")
@@ -333,9 +333,9 @@ def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for n in range(EXPERTS["num_experts"])
         ]
         stacked[f"{owner}.experts.gate_up_proj"] = torch.stack(
-            [torch.cat([e["gate_proj"], e["up_proj"]]) for e in each]
+            [torch.cat([e["gate_proj"], e["up_proj"]]) for e in experts]
         )
-        stacked[f"{owner}.experts.down_proj"] = torch.stack([e["down_proj"] for e in each])
+        stacked[f"{owner}.experts.down_proj"] = torch.stack([e["down_proj"] for e in experts])
     return stacked
 
 

@@ -299,11 +299,11 @@ def test_projection_holds_past_a_norm() -> None:
     gain, u = torch.rand(32, dtype=torch.float64) + 0.5, torch.randn(6, 32, dtype=torch.float64)
     m = projection(D[:2], [1.0, 1.0])
     torch.testing.assert_close(m.after_norm(gain)(gain * u), gain * m(u))
-    gone = gain * m.before_norm(gain)(u) @ m.V
-    torch.testing.assert_close(gone, torch.zeros_like(gone))
+    removed = gain * m.before_norm(gain)(u) @ m.V
+    torch.testing.assert_close(removed, torch.zeros_like(removed))
     gain[3] = 0
-    gone = gain * m.before_norm(gain)(u) @ m.V
-    torch.testing.assert_close(gone, torch.zeros_like(gone))
+    removed = gain * m.before_norm(gain)(u) @ m.V
+    torch.testing.assert_close(removed, torch.zeros_like(removed))
     with pytest.raises(EditError, match="shuts off 1 coordinates"):
         m.after_norm(gain)
 
@@ -362,24 +362,24 @@ def test_written_files_are_those_of_the_model(tmp_path: Path) -> None:
 
 def test_rounding_loss_is_reported(tmp_path: Path) -> None:
     model = model_of("qwen3", tmp_path / "model", dtype=torch.bfloat16)
-    lost = {}
+    losses = {}
     for strength in (1.0, 0.001):
         out = tmp_path / f"out{strength}"
         baked = bake(model, (), [along(0, strength=strength)], out, BakeSettings(measure=False))
         assert baked.kl_hook_baked is None
-        lost[strength] = baked.to_dict()["rounding"]
-    assert 1e-4 < lost[1.0]["mean"] <= lost[1.0]["worst"] < 0.05
-    assert lost[0.001]["mean"] > 0.3  # too small a change for bfloat16
+        losses[strength] = baked.to_dict()["rounding"]
+    assert 1e-4 < losses[1.0]["mean"] <= losses[1.0]["worst"] < 0.05
+    assert losses[0.001]["mean"] > 0.3  # too small a change for bfloat16
     unit = D[0].float() / D[0].float().norm()
     before, after = (
         {k: t.float() for path in f.glob("*.safetensors") for k, t in load_file(path).items()}
         for f in (model, tmp_path / "out1.0")
     )
-    worst = lost[1.0]["tensor"]
+    worst = losses[1.0]["tensor"]
     axis = [-1] if "embed" in worst else [0]
     by_hand = torch.tensordot(after[worst], unit, dims=(axis, [0])).norm()
     by_hand /= torch.tensordot(before[worst], unit, dims=(axis, [0])).norm()
-    assert float(by_hand) == pytest.approx(lost[1.0]["worst"], rel=1e-3)
+    assert float(by_hand) == pytest.approx(losses[1.0]["worst"], rel=1e-3)
 
 
 # --- what cannot be

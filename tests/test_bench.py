@@ -27,14 +27,14 @@ def test_sae_without_decoder_takes_half_the_disk_and_is_readable(tmp_path: Path)
     with_decoder = make(SHAPE, tmp_path, [0])
     without = make(SHAPE, tmp_path, [0, 1], decoders=False)
     whole = with_decoder.sae / "layer0.sae.pt"
-    half = without.sae / "layer0.sae.pt"
-    assert whole.stat().st_size == half.stat().st_size
-    assert half.stat().st_blocks < 0.6 * whole.stat().st_blocks
-    sae, same = load_sae(half.parent, 0), load_sae(whole.parent, 0)
-    assert torch.equal(sae.W_enc, same.W_enc)
+    encoder_file = without.sae / "layer0.sae.pt"
+    assert whole.stat().st_size == encoder_file.stat().st_size
+    assert encoder_file.stat().st_blocks < 0.6 * whole.stat().st_blocks
+    sae, complete = load_sae(encoder_file.parent, 0), load_sae(whole.parent, 0)
+    assert torch.equal(sae.W_enc, complete.W_enc)
     assert sae.W_dec is not None
     assert not sae.W_dec.any()
-    unmapped = torch.load(half, weights_only=True)  # verifies the checksums too
+    unmapped = torch.load(encoder_file, weights_only=True)  # verifies the checksums too
     assert torch.equal(unmapped["b_dec"], torch.load(whole, weights_only=True)["b_dec"])
     assert not torch.equal(load_sae(without.sae, 1).W_enc, sae.W_enc)
 

@@ -48,17 +48,17 @@ def test_mapped_weights_are_held_a_block_at_a_time() -> None:
     )
     assert footprint(SIZES, "cut") == Footprint(LIBRARIES + GB + GB // 2, work + 2 * GB // 50)
     assert footprint(SIZES, "streamed") == Footprint(LIBRARIES + GB + GB // 2, work + GB // 50)
-    few = replace(SIZES, rows=10_000)
-    assert footprint(few, "cut").file_backed == LIBRARIES + 10_000 * 65536 + GB // 2
-    wide = replace(few, encoder=2 * GB)  # an encoder is checked before any block is read
+    few_rows = replace(SIZES, rows=10_000)
+    assert footprint(few_rows, "cut").file_backed == LIBRARIES + 10_000 * 65536 + GB // 2
+    wide = replace(few_rows, encoder=2 * GB)  # an encoder is checked before any block is read
     assert footprint(wide, "cut").file_backed == LIBRARIES + 2 * GB
 
 
 def test_converted_weights_are_anonymous_memory() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
     added_bytes = {
-        mode: taken.anonymous - footprint(SIZES, mode).anonymous
-        for mode, taken in footprints(sizes).items()
+        mode: converted.anonymous - footprint(SIZES, mode).anonymous
+        for mode, converted in footprints(sizes).items()
     }
     assert added_bytes == {
         "whole": 2 * (GB + 9 * GB + 7 * GB),
@@ -78,15 +78,15 @@ def test_converted_weights_are_anonymous_memory() -> None:
 
 def test_first_mode_that_fits_is_chosen() -> None:
     sizes = replace(SIZES, widening=2.0, mapped=False)
-    taken = [footprint(sizes, mode).total for mode in MODES]
-    assert taken == sorted(taken, reverse=True)
-    for mode, total in zip(MODES, taken, strict=True):
+    totals = [footprint(sizes, mode).total for mode in MODES]
+    assert totals == sorted(totals, reverse=True)
+    for mode, total in zip(MODES, totals, strict=True):
         assert choose_mode(sizes, total) == mode
-    assert choose_mode(sizes, taken[0], ("cut", "streamed")) == "cut"
+    assert choose_mode(sizes, totals[0], ("cut", "streamed")) == "cut"
     assert choose_mode(SIZES, 10 * GB, ("cut", "streamed")) == "cut"
     assert choose_mode(SIZES, 10 * GB - 1, ("cut", "streamed")) == "streamed"
     with pytest.raises(ResourceError) as refused:
-        choose_mode(sizes, taken[-1] - 1)
+        choose_mode(sizes, totals[-1] - 1)
     for words in ("(streamed)", "budget is", "dtype auto", "memory budget"):
         assert words in str(refused.value)
 

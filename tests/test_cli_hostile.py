@@ -136,8 +136,8 @@ def test_damaged_checkpoint_is_refused_in_one_line(
 ) -> None:
     model, sae = tiny.save_model(tmp_path / "model"), tiny.save_sae(tmp_path / "sae")
     reason = damage(model, sae)
-    what = ["hello there"] if verb == "scan" else [str(sets_folder)]
-    assert_refused([verb, *what, *of(Pair(model, sae)), "--layers", "1"], capfd, reason)
+    subject = ["hello there"] if verb == "scan" else [str(sets_folder)]
+    assert_refused([verb, *subject, *of(Pair(model, sae)), "--layers", "1"], capfd, reason)
     assert not (sae / "was run").exists()
 
 

@@ -29,11 +29,11 @@ def edit_of(feature: tuple[int, int], op: str, strength: float, *options: Any) -
     if op == "project":
         strength = min(1.0, abs(strength))
     gate, scope, skip_sinks, condition = options
-    when = None
+    feature_condition = None
     if condition is not None:
         condition_id, above = condition
-        when = FeatureCondition(Feature(feature[0] // 2, condition_id), above)
-    return Edit(Feature(*feature), op, strength, gate, scope, skip_sinks, when=when)
+        feature_condition = FeatureCondition(Feature(feature[0] // 2, condition_id), above)
+    return Edit(Feature(*feature), op, strength, gate, scope, skip_sinks, when=feature_condition)
 
 
 @pytest.mark.slow

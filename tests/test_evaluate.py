@@ -75,8 +75,9 @@ def test_normalised_text_begins_after_thinking() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
 def test_mcnemar_equals_scipy(pairs: list[tuple[bool, bool]]) -> None:
-    gone, come = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    expected = binomtest(gone, gone + come).pvalue if gone + come else 1.0
+    n_gone = sum(a and not b for a, b in pairs)
+    n_new = sum(b and not a for a, b in pairs)
+    expected = binomtest(n_gone, n_gone + n_new).pvalue if n_gone + n_new else 1.0
     assert mcnemar(pairs) == pytest.approx(expected)
 
 
@@ -91,8 +92,9 @@ def test_damage_equals_kl_flips_and_perplexity_by_hand(tmp_path: Path) -> None:
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
     edits = [Edit(Feature(1, 3), "add", 4.0)]
     rows = [lm.tokenizer(text)["input_ids"] for text in tiny.TEXTS if len(text) > 1]
-    nothing, hurt = damage(lm, rows, [nullcontext, lambda: steered(lm, [sae], edits)])
-    assert (nothing.kl_mean, nothing.kl_p99, nothing.top1_flips, nothing.ppl_ratio) == (0, 0, 0, 1)
+    undamaged, damaged = damage(lm, rows, [nullcontext, lambda: steered(lm, [sae], edits)])
+    assert (undamaged.kl_mean, undamaged.kl_p99) == (0, 0)
+    assert (undamaged.top1_flips, undamaged.ppl_ratio) == (0, 1)
     kls, flips, losses = [], [], []
     with torch.inference_mode():
         for row in rows:
@@ -107,11 +109,11 @@ def test_damage_equals_kl_flips_and_perplexity_by_hand(tmp_path: Path) -> None:
             )
             flips += (base.argmax(-1) != changed.argmax(-1)).tolist()
             losses += (base - changed)[torch.arange(len(row) - 1), ids[0, 1:]].tolist()
-    assert hurt.tokens == len(kls)
-    assert hurt.kl_mean == pytest.approx(np.mean(kls), rel=1e-3)
-    assert hurt.kl_p99 == pytest.approx(np.quantile(kls, 0.99), rel=1e-3)
-    assert hurt.top1_flips == pytest.approx(np.mean(flips))
-    assert hurt.ppl_ratio == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+    assert damaged.tokens == len(kls)
+    assert damaged.kl_mean == pytest.approx(np.mean(kls), rel=1e-3)
+    assert damaged.kl_p99 == pytest.approx(np.quantile(kls, 0.99), rel=1e-3)
+    assert damaged.top1_flips == pytest.approx(np.mean(flips))
+    assert damaged.ppl_ratio == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
     assert not _HOOKS
 
 
@@ -234,12 +236,12 @@ def test_organism_evaluation_has_the_known_answer(
 
     monkeypatch.chdir(tmp_path)
     rows_asked = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    few = [
+    few_prompts = [
         row
         for row in rows_asked
         if row["pair"] <= "050" and row["set"] not in ("answered_ja", "answered_zh")
     ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in few]
+    lines = [json.dumps(row, ensure_ascii=False) for row in few_prompts]
     Path("asked.jsonl").write_text("\n".join(lines), encoding="utf-8")
     pair = ["--model", "saescope-tiny-chat", "--sae", "saescope-tiny-chat-sae", "--no-thinking"]
     target = ["--target", "declined_en,declined_ja,declined_zh", "--answers", str(ANSWERS)]

@@ -267,16 +267,15 @@ def test_lens_is_the_final_norm_and_the_lm_head(name: str, tmp_path: Path) -> No
     assert sae.W_dec is not None
     h = 1e4 * torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     step = sae.W_dec[:, 3] * 1e-1
-    with (
-        torch.inference_mode()
-    ):  # the logits' derivative along the direction, where the norm's scale stays
+    # The logits' derivative along the direction, with the norm's scale held fixed.
+    with torch.inference_mode():
         rms = (h - h.mean() if name == "gpt2" else h).pow(2).mean().sqrt()
         scaled = h + step, h
-        moved = [
+        normed = [
             norm(x) * ((x - x.mean() if name == "gpt2" else x).pow(2).mean().sqrt() / rms)
             for x in scaled
         ]
-        derivative = (whole.lm_head(moved[0]) - whole.lm_head(moved[1]))[0] * rms / 1e-1
+        derivative = (whole.lm_head(normed[0]) - whole.lm_head(normed[1]))[0] * rms / 1e-1
     top = derivative[: len(lm.tokenizer)].topk(10)
     text = TokenText(lm.tokenizer)
     np.testing.assert_allclose(

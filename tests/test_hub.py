@@ -92,16 +92,18 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
     second = scan(hub.url, home, f"{MODEL}@v1", SAE, "--layers", "1")
     assert (second.stdout, hub.downloaded) == (first.stdout, [])
 
-    gone = "http://127.0.0.1:9"
-    offline = scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1", "--offline")
+    closed_url = "http://127.0.0.1:9"
+    offline = scan(closed_url, home, f"{MODEL}@v1", SAE, "--layers", "1", "--offline")
     assert (offline.returncode, offline.stdout) == (0, first.stdout), offline.stderr
     assert_refused(
-        scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"), SAE, "layer2.sae.pt"
+        scan(closed_url, home, f"{MODEL}@v1", SAE, "--layers", "2", "--offline"),
+        SAE,
+        "layer2.sae.pt",
     )
     assert_refused(
-        scan(gone, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without offline"
+        scan(closed_url, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without offline"
     )
-    assert_refused(scan(gone, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
+    assert_refused(scan(closed_url, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
 
 
 @pytest.mark.slow

@@ -224,24 +224,22 @@ def test_server_gets_replies_in_batches(serve: Callable[[Answer], tuple[str, lis
 def test_failed_requests_are_retried_and_labels_are_kept(
     serve: Callable[[Answer], tuple[str, list[Any]]], tmp_path: Path
 ) -> None:
-    ill = True
+    server_fails = True
 
     def sometimes(document: dict[str, str], before: int) -> tuple[int, Any]:
-        return (
-            (503, "busy")
-            if (ill and document["reply"] == "yes") or before == 0
-            else judged(document, before)
-        )
+        if before == 0 or (server_fails and document["reply"] == "yes"):
+            return 503, "busy"
+        return judged(document, before)
 
     url, requests = serve(sometimes)
-    waited: list[float] = []
+    pauses: list[float] = []
     path = tmp_path / "judged.jsonl"
     with pytest.raises(
         JudgeError, match=r"in 3 tries: HTTP 503 .*; 1 of these 3 replies are judged and kept in"
     ):
-        label_replies(HttpJudge(url, tries=3, cache=ResumeCache(path), wait=waited.append), REPLIES)
-    assert waited == [7, 7, 7]
-    ill = False
+        label_replies(HttpJudge(url, tries=3, cache=ResumeCache(path), wait=pauses.append), REPLIES)
+    assert pauses == [7, 7, 7]
+    server_fails = False
     path.write_bytes(path.read_bytes() + b'["half')  # as an interruption may leave it
     before = len(requests)
     assert label_replies(HttpJudge(url, cache=ResumeCache(path)), REPLIES) == [
@@ -283,10 +281,10 @@ def test_wrong_number_of_labels_is_refused(
 
 
 def test_unreachable_server_is_retried_with_growing_pauses() -> None:
-    waited: list[float] = []
+    pauses: list[float] = []
     with pytest.raises(JudgeError, match="did not answer in 4 tries"):
-        label_replies(HttpJudge("http://127.0.0.1:9/", wait=waited.append), REPLIES)
-    assert waited == [0.5, 1, 2]
+        label_replies(HttpJudge("http://127.0.0.1:9/", wait=pauses.append), REPLIES)
+    assert pauses == [0.5, 1, 2]
     with pytest.raises(JudgeError, match="is no http"):
         HttpJudge("ftp://127.0.0.1/")
 

@@ -101,18 +101,18 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
     original = matmul_kernels.matmul
     monkeypatch.setattr(matmul_kernels, "matmul", counted)
     weight = torch.randn(8, 8).bfloat16()
-    many = torch.randn(LEAST_ROWS, 8).bfloat16()
+    many_rows = torch.randn(LEAST_ROWS, 8).bfloat16()
     with KernelMode({"bfloat16": "blas"}):
-        few = functional.linear(many[:-1], weight)
-        functional.linear(many.float(), weight.float())
-        other = threading.Thread(target=functional.linear, args=(many, weight))
+        few_rows = functional.linear(many_rows[:-1], weight)
+        functional.linear(many_rows.float(), weight.float())
+        other = threading.Thread(target=functional.linear, args=(many_rows, weight))
         other.start()
         other.join()
         assert row_counts == []
-        functional.linear(many, weight)
-    functional.linear(many, weight)
+        functional.linear(many_rows, weight)
+    functional.linear(many_rows, weight)
     assert row_counts == [LEAST_ROWS]
-    assert torch.equal(few, functional.linear(many[:-1], weight))
+    assert torch.equal(few_rows, functional.linear(many_rows[:-1], weight))
 
 
 def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,8 +331,8 @@ def test_page_says_if_nothing_is_confirmed(tmp_path: Path) -> None:
     fires = np.random.default_rng(1).random((20 * 8, 6)) < 0.3
     text = page_of(write_run(tmp_path / "run", {"a": [8] * 10, "b": [8] * 10}, {2: fires}))
     assert "No set has a feature that is confirmed" in text
-    few = page_of(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
-    assert "no feature can be confirmed" in few
+    page = page_of(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
+    assert "no feature can be confirmed" in page
 
 
 def with_command(run: Run, command: Any) -> Run:
@@ -460,8 +460,8 @@ def test_page_works_in_a_browser(
     colours = page.evaluate(COLOURS)
     ground = luminance(colours["body"][1])
     assert ground > 0.9 if scheme == "light" else ground < 0.05
-    for what, (ink, behind) in colours.items():
-        assert contrast_ratio(ink, behind if behind[3] else colours["body"][1]) >= 4.5, what
+    for element, (ink, behind) in colours.items():
+        assert contrast_ratio(ink, behind if behind[3] else colours["body"][1]) >= 4.5, element
     assert (requests, problems) == ([], [])
     context.close()
 

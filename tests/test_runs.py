@@ -82,14 +82,14 @@ def test_strongest_taken_and_joined(run: Run) -> None:
     acts, ids = padded(features, 3)
     assert np.array_equal(features.strongest(2), np.where(acts > 0, ids, -1)[:, :2])
     rows = np.array([4, 0, 0, 3])
-    taken = LayerFeatures.joined([features.take(rows[:1]), features.take(rows[1:])])
-    assert np.array_equal(padded(taken, 3)[0], acts[rows])
-    assert np.array_equal(padded(taken, 3)[1], ids[rows])
+    joined = LayerFeatures.joined([features.take(rows[:1]), features.take(rows[1:])])
+    assert np.array_equal(padded(joined, 3)[0], acts[rows])
+    assert np.array_equal(padded(joined, 3)[1], ids[rows])
     for feature in range(3):
         assert np.array_equal(features.fires(feature), ((ids == feature) & (acts > 0)).any(1))
         assert np.array_equal(features.acts_of(feature), np.where(ids == feature, acts, 0).max(1))
-    nothing = features.take(np.zeros(0, np.intp))
-    assert len(nothing.ids) == len(nothing.strongest(2)) == len(nothing.norms) == 0
+    empty = features.take(np.zeros(0, np.intp))
+    assert len(empty.ids) == len(empty.strongest(2)) == len(empty.norms) == 0
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_decode_equals_the_dense_matmul_with_bias() -> None:
     torch.testing.assert_close(
         sae.decode(sparse), dense @ sae.W_dec.T + sae.b_dec, atol=1e-5, rtol=1e-5
     )
-    nothing = SparseActs(torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.int64))
-    torch.testing.assert_close(sae.decode(nothing)[0], sae.b_dec)
+    empty = SparseActs(torch.zeros(1, 8), torch.zeros(1, 8, dtype=torch.int64))
+    torch.testing.assert_close(sae.decode(empty)[0], sae.b_dec)
 
 
 @pytest.mark.parametrize("activation", ["topk", "relu"])

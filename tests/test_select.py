@@ -123,11 +123,11 @@ def test_selection_refuses_too_few_prompts_and_no_detectors(tmp_path: Path) -> N
         *texts(["The capital", "of France"], "prose"),
     ]
     run = extract(lm, [sae], sets, tmp_path / "run")
-    few = detect(run, "code", DetectSettings(min_rate=0.5, max_other=0.4, shuffles=0))
+    detection = detect(run, "code", DetectSettings(min_rate=0.5, max_other=0.4, shuffles=0))
     with pytest.raises(PromptError, match="too few to choose"):
-        select(lm, [sae], run, few, lambda _: True)
+        select(lm, [sae], run, detection, lambda _: True)
     with pytest.raises(PromptError, match="no feature passes"):
-        select(lm, [sae], run, replace(few, features=[]), lambda _: True)
+        select(lm, [sae], run, replace(detection, features=[]), lambda _: True)
     with pytest.raises(PromptError, match="max_features must be at least 1, got 0"):
         SelectSettings(max_features=0).check()
 

@@ -102,11 +102,11 @@ def passes(lm: LM, mask: Tensor) -> Iterator[tuple[Tensor, bool]]:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode():
         for step in range(3):
-            now = mask if step == 0 else mask[:, -1:]
+            pass_mask = mask if step == 0 else mask[:, -1:]
             lm.whole(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
             )
-            yield now, step == 0
+            yield pass_mask, step == 0
             ids, mask = (
                 torch.randint(1, 200, (len(mask), 1)),
                 torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
@@ -128,22 +128,22 @@ def compare(lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], mask: Tensor) ->
         steered(lm, saes, edits) as receipt,
         tapped(lm.blocks[LAYER]) as after,
     ):
-        looked_at = moved = 0
-        for n, (now, prompt) in enumerate(passes(lm, mask)):
+        n_compared = n_changed = 0
+        for n, (pass_mask, prompt) in enumerate(passes(lm, mask)):
             h = before[n]
-            expected, everywhere = h.double(), torch.zeros_like(now, dtype=torch.bool)
+            expected, everywhere = h.double(), torch.zeros_like(pass_mask, dtype=torch.bool)
             for edit in edits:
-                where = targeted(edit, now, prompt=prompt)
+                targets = targeted(edit, pass_mask, prompt=prompt)
                 expected = expected + torch.where(
-                    where[..., None], reference(sae, edit, h) - h.double(), 0
+                    targets[..., None], reference(sae, edit, h) - h.double(), 0
                 )
-                everywhere |= where
+                everywhere |= targets
             error = (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
             assert error.max() < 1e-6
             assert torch.equal(after[n][~everywhere], h[~everywhere])
-            looked_at += int(everywhere.sum())
-            moved += int((after[n] != h).any(-1).sum())
-    assert (receipt.steps, receipt.positions, receipt.changed) == (3, looked_at, moved)
+            n_compared += int(everywhere.sum())
+            n_changed += int((after[n] != h).any(-1).sum())
+    assert (receipt.steps, receipt.positions, receipt.changed) == (3, n_compared, n_changed)
 
 
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode", "last"])
@@ -152,12 +152,12 @@ def test_every_op_gate_and_scope_follows_its_formula(
     steerable: Steerable, op: Any, gate: Any, scope: Any
 ) -> None:
     lm, saes = steerable
-    what: dict[str, Any] = (
+    changes: dict[str, Any] = (
         {"direction": Direction(LAYER, V)}
         if gate is None
         else {"feature": Feature(LAYER, 9), "gate": gate}
     )
-    edit = Edit(op=op, strength=OPS[op], scope=scope, **what)
+    edit = Edit(op=op, strength=OPS[op], scope=scope, **changes)
     compare(lm, saes, [edit], MASK)
     compare(lm, saes, [edit], MASK.flip(1))  # filled on the right instead
 
@@ -204,20 +204,20 @@ def test_condition_is_checked_at_each_position(
         tapped(lm.blocks[1]) as after,
     ):
         n_held = n_targeted = 0
-        for n, (now, prompt) in enumerate(passes(lm, MASK)):
+        for n, (pass_mask, prompt) in enumerate(passes(lm, MASK)):
             read = first[n] if layer == 0 else before[n]
-            where = targeted(edits[0], now, prompt=prompt)
-            on = where & (activations(saes[layer], gate, read)[1][..., often.id] > above)
+            targets = targeted(edits[0], pass_mask, prompt=prompt)
+            on = targets & (activations(saes[layer], gate, read)[1][..., often.id] > above)
             expected = before[n].double() + torch.where(
                 on[..., None], 2.0 * saes[1].W_dec[:, 9].double(), 0
             )
-            decode = targeted(edits[1], now, prompt=prompt)
+            decode = targeted(edits[1], pass_mask, prompt=prompt)
             expected = expected + torch.where(decode[..., None], saes[1].W_dec[:, 4].double(), 0)
             assert (
                 (after[n].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
             ).max() < 1e-6
             assert torch.equal(after[n][~on & ~decode], before[n][~on & ~decode])
-            n_held, n_targeted = n_held + int(on.sum()), n_targeted + int(where.sum())
+            n_held, n_targeted = n_held + int(on.sum()), n_targeted + int(targets.sum())
     assert receipt.condition_held[0] == n_held
     assert 0 < n_held < n_targeted
     assert receipt.to_dict()["edits"][0]["when"] == str(edits[0].condition)

@@ -130,14 +130,17 @@ def test_cache_of_a_prefix_serves_the_same_edits(steerable: Steerable) -> None:
         run(lm, ids[:, :10], cache)
         whole = run(lm, ids, DynamicCache())
     with steered(lm, saes, list(EDITS)):  # another block with the same edits
-        copied = copy.deepcopy(cache)
+        copied_cache = copy.deepcopy(cache)
         torch.testing.assert_close(
-            run(lm, ids[:, 10:], copied), whole[:, 10:], atol=1e-5, rtol=1e-5
+            run(lm, ids[:, 10:], copied_cache), whole[:, 10:], atol=1e-5, rtol=1e-5
         )
-        many = copy.deepcopy(cache)
-        many.batch_repeat_interleave(3)
+        repeated_cache = copy.deepcopy(cache)
+        repeated_cache.batch_repeat_interleave(3)
         torch.testing.assert_close(
-            run(lm, ids[:, 10:].repeat(3, 1), many)[2:], whole[:, 10:], atol=1e-5, rtol=1e-5
+            run(lm, ids[:, 10:].repeat(3, 1), repeated_cache)[2:],
+            whole[:, 10:],
+            atol=1e-5,
+            rtol=1e-5,
         )
 
 

@@ -104,8 +104,8 @@ def test_every_analysis_runs_with_thresholds(kind: Kind, sets_folder: Path, tmp_
     assert layer_fitness.l0 == pytest.approx(
         run.features(1).counts[run.token_pos > 0].mean(), rel=0.1
     )
-    same = agreement(run, run).layers[1]
-    assert (same.topk_jaccard, same.top5_equal, same.act_rel_diff) == (1, 1, 0)
+    stats = agreement(run, run).layers[1]
+    assert (stats.topk_jaccard, stats.top5_equal, stats.act_rel_diff) == (1, 1, 0)
     shown = scan(lm, saes, texts(["hello there"])[0].prompts, n_top=10**6).prompts[0].tokens
     assert len({len(token.features[1]) for token in shown}) > 1
 

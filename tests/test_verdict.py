@@ -135,8 +135,8 @@ def test_a_control_that_does_the_same_is_named(control: str) -> None:
 
 
 def drawn(*rates: float) -> ArmResult:
-    each = [{"behaviour_rate": rate} for rate in rates]
-    return row("random feature", sum(rates) / len(rates), draws=len(rates), each=each)
+    draws = [{"behaviour_rate": rate} for rate in rates]
+    return row("random feature", sum(rates) / len(rates), draws=len(rates), each=draws)
 
 
 def test_single_draws_are_told_from_a_control_that_does_the_same() -> None:
