@@ -161,7 +161,7 @@ def running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def import_circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
-    """Chains of modules of which each imports the next and the last imports the first."""
+    """Chains of modules that each import the next; the last imports the first."""
     done: set[str] = set()
 
     def visit(module: str, path: list[str]) -> Iterator[list[str]]:

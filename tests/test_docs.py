@@ -1,4 +1,4 @@
-"""README.md and docs/ say what is so: their commands run, their links lead somewhere."""
+"""README.md and docs/ are right: their commands run, their links lead somewhere."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Edits files are read back as they were written; wrong ones are refused with what is wrong."""
+"""Edits files read back as written; invalid ones are refused with the reason."""
 
 from pathlib import Path
 from typing import Any

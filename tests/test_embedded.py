@@ -1,4 +1,4 @@
-"""The embedded pair is a real model with SAEs that hold what the README says of them."""
+"""The embedded pair is a real model whose SAEs hold what the README claims."""
 
 import json
 import random

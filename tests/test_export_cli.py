@@ -1,4 +1,4 @@
-"""`saescope export`, as it is typed: each format written, and what is wrong said in one line."""
+"""`saescope export` as typed: each format is written, and errors take one line."""
 
 import json
 from pathlib import Path

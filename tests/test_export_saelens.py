@@ -30,7 +30,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
-    """The SAE's folder and what SAELens, which takes seconds to start, made of each export."""
+    """Each SAE's folder, and what SAELens computes from its export (in one process)."""
     folder, patch = tmp_path_factory.mktemp("saelens"), pytest.MonkeyPatch()
     command = [sys.executable, str(Path(__file__).with_name("sae_lens_judge.py"))]
     for layer, k, d_model, d_sae in SHAPES.values():

@@ -1,4 +1,4 @@
-"""Weights given back come back the same; memory that is no file's is never given back."""
+"""Released pages read back the same; anonymous memory is never released."""
 
 import sys
 from pathlib import Path

@@ -29,7 +29,7 @@ from stored import write_run
 def planned(
     out: Path, sets: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int] = (0,)
 ) -> Run:
-    """A run of sets of prompts, each given by the norms of its tokens."""
+    """A run whose prompts are lists of their tokens' norms."""
     norms = np.array(
         [norm for prompts in sets.values() for prompt in prompts for norm in prompt], np.float32
     )

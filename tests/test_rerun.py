@@ -1,4 +1,4 @@
-"""A run can be repeated from its manifest, and what was changed in it is found."""
+"""A run repeats from its manifest, and verification finds damage."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""SAEs of every format: found by name and path, told apart by files, or refused in one line."""
+"""SAEs of every format: found by name and path, distinguished by files, or refused in one line."""
 
 import json
 import pickle
@@ -306,7 +306,7 @@ def test_k_is_refused_for_thresholds(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="shows what is mapped")
 def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
-    """The encoder's pages can be given back, and give the same again."""
+    """The encoder's pages can be released, and read back the same."""
     for folder in (gemma / GEMMA[3], tiny.save_saelens(tmp_path / "saes", [20], d_sae=2048)):
         sae = load_sae(folder, 20)
         resid = torch.randn(3, 32)

@@ -1,4 +1,4 @@
-"""Scripts written without spaces are told from those with spaces."""
+"""Scripts written without spaces are distinguished from those with spaces."""
 
 import pytest
 

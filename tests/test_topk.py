@@ -1,4 +1,4 @@
-"""The k largest values are exact and do not depend on blocks, whatever is equal among them."""
+"""The k largest values are exact and do not depend on blocks, also with ties."""
 
 import pytest
 import torch

@@ -103,7 +103,7 @@ def save_saelens(
     settings: Mapping[str, Any] | None = None,
     **sizes: Any,
 ) -> Path:
-    """SAELens' files, a folder a layer: features are columns of W_enc and rows of W_dec there."""
+    """SAELens' files, one folder per layer, with features as columns of W_enc."""
     for layer in layers:
         sae_folder = folder / f"blocks.{layer}.hook_resid_post"
         sae_folder.mkdir(parents=True, exist_ok=True)
