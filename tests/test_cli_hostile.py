@@ -427,7 +427,7 @@ def test_interrupt_says_what_is_left(
     monkeypatch.setattr("saescope.engine.extract.compute_features", interrupted)
     Path("a.jsonl").write_text('{"set": "a", "text": "hello there"}\n')
     assert run(["profile", "a.jsonl", *of(pair)]) == 130
-    assert "the same command resumes" in capfd.readouterr().err.splitlines()[-1]
+    assert "run the same command to resume" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -123,10 +123,10 @@ def test_help_fits_80_columns(
     assert max(map(cell_len, text.splitlines())) <= 80
 
 
-def test_saescope_alone_shows_three_commands_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+def test_saescope_alone_shows_commands_to_try(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("  saescope ") for line in lines) == 3
+    assert sum(line.startswith("  saescope ") for line in lines) == 4
     assert max(map(len, lines)) <= 88
 
 

@@ -43,7 +43,7 @@ class BakeRequest(Request):
     "Folder to write; it must not exist."
 
     def run(self, reporter: Reporter = SILENT) -> "BakeResult":
-        """Write the checkpoint whole, or nothing."""
+        """Write the checkpoint atomically."""
         edit_set = self.edits.read()
         inputs = inputs_for(edit_set, self.inputs)
         refuse_existing(self.out.expanduser())

@@ -21,7 +21,7 @@ class ContrastRequest(Request):
     verb: ClassVar[str] = "contrast"
 
     sets: str = DEFAULT_BUNDLE
-    "Prompt sets: a folder, a file, a bundle, or a run made before, which needs no model."
+    "Prompt sets: a folder, a file, a bundle, or the directory of a run, which needs no model."
     _: KW_ONLY
     inputs: ModelInputs = ModelInputs()
     settings: ContrastSettings = ContrastSettings()
@@ -42,5 +42,5 @@ class ContrastRequest(Request):
         return Answer(run, self.ask(run))
 
     def ask(self, run: Run) -> Contrast:
-        """Ask the question of a stored run."""
+        """Answer from a stored run, without a model."""
         return contrast(run, self.settings, layers=self.inputs.layer_list)

@@ -93,7 +93,7 @@ class DetectRequest(Request):
         return obtain_run(extraction, reporter)
 
     def ask(self, run: Run) -> Detection:
-        """Ask the question of a stored run."""
+        """Answer from a stored run, without a model."""
         return detect(
             run,
             self.target,

@@ -26,8 +26,8 @@ class EditInputs:
     edit: tuple[str, ...] = ()
     (
         'An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. '
-        'A file with a direction may stand instead of a feature: "japanese.safetensors add 2", or '
-        "japanese.safetensors@17 if it does not say its layer. Repeatable."
+        'A direction file may replace the feature: "japanese.safetensors add 2"; add '
+        "@LAYER to its name if the file stores no layer. Repeatable."
     )
 
     def __bool__(self) -> bool:

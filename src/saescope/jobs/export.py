@@ -62,7 +62,7 @@ class ExportRequest(Request):
     "A file for gguf, a folder for the others. Nothing is overwritten."
 
     def run(self, reporter: Reporter = SILENT) -> "ExportResult":
-        """Write the files whole, or nothing."""
+        """Write the files atomically."""
         out = self.out.expanduser()
         refuse_existing(out)
         takes_edits = self.format in ("gguf", "lora")

@@ -38,7 +38,7 @@ class FitnessRequest(Request):
         return Answer(run, question.ask(run))
 
     def ask(self, run: Run) -> Fitness:
-        """Ask the question of a stored run; `base`, if there is one, is the directory of a run."""
+        """Answer from a stored run; `base` must be None or the directory of a run."""
         return fitness(run, None if self.base is None else Run.open(self.base))
 
     def _base_run(self, reporter: Reporter) -> str | None:

@@ -43,7 +43,7 @@ class ModelInputs:
     "Layers, such as 0,17,35, or all. Default: the middle layer."
 
     k: int | None = None
-    "The SAE's own number of active features per token, if neither its name nor its config says it."
+    "k of a TopK SAE, if it is in neither its name nor its config."
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     "Dtype of the model; auto takes the checkpoint's."
@@ -62,7 +62,7 @@ class ModelInputs:
 
     @property
     def layer_list(self) -> tuple[int, ...] | None:
-        """The layers named one by one; None for the default and for all."""
+        """Explicitly listed layers; None for the default and for `all`."""
         return self.layers if isinstance(self.layers, tuple) else None
 
     def names(self) -> tuple[str, str]:
@@ -113,7 +113,7 @@ class ModelInputs:
         device = choose_device(self.device)
         return _load_saes(source, layers, reporter, decoder=True, device=device)
 
-    def plan_request(self, tokens: int | None = None) -> JobOptions:
+    def job_options(self, tokens: int | None = None) -> JobOptions:
         """Return what `plan` computes sizes from, for about this many tokens."""
         model, sae = self.names()
         return JobOptions(
@@ -139,7 +139,7 @@ class ModelInputs:
 
         Raises ResourceError, with what would fit, if nothing does.
         """
-        plan = plan_job(self.plan_request())
+        plan = plan_job(self.job_options())
         if plan.sizes is None or plan.budget is None:
             return "streamed"
         return choose_mode(plan.sizes, plan.budget, ("cut", "streamed"))
@@ -162,7 +162,7 @@ def _sae_for(model: str) -> str:
 def _model_for(sae: str) -> str:
     model = model_of(sae.partition("@")[0])
     if model is None:
-        raise SourceError(f"which model belongs to {sae} is not known: name the model too")
+        raise SourceError(f"cannot infer the model of {sae}: name the model too")
     return model
 
 

@@ -58,7 +58,7 @@ class LayersRequest(Request):
         return Answer(run, self.ask(run, reporter))
 
     def ask(self, run: Run, reporter: Reporter = SILENT) -> Layers:
-        """Ask the question of a stored run; without cosines if its SAEs cannot be opened."""
+        """Answer from a stored run; without cosines if its SAEs cannot be opened."""
         from saescope.engine.decoders import decoder_cosines
 
         settings = ContrastSettings(seed=self.seed, masking=self.masking)

@@ -125,7 +125,7 @@ def _plan(sets: str | None, bandwidth: str, inputs: ModelInputs) -> JobPlan:
     if inputs.batch_tokens < 1:
         raise PromptError(f"batch_tokens must be at least 1, got {inputs.batch_tokens}")
     tokens = None if sets is None else _estimate_tokens(sets)
-    return plan_job(inputs.plan_request(tokens))
+    return plan_job(inputs.job_options(tokens))
 
 
 def _estimate_tokens(sets: str) -> int:

@@ -46,7 +46,7 @@ class ProfileRequest(Request):
         return Answer(run, self.ask(run))
 
     def ask(self, run: Run) -> Profile:
-        """Ask the question of a stored run."""
+        """Answer from a stored run, without a model."""
         return profile(
             run,
             self.masking,

@@ -32,14 +32,14 @@ QUESTIONS: Mapping[str, type[Request]] = {
 
 @runtime_checkable
 class Question(Protocol):
-    """A request that can be asked of a stored run."""
+    """A request that a stored run can answer."""
 
     def ask(self, run: Run) -> Table:
-        """Return the answer; no model is needed."""
+        """Return the answer; needs no model."""
 
 
 def read_command(command: Any, run: Path) -> Question | None:
-    """Read a manifest's command as the question it was; None if there was none, as in `extract`.
+    """Read a manifest's command as a request; None if it asks nothing, such as `extract`.
 
     Raises RunError if the command is damaged.
     """

@@ -12,7 +12,7 @@ class Reporter(Protocol):
     """Receives notes and progress while a job runs."""
 
     def note(self, text: str) -> None:
-        """Take one line that a person should read."""
+        """Show one line to the user."""
 
     def progress(self, label: str, unit: str = "tokens") -> AbstractContextManager[Advance]:
         """Open a progress bar; call the result with the amount done and the total."""

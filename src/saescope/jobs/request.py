@@ -1,4 +1,4 @@
-"""What every request can do: run, become plain values and be read from them."""
+"""The base class of requests: run, serialize, deserialize."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ AnyRequest = TypeVar("AnyRequest", bound="Request")
 
 
 class Request:
-    """Base of all requests: frozen dataclasses that hold everything one verb needs.
+    """Base of all requests: frozen dataclasses that hold all inputs of one command.
 
-    The CLI derives its options from the fields and their docstrings, and the JSON schema does the
-    same, so a field is described in one place.
+    The CLI derives its options from the fields and their docstrings, and so does the JSON schema.
+    A field is described in one place.
     """
 
     verb: ClassVar[str]
@@ -48,7 +48,7 @@ class Request:
         return schema
 
     def record(self) -> dict[str, Any]:
-        """Return what a run's manifest says was asked. Where results go is no part of it."""
+        """Return the command entry of a run's manifest, without `out`."""
         values = self.to_dict()
         values.pop("out", None)
         return {"verb": self.verb, "request": values}
@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
 def _adapter(request: type[Request]) -> Any:
     from pydantic import TypeAdapter
 
-    # pydantic reads these settings from each class; the rooms below do not know pydantic.
+    # pydantic reads these settings from each class; lower layers do not import pydantic.
     for dataclass in _nested(request):
         config = {"extra": "forbid", "use_attribute_docstrings": True}
         dataclass.__pydantic_config__ = config  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def _nested(kind: type) -> Iterator[type]:
 
 
 def _first_problem(error: Any) -> str:
-    """Return pydantic's first complaint as one line: where, and what is wrong."""
+    """Return the first validation error as one line: field, reason and value."""
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{where}: {problem['msg'].lower()}, got {problem['input']!r}"

@@ -1,4 +1,4 @@
-"""Get the run that a question is asked of: open a stored one, or compute it from prompt sets."""
+"""Open or compute the run that a command analyses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result", bound=Table)
 
-# What the manifest says of a run that only serves a comparison.
+# The command of a run that is computed only for a comparison.
 EXTRACT: Mapping[str, Any] = {"verb": "extract", "request": {}}
 
 
@@ -56,7 +56,7 @@ def is_run(path: str) -> bool:
 def obtain_run(extraction: Extraction, reporter: Reporter) -> Run:
     """Open the run at `sets`, or compute the run of these prompt sets unless it exists already.
 
-    Whatever makes a comparison impossible is refused before anything is computed.
+    A comparison that cannot be made raises before any computation.
     """
     sets = extraction.sets
     if is_run(sets):

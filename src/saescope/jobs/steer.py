@@ -41,7 +41,7 @@ class SteerRequest(Request):
     verb: ClassVar[str] = "steer"
 
     prompt: str
-    "Text to continue, or as a chat a request to answer."
+    "Text to continue, or with `chat` a message to answer."
     _: KW_ONLY
     edits: EditInputs = EditInputs()
     chat: bool = False
@@ -113,7 +113,7 @@ class SteerRequest(Request):
 def _note_mismatches(
     lm: "LM", prompt: Prompt, edit_set: EditSet, thinking: bool | None, reporter: Reporter
 ) -> None:
-    """Say what was requested without effect, and which directions come from another model."""
+    """Note options that have no effect, and directions that come from another model."""
     from saescope.engine.tokens import prompt_ids
 
     if thinking is not None:

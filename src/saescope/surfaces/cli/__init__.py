@@ -18,18 +18,19 @@ from saescope.surfaces.cli.options import HELP_GROUPS
 from saescope.version import __version__
 
 CONFIG = "saescope.toml"
-DONE, FOUND, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FINDING, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 GUIDE = """\
-saescope finds the SAE features behind a behaviour of a language model, changes them,
-and measures what that did. Try it on the small model that comes with it:
+saescope finds the SAE features that stand for a behaviour of a language model,
+steers them, and measures the effect. Try it on the small model that comes with it:
 
   saescope demo                          the main job in half a minute, with a report
   saescope scan "The red dog sleeps."    the features that fire on each token
   saescope contrast languages            the features that set six languages apart
 
-Then take your own: saescope contrast my/prompts --model Qwen/Qwen3-8B-Base --layers 17
-saescope plan says first what that downloads. saescope --help lists all commands.
+Then use your own prompts and model (saescope plan shows the download size):
+  saescope contrast my/prompts --model Qwen/Qwen3-8B-Base --layers 17
+saescope --help lists all commands.
 """
 
 
@@ -81,9 +82,9 @@ def _commands() -> Iterator[Command]:
 
 
 def _read_options_from_config(
-    app: App, _commands: tuple[str, ...], arguments: ArgumentCollection
+    app: App, _verbs: tuple[str, ...], arguments: ArgumentCollection
 ) -> None:
-    """Take from saescope.toml what the command line does not say.
+    """Fill options that the command line leaves out from saescope.toml.
 
     cyclopts' own reader would leave out `layers`, which is an option and a command too.
     """
@@ -153,7 +154,7 @@ def _what_is_kept(arguments: Sequence[str]) -> str:
     keeps_nothing = {command.verb for command in _commands() if not command.resumes}
     if keeps_nothing.intersection(arguments[:1]):
         return "nothing was written"
-    return "what is finished is kept, the same command resumes"
+    return "finished work is kept; run the same command to resume"
 
 
 def _check_command(arguments: Sequence[str]) -> None:
@@ -196,4 +197,4 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _refuse(reason: str) -> int:
     print("saescope: " + " ".join(reason.split()), file=sys.stderr)
-    return WRONG_USE
+    return USAGE_ERROR

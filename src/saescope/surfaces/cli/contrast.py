@@ -36,7 +36,7 @@ def show_contrast(console: Console, result: Contrast, n_top: int | None = None) 
 def _features(layer: int, found: LayerContrast, n_top: int | None) -> ResultTable:
     """Every set's best features with their evidence."""
     table = ResultTable(
-        f"features that set the sets apart, layer {layer}",
+        f"features that distinguish the sets, layer {layer}",
         text=("set", "feature"),
         numbers=("fires / elsewhere", "held out", "prompts, 95 % CI", "confirmed"),
         optional=("prompts, 95 % CI",),

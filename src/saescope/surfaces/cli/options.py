@@ -14,10 +14,10 @@ from cyclopts import Group, Parameter, Token
 
 Command = TypeVar("Command", bound=Callable[..., int | None])
 
-# Repeated on the command line, since their text may hold commas.
+# Repeated on the command line, because their values may contain commas.
 _REPEATED = ("edit", "text", "transfer")
-# Options whose name is a word that Python or Request needs itself.
-_NAMES = {"convert": "--as", "source_run": "--run"}
+# Options whose field cannot have their name: `as` is a keyword, `run` a method of requests.
+_OPTION_NAMES = {"convert": "--as", "source_run": "--run"}
 _HELP_ORDER = (
     "Arguments",
     "Edits",
@@ -81,8 +81,8 @@ def as_options(dataclass_type: type) -> None:
 
 
 def _parameter(field: "Field[Any]", hint: Any) -> Parameter | None:
-    """Return what cyclopts must know beyond the type, or None if the type says it all."""
-    name = _NAMES.get(field.name)
+    """Return extra metadata for cyclopts, or None if the type is enough."""
+    name = _OPTION_NAMES.get(field.name)
     if _is_sequence(hint) and field.name not in _REPEATED:
         return Parameter(
             name=name,
@@ -107,25 +107,26 @@ def _is_sequence(hint: Any) -> bool:
 
 def _item_type(hint: Any) -> Any:
     """Return the type of a sequence's items, also in `tuple[int, ...] | Literal["all"] | None`."""
-    for option in _alternatives(hint):
-        if get_origin(option) is tuple:
-            return get_args(option)[0]
+    for member in _alternatives(hint):
+        if get_origin(member) is tuple:
+            return get_args(member)[0]
     return None
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, without None; a type that is no union is its only member."""
     if get_origin(hint) in (tuple, Literal, None):
         return (hint,)
-    return tuple(option for option in get_args(hint) if option is not NoneType)
+    return tuple(member for member in get_args(hint) if member is not NoneType)
 
 
 def _split_commas(hint: Any, tokens: Sequence[Token]) -> Any:
     """Convert `0,17,35` to a tuple, and a word such as `all` to itself if the type allows it."""
     text = ",".join(token.value for token in tokens)
     words: list[str] = []
-    for option in _alternatives(hint):
-        if get_origin(option) is Literal:
-            words.extend(get_args(option))
+    for member in _alternatives(hint):
+        if get_origin(member) is Literal:
+            words.extend(get_args(member))
     if text in words:
         return text
     item_type = _item_type(hint)

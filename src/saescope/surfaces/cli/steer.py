@@ -17,7 +17,7 @@ from saescope.surfaces.visible import visible
 if TYPE_CHECKING:
     from saescope.control.receipts import Receipt
 
-TEXT_BREAKS = 0.5  # at about half a residual's norm, text starts to break
+DEGRADES_ABOVE = 0.5  # changes of half a residual's norm usually degrade the text
 
 
 @command
@@ -56,7 +56,7 @@ def _show_receipt(steering: Steering) -> None:
     console, receipt = stdout(), steering.receipt
     _edits(receipt).print(console)
     console.print(
-        f"looked at {receipt.positions} positions in {receipt.steps} passes, changed "
+        f"targeted {receipt.positions} positions in {receipt.steps} forward passes, changed "
         f"{receipt.changed}; change / residual: {percent(receipt.delta_norm_ratio)} on average, "
         f"{percent(receipt.largest_ratio)} at most"
     )
@@ -64,15 +64,16 @@ def _show_receipt(steering: Steering) -> None:
         note("nothing was changed: no edited feature fired, or rounding lost what was added")
     elif steering.base == steering.steered:
         note("residuals were changed, the text was not")
-    if receipt.largest_ratio > TEXT_BREAKS:
-        note(f"a change of over {percent(TEXT_BREAKS)} of the residual: text starts to break there")
+    if receipt.largest_ratio > DEGRADES_ABOVE:
+        limit = percent(DEGRADES_ABOVE)
+        note(f"changed over {limit} of the residual: generations usually degrade there")
 
 
 def _edits(receipt: "Receipt") -> ResultTable:
     table = ResultTable(
         "",
         text=("edit",),
-        numbers=("in scope", "fired on", "largest activation", "read-out gain", "direction norm"),
+        numbers=("targeted", "fired on", "largest activation", "read-out gain", "direction norm"),
         optional=("direction norm", "read-out gain"),
     )
     for edit in receipt.to_dict()["edits"]:
@@ -91,7 +92,7 @@ def _describe(edit: Mapping[str, Any]) -> str:
     text = f"{edit['edit']} {edit['op']} {edit['strength']:g} {edit['gate']} {edit['scope']}"
     if not edit["when"]:
         return text
-    return f"{text} when {edit['when']}, on {edit['held']}"
+    return f"{text} when {edit['when']} (met on {edit['held']})"
 
 
 def _share_of_activation(edit: Mapping[str, Any]) -> str:
