@@ -120,7 +120,8 @@ def test_article_sized_sets_can_be_confirmed(tmp_path: Path) -> None:
 def test_too_few_prompts_are_warned_of(tmp_path: Path) -> None:
     fires = np.ones((40, 1), bool)
     run = write_run(tmp_path / "run", {"a": [4] * 5, "b": [4] * 5}, {0: fires})
-    assert "no feature can be confirmed" in contrast(run, ContrastSettings(shuffles=0)).warnings[0]
+    [warning] = contrast(run, ContrastSettings(shuffles=0)).warnings
+    assert "too few held-out prompts (2 and 2) for any feature to be confirmed" in warning
 
 
 def test_one_set_alone_is_refused(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ BAD_BYTES: dict[str, tuple[str, bytes, str]] = {
         "a.parquet: not a readable Parquet file",
     ),
     "empty Parquet": ("a.parquet", b"", "a.parquet: not a readable Parquet file"),
-    "unknown kind": ("a.xlsx", b"x", "a.xlsx: one file of sets is"),
+    "unknown kind": ("a.xlsx", b"x", "a.xlsx: unsupported file type: use"),
 }
 
 
@@ -267,7 +267,7 @@ def test_bundled_sets_have_names() -> None:
     assert read_prompts("languages") == bundled_prompts() == bundled_prompts("languages")
     assert read_prompts("conlangs") == bundled_prompts("conlangs")
     assert not {*names(bundled_prompts())} & {*names(bundled_prompts("conlangs"))}
-    with pytest.raises(PromptError, match="'klingon' come with saescope: languages or conlangs"):
+    with pytest.raises(PromptError, match="unknown bundle 'klingon': choose languages or"):
         bundled_prompts("klingon")
 
 
@@ -297,9 +297,9 @@ def test_plus_may_stand_in_the_name_of_a_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "reason"),
     [
-        ("languages+", r"a '\+' stands between two prompt sets"),
-        ("+languages", r"a '\+' stands between two prompt sets"),
-        ("languages++conlangs", r"a '\+' stands between two prompt sets"),
+        ("languages+", r"'\+' must join two sources"),
+        ("+languages", r"'\+' must join two sources"),
+        ("languages++conlangs", r"'\+' must join two sources"),
         ("languages+nothing", "nothing does not exist: .* or 'languages' or 'conlangs' or .*$"),
         (
             "languages+languages",

@@ -332,7 +332,7 @@ def test_page_says_if_nothing_is_confirmed(tmp_path: Path) -> None:
     text = page_of(write_run(tmp_path / "run", {"a": [8] * 10, "b": [8] * 10}, {2: fires}))
     assert "No set has a feature that is confirmed" in text
     page = page_of(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
-    assert "no feature can be confirmed" in page
+    assert "too few held-out prompts" in page
 
 
 def with_command(run: Run, command: Any) -> Run:

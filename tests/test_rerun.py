@@ -111,18 +111,18 @@ def _replace(path: Path, old: str, new: str) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (
         lambda run: _flip(run / "layer2.parquet"),
-        "layer2.parquet is not the file that was published",
+        "layer2.parquet was modified: its SHA-256 differs",
     ),
     "missing": (lambda run: (run / "tokens.parquet").unlink(), "tokens.parquet is missing"),
     "added": (
         lambda run: (run / "notes.txt").write_text("x"),
-        "notes.txt does not belong to the run",
+        "notes.txt is unexpected",
     ),
     "job changed": (
         lambda run: (run / "manifest.json").write_text(
             (run / "manifest.json").read_text().replace("float32", "bfloat16")
         ),
-        "manifest.json was changed",
+        "does not match its job: the manifest was modified",
     ),
 }
 

@@ -42,8 +42,8 @@ def test_fisher_equals_scipy(n: int, other_n: int, data: st.DataObject) -> None:
     assert float(p_value[0]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_least_p_is_all_against_none() -> None:
-    assert stats.least_p(12, 12, 12) == pytest.approx(1 / 2704156)  # C(24, 12)
+def test_min_attainable_p_is_all_against_none() -> None:
+    assert stats.min_attainable_p(12, 12, 12) == pytest.approx(1 / 2704156)  # C(24, 12)
 
 
 def test_benjamini_hochberg_by_hand() -> None:

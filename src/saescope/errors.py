@@ -4,8 +4,8 @@ SaescopeError                 one clear line: what, which value, what to do; exi
 ├── PromptError               unusable prompts or prompt sets
 ├── SourceError               a model or SAE that is missing, damaged, or does not fit the other
 │   └── NotCachedError        a model or SAE that is not in the local cache, when offline
-├── RunError                  a stored run that is missing, damaged, or in the way
-├── EditError                 an invalid edit, or one of another model or SAE
+├── RunError                  a run that is missing, damaged, or conflicting with the output path
+├── EditError                 an invalid edit, or an edit for another model or SAE
 ├── JudgeError                a judge of replies that does not answer, or gives no label
 └── ResourceError             too little memory or disk
 """
@@ -36,11 +36,11 @@ class NotCachedError(SourceError):
 
 
 class RunError(SaescopeError):
-    """A stored run that is missing, damaged, or in the way."""
+    """A run that is missing, damaged, or conflicting with the output path."""
 
 
 class EditError(SaescopeError):
-    """An invalid edit, or one of another model or SAE."""
+    """An invalid edit, or an edit for another model or SAE."""
 
 
 class JudgeError(SaescopeError):
@@ -52,6 +52,6 @@ class ResourceError(SaescopeError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's exception, or its class name if it has no text."""
+    """Return the first line of another library's exception, or its class name if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -92,7 +92,7 @@ class Agreement(Table):
         return {n: layer.verdict(self.what_b) for n, layer in self.layers.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope precision`."""
+        """Return the JSON-compatible dict that `saescope precision --json` prints."""
         layers = {}
         for n, layer in self.layers.items():
             layers[str(n)] = {**layer.to_dict(), "verdict": self.verdicts[n]}
@@ -164,7 +164,7 @@ class LayerAgreement:
         return f"{what} is safe here: {rates}, {tokens}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         values = dict(vars(self))
         values["masked"] = {"pos0": values.pop("masked_pos0"), "sinks": values.pop("masked_sinks")}
         values["worst"] = [vars(prompt) for prompt in values.pop("worst")]
@@ -183,7 +183,7 @@ class WorstPrompt:
 
 
 def check_same_tokens(a: Run, b: Run) -> None:
-    """Raises RunError unless both runs have the same prompts and the same tokens."""
+    """Raise RunError unless both runs have the same prompts and the same tokens."""
     ids_a, ids_b = ([prompt.id for prompt in run.prompts] for run in (a, b))
     if a.sets != b.sets or ids_a != ids_b:
         raise RunError(

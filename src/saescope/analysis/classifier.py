@@ -22,7 +22,7 @@ class TransferScores(NamedTuple):
     baselines: dict[str, Scores]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         baselines = {name: scores.to_dict() for name, scores in self.baselines.items()}
         return {**self.rule.to_dict(), "baselines": baselines}
 
@@ -42,7 +42,7 @@ class Classifier:
     transfer: dict[str, TransferScores]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; the held-out scores stand at the top."""
+        """Return a JSON-compatible dict; the held-out scores stand at the top."""
         return {
             "layer": self.layer,
             "features": [str(feature) for feature in self.features],
@@ -70,7 +70,7 @@ def fit_classifier(
     scorable = counts.n > 0
     compared = (comparison.is_target | comparison.is_other) & scorable
     train, test = compared & comparison.is_discovery, compared & ~comparison.is_discovery
-    fires, positive = counts.fires(), comparison.is_target
+    fires, positive = counts.fires_anywhere(), comparison.is_target
     rule = fit_or_rule(fires[train], positive[train], counts.features, layer, max_k, strength)
     resid = run.resids(layer).mean.astype(np.float64)
     plain = baselines(resid, _occurring_tokens(run), positive, train)

@@ -115,7 +115,7 @@ class Scores:
     always_f1: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         lists = {name: list(v) for name, v in vars(self).items() if isinstance(v, tuple)}
         return {**vars(self), **lists}
 

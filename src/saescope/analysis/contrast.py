@@ -1,10 +1,11 @@
 """Which features set prompt sets apart, and whether they still do on held-out prompts.
 
-The unit is the prompt. Candidates come from discovery prompts: a set's prompts against all others,
-with Benjamini-Hochberg over the dictionary, and above each other set alone. They are confirmed on
-held-out prompts, again against each other set, with Benjamini-Hochberg over the candidates. The
-same search with shuffled labels is the null control. All of it comes from a stored run; no model
-is needed to ask again.
+The unit is the prompt. A candidate separates its set's discovery prompts from all others, with
+Benjamini-Hochberg over the features that fire on enough prompts to be significant (Tarone 1990),
+and must exceed each other set in a pairwise test. Candidates are confirmed on held-out prompts by
+the same pairwise tests, with Benjamini-Hochberg over the candidates. The same search with shuffled
+labels is the null control. All of it comes from a stored run, so it can be repeated without the
+model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,15 @@ from saescope.analysis import stats
 from saescope.analysis.counts import FiringCounts, count_fires, mean_acts, refuse_unscored
 from saescope.analysis.rates import (
     largest_other,
-    nearest_set,
+    margin_interval,
     rate_interval,
-    score,
-    score_interval,
+    rate_margin,
+    runner_up,
 )
 from saescope.analysis.search import (
     SearchResult,
     check_alpha,
-    hardest_p,
+    max_pairwise_p,
     search,
     shuffled_confirmed,
 )
@@ -49,7 +50,7 @@ class ContrastSettings:
     """
 
     alpha: float = 0.05
-    "False discovery rate, of finding candidates and again of confirming them."
+    "False discovery rate, applied once to candidates and once to confirmation."
 
     n_top: int = 10
     "Features to show per set."
@@ -64,7 +65,7 @@ class ContrastSettings:
     "Which positions count."
 
     def check(self) -> None:
-        """Raises PromptError for a value that no search can use."""
+        """Raise PromptError for an invalid value."""
         check_alpha(self.alpha)
         if self.n_top < 1:
             raise PromptError(f"n_top must be at least 1, got {self.n_top}")
@@ -79,10 +80,10 @@ def contrast(
     *,
     layers: Sequence[int] | None = None,
 ) -> "Contrast":
-    """Features that set each prompt set of the run apart from every other one.
+    """Return the features that set each prompt set of the run apart from every other one.
 
-    Default: all layers of the run. Raises PromptError for fewer than two sets or for a set without
-    a scored position, RunError for a layer that the run does not hold.
+    `layers` defaults to all layers of the run. Raises PromptError for fewer than two sets or for a
+    set without a scored position, RunError for a layer that the run does not hold.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -102,11 +103,11 @@ def contrast(
             "add a set to compare"
         )
     split = split_prompts(run.prompts, seed=settings.seed)
-    is_discovery = np.array([part == "discovery" for part in split])
+    is_discovery = np.array([subset == "discovery" for subset in split])
     holdout = _prompts_per_set(run, ~is_discovery)
     return Contrast(
         run=str(run.path),
-        layers={n: _layer(run, n, is_discovery, settings) for n in layers or run.layers},
+        layers={n: _contrast_layer(run, n, is_discovery, settings) for n in layers or run.layers},
         settings=settings,
         discovery=_prompts_per_set(run, is_discovery),
         holdout=holdout,
@@ -127,7 +128,7 @@ class Contrast(Table):
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope contrast`."""
+        """Return the JSON-compatible dict that `saescope contrast --json` prints."""
         shuffles = self.settings.shuffles
         layers = list(self.layers.values())
         confirmed = sum(layer.shuffled_confirmed for layer in layers)
@@ -160,7 +161,7 @@ class Contrast(Table):
 
 @dataclass(frozen=True)
 class LayerContrast:
-    """One layer: a result per set, what was masked, and what shuffled labels gave."""
+    """One layer: a result per set, masked positions, and confirmations under shuffled labels."""
 
     sets: dict[str, "SetContrast"]
     masked_pos0: int
@@ -169,7 +170,7 @@ class LayerContrast:
     shuffled_confirmed: int
 
     def to_dict(self, shuffles: int) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {
             "sets": {name: result.to_dict() for name, result in self.sets.items()},
             "masked": {"pos0": self.masked_pos0, "sinks": self.masked_sinks},
@@ -180,7 +181,7 @@ class LayerContrast:
 
 @dataclass(frozen=True)
 class SetContrast:
-    """One set's features, best on discovery prompts first, and how much they rest on."""
+    """One set's features, best on discovery prompts first, and the sample size."""
 
     tokens: int
     prompts: int
@@ -189,16 +190,22 @@ class SetContrast:
     features: list["FeatureContrast"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "features": [feature.to_dict() for feature in self.features]}
 
 
 @dataclass(frozen=True)
 class FeatureContrast:
-    """One feature in one set against the others.
+    """One feature in one set, compared with the other sets.
 
-    Rates are shares of scored positions, or of prompts if so named; `other_` is the largest rate
-    of any other set, a score the difference of the two. Intervals are at 95 %.
+    A rate is the share of scored positions on which the feature fires, or the share of prompts if
+    so named. `other_` marks the highest rate in any other set, a score is the difference of the
+    two, and intervals are at 95 %.
+
+    - All prompts: `rate`, `other_rate`, `other_set`, `score`, `rate_ci`, `prompt_rate`,
+      `prompt_other_rate`, `ci` (of `prompt_rate`) and `mean_act` (where the feature fires).
+    - Discovery prompts, against all other prompts: `p`, `q`; against each set: `discovery_score`.
+    - Held-out prompts: `holdout_*`; `holdout_p` is the largest p over the other sets.
     """
 
     feature: Feature
@@ -222,115 +229,122 @@ class FeatureContrast:
     mean_act: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        lists = {name: list(v) for name, v in vars(self).items() if isinstance(v, tuple)}
+        """Return a JSON-compatible dict."""
+        lists = {k: list(v) for k, v in vars(self).items() if isinstance(v, tuple)}
         return {**vars(self), **lists, "feature": str(self.feature)}
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """One layer's firings in all prompts and in each part, and what the search found."""
+    """One layer's firings in all, discovery and held-out prompts, and the search result."""
 
     counts: FiringCounts
     discovery: FiringCounts
     holdout: FiringCounts
-    found: SearchResult
+    search_result: SearchResult
     mean_acts: Floats
 
 
-def _layer(run: Run, layer: int, is_discovery: Bools, settings: ContrastSettings) -> LayerContrast:
+def _contrast_layer(
+    run: Run, layer: int, is_discovery: Bools, settings: ContrastSettings
+) -> LayerContrast:
     features = run.features(layer)
     positions = settings.masking.apply(run.token_pos, features.norms)
     counts = count_fires(run, features, positions.scored)
     refuse_unscored(run, counts)
     discovery, holdout = counts.of_prompts(is_discovery), counts.of_prompts(~is_discovery)
-    found = search(discovery, holdout, settings.alpha)
+    search_result = search(discovery, holdout, settings.alpha)
     means = mean_acts(run, features, positions.scored, counts.features)
-    evidence = _Evidence(counts, discovery, holdout, found, means)
+    evidence = _Evidence(counts, discovery, holdout, search_result, means)
     sets = {}
-    for i, name in enumerate(run.sets):
-        sets[name] = _set_contrast(run, layer, i, evidence, settings.n_top)
+    for set_index, name in enumerate(run.sets):
+        sets[name] = _set_contrast(run, layer, set_index, evidence, settings.n_top)
     rng = np.random.default_rng(settings.seed)
     return LayerContrast(
         sets=sets,
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,
-        tested=int(found.tested.sum()),
+        tested=int(search_result.tested.sum()),
         shuffled_confirmed=shuffled_confirmed(
             discovery, holdout, settings.alpha, settings.shuffles, rng
         ),
     )
 
 
-def _set_contrast(run: Run, layer: int, i: int, evidence: _Evidence, n_top: int) -> SetContrast:
-    """Set i's features, ranked by discovery prompts alone.
+def _set_contrast(
+    run: Run, layer: int, set_index: int, evidence: _Evidence, n_top: int
+) -> SetContrast:
+    """Return one set's top features.
 
-    So the held-out figures of the first ones are unbiased.
+    Features are ranked on discovery prompts, so held-out figures of the top features are not
+    biased by selection.
     """
     counts = evidence.counts
-    in_set = counts.labels == i
-    ranked = np.argsort(-score(evidence.discovery.rates(), i), kind="stable")[:n_top]
-    shown = ranked[counts.rates()[i, ranked] > 0]
-    columns = _columns(run.sets, i, evidence, shown)
+    in_set = counts.labels == set_index
+    ranked = np.argsort(-rate_margin(evidence.discovery.rates(), set_index), kind="stable")[:n_top]
+    shown = ranked[counts.rates()[set_index, ranked] > 0]
+    field_arrays = _field_arrays(run.sets, set_index, evidence, shown)
     features = []
-    for at, column in enumerate(shown.tolist()):
+    for rank, column in enumerate(shown.tolist()):
         feature = Feature(layer, int(counts.features[column]))
-        values = {name: _at(values, at) for name, values in columns.items()}
+        values = {name: _element(array, rank) for name, array in field_arrays.items()}
         features.append(FeatureContrast(feature=feature, **values))
     return SetContrast(
         tokens=int(counts.n[in_set].sum()),
         prompts=int(in_set.sum()),
-        candidates=int(evidence.found.candidates[i].sum()),
-        confirmed=int(evidence.found.confirmed[i].sum()),
+        candidates=int(evidence.search_result.candidates[set_index].sum()),
+        confirmed=int(evidence.search_result.confirmed[set_index].sum()),
         features=features,
     )
 
 
-def _columns(sets: Sequence[str], i: int, evidence: _Evidence, shown: Ints) -> Mapping[str, Any]:
-    """Every field of FeatureContrast but `feature`, for the shown features of set i."""
+def _field_arrays(
+    sets: Sequence[str], set_index: int, evidence: _Evidence, shown: Ints
+) -> Mapping[str, Any]:
+    """Return one array per field of FeatureContrast, except `feature`, over the shown features."""
     counts, holdout = evidence.counts.of_features(shown), evidence.holdout.of_features(shown)
     rates, prompt_rates, holdout_rates = counts.rates(), counts.prompt_rates(), holdout.rates()
-    nearest = nearest_set(rates, i)
-    n_prompts = ((counts.labels == i) & (counts.n > 0)).sum()
+    runner_ups = runner_up(rates, set_index)
+    n_prompts = ((counts.labels == set_index) & (counts.n > 0)).sum()
     return {
-        "rate": rates[i],
-        "other_rate": largest_other(rates, i),
-        "other_set": np.array(sets)[nearest],
-        "score": score(rates, i),
-        "rate_ci": rate_interval(counts, i),
-        "prompt_rate": prompt_rates[i],
-        "prompt_other_rate": largest_other(prompt_rates, i),
-        "ci": stats.wilson(prompt_rates[i], float(n_prompts)),
-        "p": evidence.found.p[i, shown],
-        "q": evidence.found.q[i, shown],
-        "discovery_score": score(evidence.discovery.rates(), i)[shown],
-        "confirmed": evidence.found.confirmed[i, shown],
-        "holdout_rate": holdout_rates[i],
-        "holdout_other_rate": largest_other(holdout_rates, i),
-        "holdout_score": score(holdout_rates, i),
-        "holdout_score_ci": score_interval(holdout, i),
-        "holdout_p": hardest_p(holdout, i),
-        "mean_act": evidence.mean_acts[i, shown],
+        "rate": rates[set_index],
+        "other_rate": largest_other(rates, set_index),
+        "other_set": np.array(sets)[runner_ups],
+        "score": rate_margin(rates, set_index),
+        "rate_ci": rate_interval(counts, set_index),
+        "prompt_rate": prompt_rates[set_index],
+        "prompt_other_rate": largest_other(prompt_rates, set_index),
+        "ci": stats.wilson(prompt_rates[set_index], float(n_prompts)),
+        "p": evidence.search_result.p[set_index, shown],
+        "q": evidence.search_result.q[set_index, shown],
+        "discovery_score": rate_margin(evidence.discovery.rates(), set_index)[shown],
+        "confirmed": evidence.search_result.confirmed[set_index, shown],
+        "holdout_rate": holdout_rates[set_index],
+        "holdout_other_rate": largest_other(holdout_rates, set_index),
+        "holdout_score": rate_margin(holdout_rates, set_index),
+        "holdout_score_ci": margin_interval(holdout, set_index),
+        "holdout_p": max_pairwise_p(holdout, set_index),
+        "mean_act": evidence.mean_acts[set_index, shown],
     }
 
 
-def _at(values: Any, index: int) -> Any:
-    """One element as a plain value."""
+def _element(values: Any, index: int) -> Any:
+    """Return one element as a plain value."""
     if isinstance(values, Interval):
         return values.at(index)
     return values[index].item()
 
 
-def _prompts_per_set(run: Run, rows: Bools) -> dict[str, int]:
-    n_prompts = np.bincount(run.set_of_prompt[rows], minlength=len(run.sets))
+def _prompts_per_set(run: Run, included: Bools) -> dict[str, int]:
+    n_prompts = np.bincount(run.set_of_prompt[included], minlength=len(run.sets))
     return dict(zip(run.sets, n_prompts.tolist(), strict=True))
 
 
 def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
-    smallest, second, *_ = sorted(holdout.values())
-    if stats.least_p(smallest, second, smallest) <= alpha:
+    smallest, second_smallest = sorted(holdout.values())[:2]
+    if stats.min_attainable_p(smallest, second_smallest, smallest) <= alpha:
         return []
     return [
-        f"no feature can be confirmed: the smallest sets hold out {smallest} and {second} prompts; "
-        "give 8 prompts a set or more"
+        f"too few held-out prompts ({smallest} and {second_smallest}) for any feature to be "
+        "confirmed: use at least 8 prompts per set"
     ]

@@ -1,4 +1,4 @@
-"""Firings counted per prompt: where every question about prompt sets starts."""
+"""Count per prompt how often each feature fires, and average per set."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from saescope.store.tables import LayerFeatures
 
 
 def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> "FiringCounts":
-    """One layer's firings over the scored positions, of the features that fire at all."""
+    """Count one layer's firings on scored positions; features that never fire are left out."""
     counted = scored[features.token]
     prompt = run.token_prompt[features.token[counted]]
     present, column = np.unique(features.ids[counted], return_inverse=True)
@@ -28,8 +28,9 @@ def count_fires(run: Run, features: LayerFeatures, scored: Bools) -> "FiringCoun
 class FiringCounts:
     """Firings per prompt.
 
-    `hits` (prompts, features; sparse) of `n` (prompts,) scored positions fire; `features` are the
-    ids of the columns, `labels` (prompts,) the index of each prompt's set.
+    `hits[p, f]`: scored positions of prompt p on which feature f fires, (prompts, features;
+    sparse). `n[p]`: scored positions of prompt p. `features` holds the id of each column, `labels`
+    (prompts,) the index of each prompt's set.
     """
 
     features: Ints
@@ -38,21 +39,21 @@ class FiringCounts:
     labels: Ints
     n_sets: int
 
-    def of_prompts(self, rows: Bools) -> "FiringCounts":
-        """Some of the prompts, without those that have no scored position."""
-        rows = rows & (self.n > 0)
+    def of_prompts(self, selected: Bools) -> "FiringCounts":
+        """Return the counts of the selected prompts that have a scored position."""
+        kept = selected & (self.n > 0)
         return FiringCounts(
-            self.features, self.hits[rows], self.n[rows], self.labels[rows], self.n_sets
+            self.features, self.hits[kept], self.n[kept], self.labels[kept], self.n_sets
         )
 
     def of_features(self, columns: Bools | Ints) -> "FiringCounts":
-        """Some of the features."""
+        """Return the counts of some features."""
         hits = self.hits[:, columns]
         return FiringCounts(self.features[columns], hits, self.n, self.labels, self.n_sets)
 
     @property
     def membership(self) -> Floats:
-        """Which set each prompt is in, (sets, prompts), as 0 and 1."""
+        """One-hot set of each prompt, (sets, prompts)."""
         return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
 
     @property
@@ -61,28 +62,28 @@ class FiringCounts:
         return np.bincount(self.labels, minlength=self.n_sets)
 
     def rates(self) -> Floats:
-        """Share of scored positions that fire, (sets, features)."""
+        """Return the share of scored positions on which each feature fires, (sets, features)."""
         member = self.membership
         positions = np.maximum(member @ self.n, 1)
         return np.asarray((member @ self.hits) / positions[:, None])
 
     def prompt_rates(self) -> Floats:
-        """Share of prompts that fire at all, (sets, features)."""
+        """Return the share of prompts on which each feature fires anywhere, (sets, features)."""
         member = self.membership
         prompts = np.maximum(member.sum(1), 1)
         return np.asarray((member @ (self.hits > 0)) / prompts[:, None])
 
     def prompts_fired(self) -> Ints:
-        """Number of prompts on which each feature fires at all, (features,)."""
+        """Count the prompts on which each feature fires anywhere, (features,)."""
         return np.asarray((self.hits > 0).sum(axis=0)).reshape(-1)
 
-    def fires(self) -> Bools:
-        """Whether each feature fires on any scored position of each prompt, (prompts, features)."""
+    def fires_anywhere(self) -> Bools:
+        """Return whether a feature fires on any scored position, (prompts, features)."""
         return np.asarray((self.hits > 0).toarray())
 
 
 def fires_per_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints) -> Ints:
-    """Scored positions on which each of some features fires, (prompts, features)."""
+    """Count the scored positions on which some features fire, (prompts, features)."""
     columns = []
     for feature in ids.tolist():
         fires = features.fires(feature) & scored
@@ -91,7 +92,7 @@ def fires_per_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints
 
 
 def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
-    """Mean activation over the scored positions where a feature fires, (sets, features)."""
+    """Average the activation over scored positions where it is positive, (sets, features)."""
     counted = scored[features.token]
     set_index = run.set_of_token[features.token[counted]]
     column = np.searchsorted(present, features.ids[counted])
@@ -103,10 +104,10 @@ def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -
 
 
 def refuse_unscored(run: Run, counts: FiringCounts) -> None:
-    """Raises PromptError for a set without a scored position."""
+    """Raise PromptError for a set without a scored position."""
     for i, name in enumerate(run.sets):
         if counts.n[counts.labels == i].sum() == 0:
             raise PromptError(
                 f"set {name!r} has no scored position (position 0 and sinks do not count): "
-                "use prompts of at least two tokens, or keep_pos0"
+                "use prompts of at least two tokens, or set keep_pos0=True"
             )

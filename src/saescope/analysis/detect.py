@@ -19,7 +19,7 @@ from saescope.analysis.detection import (
     PromptFirings,
 )
 from saescope.analysis.measures import measure_sets, monolinguality
-from saescope.analysis.rates import largest_other, nearest_set, score
+from saescope.analysis.rates import largest_other, rate_margin, runner_up
 from saescope.analysis.search import SearchResult, search
 from saescope.analysis.sets import Comparison, check_sets, similar_comparisons
 from saescope.sources.catalog import Feature
@@ -64,10 +64,10 @@ def detect(
     if transfer is None:
         transfer = similar_comparisons(run.sets, target, others)
     comparison = Comparison(run, target, others, settings.seed)
-    found = [_search_layer(comparison, n, settings) for n in layers or run.layers]
-    features = [row for layer in found for row in _detected(comparison, layer, settings)]
-    by_chance = sum((_passing_by_chance(layer, settings) for layer in found), np.zeros(1))
-    best = max(found, key=lambda layer: layer.best_gap)
+    searched = [_search_layer(comparison, n, settings) for n in layers or run.layers]
+    features = [row for layer in searched for row in _detected(comparison, layer, settings)]
+    by_chance = sum((_passing_by_chance(layer, settings) for layer in searched), np.zeros(1))
+    best = max(searched, key=lambda layer: layer.best_gap)
     return Detection(
         run=str(run.path),
         target=target,
@@ -76,17 +76,17 @@ def detect(
         features=sorted(features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, f.feature)),
         by_chance=float(np.mean(by_chance)),
         by_chance_95=float(np.quantile(by_chance, 0.95)),
-        firings=_firings(comparison, found),
+        firings=_firings(comparison, searched),
         classifier=_classifier(comparison, best, transfer, settings.max_k),
         sets=measure_sets(run, best.stored, best.positions.scored),
-        masked={layer.number: layer.positions.masked for layer in found},
+        masked={layer.number: layer.positions.masked for layer in searched},
         warnings=_warnings(comparison),
     )
 
 
 @dataclass(frozen=True)
 class _LayerSearch:
-    """One layer's firings, and what the search finds among the compared sets.
+    """One layer's firings, and the search result for the compared sets.
 
     Columns are as in `counts`; in `discovery` and `holdout` the target is set 0.
     """
@@ -97,7 +97,7 @@ class _LayerSearch:
     counts: FiringCounts
     discovery: FiringCounts
     holdout: FiringCounts
-    found: SearchResult
+    search_result: SearchResult
     passing: Ints
     best_gap: float
 
@@ -119,14 +119,14 @@ def _search_layer(comparison: Comparison, number: int, settings: DetectSettings)
         counts=counts,
         discovery=discovery,
         holdout=holdout,
-        found=search(discovery, holdout, settings.alpha),
+        search_result=search(discovery, holdout, settings.alpha),
         passing=np.flatnonzero(_passes(rates, settings)),
-        best_gap=float(score(rates, 0).max(initial=-1.0)),
+        best_gap=float(rate_margin(rates, 0).max(initial=-1.0)),
     )
 
 
 def _compared_sets(comparison: Comparison, counts: FiringCounts) -> FiringCounts:
-    """The same firings with the target as set 0, then the sets against it; no other prompts."""
+    """Return the firings with the target as set 0, then the sets against it; no other prompts."""
     names = [comparison.target, *comparison.against]
     new_label = np.full(counts.n_sets, -1)
     for label, name in enumerate(names):
@@ -143,7 +143,7 @@ def _passes(prompt_rates: Floats, settings: DetectSettings) -> Bools:
 
 
 def _passing_by_chance(layer: _LayerSearch, settings: DetectSettings) -> Floats:
-    """How many features pass on discovery prompts with shuffled labels, per shuffle."""
+    """Count per shuffle the features that pass on discovery prompts with shuffled labels."""
     discovery = layer.discovery
     if settings.shuffles == 0:
         return np.zeros(1)
@@ -161,7 +161,7 @@ def _passing_by_chance(layer: _LayerSearch, settings: DetectSettings) -> Floats:
 def _detected(
     comparison: Comparison, layer: _LayerSearch, settings: DetectSettings
 ) -> list[DetectedFeature]:
-    """The features of one layer that pass on discovery prompts."""
+    """Return the features of one layer that pass on discovery prompts."""
     if not len(layer.passing):
         return []
     holdout = layer.holdout.of_features(layer.passing)
@@ -169,7 +169,7 @@ def _detected(
     holdout_rates = holdout.prompt_rates()
     n_holdout = int((holdout.labels == 0).sum())
     others, holdout_others = largest_other(rates, 0), largest_other(holdout_rates, 0)
-    nearest = nearest_set(rates, 0) - 1
+    runner_ups = runner_up(rates, 0) - 1
     holdout_ci = stats.wilson(holdout_rates[0], n_holdout)
     holdout_passes = _passes(holdout_rates, settings)
     ids = layer.counts.features[layer.passing]
@@ -177,21 +177,21 @@ def _detected(
     groups = _groups(layer, ids)
     return [
         DetectedFeature(
-            feature=Feature(layer.number, int(ids[at])),
-            prompt_rate=float(rates[0, at]),
-            prompt_other_rate=float(others[at]),
-            other_set=comparison.against[int(nearest[at])],
-            holdout_rate=float(holdout_rates[0, at]),
-            holdout_ci=holdout_ci.at(at),
-            holdout_other_rate=float(holdout_others[at]),
-            holdout_passes=bool(holdout_passes[at]),
-            p=float(layer.found.p[0, column]),
-            q=float(layer.found.q[0, column]),
-            confirmed=bool(layer.found.confirmed[0, column]),
-            monolinguality=float(strength[at]),
-            group=int(groups[at]),
+            feature=Feature(layer.number, int(ids[index])),
+            prompt_rate=float(rates[0, index]),
+            prompt_other_rate=float(others[index]),
+            other_set=comparison.against[int(runner_ups[index])],
+            holdout_rate=float(holdout_rates[0, index]),
+            holdout_ci=holdout_ci.at(index),
+            holdout_other_rate=float(holdout_others[index]),
+            holdout_passes=bool(holdout_passes[index]),
+            p=float(layer.search_result.p[0, column]),
+            q=float(layer.search_result.q[0, column]),
+            confirmed=bool(layer.search_result.confirmed[0, column]),
+            monolinguality=float(strength[index]),
+            group=int(groups[index]),
         )
-        for at, column in enumerate(layer.passing.tolist())
+        for index, column in enumerate(layer.passing.tolist())
     ]
 
 
@@ -211,9 +211,9 @@ def _monolinguality(comparison: Comparison, layer: _LayerSearch, ids: Ints) -> F
 
 
 def _groups(layer: _LayerSearch, ids: Ints) -> Ints:
-    """Group numbers of features that fire on the same tokens, (features,).
+    """Return group numbers of features that fire on the same tokens, (features,).
 
-    Groups are made by average linkage, where features share half of their tokens.
+    Average linkage groups features that share half of their tokens.
     """
     if len(ids) < 2:
         return np.zeros(len(ids), np.int64)
@@ -230,17 +230,17 @@ def _groups(layer: _LayerSearch, ids: Ints) -> Ints:
     return np.asarray(groups, np.int64) - 1
 
 
-def _firings(comparison: Comparison, found: Sequence[_LayerSearch]) -> list[PromptFirings]:
-    """Per prompt of the run, the passing features that fire on it."""
+def _firings(comparison: Comparison, searched: Sequence[_LayerSearch]) -> list[PromptFirings]:
+    """Return per prompt of the run the passing features that fire on it."""
     prompts = comparison.run.prompts
     fires: list[list[Feature]] = [[] for _ in prompts]
-    for layer in found:
+    for layer in searched:
         passing = layer.counts.of_features(layer.passing)
-        for prompt, column in np.argwhere(passing.fires()).tolist():
+        for prompt, column in np.argwhere(passing.fires_anywhere()).tolist():
             fires[prompt].append(Feature(layer.number, int(passing.features[column])))
     return [
-        PromptFirings(prompt.id, prompt.set, part, fired)
-        for prompt, part, fired in zip(prompts, comparison.split, fires, strict=True)
+        PromptFirings(prompt.id, prompt.set, subset, fired)
+        for prompt, subset, fired in zip(prompts, comparison.split, fires, strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ class DetectSettings:
     "Maximum number of features in the classifier's OR-rule."
 
     alpha: float = 0.05
-    "False discovery rate, of finding candidates and again of confirming them."
+    "False discovery rate, applied once to candidates and once to confirmation."
 
     shuffles: int = 100
     "How often the null control applies the thresholds with shuffled labels."
@@ -44,7 +44,7 @@ class DetectSettings:
     "Which positions count."
 
     def check(self) -> None:
-        """Raises PromptError for a value that no search can use."""
+        """Raise PromptError for an invalid value."""
         for name in ("min_rate", "max_other"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
@@ -84,7 +84,7 @@ class Detection(Table):
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope detect`, without the edits file."""
+        """Return the dict that `saescope detect --json` prints, without the edits file."""
         return {
             "target": self.target,
             "against": self.against,
@@ -132,7 +132,7 @@ class DetectedFeature:
     group: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "feature": str(self.feature), "holdout_ci": list(self.holdout_ci)}
 
 
@@ -146,5 +146,5 @@ class PromptFirings:
     fires: list[Feature]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "fires": [str(feature) for feature in self.fires]}

@@ -65,7 +65,7 @@ class Examples(Table):
     examples: tuple["Example", ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {
             "feature": str(self.feature),
             "fired": self.fired,
@@ -92,7 +92,7 @@ class Example:
     tokens: tuple["TokenAct", ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "tokens": [dict(vars(token)) for token in self.tokens]}
 
 

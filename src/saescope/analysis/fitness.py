@@ -72,7 +72,7 @@ class Fitness(Table):
     base_run: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope fitness`."""
+        """Return the JSON-compatible dict that `saescope fitness --json` prints."""
         return {
             **vars(self),
             "layers": {str(n): layer.to_dict() for n, layer in self.layers.items()},
@@ -131,7 +131,7 @@ class LayerFitness:
         return f"fits: {share}, {same}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "verdict": self.verdict}
 
 

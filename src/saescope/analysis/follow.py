@@ -39,7 +39,7 @@ class Match:
     cofire_origin: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {
             "from": str(self.source),
             "to": str(self.target),

@@ -9,7 +9,7 @@ import numpy as np
 from saescope.analysis.contrast import Contrast, ContrastSettings, FeatureContrast, contrast
 from saescope.analysis.counts import fires_per_prompt
 from saescope.analysis.follow import Cosines, Match, ScoredLayers, follow
-from saescope.analysis.rates import score
+from saescope.analysis.rates import rate_margin
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import split_key, split_prompts
 from saescope.store.arrays import Bools, Floats
@@ -82,7 +82,7 @@ class Layers(Table):
     masked: dict[int, MaskedCounts]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope layers`."""
+        """Return the JSON-compatible dict that `saescope layers --json` prints."""
         layers = {}
         for n, layer in self.layers.items():
             layers[str(n)] = {**layer.to_dict(), "masked": self.masked[n]._asdict()}
@@ -117,7 +117,7 @@ class LayerSeparation:
     sets: dict[str, FeatureContrast]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {
             "separation": self.separation,
             "ci": list(self.ci),
@@ -134,7 +134,7 @@ class FollowedFeature:
     rates: dict[int, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         rates = {str(layer): by_set for layer, by_set in self.rates.items()}
         return {"feature": str(self.feature), "rates": rates}
 
@@ -206,8 +206,10 @@ def _drawn_separations(
     for i in range(len(run.sets)):
         in_set = run.set_of_prompt == i
         rates[i] = _weighted_rates(weights[:, in_set], hits[in_set], n[in_set])
-    scores = [score(rates[:, :, column], run.sets.index(name)) for column, name in enumerate(top)]
-    return np.asarray(np.mean(scores, axis=0))
+    margins = [
+        rate_margin(rates[:, :, column], run.sets.index(name)) for column, name in enumerate(top)
+    ]
+    return np.asarray(np.mean(margins, axis=0))
 
 
 def _weighted_rates(weights: Floats, hits: Any, n: Any) -> Floats:

@@ -70,7 +70,7 @@ class Profile(Table):
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope profile`."""
+        """Return the JSON-compatible dict that `saescope profile --json` prints."""
         return {
             "sets": {name: one.to_dict() for name, one in self.sets.items()},
             "sinks": [vars(sink) for sink in self.sinks],
@@ -106,7 +106,7 @@ class SetProfile:
     layers: dict[int, "LayerNorms"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         layers = {str(n): vars(norms) for n, norms in self.layers.items()}
         return {**asdict(self), "layers": layers}
 

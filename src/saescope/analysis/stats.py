@@ -25,14 +25,17 @@ class Interval(NamedTuple):
     high: Floats
 
     def at(self, index: int) -> tuple[float, float]:
-        """The interval of one element."""
+        """Return the interval of one element."""
         return float(self.low[index]), float(self.high[index])
 
 
 def wilson(
     rate: float | Floats, n: int | float | Floats | Ints, confidence: float = 0.95
 ) -> Interval:
-    """Wilson score interval of a binomial rate over n trials; (0, 1) if n is 0 (Wilson 1927)."""
+    """Return the Wilson score interval of a binomial rate over n trials; (0, 1) if n is 0.
+
+    Wilson 1927.
+    """
     rate, n = np.asarray(rate, np.float64), np.asarray(n, np.float64)
     z2 = ndtri(0.5 + confidence / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -49,7 +52,7 @@ def wilson(
 def newcombe(
     rate: Floats, ci: tuple[Floats, Floats], other_rate: Floats, other_ci: tuple[Floats, Floats]
 ) -> Interval:
-    """Interval of the difference of two rates from their own intervals.
+    """Return the interval of the difference of two rates from their intervals.
 
     Newcombe 1998, method 10.
     """
@@ -63,11 +66,14 @@ def newcombe(
 
 
 def bootstrap_mean(values: Floats, seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of at least two independent values (Efron 1979)."""
+    """Return the percentile bootstrap interval of a mean (Efron 1979).
+
+    Needs at least two independent values.
+    """
     rng = np.random.default_rng(seed)
     n = len(values)
     means = np.empty(_RESAMPLES)
-    chunk = max(1, _MAX_DRAWS // n)  # so that many values need no more memory than few
+    chunk = max(1, _MAX_DRAWS // n)  # bounds the memory
     for start in range(0, _RESAMPLES, chunk):
         stop = min(start + chunk, _RESAMPLES)
         drawn = rng.integers(0, n, (stop - start, n))
@@ -78,11 +84,12 @@ def bootstrap_mean(values: Floats, seed: int = 0, confidence: float = 0.95) -> t
 
 
 def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
-    """How many independent trials clustered ones are worth, per feature.
+    """Effective sample size of clustered observations, (features,).
 
-    `hits` (prompts, features) of `n` (prompts,) tokens fire. Tokens of a prompt are not
-    independent; the ratio estimator's variance over prompts (Kish 1965) says by how much. If it is
-    0 (all prompts alike), the result is the number of prompts, the least the data can be worth.
+    `hits` (prompts, features) counts the positions on which a feature fires, out of `n`
+    (prompts,). Positions of a prompt are correlated, so the variance comes from the ratio
+    estimator over prompts (Kish 1965). If that variance is 0 (equal rates in all prompts), the
+    result falls back to the number of prompts.
     """
     n = np.asarray(n, np.float64)[:, None]
     hits = np.asarray(hits, np.float64)
@@ -93,12 +100,12 @@ def effective_n(hits: npt.NDArray[Any], n: npt.NDArray[Any]) -> Floats:
     squares = ((hits - rate * n) ** 2).sum(0)
     variance = prompts / (prompts - 1) * squares / total**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        worth = rate * (1 - rate) / variance
-    return np.where(variance > 0, np.clip(worth, min(prompts, total), total), float(prompts))
+        effective = rate * (1 - rate) / variance
+    return np.where(variance > 0, np.clip(effective, min(prompts, total), total), float(prompts))
 
 
 def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats:
-    """One-sided Fisher's exact p that `hits` of n is more than `other_hits` of other_n."""
+    """Return the one-sided Fisher p that `hits` of n exceeds `other_hits` of other_n."""
     hits, other_hits = np.broadcast_arrays(hits, other_hits)
     if (n + 1) * (other_n + 1) <= _MAX_TAILS:
         return np.asarray(_tails(n, other_n)[hits, other_hits])
@@ -106,18 +113,22 @@ def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats
     from scipy.stats import hypergeom
 
     code = hits.astype(np.int64) * (other_n + 1) + other_hits
-    pairs, which = np.unique(code, return_inverse=True)
-    k1, k2 = np.divmod(pairs, other_n + 1)
-    tails = np.asarray(hypergeom.sf(k1 - 1, n + other_n, k1 + k2, n))
-    p: Floats = tails[which].reshape(hits.shape)
+    pairs, pair_index = np.unique(code, return_inverse=True)
+    pair_hits, pair_other_hits = np.divmod(pairs, other_n + 1)
+    total_hits = pair_hits + pair_other_hits
+    tails = np.asarray(hypergeom.sf(pair_hits - 1, n + other_n, total_hits, n))
+    p: Floats = tails[pair_index].reshape(hits.shape)
     return np.clip(p, 0.0, 1.0)
 
 
 @lru_cache(maxsize=64)
 def _tails(n: int, other_n: int) -> Floats:
-    """All hypergeometric tails: [k1, k2] is P(at least k1 of n | k1 + k2 of both)."""
-    k1, k2 = np.arange(n + 1)[:, None], np.arange(other_n + 1)[None, :]
-    log_ways = _log_choose(n, k1) + _log_choose(other_n, k2)
+    """Return all hypergeometric tails.
+
+    `[hits, other_hits]` is P(at least `hits` of n | `hits + other_hits` in both groups).
+    """
+    hits, other_hits = np.arange(n + 1)[:, None], np.arange(other_n + 1)[None, :]
+    log_ways = _log_choose(n, hits) + _log_choose(other_n, other_hits)
     tails = np.empty((n + 1, other_n + 1))
     for total in range(n + other_n + 1):
         first = np.arange(max(0, total - other_n), min(n, total) + 1)
@@ -131,11 +142,12 @@ def _log_choose(n: int, k: Ints) -> Floats:
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
-def strongest(hits: Any, n: Ints, top: int) -> Bools:
-    """For every feature, the `top` prompts on which the largest share of positions fires.
+def top_prompts(hits: Any, n: Ints, top: int) -> Bools:
+    """Return each feature's `top` prompts by firing rate, (prompts, features).
 
-    `hits` is a sparse array (prompts, features) of positions that fire, `n` (prompts,) the
-    positions of each prompt, at least 1. Ties are all in, prompts that do not fire are out.
+    `hits` is a sparse array (prompts, features) of positions on which the feature fires, `n`
+    (prompts,) the positions of each prompt, at least 1. Ties are included; prompts without a
+    firing are excluded.
     """
     prompts, features = hits.shape
     chosen = np.zeros((prompts, features), bool)
@@ -143,23 +155,23 @@ def strongest(hits: Any, n: Ints, top: int) -> Bools:
     rank = max(0, prompts - top)
     for start in range(0, features, _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        shares = columns[:, chunk].toarray() / n[:, None]
-        least = np.partition(shares, rank, axis=0)[rank]
-        chosen[:, chunk] = (shares >= least) & (shares > 0)
+        rates = columns[:, chunk].toarray() / n[:, None]
+        cutoff = np.partition(rates, rank, axis=0)[rank]
+        chosen[:, chunk] = (rates >= cutoff) & (rates > 0)
     return chosen
 
 
-def least_p(n: int, other_n: int, hits: int) -> float:
-    """The smallest p that two groups of these sizes can give if `hits` prompts fire in all.
+def min_attainable_p(n: int, other_n: int, hits: int) -> float:
+    """Return the smallest p attainable if the feature fires on `hits` prompts of both groups.
 
-    That is when as many as possible fire in the first group.
+    It is attained when as many of them as possible are in the first group.
     """
     first = min(hits, n)
     return float(fisher_greater(np.array([first]), n, np.array([hits - first]), other_n)[0])
 
 
 def benjamini_hochberg(p: Floats) -> Floats:
-    """Adjusted p-values that control the false discovery rate (Benjamini and Hochberg 1995)."""
+    """Return p adjusted for the false discovery rate (Benjamini and Hochberg 1995)."""
     order = np.argsort(p)[::-1]
     adjusted = p[order] * len(p) / np.arange(len(p), 0, -1)
     q = np.empty_like(p)

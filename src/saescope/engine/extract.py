@@ -72,7 +72,7 @@ def extract(
         used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, kernels))
         n_done = sum(n_tokens[batch] for batch, _ in finished)
         for unit in compute_features(
-            lm, saes, plan, finished, errors=errors, spill=writer.spill, kernels=used
+            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=used
         ):
             writer.put(unit.batch, unit.layer, unit.features, unit.resids)
             n_done += n_tokens[unit.batch]

@@ -51,7 +51,7 @@ def read_command(command: Any, run: Path) -> Question | None:
         question = QUESTIONS[verb].from_dict(values)
     except (KeyError, TypeError, ValueError, SaescopeError) as error:
         raise RunError(
-            f"the manifest of {run} is damaged: its command cannot be read; make the run again"
+            f"the manifest of {run} is damaged: its command cannot be read; recompute the run"
         ) from error
     if not isinstance(question, Question):
         raise TypeError(f"{verb} is registered as a question and cannot be asked of a run")

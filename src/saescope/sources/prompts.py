@@ -52,8 +52,9 @@ class Message:
 class Prompt:
     """One prompt of a set: either a `text` or the `messages` of a chat.
 
-    `id` is unique over all sets. Prompts that say the same in several sets share a `pair`. `split`
-    fixes the part a prompt belongs to; without it, `split_prompts` decides by hash.
+    `id` is unique over all sets. `pair` links prompts with the same content in different sets,
+    such as translations. `split` assigns the prompt to discovery or holdout; without it,
+    `split_prompts` assigns it by hash.
 
     >>> import saescope as ss
     >>> prompt = ss.Prompt(id="en:1", set="english", text="Good morning", pair="greeting")
@@ -70,7 +71,7 @@ class Prompt:
 
     @property
     def display_text(self) -> str:
-        """The text, or all messages of a chat on one line."""
+        """Return the text, or all messages of a chat on one line."""
         if self.text is not None:
             return self.text
         return " ".join(f"[{m.role}] {m.content}" for m in self.messages or ())
@@ -94,12 +95,13 @@ class PromptSet:
 
 
 def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
-    """Prompt sets from a folder of `SET.txt` or `SET.jsonl`, or from one .jsonl, .csv or .parquet.
+    """Read prompt sets from a folder (one file per set) or from one file.
 
-    A single file names each prompt's set in a `set` column. The names of bundled sets, such as
-    `languages` and `conlangs`, are accepted too unless a path of that name exists. `+` joins
-    several sources: `languages+my/prompts`. Raises PromptError, with file and line, for
-    unreadable rows, duplicate ids, empty sets, and a set that occurs in two sources.
+    A folder holds `SET.txt` or `SET.jsonl`. A single .jsonl, .csv or .parquet file names each
+    prompt's set in a `set` column. The names of bundled sets, such as `languages` and `conlangs`,
+    are accepted too unless a path of that name exists. `+` joins several sources:
+    `languages+my/prompts`. Raises PromptError, with file and line, for unreadable rows, duplicate
+    ids, empty sets, and a set that occurs in two sources.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -110,27 +112,26 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     >>> [(prompt.id, prompt.text) for prompt in greetings.prompts]
     [('greetings:1', 'Good morning'), ('greetings:2', 'Good evening')]
     """
-    sources = _split_at_plus(str(path))
+    sources = _split_sources(str(path))
     if len(sources) > 1 and "" in sources:
-        example = "+".join(BUNDLES)
-        raise PromptError(f"{path}: a '+' stands between two prompt sets, as in {example}")
+        raise PromptError(f"{path}: '+' must join two sources, such as languages+conlangs")
     source_of_set: dict[str, str] = {}
     prompts: list[Prompt] = []
     for source in sources:
         for prompt_set in _read_source(source):
             name = prompt_set.name
             if name in source_of_set:
-                first = source_of_set[name]
                 raise PromptError(
-                    f"{first} and {source} both have a set {name!r}: rename or drop one"
+                    f"{source_of_set[name]} and {source} both have a set {name!r}: "
+                    "rename or drop one"
                 )
             source_of_set[name] = source
             prompts += prompt_set.prompts
     return _group(prompts)
 
 
-def _split_at_plus(text: str) -> list[str]:
-    """The sources that `+` joins; the name of an existing path may contain a plus."""
+def _split_sources(text: str) -> list[str]:
+    """Split at `+`, but keep an existing path that contains one."""
     if _exists(text) or "+" not in text:
         return [text]
     pieces = text.split("+")
@@ -140,7 +141,7 @@ def _split_at_plus(text: str) -> list[str]:
             break
     else:
         start, length = pieces[0], 1
-    return [start, *_split_at_plus("+".join(pieces[length:]))]
+    return [start, *_split_sources("+".join(pieces[length:]))]
 
 
 def _exists(source: str) -> bool:
@@ -154,7 +155,8 @@ def _read_source(source: str) -> tuple[PromptSet, ...]:
     if path.is_file():
         if path.suffix not in _SINGLE_FILES:
             raise PromptError(
-                f"{path}: one file of sets is .jsonl, .csv or .parquet; for .txt give their folder"
+                f"{path}: unsupported file type: use .jsonl, .csv or .parquet, "
+                "or a folder of .txt files"
             )
         return _group(_read_file(path))
     if source in BUNDLES:
@@ -185,7 +187,7 @@ def _read_folder(folder: Path) -> tuple[PromptSet, ...]:
 
 
 def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
-    """The prompt sets that come with saescope.
+    """Return the prompt sets that come with saescope.
 
     `languages` holds six languages and code, `conlangs` the same sentences in constructed
     languages, `requests` and `neutral` belong to the embedded chat model. Raises PromptError for
@@ -196,15 +198,15 @@ def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
     ['japanese', 'english', 'chinese', 'hindi', 'basque', 'esperanto', 'code']
     """
     if name not in BUNDLES:
-        raise PromptError(f"no prompt sets {name!r} come with saescope: {' or '.join(BUNDLES)}")
+        raise PromptError(f"unknown bundle {name!r}: choose {' or '.join(BUNDLES)}")
     with resources.as_file(resources.files("saescope.demo") / BUNDLES[name]) as path:
         return _group(_read_file(path))
 
 
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
-    """Plain texts as one prompt set, which is returned as a tuple of one.
+    """Wrap texts as one prompt set; returns a 1-tuple like the other readers.
 
-    Raises PromptError for empty texts, and if there is none.
+    Raises PromptError if a text is empty or if there are no texts.
 
     >>> import saescope as ss
     >>> [prompts] = ss.texts(["Good morning", "Good evening"])
@@ -219,7 +221,7 @@ def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Non-blank lines of a text file; raises PromptError if it is missing, empty or not UTF-8."""
+    """Read non-blank lines of a text file; raises PromptError if missing, empty or not UTF-8."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise PromptError(f"{path} does not exist: give a text file with one prompt per line")
@@ -237,10 +239,10 @@ def _read_file(path: Path, default_set: str = "") -> list[Prompt]:
 
 
 def _prompt(row: PromptRow, default_set: str, id_prefix: str) -> Prompt:
-    """The prompt of a row; raises PromptError, with the row's location, if the row is invalid."""
+    """Return a row's prompt; raises PromptError, with the row's location, if it is invalid."""
     set_name = row.string("set") or default_set
     if not set_name:
-        raise row.error("no `set`: every prompt of a single file names its set")
+        raise row.error("no `set`: in a single file, each row needs `set`")
     text = row.string("text")
     messages = row.objects("messages")
     if (text is None) == (messages is None):
@@ -253,7 +255,7 @@ def _prompt(row: PromptRow, default_set: str, id_prefix: str) -> Prompt:
         text=text,
         messages=tuple(_message(value, row) for value in messages) if messages else None,
         pair=row.string("pair"),
-        split=_split(row),
+        split=_parse_subset(row),
     )
 
 
@@ -267,7 +269,7 @@ def _message(value: object, row: PromptRow) -> Message:
     return Message(role, content)
 
 
-def _split(row: PromptRow) -> Split | None:
+def _parse_subset(row: PromptRow) -> Split | None:
     name = row.string("split")
     if name is None:
         return None
@@ -295,21 +297,25 @@ def _group(prompts: Iterable[Prompt]) -> tuple[PromptSet, ...]:
 def split_prompts(
     prompts: Sequence[Prompt], share: float = DISCOVERY_SHARE, seed: int = 0
 ) -> list[Split]:
-    """`discovery` or `holdout` per prompt: its own `split`, or else by hash.
+    """Assign each prompt to discovery or holdout: by its `split` if set, otherwise by hash.
 
-    `share` of every set goes to discovery. All prompts of one pair go to the same part, so a
-    sentence never helps to confirm its own translation.
+    About `share` of every set goes to discovery. The hash keeps the prompts of a pair together,
+    so that translations cannot leak between the two.
     """
     discovery = _discovery_keys(prompts, share, seed)
-    parts: list[Split] = []
+    subsets: list[Split] = []
     for prompt in prompts:
-        by_hash: Split = "discovery" if split_key(prompt) in discovery else "holdout"
-        parts.append(prompt.split or by_hash)
-    return parts
+        if prompt.split is not None:
+            subsets.append(prompt.split)
+        elif split_key(prompt) in discovery:
+            subsets.append("discovery")
+        else:
+            subsets.append("holdout")
+    return subsets
 
 
 def split_key(prompt: Prompt) -> str:
-    """What stays on one side of the split: a pair, or a single prompt without a pair."""
+    """Return the grouping key: the hash never separates prompts with the same key."""
     if prompt.pair is not None:
         return f"pair\0{prompt.pair}"
     return f"id\0{prompt.set}\0{prompt.id}"
@@ -319,8 +325,8 @@ def _discovery_keys(prompts: Sequence[Prompt], share: float, seed: int) -> set[s
     sets_of_key: defaultdict[str, set[str]] = defaultdict(set)
     for prompt in prompts:
         sets_of_key[split_key(prompt)].add(prompt.set)
-    # Keys that occur in the same sets are divided together: each set gets its share to within
-    # one prompt.
+    # Split keys separately for each combination of sets, so that every set gets `share` of its
+    # keys, up to the rounding of each combination to whole keys.
     groups: defaultdict[frozenset[str], list[str]] = defaultdict(list)
     for key, names in sets_of_key.items():
         groups[frozenset(names)].append(key)
@@ -336,7 +342,7 @@ def _discovery_keys(prompts: Sequence[Prompt], share: float, seed: int) -> set[s
 
 
 def fingerprint(sets: Iterable[PromptSet]) -> str:
-    """SHA-256 over every field of every prompt, in order."""
+    """Return the SHA-256 over every field of every prompt, in order."""
     fields: list[list[Any]] = [
         [prompt_set.name, [asdict(prompt) for prompt in prompt_set.prompts]] for prompt_set in sets
     ]

@@ -48,7 +48,7 @@ def atomic_file(out: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a whole file, over the old one if there is one: a reader sees either, never a part.
+    """Write a whole file, over the old one if there is one: readers see either version in full.
 
     Raises ResourceError if the disk fails; the old file then stays.
     """
@@ -60,7 +60,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 def write_then_rename(path: Path, data: bytes | memoryview, *, durable: bool) -> None:
     """`replace_file` for bytes, which raises OSError if the disk fails.
 
-    Parts of work that can be computed again need not be `durable`, that is flushed to the disk.
+    Results that can be recomputed need not be `durable`, that is, flushed to the disk.
     """
     staging = path.with_name(f".{path.name}.{token_hex(4)}.partial")
     with _removed_on_failure(staging, path):
@@ -82,18 +82,18 @@ def publish(staging: Path, out: Path) -> None:
 
 
 def partial_path(out: Path) -> Path:
-    """Where `out` is written before it is published."""
+    """Return where `out` is written before it is published."""
     return out.parent / f".{out.name}.partial"
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises ResourceError if something has this name already: nothing is overwritten."""
+    """Raise ResourceError if the path is taken: nothing is overwritten."""
     if out.exists() or out.is_symlink():
         raise ResourceError(f"{out} exists: choose another place, or remove it")
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:
-    """Raises ResourceError if the disk has no room for `needed` bytes and some to spare."""
+    """Raise ResourceError if the disk has no room for `needed` bytes and some to spare."""
     needed += _RESERVED_BYTES
     free = free_disk(out)
     if free < needed:

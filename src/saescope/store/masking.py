@@ -1,7 +1,10 @@
 """Which positions count in statistics.
 
 Position 0 and sinks (norms far above the layer's median) lie outside what an SAE was trained on
-and would dominate every mean. Both are left out by default, and every result says how many were.
+and would dominate every mean. Both are left out by default, and every result counts them.
+
+The median is the layer's, over the whole run. `PromptResids` in tables.py are made batch by batch
+and use each prompt's own median instead.
 """
 
 from dataclasses import dataclass
@@ -35,20 +38,20 @@ class Masking:
     "Count sinks too."
 
     sink_ratio: float = 10.0
-    "A position is a sink if its norm exceeds this many medians of its layer."
+    "A position is a sink if its norm exceeds this many times its layer's median."
 
     last: int | None = None
     "Count only this many positions at the end of each prompt. Default: all."
 
     def check(self) -> None:
-        """Raises PromptError for a ratio or a number of positions that makes no sense."""
+        """Raise PromptError for invalid values."""
         if not self.sink_ratio > 1:
-            raise PromptError(f"sink_ratio must be above 1, the median, got {self.sink_ratio:g}")
+            raise PromptError(f"sink_ratio must be greater than 1, got {self.sink_ratio:g}")
         if self.last is not None and self.last < 1:
             raise PromptError(f"last must be at least 1, got {self.last}")
 
     def apply(self, pos: Ints, norms: Norms) -> "Positions":
-        """Find the sinks among one layer's tokens (tokens,), and which positions are scored."""
+        """Return the sinks and the scored positions of one layer's tokens (tokens,)."""
         candidates = self.candidates(pos)
         sinks = np.zeros(len(pos), bool)
         median = self.median(pos, norms)
@@ -56,7 +59,7 @@ class Masking:
             sinks = norms > self.sink_ratio * median
         in_scope = candidates
         if self.last is not None:
-            in_scope = candidates & (_tokens_behind(pos) < self.last)
+            in_scope = candidates & (_tokens_after(pos) < self.last)
         scored = in_scope if self.keep_sinks else in_scope & ~sinks
         return Positions(
             sinks=sinks,
@@ -66,15 +69,15 @@ class Masking:
         )
 
     def candidates(self, pos: Ints) -> Bools:
-        """Positions that count before sinks are looked for."""
+        """Return the positions eligible before sink removal, (tokens,)."""
         if self.keep_pos0:
             return np.ones(len(pos), bool)
         return np.asarray(pos > 0)
 
     def median(self, pos: Ints, norms: Norms) -> float | None:
-        """One layer's median norm, which sinks are measured by; None if no position counts.
+        """Return the layer's lower median norm; None if no position is eligible.
 
-        It is the lower median, so that one sink among two tokens does not hide itself.
+        With two tokens, a sink would raise an averaged median and escape detection.
         """
         ascending = np.sort(norms[self.candidates(pos)])
         if not len(ascending):
@@ -104,8 +107,8 @@ class Positions:
         return MaskedCounts(self.masked_pos0, self.masked_sinks)
 
 
-def _tokens_behind(pos: Ints) -> Ints:
-    """How many tokens of its prompt follow each one; each prompt begins at position 0."""
+def _tokens_after(pos: Ints) -> Ints:
+    """Count the tokens that follow each token in its prompt; prompts begin at position 0."""
     starts = np.flatnonzero(pos == 0)
     lengths = np.diff(np.append(starts, len(pos)))
     return np.asarray(np.repeat(lengths, lengths) - 1 - pos)

@@ -1,4 +1,4 @@
-"""A run: one published, immutable directory of features with a manifest that says what made it.
+"""A run: one published, immutable directory of features with a manifest of its inputs.
 
 This file reads and checks runs; writer.py makes them.
 """
@@ -54,15 +54,15 @@ class Run:
         path = Path(path)
         manifest = _read_manifest(path)
         schema = manifest.get("schema")
-        if schema not in tables.READABLE:
-            readable = " and ".join(map(str, tables.READABLE))
+        if schema not in tables.READABLE_SCHEMAS:
+            supported = ", ".join(map(str, tables.READABLE_SCHEMAS))
             raise RunError(
-                f"{path} has schema {schema}, this saescope reads {readable}: make the run again"
+                f"{path} has schema {schema} (supported: {supported}): recompute the run"
             )
         missing = _MANIFEST_KEYS - manifest.keys()
         if missing:
             raise RunError(
-                f"{path / MANIFEST} is damaged: it has no {min(missing)}; make the run again"
+                f"{path / MANIFEST} is damaged: it has no {min(missing)}; recompute the run"
             )
         return cls(path, manifest)
 
@@ -102,18 +102,18 @@ class Run:
 
     @cached_property
     def set_of_prompt(self) -> Indices:
-        """Index in `sets` of each prompt's set, (prompts,)."""
+        """For each prompt, the index of its set in `sets`, (prompts,)."""
         index = {name: i for i, name in enumerate(self.sets)}
         return np.array([index[prompt.set] for prompt in self.prompts], dtype=np.intp)
 
     @cached_property
     def set_of_token(self) -> Indices:
-        """Index in `sets` of each token's set, (tokens,)."""
+        """For each token, the index of its set in `sets`, (tokens,)."""
         return np.asarray(self.set_of_prompt[self.token_prompt])
 
     @cached_property
     def token_prompt(self) -> Int32s:
-        """Index of each token's prompt, (tokens,)."""
+        """For each token, the index of its prompt, (tokens,)."""
         return columns.values(self._tokens["prompt"])
 
     @cached_property
@@ -136,23 +136,23 @@ class Run:
         return self.read("tokens.parquet")
 
     def features(self, layer: int) -> LayerFeatures:
-        """One layer's features; raises RunError if the run does not hold that layer."""
+        """Return one layer's features; raises RunError if the run does not hold that layer."""
         self.check_layer(layer)
         return tables.features_of(self.read(tables.features_name(layer)))
 
     def resids(self, layer: int) -> PromptResids:
-        """One layer's residuals per prompt; raises RunError if the run does not hold it."""
+        """Return one layer's residuals per prompt; raises RunError if the run does not hold it."""
         self.check_layer(layer)
         return tables.resid_of(self.read(tables.resid_name(layer)), self.model.d_model)
 
     def check_layer(self, layer: int) -> None:
-        """Raises RunError if the run does not hold this layer."""
+        """Raise RunError if the run does not hold this layer."""
         if layer not in self.saes:
             layers = ", ".join(map(str, self.layers))
             raise RunError(f"{self.path} holds layers {layers}, not {layer}")
 
     def check_feature(self, feature: Feature) -> None:
-        """Raises RunError if the run does not hold this feature."""
+        """Raise RunError if the run does not hold this feature."""
         self.check_layer(feature.layer)
         d_sae = self.saes[feature.layer].d_sae
         if not 0 <= feature.id < d_sae:
@@ -161,17 +161,20 @@ class Run:
             )
 
     def read(self, name: str) -> pa.Table:
-        """One table by its file name; raises RunError if it is damaged or missing."""
+        """Read one table by its file name; raises RunError if it is damaged or missing."""
         path = self.path / name
         try:
             return pq.ParquetFile(path).read()
         except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{path} is damaged or missing: make the run again") from error
+            raise RunError(f"{path} is damaged or missing: recompute the run") from error
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run's content: on one machine, equal jobs make equal bytes."""
+    """Everything that decides a run's content.
+
+    Equal jobs produce identical bytes on one machine.
+    """
 
     model: ModelSpec
     saes: tuple[SaeSpec, ...]
@@ -184,15 +187,15 @@ class Job:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every field and the schema's version."""
+        """SHA-256 over every field and the schema version."""
         return _fingerprint(tables.SCHEMA_VERSION, asdict(self))
 
 
 def verify(path: str | Path) -> list[str]:
-    """What is wrong with a run's files, one line each; empty if nothing is.
+    """List problems with a run's files, one line each; empty if it is intact.
 
-    Checks hashes, missing and foreign files, the manifest's fingerprint, then columns and numbers
-    of rows. Raises RunError if there is no readable manifest to judge by.
+    Checks hashes, missing and unexpected files, the manifest's fingerprint, then columns and row
+    counts. Raises RunError if the manifest cannot be read.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -208,12 +211,17 @@ def verify(path: str | Path) -> list[str]:
     hashes: Mapping[str, str] = run.manifest["tables"]
     present = {file.name for file in run.path.iterdir()} - {MANIFEST}
     problems = [f"{name} is missing" for name in sorted(hashes.keys() - present)]
-    problems += [f"{name} does not belong to the run" for name in sorted(present - hashes.keys())]
+    problems += [
+        f"{name} is unexpected: it is not listed in {MANIFEST}"
+        for name in sorted(present - hashes.keys())
+    ]
     for name in sorted(hashes.keys() & present):
         if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != hashes[name]:
-            problems.append(f"{name} is not the file that was published: its SHA-256 differs")
+            problems.append(f"{name} was modified: its SHA-256 differs from the manifest")
     if _fingerprint(run.manifest["schema"], run.manifest["job"]) != run.manifest["fingerprint"]:
-        problems.append(f"{MANIFEST} was changed: its fingerprint is not that of its job")
+        problems.append(
+            f"the fingerprint in {MANIFEST} does not match its job: the manifest was modified"
+        )
     return problems or _schema_problems(run)
 
 
@@ -225,7 +233,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{path / MANIFEST} cannot be read: {error}") from error
     if not isinstance(manifest, dict):
-        raise RunError(f"{path / MANIFEST} is damaged: it is not an object; make the run again")
+        raise RunError(f"{path / MANIFEST} is damaged: it is not an object; recompute the run")
     return manifest
 
 
@@ -235,16 +243,16 @@ def _fingerprint(schema: int, job: Mapping[str, Any]) -> str:
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
-    """The prompt of a row of the prompts table, with text or with messages as it was read."""
+    """Return the prompt stored in a row of the prompts table."""
     fields = {name: row[name] for name in ("id", "set", "pair", "split")}
     if row["messages"] is None:
         return Prompt(text=row["text"], **fields)
-    turns = json.loads(row["messages"])
-    return Prompt(messages=tuple(Message(**turn) for turn in turns), **fields)
+    messages = json.loads(row["messages"])
+    return Prompt(messages=tuple(Message(**message) for message in messages), **fields)
 
 
 def _schema_problems(run: Run) -> list[str]:
-    """Tables that are not listed, have other columns, or another number of rows."""
+    """List tables that are not in the manifest or have wrong columns or row counts."""
     expected = _expected_columns(run)
     listed = run.manifest["tables"].keys()
     problems = [f"{name} is not listed in {MANIFEST}" for name in expected.keys() - listed]
@@ -257,9 +265,9 @@ def _schema_problems(run: Run) -> list[str]:
             problems.append(f"{name} has columns {actual}, not {', '.join(expected[name])}")
     for name, n in n_rows.items():
         per_token = name == "tokens.parquet" or name.startswith("layer")
-        other = "tokens.parquet" if per_token else "prompts.parquet"
-        if n != n_rows.get(other, n):
-            problems.append(f"{name} has {n} rows, {other} {n_rows[other]}")
+        reference_table = "tokens.parquet" if per_token else "prompts.parquet"
+        if n != n_rows.get(reference_table, n):
+            problems.append(f"{name} has {n} rows, {reference_table} has {n_rows[reference_table]}")
     return sorted(problems)
 
 

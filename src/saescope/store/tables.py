@@ -16,7 +16,7 @@ from saescope.store import columns
 from saescope.store.arrays import Bools, Float32s, Indices
 
 SCHEMA_VERSION = 3
-READABLE = (2, 3)
+READABLE_SCHEMAS = (2, 3)
 
 PROMPTS = pa.schema(
     [
@@ -32,34 +32,35 @@ PROMPTS = pa.schema(
 TOKENS = pa.schema(
     [("prompt", pa.int32()), ("pos", pa.int32()), ("token_id", pa.int32()), ("token", pa.string())]
 )
+# "border" holds `next_pre_act`; the name is kept for schema 2 and 3.
 FEATURE_COLUMNS = ("norm", "ids", "acts", "border", "error")
 RESID_COLUMNS = ("positions", "mean", "last")
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 def features_name(layer: int) -> str:
-    """File of one layer's features, one row per token."""
+    """Return the file name of one layer's features, one row per token."""
     return f"layer{layer}.parquet"
 
 
 def resid_name(layer: int) -> str:
-    """File of one layer's residuals, one row per prompt."""
+    """Return the file name of one layer's residuals, one row per prompt."""
     return f"resid{layer}.parquet"
 
 
 def id_type(d_sae: int) -> npt.DTypeLike:
-    """The smallest unsigned type that holds every feature id."""
+    """Return the smallest unsigned type that holds every feature id."""
     return np.uint16 if d_sae <= 2**16 else np.uint32
 
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """One layer's features of all tokens: what fires, token after token, strongest first.
+    """One layer's active features of all tokens, token by token, strongest first.
 
     `norms` (tokens,) are residual norms. `counts` (tokens,) says how many entries of `acts` and
     `ids` (fired,) belong to each token; every activation is above 0. `next_pre_act` (tokens,) is
-    the strongest pre-activation that does not fire, NaN if there is none. `error` (tokens,) is the
-    norm of the reconstruction error, None if it was not asked for.
+    the largest inactive pre-activation, NaN if there is none. `error` (tokens,) is the norm of the
+    reconstruction error, None if not requested.
     """
 
     norms: Float32s
@@ -78,14 +79,14 @@ class LayerFeatures:
         next_pre_act: Float32s,
         error: Float32s | None = None,
     ) -> "LayerFeatures":
-        """From rows of equal length, (tokens, k), in which an activation of 0 does not fire."""
+        """Build from matrices (tokens, k), in which an activation of 0 is inactive."""
         fires = acts > 0
         counts = fires.sum(1, dtype=np.int32)
         return cls(norms, counts, acts[fires], ids[fires], next_pre_act, error)
 
     @cached_property
     def token(self) -> Indices:
-        """The token that each entry of `acts` and `ids` belongs to, (fired,)."""
+        """Index of the token that each entry of `acts` and `ids` belongs to, (fired,)."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @cached_property
@@ -94,15 +95,15 @@ class LayerFeatures:
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.intp)])
 
     def row(self, token: int) -> slice:
-        """The entries of one token."""
+        """Return the slice of one token's entries."""
         return slice(int(self.starts[token]), int(self.starts[token + 1]))
 
     def fires(self, feature: int) -> Bools:
-        """The tokens on which a feature fires, (tokens,)."""
+        """Return whether a feature fires on each token, (tokens,)."""
         return np.asarray(self.acts_of(feature) > 0)
 
     def acts_of(self, feature: int) -> Float32s:
-        """A feature's activation on every token, 0 where it does not fire, (tokens,)."""
+        """Return a feature's activation on every token, 0 where it does not fire, (tokens,)."""
         entries = np.flatnonzero(self.ids == feature)
         tokens = np.searchsorted(self.starts, entries, side="right") - 1
         acts = np.zeros(len(self.counts), np.float32)
@@ -110,7 +111,7 @@ class LayerFeatures:
         return acts
 
     def strongest(self, n: int) -> npt.NDArray[np.int64]:
-        """The n strongest features of every token, (tokens, n); -1 where fewer fire."""
+        """Return the n strongest features of every token, (tokens, n), padded with -1."""
         rank = np.arange(len(self.ids)) - self.starts[self.token]
         top = rank < n
         ids = np.full((len(self.counts), n), -1, np.int64)
@@ -118,7 +119,7 @@ class LayerFeatures:
         return ids
 
     def take(self, tokens: Indices) -> "LayerFeatures":
-        """These tokens in this order; one may be taken more than once."""
+        """Return these tokens in this order; a token may occur more than once."""
         counts = self.counts[tokens]
         new_starts = np.cumsum(counts, dtype=np.intp) - counts
         shift = np.repeat(self.starts[tokens] - new_starts, counts)
@@ -133,11 +134,11 @@ class LayerFeatures:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["LayerFeatures"]) -> "LayerFeatures":
-        """The tokens of several, one after another."""
+    def joined(cls, batches: Sequence["LayerFeatures"]) -> "LayerFeatures":
+        """Concatenate."""
         arrays = {}
         for field in fields(cls):
-            values = [getattr(part, field.name) for part in parts]
+            values = [getattr(batch, field.name) for batch in batches]
             if values[0] is not None:
                 arrays[field.name] = np.concatenate(values)
         return cls(**arrays)
@@ -149,7 +150,8 @@ class PromptResids:
 
     `mean` (prompts, d_model) is the mean over `positions` (prompts,) positions of each prompt, and
     `last` (prompts, d_model) the residual of its last position. The mean leaves out position 0 and
-    norms above 10 times the prompt's own lower median.
+    norms above 10 times the prompt's own lower median; statistics of features (`Masking`) use the
+    layer's lower median over the whole run instead.
     """
 
     positions: npt.NDArray[np.int32]
@@ -158,7 +160,7 @@ class PromptResids:
 
 
 def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Table:
-    """One row per prompt, as it was read."""
+    """Return the prompts as a table, one row per prompt."""
     arrays = {
         name: columns.strings(getattr(prompt, name) for prompt in prompts)
         for name in ("id", "set", "pair", "split")
@@ -176,7 +178,7 @@ def _messages_json(prompt: Prompt) -> str | None:
 
 
 def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
-    """One row per token, from the (id, text) of every token of every prompt."""
+    """Return the tokens, (id, text) per prompt, as a table with one row per token."""
     lengths = [len(row) for row in tokens]
     numbers = {
         "prompt": np.repeat(np.arange(len(tokens)), lengths),
@@ -189,7 +191,7 @@ def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:
 
 
 def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
-    """One row per token: its norm, and what fires, strongest first."""
+    """Return a table with one row per token: its norm and active features, strongest first."""
     starts = columns.numbers(features.starts)
     ids = columns.numbers(features.ids.astype(id_type(d_sae)))
     error = pa.nulls(len(features.norms), pa.float32())
@@ -207,9 +209,9 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
 
 
 def features_of(table: pa.Table) -> LayerFeatures:
-    """The inverse of `features_table`.
+    """Invert `features_table`.
 
-    Reads schema 2 too, where every token has k entries and those of 0 do not fire.
+    Reads schema 2 too, in which every token has k entries and entries of 0 are inactive.
     """
     norms = columns.values(table["norm"])
     next_pre_act = columns.values(table["border"])
@@ -227,7 +229,7 @@ def features_of(table: pa.Table) -> LayerFeatures:
 
 
 def resid_table(resid: PromptResids) -> pa.Table:
-    """One row per prompt: the number of positions, their mean residual, the last residual."""
+    """Return a table with one row per prompt: positions, mean residual, last residual."""
     return pa.table(
         {
             "positions": columns.numbers(resid.positions),
@@ -238,7 +240,7 @@ def resid_table(resid: PromptResids) -> pa.Table:
 
 
 def resid_of(table: pa.Table, d_model: int) -> PromptResids:
-    """The inverse of `resid_table`."""
+    """Invert `resid_table`."""
     return PromptResids(
         positions=columns.values(table["positions"]),
         mean=_matrix(table["mean"], d_model),
@@ -247,10 +249,10 @@ def resid_of(table: pa.Table, d_model: int) -> PromptResids:
 
 
 def _lists(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    """An array of shape (rows, width) as a fixed-size list column."""
+    """Return a matrix (rows, width) as a fixed-size list column."""
     return pa.FixedSizeListArray.from_arrays(columns.numbers(matrix.reshape(-1)), matrix.shape[1])
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> npt.NDArray[Any]:
-    """The inverse of `_lists`."""
+    """Invert `_lists`."""
     return columns.values(pc.list_flatten(column)).reshape(-1, width)

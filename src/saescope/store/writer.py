@@ -1,7 +1,7 @@
-"""Make a run: collect batches beside its final place, then publish it in one rename.
+"""Write a run: collect batches beside its output path, then publish it in one rename.
 
-Until then it is the folder `.NAME.partial`, with one file per finished batch and layer; the same
-job started again resumes from there.
+Until then it is the folder `.NAME.partial`, with one file per finished batch and layer. Starting
+the same job again resumes from there.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Tokens = Sequence[Sequence[tuple[int, str]]]
 
 @final
 class RunWriter:
-    """Collects a job's batches beside the final place, then publishes them as a run."""
+    """Collects a job's batches beside the output path, then publishes them as a run."""
 
     def __init__(self, out: Path, job: Job) -> None:
         self.out = out
@@ -43,25 +43,25 @@ class RunWriter:
         self._created_parent = not out.parent.exists()
 
     def published(self) -> Run | None:
-        """The finished run of this very job, or None.
+        """Return the published run of this job, or None.
 
-        Raises RunError if something else has its name.
+        Raises RunError if the path is taken.
         """
         if not self.out.exists():
             return None
         if not (self.out / MANIFEST).is_file():
-            raise RunError(f"{self.out} exists and is not a run: choose another place")
+            raise RunError(f"{self.out} exists and is not a run: choose another path")
         run = Run.open(self.out)
         if run.manifest["fingerprint"] != self.job.fingerprint:
-            raise RunError(f"{self.out} holds another job's run: choose another place or remove it")
+            raise RunError(f"{self.out} holds another job's run: choose another path or remove it")
         return run
 
     @contextmanager
     def collecting(self) -> Iterator[set[tuple[int, int]]]:
         """Open the partial folder and yield the (batch, layer) pairs that are already there.
 
-        If the block ends early, finished batches stay for the next attempt; without any, the
-        folder is removed.
+        If the block fails, finished batches stay for the next attempt. If no batch is finished,
+        the folder is removed.
         """
         with self._disk():
             self._resume_or_clear()
@@ -75,15 +75,14 @@ class RunWriter:
                     self.out.parent.rmdir()
             raise
 
-    @property
-    def spill(self) -> Path:
-        """A folder for intermediate results; it is removed with the partial folder."""
+    def spill_folder(self) -> Path:
+        """Create a folder for intermediate results; it is removed with the partial folder."""
         folder = self._partial / "spill"
         folder.mkdir(exist_ok=True)
         return folder
 
     def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> Any:
-        """What `make` returned in the first attempt of this job, as JSON keeps it."""
+        """Return the stored value, or call `make` and store it as JSON."""
         path = self._partial / f"{name}.json"
         with self._disk():
             if not path.is_file():
@@ -106,10 +105,10 @@ class RunWriter:
         batches: Sequence[Sequence[int]],
         record: Mapping[str, Any],
     ) -> Run:
-        """Write the tables in the prompts' order and the manifest, then rename.
+        """Write the tables in prompt order and the manifest, then rename.
 
-        `tokens` holds (id, text) of every token of every prompt, `batches` the prompts of every
-        batch in its row order; `record` goes into the manifest beside the job.
+        `tokens` holds the (id, text) of every token of every prompt; `batches` lists, per batch,
+        the prompt indices in batch order. `record` goes into the manifest beside the job.
         """
         with self._disk():
             folder = self._partial / "run"
@@ -175,15 +174,14 @@ class RunWriter:
 
     def _disk(self) -> AbstractContextManager[None]:
         advice = (
-            "nothing was published; free space or choose another place, "
-            "and the same command resumes"
+            "nothing was published; free space or choose another path, and the same command resumes"
         )
         return disk_errors(f"the run {self.out}", advice)
 
 
-def _arrays(part: LayerFeatures | PromptResids) -> dict[str, Any]:
-    """A part's arrays by name, without those that are None."""
-    arrays = {field.name: getattr(part, field.name) for field in fields(part)}
+def _arrays(batch: LayerFeatures | PromptResids) -> dict[str, Any]:
+    """Return the arrays by name, without those that are None."""
+    arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: array for name, array in arrays.items() if array is not None}
 
 
@@ -193,7 +191,7 @@ def _features(archive: Archive) -> LayerFeatures:
 
 
 def _token_order(prompt_order: Indices, lengths: Sequence[int]) -> Indices:
-    """The rows of the token table in the order in which the batches hold them."""
+    """Return the rows of the token table in batch order."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return np.concatenate([np.arange(starts[p], starts[p + 1]) for p in prompt_order])
 
