@@ -248,6 +248,6 @@ def test_directions_of_another_width_are_refused(
     write_directions([Direction(2, V, "narrow")], tmp_path / "a.safetensors")
     assert cli(["steer", "hello there", "--edit", f"{tmp_path / 'a.safetensors'} add 1"]) == 2
     assert (
-        "narrow@2: the direction is 4 wide, residuals of saescope-tiny 192"
+        "narrow@2: direction has 4 dimensions, the residual of saescope-tiny has 192"
         in capsys.readouterr().err
     )

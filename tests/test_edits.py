@@ -84,12 +84,12 @@ def test_conditions_are_read_from_words_and_from_files(tmp_path: Path) -> None:
 
 HEAD = 'model = "m"\nsae = "s"\n'
 WRONG = {
-    "": "does not say its model",
+    "": "has no model",
     "model = 3\nsae = 's'\n[[edit]]\nfeature = '1/2'": "model is 3",
     HEAD: "has no [[edit]]",
     HEAD + "sae_files = 3": "sae_files is not a table",
     HEAD + "k = 'x'": "k is 'x', not a number",
-    HEAD + "[[edit]]\nop = 'scale'": "edit 1 names no feature",
+    HEAD + "[[edit]]\nop = 'scale'": "edit 1: pass either a feature",
     HEAD + "[[edit]]\nfeature = '17-3'": "'17-3' is not LAYER/ID",
     HEAD + "[[edit]]\nfeature = '1/2'\nop = 'ablate'": "op 'ablate' is not one of add, scale",
     HEAD + "[[edit]]\nfeature = '1/2'\nscope = 'some'": "scope 'some'",
@@ -99,11 +99,11 @@ WRONG = {
     HEAD + "[[edit]]\nfeature = '1/2'\nstrength = true": "strength True is not a number",
     HEAD + "[[edit]]\nfeature = '1/2'\nskip_sinks = 1": "skip_sinks 1 is not true or false",
     HEAD + "[[edit]]\nfeature = '1/2'\nstrenght = 1": "unknown key 'strenght'",
-    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = 3": "when 3 is not a feature",
-    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '1/2 > x'": "condition '1/2 > x' is not a feature",
-    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '2/2'": "2/2 is of a later layer",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = 3": "when 3 is not a condition",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '1/2 > x'": "condition '1/2 > x': expected 17/555",
+    HEAD + "[[edit]]\nfeature = '1/2'\nwhen = '2/2'": "must read this layer or an earlier one",
     HEAD + "[[edit]]\nfeature = '1/2'\nlayer = 1": "a feature says its layer itself",
-    HEAD + "[[edit]]\nfeature = '1/2'\ndirection = 'a.safetensors'": "give one of the two",
+    HEAD + "[[edit]]\nfeature = '1/2'\ndirection = 'a.safetensors'": "pass either a feature",
     HEAD + "strength = 1\n[[edit]]\nfeature = '1/2'": "unknown key 'strength'",
     "model = ": "is no edits file",
 }

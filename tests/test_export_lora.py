@@ -208,7 +208,7 @@ def test_directions_become_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
         (Edit("1/3", "project", scope="decode"), "its scope is decode"),
         (Edit("1/3", "project", 0.0), "none changes anything"),
         (Edit("9/3", "project"), "the model has layers 0-3"),
-        (Edit("2/3", "project"), "there is no SAE of layer 2"),
+        (Edit("2/3", "project"), "no SAE for layer 2"),
     ],
 )
 def test_edits_that_no_lora_expresses_are_refused(

@@ -378,7 +378,7 @@ def test_whole_model_shares_its_blocks_with_transformers(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (Edit(Feature(0, 1)), "no SAE of layer 0"),
+        (Edit(Feature(0, 1)), "no SAE for layer 0"),
         (Edit(Feature(1, 999)), "has 256 features"),
     ],
 )
@@ -396,7 +396,7 @@ def test_edits_of_another_model_are_refused(
 ) -> None:
     _, saes = steerable
     other = load_lm(tiny.save_model(tmp_path / "wide", d_model=48, heads=6, kv_heads=3), [2])
-    with pytest.raises(EditError, match="32 wide"), steered(other, saes, STRONG):
+    with pytest.raises(EditError, match="SAE reads 32 dimensions"), steered(other, saes, STRONG):
         pass
     shallow = load_lm(tiny.save_model(tmp_path / "shallow"), [0])
     with pytest.raises(EditError, match="loaded up to layer 0"), steered(shallow, saes, STRONG):
@@ -516,13 +516,13 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
         ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"],
         "these edits are for the",
     ),
-    ({"d_sae": 100}, [], "d_sae 100, saescope-tiny-sae has 512"),
-    ({"d_model": 100}, [], "d_model 100, saescope-tiny-sae has 192"),
-    ({"k": 100}, [], "k 100, saescope-tiny-sae has 32"),
+    ({"d_sae": 100}, [], "expect d_sae=100, this SAE (saescope-tiny-sae) has d_sae=512"),
+    ({"d_model": 100}, [], "expect d_model=100, this SAE (saescope-tiny-sae) has d_model=192"),
+    ({"k": 100}, [], "expect k=100, this SAE (saescope-tiny-sae) has k=32"),
     (
         {"sae_files": {"2": "sha256:0"}},
         [],
-        "of another SAE: the file of layer 2 of saescope-tiny-sae",
+        "belong to another SAE: they expect fingerprint",
     ),
 ]
 

@@ -225,10 +225,10 @@ def test_condition_is_checked_at_each_position(
 
 def test_impossible_conditions_are_refused(steerable: Steerable) -> None:
     lm, saes = steerable
-    with pytest.raises(EditError, match="2/3 is of a later layer"):
+    with pytest.raises(EditError, match="got 2/3"):
         Edit("1/3", when="2/3")
     with (
-        pytest.raises(EditError, match="there is no SAE of layer 0 here"),
+        pytest.raises(EditError, match="no SAE for layer 0 was passed"),
         steered(lm, saes[1:], [Edit("1/3", when="0/3")]),
     ):
         pass

@@ -191,7 +191,7 @@ def test_cache_of_other_rows_is_refused(steerable: Steerable) -> None:
     with steered(lm, saes, EDITS):
         run(lm, ids[:, :10].repeat(2, 1), cache)
         cache.batch_repeat_interleave(2)
-        with pytest.raises(EditError, match="built for 2 rows and has 4"):
+        with pytest.raises(EditError, match="built with batch size 2, now 4"):
             run(lm, ids[:, 10:].repeat(4, 1), cache)
 
 

@@ -1,4 +1,4 @@
-"""The edits of one `steered` block, checked against the model and bound to tensors, by layer."""
+"""The edits of one `steered` context: checked against the model, bound to tensors, by layer."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from saescope.control.edits import Edit
 from saescope.control.formulae import (
     ActivationReader,
-    LayerEdits,
+    EditTensors,
     WatchedFeature,
     bind_edits,
     condition_reader,
@@ -23,7 +23,7 @@ SaeOfLayer = Mapping[int, Sae]
 
 
 class ConditionSite(NamedTuple):
-    """Where a condition reads: a layer, a column of its reader, and the number to exceed."""
+    """Layer, column and threshold of a condition's activation."""
 
     layer: int
     column: int
@@ -31,11 +31,11 @@ class ConditionSite(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class EditedLayer:
-    """The edits of one layer that change anything, and the place of each one in the receipt."""
+class LayerTargets:
+    """Effective edits of one layer, with their indices in the receipt."""
 
-    bound: LayerEdits
-    numbers: tuple[int, ...]
+    tensors: EditTensors
+    indices: tuple[int, ...]
     rules: tuple[PositionRule, ...]
     conditions: tuple[ConditionSite | None, ...]
 
@@ -47,25 +47,25 @@ class EditedLayer:
 
 @dataclass(frozen=True, eq=False)
 class ActiveEdits:
-    """The edits of one `steered` block: by layer, what their conditions read, and their receipt.
+    """The edits of one `steered` context by layer, the readers of their conditions, their receipt.
 
-    `key` is equal for blocks whose edits are the same; it is None if nothing is changed.
+    `key` identifies the edits, to validate KV caches; it is None if no edit has an effect.
     """
 
     lm: LM
-    layers: Mapping[int, EditedLayer]
+    layers: Mapping[int, LayerTargets]
     watched: Mapping[int, ActivationReader]
     receipt: Receipt
     key: Hashable
 
     @property
     def hooked_layers(self) -> set[int]:
-        """Layers that are changed or read."""
+        """Layers that edits change or conditions read."""
         return self.layers.keys() | self.watched.keys()
 
 
 class _Key(NamedTuple):
-    """What makes the edits of two blocks the same."""
+    """Identifies edits: equal keys mean equal changes."""
 
     edits: tuple[Edit, ...]
     random_seed: int | None
@@ -75,32 +75,41 @@ class _Key(NamedTuple):
 def activate(
     lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], random_seed: int | None
 ) -> ActiveEdits:
-    """Bind edits to tensors; raises EditError for one that does not belong to `lm` and `saes`.
+    """Return the edits bound to tensors; with `random_seed`, along random directions.
 
-    With `random_seed` they write along random directions of the same lengths.
+    Random directions have the lengths of those that they replace. Raises EditError if an edit does
+    not match `lm` or `saes`.
     """
     sae_of = {sae.spec.layer: sae for sae in saes}
     for edit in edits:
         _check_fit(lm, edit, sae_of)
-    acting = {number: edit for number, edit in enumerate(edits) if not edit.is_noop}
+    effective = {index: edit for index, edit in enumerate(edits) if not edit.is_noop}
     watched: dict[int, list[WatchedFeature]] = {}
-    layers = {}
-    for layer in sorted({edit.layer for edit in acting.values()}):
-        of_layer = {number: edit for number, edit in acting.items() if edit.layer == layer}
-        chosen = list(of_layer.values())
-        bound = bind_edits(chosen, sae_of.get(layer), device=lm.device)
+    targets = {}
+    for layer in sorted({edit.layer for edit in effective.values()}):
+        layer_edits = {index: edit for index, edit in effective.items() if edit.layer == layer}
+        tensors = bind_edits(list(layer_edits.values()), sae_of.get(layer), device=lm.device)
         if random_seed is not None:
-            bound = bound.along_random_directions(random_seed)
-        rules = tuple(PositionRule(edit.scope, edit.skip_sinks) for edit in chosen)
-        conditions = tuple(_condition_site(edit, watched) for edit in chosen)
-        layers[layer] = EditedLayer(bound, tuple(of_layer), rules, conditions)
+            tensors = tensors.along_random_directions(random_seed)
+        targets[layer] = _layer_targets(layer_edits, tensors, watched)
     readers = {layer: condition_reader(read, sae_of[layer]) for layer, read in watched.items()}
-    key = _key(tuple(acting.values()), random_seed, sae_of)
-    return ActiveEdits(lm, layers, readers, _receipt(edits, sae_of), key)
+    key = _key(tuple(effective.values()), random_seed, sae_of)
+    return ActiveEdits(lm, targets, readers, _receipt(edits, sae_of), key)
+
+
+def _layer_targets(
+    layer_edits: Mapping[int, Edit],
+    tensors: EditTensors,
+    watched: dict[int, list[WatchedFeature]],
+) -> LayerTargets:
+    edits = layer_edits.values()
+    rules = tuple(PositionRule(edit.scope, edit.skip_sinks) for edit in edits)
+    conditions = tuple(_condition_site(edit, watched) for edit in edits)
+    return LayerTargets(tensors, tuple(layer_edits), rules, conditions)
 
 
 def _condition_site(edit: Edit, watched: dict[int, list[WatchedFeature]]) -> ConditionSite | None:
-    """Where an edit's condition will be read; its feature is added to those read at its layer."""
+    """Add the condition's feature to those watched at its layer, and return where it is read."""
     condition = edit.condition
     if condition is None:
         return None
@@ -112,39 +121,44 @@ def _condition_site(edit: Edit, watched: dict[int, list[WatchedFeature]]) -> Con
     return ConditionSite(layer, columns.index(feature), condition.above)
 
 
-def _key(acting: tuple[Edit, ...], random_seed: int | None, sae_of: SaeOfLayer) -> _Key | None:
-    if not acting:
+def _key(effective: tuple[Edit, ...], random_seed: int | None, sae_of: SaeOfLayer) -> _Key | None:
+    if not effective:
         return None
-    layers = {layer for edit in acting for layer in edit.sae_layers}
-    return _Key(acting, random_seed, tuple(sae_of[layer].spec for layer in sorted(layers)))
+    layers = {layer for edit in effective for layer in edit.sae_layers}
+    return _Key(effective, random_seed, tuple(sae_of[layer].spec for layer in sorted(layers)))
 
 
 def _receipt(edits: Sequence[Edit], sae_of: SaeOfLayer) -> Receipt:
-    """A receipt with each edit's read-out gain and length, whether it changes anything or not."""
-    bound = [bind_edits([edit], sae_of.get(edit.layer)) for edit in edits]
-    gains = [float(alone.gain) for alone in bound]
-    norms = [float(alone.norms) for alone in bound]
+    """Return a receipt with the read-out gain and length of each edit, effective or not."""
+    tensors = [bind_edits([edit], sae_of.get(edit.layer)) for edit in edits]
+    gains = [float(edit_tensors.gain) for edit_tensors in tensors]
+    norms = [float(edit_tensors.norms) for edit_tensors in tensors]
     return Receipt(edits, gains, norms)
 
 
 def _check_fit(lm: LM, edit: Edit, sae_of: SaeOfLayer) -> None:
-    """Raises EditError for an edit that does not belong to this model, naming what differs."""
+    """Raise EditError if an edit does not match this model, naming what differs."""
     name, repo, d_model = f"edit of {edit.name}", lm.spec.repo, lm.spec.d_model
     last = len(lm.blocks) - 1
     if edit.layer > last:
         raise EditError(f"{name}: {repo} was loaded up to layer {last}")
-    if edit.direction is not None and len(edit.direction.values) != d_model:
-        width = len(edit.direction.values)
-        raise EditError(f"{name}: the direction is {width} wide, residuals of {repo} {d_model}")
+    if edit.direction is not None:
+        size = len(edit.direction.values)
+        if size != d_model:
+            raise EditError(
+                f"{name}: direction has {size} dimensions, the residual of {repo} has {d_model}"
+            )
     condition = edit.condition
     if lm.streamed is not None and condition is not None and condition.feature.layer != edit.layer:
         raise EditError(
-            f"{name}: {repo} is streamed, one layer per pass, so a condition of another layer "
-            "cannot be read"
+            f"{name}: {repo} is streamed, one layer per pass, so its condition must read layer "
+            f"{edit.layer}, not {condition.feature.layer}"
         )
     for layer in sorted(edit.sae_layers):
         if layer not in sae_of:
-            raise EditError(f"{name}: there is no SAE of layer {layer} here")
-        width = sae_of[layer].spec.d_model
-        if width != d_model:
-            raise EditError(f"{name}: its SAE reads residuals {width} wide, {repo} has {d_model}")
+            raise EditError(f"{name}: no SAE for layer {layer} was passed")
+        size = sae_of[layer].spec.d_model
+        if size != d_model:
+            raise EditError(
+                f"{name}: SAE reads {size} dimensions, the residual of {repo} has {d_model}"
+            )

@@ -74,7 +74,7 @@ class Diff(Table):
         return ", ".join(clauses) + "."
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope diff`."""
+        """Return the JSON-compatible dict that `saescope diff --json` prints."""
         counts = Counter(tensor.status for tensor in self.tensors)
         return {
             "a": self.a,

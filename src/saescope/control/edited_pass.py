@@ -1,4 +1,4 @@
-"""One forward pass under edits: what all active blocks change at each layer, and its record."""
+"""One forward pass under edits: what all active contexts change at each layer, and its record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saescope.control.active_edits import ActiveEdits, ConditionSite, EditedLayer
+from saescope.control.active_edits import ActiveEdits, ConditionSite, LayerTargets
 from saescope.control.formulae import Coefficients, coefficients
 from saescope.control.positions import TargetPositions
 from saescope.control.receipts import PassRecord, Receipt
@@ -16,88 +16,100 @@ from saescope.control.receipts import PassRecord, Receipt
 
 @final
 class EditedPass:
-    """The pass that a thread is in: active edits, target positions, and what conditions read."""
+    """One forward pass in one thread: active edits, target positions, activations of conditions."""
 
-    def __init__(self, active: Sequence[ActiveEdits], positions: TargetPositions) -> None:
-        self._active = active
+    def __init__(self, contexts: Sequence[ActiveEdits], positions: TargetPositions) -> None:
+        self._contexts = contexts
         self._positions = positions
         self._condition_acts: dict[tuple[int, int], Float[Tensor, "batch pos n"]] = {}
 
     def change(
         self, layer: int, resid: Float[Tensor, "batch pos d"]
     ) -> Float[Tensor, "batch pos d"] | None:
-        """The residual after all edits of this layer; None if no edit targets any position."""
+        """Return the residual after all edits of this layer; None if none includes this pass."""
         h = resid.float()
-        for number, active in enumerate(self._active):
-            if layer in active.watched:
-                reader = active.watched[layer]
-                self._condition_acts[number, layer] = reader.acts(h, reader.readout(h))
+        for context_index, context in enumerate(self._contexts):
+            if layer in context.watched:
+                reader = context.watched[layer]
+                self._condition_acts[context_index, layer] = reader.acts(h, reader.readout(h))
         norms = torch.linalg.vector_norm(h, dim=-1)
         changes = []
-        for number, active in enumerate(self._active):
-            if layer in active.layers:
-                changes.append(self._change_of(number, layer, h, norms))
+        for context_index, context in enumerate(self._contexts):
+            if layer in context.layers:
+                changes.append(self._context_change(context_index, layer, h, norms))
         return _apply([change for change in changes if change is not None], resid, h, norms)
 
-    def _change_of(
+    def _context_change(
         self,
-        number: int,
+        context_index: int,
         layer: int,
         h: Float[Tensor, "batch pos d"],
         norms: Float[Tensor, "batch pos"],
     ) -> "_Change | None":
-        """What the edits of one block do at this layer."""
-        active = self._active[number]
-        edited = active.layers[layer]
-        targets = self._positions.masks(layer, edited.rules, norms)
-        if targets is None:
+        """Return what the edits of one context do at this layer; None if no scope includes it."""
+        context = self._contexts[context_index]
+        edits = context.layers[layer]
+        masks = self._positions.masks(layer, edits.rules, norms)
+        if masks is None:
             return None
-        selection = _Selection(None if h.shape[1] == 1 else targets.any(dim=-1))
-        amounts, acts = coefficients(edited.bound, selection.pick(h))
-        targeted = selection.pick(targets).expand_as(acts)
-        held = self._conditions_held(number, edited, selection, acts)
-        touched = targets[..., 0] if selection.mask is None else selection.mask
-        if held is not None or targets.shape[-1] > 1:
-            allowed = targeted if held is None else targeted & held
-            amounts = torch.where(allowed, amounts, 0)
-            touched = selection.spread(allowed.any(dim=-1))
+        selection = _Selection(None if h.shape[1] == 1 else masks.any(dim=-1))
+        values, acts = coefficients(edits.tensors, selection.pick(h))
+        targeted = selection.pick(masks).expand_as(acts)
+        condition_met = self._conditions_met(context_index, edits, selection, acts)
+        affected_positions = masks[..., 0] if selection.mask is None else selection.mask
+        if condition_met is not None or masks.shape[-1] > 1:
+            applies = targeted if condition_met is None else targeted & condition_met
+            values = torch.where(applies, values, 0)
+            affected_positions = selection.to_full_mask(applies.any(dim=-1))
         return _Change(
-            active.receipt, edited, selection, Coefficients(amounts, acts), targeted, held, touched
+            receipt=context.receipt,
+            edits=edits,
+            selection=selection,
+            coefficients=Coefficients(values, acts),
+            targeted=targeted,
+            condition_met=condition_met,
+            affected_positions=affected_positions,
         )
 
-    def _conditions_held(
+    def _conditions_met(
         self,
-        number: int,
-        edited: EditedLayer,
+        context_index: int,
+        edits: LayerTargets,
         selection: "_Selection",
         acts: Float[Tensor, "p n"],
     ) -> Bool[Tensor, "p n"] | None:
-        """Whether each edit's condition holds at the selected positions; None without any."""
-        if not edited.conditional:
+        """Return whether each edit's condition is met at the selected positions.
+
+        None if no edit has a condition.
+        """
+        if not edits.conditional:
             return None
         always = torch.ones_like(acts[:, 0], dtype=torch.bool)
 
-        def held(site: ConditionSite | None) -> Bool[Tensor, "p"]:
+        def met(site: ConditionSite | None) -> Bool[Tensor, "p"]:
             if site is None:
                 return always
-            read = self._condition_acts[number, site.layer][..., site.column]
-            return selection.pick(read) > site.above
+            condition_acts = self._condition_acts[context_index, site.layer][..., site.column]
+            return selection.pick(condition_acts) > site.above
 
-        return torch.stack([held(site) for site in edited.conditions], dim=-1)
+        return torch.stack([met(site) for site in edits.conditions], dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class _Selection:
-    """The positions of a pass that some edit targets; without a mask each row has one position."""
+    """The positions of a pass that some edit targets.
+
+    mask=None: decoding step with one position per row, all of them selected.
+    """
 
     mask: Bool[Tensor, "batch pos"] | None
 
     def pick(self, values: Tensor) -> Tensor:
-        """Values (batch, pos, …) of the selected positions, as (p, …)."""
+        """Return the values (batch, pos, …) at the selected positions, as (p, …)."""
         return values[:, 0] if self.mask is None else values[self.mask]
 
-    def spread(self, flags: Bool[Tensor, "p"]) -> Bool[Tensor, "batch pos"]:
-        """Flags of the selected positions as a mask of all positions."""
+    def to_full_mask(self, flags: Bool[Tensor, "p"]) -> Bool[Tensor, "batch pos"]:
+        """Return flags of the selected positions as a mask of all positions."""
         if self.mask is None:
             return flags[:, None]
         return self.mask.masked_scatter(self.mask, flags)
@@ -105,41 +117,44 @@ class _Selection:
     def add_columns(
         self,
         total: Float[Tensor, "batch pos d"],
-        amounts: Float[Tensor, "p n"],
-        d: Float[Tensor, "n d"],
+        coefficients: Float[Tensor, "p n"],
+        write_directions: Float[Tensor, "n d"],
     ) -> Float[Tensor, "batch pos d"]:
-        """`total` with these amounts of the columns added at the selected positions."""
+        """Return `total` plus coefficients · write directions at the selected positions."""
         if self.mask is None:
-            return torch.addmm(total[:, 0], amounts, d)[:, None]
+            return torch.addmm(total[:, 0], coefficients, write_directions)[:, None]
         total = total.clone()
-        total[self.mask] += amounts @ d
+        total[self.mask] += coefficients @ write_directions
         return total
 
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """What the edits of one block do at one layer; `touched` are the positions that they act on."""
+    """What the edits of one context do at one layer.
+
+    At `affected_positions` at least one edit applies: it targets them and its condition is met.
+    """
 
     receipt: Receipt
-    edited: EditedLayer
+    edits: LayerTargets
     selection: _Selection
     coefficients: Coefficients
     targeted: Bool[Tensor, "p n"]
-    condition_held: Bool[Tensor, "p n"] | None
-    touched: Bool[Tensor, "batch pos"]
+    condition_met: Bool[Tensor, "p n"] | None
+    affected_positions: Bool[Tensor, "batch pos"]
 
-    def record(self, norms: Float[Tensor, "batch pos"], moved: Bool[Tensor, "batch pos"]) -> None:
-        """Note in the receipt what was done."""
+    def record(self, norms: Float[Tensor, "batch pos"], changed: Bool[Tensor, "batch pos"]) -> None:
+        """Add this change to the receipt; `changed` marks residuals that differ as stored."""
         self.receipt.record(
             PassRecord(
-                bound=self.edited.bound,
-                numbers=self.edited.numbers,
-                amounts=self.coefficients.amounts,
+                tensors=self.edits.tensors,
+                indices=self.edits.indices,
+                coefficients=self.coefficients.values,
                 acts=self.coefficients.acts,
                 targeted=self.targeted,
-                condition_held=self.condition_held,
+                condition_met=self.condition_met,
                 norms=self.selection.pick(norms),
-                moved=self.selection.pick(moved),
+                changed=self.selection.pick(changed),
             )
         )
 
@@ -150,17 +165,17 @@ def _apply(
     h: Float[Tensor, "batch pos d"],
     norms: Float[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos d"] | None:
-    """The residual in its own dtype after these changes, all computed from `h`."""
+    """Return the residual in its dtype after these changes, all computed from `h`."""
     if not changes:
         return None
-    total, touched = h, changes[0].touched
+    total, affected_positions = h, changes[0].affected_positions
     for change in changes:
-        amounts, columns = change.coefficients.amounts, change.edited.bound.d
-        total = change.selection.add_columns(total, amounts, columns)
+        write_directions = change.edits.tensors.write_directions
+        total = change.selection.add_columns(total, change.coefficients.values, write_directions)
     for change in changes[1:]:
-        touched = touched | change.touched
-    changed = torch.where(touched[..., None], total.to(resid.dtype), resid)
-    moved = (changed != resid).any(dim=-1)
+        affected_positions = affected_positions | change.affected_positions
+    edited = torch.where(affected_positions[..., None], total.to(resid.dtype), resid)
+    changed = (edited != resid).any(dim=-1)
     for change in changes:
-        change.record(norms, moved)
-    return changed
+        change.record(norms, changed)
+    return edited

@@ -1,4 +1,4 @@
-"""Edits: which features or directions change, how, and by how much. No torch."""
+"""Edits: which features or directions change, how, and by how much. Imports no torch."""
 
 import shlex
 from collections.abc import Mapping
@@ -24,33 +24,31 @@ _FLOAT32_MAX = 3.4e38
 
 @dataclass(frozen=True)
 class FeatureCondition:
-    """Restricts an edit to positions on which another feature fires, or exceeds a number."""
+    """Restricts an edit to positions where another feature's activation exceeds a threshold."""
 
     feature: Feature
-    "The feature whose activation decides."
+    "The feature whose activation is compared."
 
     above: float = 0.0
-    "The edit acts only where the activation is above this number. Default: 0, the feature fires."
+    "The edit applies only if the activation exceeds this threshold. Default: 0, the feature fires."
 
     def __str__(self) -> str:
         return f"{self.feature} > {self.above!r}" if self.above else str(self.feature)
 
     @classmethod
     def parse(cls, text: str) -> "FeatureCondition":
-        """Read `17/555` or `17/555 > 2.5`; raises EditError for anything else."""
+        """Return the condition written as `17/555` or `17/555 > 2.5`, else raise EditError."""
         feature, separator, above = text.partition(">")
         if not separator:
             above = "0"
         try:
             condition = cls(Feature.parse(feature), float(above))
         except (SourceError, ValueError) as error:
-            raise EditError(
-                f"condition {text!r} is not a feature, as 17/555, or 17/555 > 2.5"
-            ) from error
+            raise EditError(f"condition {text!r}: expected 17/555 or 17/555 > 2.5") from error
         if not 0 <= condition.above < _FLOAT32_MAX:
             raise EditError(
-                f"condition {text!r}: an activation cannot be compared with {condition.above}: "
-                "give a number from 0 on"
+                f"condition {text!r}: threshold must be a finite number of at least 0, "
+                f"got {condition.above}"
             )
         return condition
 
@@ -59,8 +57,8 @@ class FeatureCondition:
 class Edit:
     """One change to the residual after a layer, along a feature's decoder column or a direction.
 
-    Give either `feature` or `direction`. `formulae.py` has the formula of each op. Raises
-    EditError for values that no edit can have.
+    Pass either `feature` or `direction`. `formulae.py` has the formula of each op. Raises EditError
+    for invalid values.
 
     >>> import saescope as ss
     >>> edit = ss.Edit("2/412", "scale", -2.0, when="1/30 > 0.5")
@@ -74,17 +72,21 @@ class Edit:
     "The feature to edit, such as 17/23991."
 
     op: Op = "scale"
-    "add, scale (by the activation), clamp (the activation), readout_clamp or project (remove)."
+    "add, scale (the contribution), clamp (the activation), readout_clamp, or project (remove)."
 
     strength: float | int | None = None
     (
-        "add: in units of the activation, or of the direction as stored. scale: in multiples of "
-        "the activation (default: -1). clamp, readout_clamp: the target (default: 0). project: the "
-        "share of the component to remove (default: 1)."
+        "add: multiples of the decoder column or of the stored direction. scale: add `strength` "
+        "times the feature's contribution (-1 removes it, 1 doubles it; default: -1). clamp, "
+        "readout_clamp: the target (default: 0). project: the share of the component to remove "
+        "(default: 1)."
     )
 
     gate: Gate = "relu"
-    "When a feature is on. relu: pre-activation above 0; topk: the SAE itself lets it fire."
+    (
+        "Which rule decides whether the feature is active: relu (pre-activation above 0) or topk "
+        "(the SAE's own activation, TopK, JumpReLU or BatchTopK)."
+    )
 
     scope: Scope = "all"
     "Positions to edit: all, those of the prompt (prefill), generated ones (decode), or the last."
@@ -96,13 +98,11 @@ class Edit:
     "A plain direction to edit along, instead of a feature."
 
     when: FeatureCondition | str | None = None
-    "Edit only where a feature of this or an earlier layer fires, such as 17/555 or 17/555 > 2.5."
+    "Edit only if a feature of this or an earlier layer fires, such as 17/555 or 17/555 > 2.5."
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
-            raise EditError(
-                "an edit is of a feature, as 17/23991, or of a direction: give one of the two"
-            )
+            raise EditError("pass either a feature (such as 17/23991) or a direction")
         if isinstance(self.feature, str):
             object.__setattr__(self, "feature", Feature.parse(self.feature))
         if isinstance(self.when, str):
@@ -111,32 +111,32 @@ class Edit:
         condition = self.condition
         if condition is not None and condition.feature.layer > self.layer:
             raise EditError(
-                f"edit of {self.name}: {condition.feature} is of a later layer, whose activations "
-                "are not known yet"
+                f"edit of {self.name}: a condition must read this layer or an earlier one, "
+                f"got {condition.feature}"
             )
 
     @property
     def amount(self) -> float:
-        """The strength, or the default strength of the op."""
+        """The effective strength: `strength`, or the default of the op."""
         if self.strength is None:
             return DEFAULT_STRENGTHS[self.op]
         return float(self.strength)
 
     @property
     def is_noop(self) -> bool:
-        """Whether the edit changes nothing, whatever the residual."""
+        """Whether the edit leaves every residual unchanged."""
         return self.amount == 0 and self.op in ("add", "scale", "project")
 
     @property
     def condition(self) -> FeatureCondition | None:
-        """`when`, parsed if it was given as text."""
+        """`when` as a FeatureCondition; None if the edit applies at all targeted positions."""
         if isinstance(self.when, str):
             return FeatureCondition.parse(self.when)
         return self.when
 
     @property
     def sae_layers(self) -> set[int]:
-        """Layers whose SAE the edit needs: its feature's and its condition's."""
+        """Layers whose SAEs the edit needs: those of its feature and of its condition."""
         layers = set()
         if self.direction is None:
             layers.add(self.layer)
@@ -151,7 +151,7 @@ class Edit:
 
     @property
     def name(self) -> str:
-        """What is edited, as people read it: `17/23991`, or a direction's `NAME@17`."""
+        """Human-readable target: `17/23991`, or `NAME@17` for a direction."""
         return str(self.target)
 
     @property
@@ -161,9 +161,9 @@ class Edit:
 
     @property
     def target_feature(self) -> Feature:
-        """The feature; raises EditError for an edit of a direction."""
+        """The feature that is edited; raises EditError if the edit targets a direction."""
         if self.feature is None:
-            raise EditError(f"edit of {self.name}: it is of a direction, not of a feature")
+            raise EditError(f"edit of {self.name}: it targets a direction, not a feature")
         if isinstance(self.feature, str):
             return Feature.parse(self.feature)
         return self.feature
@@ -171,7 +171,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditSet:
-    """Edits with the model and the SAE that they belong to, as an edits file holds them.
+    """Edits with the model and the SAE that they belong to: the content of an edits file.
 
     >>> import saescope as ss
     >>> edits = ss.EditSet("saescope-tiny", "saescope-tiny-sae", (ss.Edit("2/5"),), d_sae=512)
@@ -184,7 +184,7 @@ class EditSet:
     "Name or path of the model."
 
     sae: str
-    'Name or path of the SAE; "" if the edits are of plain directions only.'
+    'Name or path of the SAE; "" if all edits target plain directions.'
 
     edits: tuple[Edit, ...]
     "The edits, all applied to the same residual."
@@ -196,34 +196,34 @@ class EditSet:
     "Number of features of the SAE, if known."
 
     k: int | None = None
-    "The SAE's k, if it has one."
+    "The SAE's k, if it uses TopK."
 
     sae_files: Mapping[str, str] = field(default_factory=dict)
-    "Fingerprint of the SAE's file by layer, if known."
+    "Fingerprint of the SAE file by layer, if known."
 
     def check_sae(self, spec: SaeSpec) -> None:
-        """Raises EditError if the SAE is not the one of these edits, naming what differs."""
+        """Raise EditError if the edits belong to another SAE, naming what differs."""
         for size in ("d_model", "d_sae", "k"):
             expected, actual = getattr(self, size), getattr(spec, size)
             if expected is not None and expected != actual:
                 raise EditError(
-                    f"these edits are of an SAE with {size} {expected}, {spec.release} has {actual}"
+                    f"edits expect {size}={expected}, this SAE ({spec.release}) has {size}={actual}"
                 )
         expected = self.sae_files.get(str(spec.layer), spec.fingerprint)
         if expected != spec.fingerprint:
             raise EditError(
-                f"these edits are of another SAE: the file of layer {spec.layer} of {spec.release} "
-                f"has the fingerprint {spec.fingerprint}, not {expected}"
+                f"edits belong to another SAE: they expect fingerprint {expected} for layer "
+                f"{spec.layer}, {spec.release} has {spec.fingerprint}"
             )
 
 
 def parse_edit(text: str) -> Edit:
-    """Read an edit written as `FEATURE OP STRENGTH GATE SCOPE when CONDITION`.
+    """Return the edit written as `FEATURE OP STRENGTH GATE SCOPE when CONDITION`.
 
-    Everything after the feature may be left out from the right, as in `17/23991 scale -1`. Instead
-    of a feature, give a direction's file: `japanese.safetensors add 2`, with `#TENSOR` if it holds
-    several and `@LAYER` if it does not say its layer; quote names with spaces. Raises EditError for
-    anything else.
+    Trailing fields are optional, so `17/23991 scale -1` is an edit. Instead of a feature, pass the
+    file of a direction: `japanese.safetensors add 2`. Append `#TENSOR` if the file holds several
+    tensors and `@LAYER` if the file does not store a layer. Quote names with spaces. Raises
+    EditError for any other text.
 
     >>> import saescope as ss
     >>> edit = ss.parse_edit("17/23991 add 2 relu decode")
@@ -238,7 +238,7 @@ def parse_edit(text: str) -> Edit:
     if not 1 <= len(words) <= 5:
         raise EditError(
             f"edit {text!r} is not FEATURE OP STRENGTH GATE SCOPE when CONDITION, "
-            "as 17/23991 scale -1"
+            "such as 17/23991 scale -1"
         )
     target, *options = words
     values: dict[str, Any] = dict(zip(("op", "strength", "gate", "scope"), options, strict=False))
@@ -257,14 +257,14 @@ def parse_edit(text: str) -> Edit:
 
 
 def edit_from_values(values: Mapping[str, Any]) -> Edit:
-    """The edit with these fields; raises EditError for values that no type checker has seen."""
+    """Return the edit with these unvalidated values; raises EditError if any is invalid."""
     target = values.get("direction", values.get("feature"))
     _check_values(str(target), values)
     return Edit(**values)
 
 
 def _check_values(name: str, values: Mapping[str, Any]) -> None:
-    """Raises EditError for a value that no edit can have; absent fields have their defaults."""
+    """Raise EditError if a value is invalid; absent fields have their defaults."""
     for key, choices in (("op", Op), ("gate", Gate), ("scope", Scope)):
         allowed = get_args(choices)
         if values.get(key, allowed[0]) not in allowed:
@@ -279,7 +279,7 @@ def _check_values(name: str, values: Mapping[str, Any]) -> None:
     _check_strength(name, op, values.get("strength"))
     if not isinstance(values.get("when"), FeatureCondition | str | None):
         raise EditError(
-            f'edit of {name}: when {values["when"]!r} is not a feature, as "17/555 > 2.5"'
+            f'edit of {name}: when {values["when"]!r} is not a condition such as "17/555 > 2.5"'
         )
     skip_sinks = values.get("skip_sinks", True)
     if not isinstance(skip_sinks, bool):

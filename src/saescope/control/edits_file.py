@@ -44,7 +44,7 @@ def read_edits(path: str | Path) -> EditSet:
         required = ["model"]
     for key in required:
         if key not in header:
-            raise EditError(f"{path} does not say its {key}: an edit is of one model and one SAE")
+            raise EditError(f"{path} has no {key}: edits belong to one model and one SAE")
     if not rows:
         raise EditError(f"{path} has no [[edit]]")
     try:
@@ -99,20 +99,21 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
     files = header.get("sae_files", {})
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):
         raise EditError(
-            f'{path}: sae_files is not a table of fingerprints by layer, as {{ "17" = "sha256:…" }}'
+            f"{path}: sae_files is not a table of fingerprints by layer, "
+            'such as { "17" = "sha256:…" }'
         )
 
 
 def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
     _check_keys(path, f"edit {number}", row, _EDIT_KEYS)
     if ("feature" in row) == ("direction" in row):
-        raise EditError(
-            f"edit {number} names no feature, as 17/23991, and no direction: give one of the two"
-        )
+        raise EditError(f"edit {number}: pass either a feature (such as 17/23991) or a direction")
     values = dict(row)
     layer = values.pop("layer", None)
     if not isinstance(row.get("feature", row.get("direction")), str):
-        raise EditError(f'edit {number}: what it is of is not a string, as "17/23991"')
+        raise EditError(
+            f'edit {number}: its feature or direction is not a string such as "17/23991"'
+        )
     if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
         raise EditError(f"edit {number}: layer {layer!r} is not a number")
     if "direction" in row:

@@ -5,18 +5,18 @@ With z = w·h + b (the feature's encoder row and bias), a its activation, d its 
 c = w·d:
 
     add            h + s·d
-    scale          h + s·a·d            s = -1 takes the feature's own contribution out
+    scale          h + s·a·d            s = -1 removes the feature's contribution
     clamp          h + (t - a)·d        keeps what the SAE does not explain; t = 0 is ablation
     readout_clamp  h + ((t - z)/c)·d    the feature's pre-activation becomes t
     project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the
                                         feature does
 
-A plain direction d is edited in the same words with w = d̂ and b = 0: add h + s·d, project as
-above, and the read-out clamp h + (t - d̂·h)·d̂, after which the component along it is t.
+For a plain direction, w = d̂ and b = 0. The read-out clamp is then h + (t - d̂·h)·d̂, after which the
+component along d̂ is t.
 
-The activation is relu(z), or with the gate `topk` z only where the SAE's own activation lets it
-through: where it is among the k largest, or above its threshold. An edit with a condition acts
-where the other feature's activation, under the edit's gate, is above the condition's number.
+The activation a is relu(z). With the gate `topk` it is z if the SAE itself activates the feature,
+otherwise 0. An edit with a condition applies only at positions where the condition's feature has an
+activation, under the edit's gate, above the condition's threshold.
 """
 
 from collections.abc import Sequence
@@ -32,18 +32,18 @@ from saescope.engine.sae import Sae
 from saescope.errors import EditError
 from saescope.sources.catalog import Feature
 
-_LEAST_GAIN = 1e-6  # of a read-out clamp: below it the direction does not move its own read-out
+_MIN_READOUT_GAIN = 1e-6  # below this, clamping is ill-conditioned
 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Linear read-outs z = w·h + b of the residual, a row per edit."""
+    """Linear read-outs z = w·h + b of the residual, one row per edit."""
 
     w: Float[Tensor, "n d_model"]
     b: Float[Tensor, "n"]
 
     def __call__(self, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b n"]:
-        """The read-outs of each residual."""
+        """Return the read-outs of each residual."""
         return torch.nn.functional.linear(h, self.w, self.b)
 
 
@@ -51,82 +51,84 @@ class Readout:
 class ActivationReader:
     """Reads pre-activations and gated activations of features, or components along directions.
 
-    `ids` are the features (-1: a direction). Activations under the gate `relu` are marked in
-    `ungated` (None: there are none); all others need a full encode by `sae`.
+    `ids` are the features (-1: a direction). `relu_mask` says which features need no SAE encode
+    (None: all need it). `sae` is None if no feature needs it.
     """
 
     readout: Readout
     ids: Int[Tensor, "n"]
-    ungated: Bool[Tensor, "n"] | None
+    relu_mask: Bool[Tensor, "n"] | None
     sae: Sae | None
 
     def acts(
         self, h: Float[Tensor, "*b d_model"], pre_acts: Float[Tensor, "*b n"]
     ) -> Float[Tensor, "*b n"]:
-        """Activations of each residual under each feature's gate."""
+        """Return the activations of each residual under each feature's gate."""
         acts = pre_acts.relu()
         if self.sae is None:
             return acts
-        counts = self.sae.fires(h, self.ids.to(self.sae.W_enc.device)).to(self.ids.device)
-        if self.ungated is not None:
-            counts = counts | self.ungated
-        return torch.where(counts, acts, 0)
+        is_active = self.sae.fires(h, self.ids.to(self.sae.W_enc.device)).to(self.ids.device)
+        if self.relu_mask is not None:
+            is_active = is_active | self.relu_mask
+        return torch.where(is_active, acts, 0)
 
 
 @dataclass(frozen=True, eq=False)
-class LayerEdits:
-    """Edits of one layer with their tensors, a row per edit: read-outs, decoder columns, gains.
+class EditTensors:
+    """The tensors of one layer's edits, one row per edit.
 
-    Column d is added `constant + by_act·a + by_read·r` times, where a is the activation and r the
-    read-out: z, or d̂·h for projections. `own_readout` computes r if it is not z for all edits.
+    The coefficient of column d is `constant + by_act·a + by_read·r`, where a is the activation and
+    r the read-out: d̂·h for `project`, otherwise z. `by_act` and `by_read` are None if all zero.
+    `coefficient_readout` computes r; it is None if r is z for every edit.
     """
 
     edits: tuple[Edit, ...]
     reader: ActivationReader
-    d: Float[Tensor, "n d_model"]
+    write_directions: Float[Tensor, "n d_model"]
     gain: Float[Tensor, "n"]
     constant: Float[Tensor, "n"]
     by_act: Float[Tensor, "n"] | None
     by_read: Float[Tensor, "n"] | None
-    own_readout: Readout | None
+    coefficient_readout: Readout | None
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
-        """Lengths of the decoder columns and directions as they are stored."""
-        norms: Tensor = self.d.norm(dim=1)
+        """Lengths of the decoder columns and directions as stored."""
+        norms: Tensor = self.write_directions.norm(dim=1)
         return norms
 
-    def along_random_directions(self, seed: int) -> "LayerEdits":
-        """The same edits along random directions of the same lengths, a control."""
+    def along_random_directions(self, seed: int) -> "EditTensors":
+        """Return the same edits along random directions of the same lengths, as a control."""
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(self.d.shape, generator=generator).to(self.d)
-        d = drawn / drawn.norm(dim=1, keepdim=True) * self.norms[:, None]
+        noise = torch.randn(self.write_directions.shape, generator=generator)
+        noise = noise.to(self.write_directions)
+        d = noise / noise.norm(dim=1, keepdim=True) * self.norms[:, None]
         return _assemble(self.edits, self.reader, d, self.gain)
 
 
 class Coefficients(NamedTuple):
-    """How many times each edit's column is added, and the features' activations."""
+    """The coefficient of each edit's column, and the activation of its feature."""
 
-    amounts: Float[Tensor, "*b n"]
+    values: Float[Tensor, "*b n"]
     acts: Float[Tensor, "*b n"]
 
 
-def delta(bound: LayerEdits, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
-    """What all edits together add to each residual."""
-    return coefficients(bound, h).amounts @ bound.d
+def delta(bound: EditTensors, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
+    """Return the sum that all edits add to each residual."""
+    return coefficients(bound, h).values @ bound.write_directions
 
 
-def coefficients(bound: LayerEdits, h: Float[Tensor, "*b d_model"]) -> Coefficients:
-    """How many times each edit's column is added to each residual."""
+def coefficients(bound: EditTensors, h: Float[Tensor, "*b d_model"]) -> Coefficients:
+    """Return the coefficient of each edit's column at each residual."""
     pre_acts = bound.reader.readout(h)
     acts = bound.reader.acts(h, pre_acts)
-    amounts = bound.constant
+    values = bound.constant
     if bound.by_act is not None:
-        amounts = torch.addcmul(amounts, bound.by_act, acts)
+        values = torch.addcmul(values, bound.by_act, acts)
     if bound.by_read is not None:
-        read = pre_acts if bound.own_readout is None else bound.own_readout(h)
-        amounts = torch.addcmul(amounts, bound.by_read, read)
-    return Coefficients(amounts.expand_as(acts), acts)
+        read = pre_acts if bound.coefficient_readout is None else bound.coefficient_readout(h)
+        values = torch.addcmul(values, bound.by_read, read)
+    return Coefficients(values.expand_as(acts), acts)
 
 
 def bind_edits(
@@ -134,11 +136,11 @@ def bind_edits(
     sae: Sae | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> LayerEdits:
-    """The edits of one layer with the tensors they need of its SAE; directions need none.
+) -> EditTensors:
+    """Return the tensors of one layer's edits, from its SAE; directions need no SAE.
 
-    Raises EditError for a feature that the SAE does not have, and for a read-out clamp whose own
-    direction does not move it.
+    Raises EditError for a feature that the SAE does not have, and for a read-out clamp whose
+    direction is orthogonal to its read-out.
     """
     if device is None:
         device = torch.device("cpu") if sae is None else sae.W_enc.device
@@ -147,16 +149,16 @@ def bind_edits(
     d = torch.stack([_decoder_column(edit, sae) for edit in edits]).to(device, dtype)
     gain = (reader.readout.w * d).sum(1)
     for edit, c in zip(edits, gain.tolist(), strict=True):
-        if edit.op == "readout_clamp" and abs(c) < _LEAST_GAIN:
+        if edit.op == "readout_clamp" and abs(c) < _MIN_READOUT_GAIN:
             raise EditError(
-                f"edit of {edit.name}: its direction does not move its own read-out "
+                f"edit of {edit.name}: its direction is orthogonal to its read-out "
                 f"(gain {c:.1e}); use clamp"
             )
     return _assemble(tuple(edits), reader, d, gain)
 
 
 class WatchedFeature(NamedTuple):
-    """A feature that a condition reads, and whether it fires by the SAE's own rule only."""
+    """A feature that a condition reads; `topk` is True if the edit's gate is `topk`."""
 
     feature: Feature
     topk: bool
@@ -165,31 +167,34 @@ class WatchedFeature(NamedTuple):
 def condition_reader(
     watched: Sequence[WatchedFeature], sae: Sae, dtype: torch.dtype = torch.float32
 ) -> ActivationReader:
-    """Reads the features of conditions; raises EditError for one that the SAE does not have."""
-    rows = [_feature_row(feature, sae, gated=topk) for feature, topk in watched]
+    """Return the reader of the features that conditions read.
+
+    Raises EditError for a feature that the SAE does not have.
+    """
+    rows = [_feature_row(feature, sae, needs_encode=topk) for feature, topk in watched]
     return _stack_rows(rows, sae, dtype, sae.W_enc.device)
 
 
 class _ReaderRow(NamedTuple):
-    """One row of an ActivationReader; `gated`: it needs the SAE's own activation."""
+    """One row of an ActivationReader; `needs_encode`: its activation needs an SAE encode."""
 
     w: Float[Tensor, "d_model"]
     b: Float[Tensor, ""]
     id: int
-    gated: bool
+    needs_encode: bool
 
 
 def _reader_row(edit: Edit, sae: Sae | None) -> _ReaderRow:
     if edit.direction is not None:
         d = torch.tensor(edit.direction.values, dtype=torch.float64)
-        return _ReaderRow(d / d.norm(), torch.zeros((), dtype=d.dtype), id=-1, gated=False)
+        return _ReaderRow(d / d.norm(), torch.zeros((), dtype=d.dtype), id=-1, needs_encode=False)
     if sae is None:
-        raise EditError(f"edit of {edit.name}: there is no SAE of layer {edit.layer} here")
-    gated = edit.gate == "topk" and edit.op in ("scale", "clamp")
-    return _feature_row(edit.target_feature, sae, gated=gated)
+        raise EditError(f"edit of {edit.name}: no SAE for layer {edit.layer} was passed")
+    needs_encode = edit.gate == "topk" and edit.op in ("scale", "clamp")
+    return _feature_row(edit.target_feature, sae, needs_encode=needs_encode)
 
 
-def _feature_row(feature: Feature, sae: Sae, *, gated: bool) -> _ReaderRow:
+def _feature_row(feature: Feature, sae: Sae, *, needs_encode: bool) -> _ReaderRow:
     layer, d_sae = sae.spec.layer, sae.spec.d_sae
     if feature.layer != layer:
         raise EditError(f"edit of {feature}: this is the SAE of layer {layer}")
@@ -197,7 +202,7 @@ def _feature_row(feature: Feature, sae: Sae, *, gated: bool) -> _ReaderRow:
         raise EditError(
             f"edit of {feature}: the SAE of layer {layer} has {d_sae} features (ids 0-{d_sae - 1})"
         )
-    return _ReaderRow(sae.W_enc[feature.id], sae.b_enc[feature.id], feature.id, gated)
+    return _ReaderRow(sae.W_enc[feature.id], sae.b_enc[feature.id], feature.id, needs_encode)
 
 
 def _stack_rows(
@@ -206,15 +211,16 @@ def _stack_rows(
     w = torch.stack([row.w for row in rows]).to(device, dtype)
     b = torch.stack([row.b for row in rows]).to(device, dtype)
     ids = torch.tensor([row.id for row in rows], device=device)
-    gated = torch.tensor([row.gated for row in rows], device=device)
+    needs_encode = torch.tensor([row.needs_encode for row in rows], device=device)
     encoder = None
-    if sae is not None and gated.any():
-        encoder = replace(sae, mapped=())  # every step reads all of its pages: keep them
-    return ActivationReader(Readout(w, b), ids, None if gated.all() else ~gated, encoder)
+    if sae is not None and needs_encode.any():
+        encoder = replace(sae, mapped=())  # keep pages resident: every step needs them
+    relu_mask = None if needs_encode.all() else ~needs_encode
+    return ActivationReader(Readout(w, b), ids, relu_mask, encoder)
 
 
 def _decoder_column(edit: Edit, sae: Sae | None) -> Float[Tensor, "d_model"]:
-    """What the edit writes along: a decoder column or a direction, as they are stored."""
+    """Return the stored vector that the edit writes along: a decoder column or a direction."""
     if edit.direction is not None:
         return torch.tensor(edit.direction.values)
     if sae is None or sae.W_dec is None:
@@ -230,27 +236,35 @@ def _assemble(
     reader: ActivationReader,
     d: Float[Tensor, "n d_model"],
     gain: Float[Tensor, "n"],
-) -> LayerEdits:
-    constant, by_act, by_read = _amount_terms(edits, d, gain)
-    readout = _amount_readout(edits, reader.readout, d)
-    return LayerEdits(
+) -> EditTensors:
+    terms = _coefficient_terms(edits, d, gain)
+    readout = _coefficient_readout(edits, reader.readout, d)
+    return EditTensors(
         edits=edits,
         reader=reader,
-        d=d,
+        write_directions=d,
         gain=gain,
-        constant=constant,
-        by_act=by_act if by_act.any() else None,
-        by_read=by_read if by_read.any() else None,
-        own_readout=None if readout is reader.readout else readout,
+        constant=terms.constant,
+        by_act=terms.by_act if terms.by_act.any() else None,
+        by_read=terms.by_read if terms.by_read.any() else None,
+        coefficient_readout=None if readout is reader.readout else readout,
     )
 
 
-def _amount_terms(
+class _CoefficientTerms(NamedTuple):
+    """The parts of each coefficient: a constant, and multiples of a and of r."""
+
+    constant: Float[Tensor, "n"]
+    by_act: Float[Tensor, "n"]
+    by_read: Float[Tensor, "n"]
+
+
+def _coefficient_terms(
     edits: Sequence[Edit], d: Float[Tensor, "n d_model"], gain: Float[Tensor, "n"]
-) -> Float[Tensor, "3 n"]:
-    """The constant part of each amount, its multiple of a, and its multiple of the read-out."""
-    terms = torch.zeros(3, len(edits), dtype=torch.float64)
-    constant, by_act, by_read = terms
+) -> _CoefficientTerms:
+    constant = torch.zeros(len(edits), dtype=torch.float64)
+    by_act = torch.zeros_like(constant)
+    by_read = torch.zeros_like(constant)
     gains = gain.double().tolist()
     norms = d.double().norm(dim=1).tolist()
     for row, edit in enumerate(edits):
@@ -268,13 +282,13 @@ def _amount_terms(
                 by_read[row] = -1 / gains[row]
             case "project":
                 by_read[row] = -s / norms[row]
-    return terms.to(d)
+    return _CoefficientTerms(constant.to(d), by_act.to(d), by_read.to(d))
 
 
-def _amount_readout(
+def _coefficient_readout(
     edits: Sequence[Edit], readout: Readout, d: Float[Tensor, "n d_model"]
 ) -> Readout:
-    """What amounts depend on: projections read along what they write, others what gates read."""
+    """Return the read-out for coefficients: write direction for `project`, else encoder row."""
     projected = torch.tensor([edit.op == "project" for edit in edits], device=d.device)
     norms = d.double().norm(dim=1, keepdim=True)
     w = torch.where(projected[:, None], (d.double() / norms).to(d), readout.w)

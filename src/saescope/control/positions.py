@@ -1,7 +1,8 @@
 """Which positions of a forward pass an edit targets: by scope, padding and attention sinks.
 
-What a later pass must know of an earlier one travels with the KV cache: the edits it was built
-under, and the norm above which a position of each row is a sink. Copies of a cache carry both.
+State needed by later passes (edits, sink thresholds per row) is stored on the KV cache and survives
+copying. Steering compares a position's norm with the median of its row, because a forward pass
+knows nothing else; statistics compare it with the layer's median over the run.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,64 +21,70 @@ _CACHE_ATTRIBUTE = "saescope_edits"
 
 
 class PositionRule(NamedTuple):
-    """What decides which positions an edit targets."""
+    """The settings of an edit that decide which positions it targets."""
 
     scope: Scope
     skip_sinks: bool
 
 
 class _CacheState(NamedTuple):
-    """The edits that a cache was built under, and the sink limits of its rows by layer."""
+    """The edits that a cache was built under, and the sink thresholds of its rows by layer."""
 
     edits: Hashable
-    sink_limits: dict[int, Float[Tensor, "batch 1"]]
+    sink_thresholds: dict[int, Float[Tensor, "batch 1"]]
 
 
 @final
 class TargetPositions:
     """The positions of one forward pass that edits target."""
 
-    def __init__(self, forward: Pass, edits: Hashable) -> None:
-        """Raises EditError for a cache built under other edits than these (empty: no edits)."""
+    def __init__(self, forward: Pass) -> None:
         self._past = forward.past
         self._mask = forward.mask
-        self._sink_limits: dict[int, Float[Tensor, "batch 1"]] = {}
+        self._cache = forward.cache
+        self._sink_thresholds: dict[int, Float[Tensor, "batch 1"]] = {}
         self._first: Bool[Tensor, "batch pos"] | None = None
-        if forward.cache is None:
+
+    def check_cache(self, edits: Hashable) -> None:
+        """Raise EditError if the pass continues a KV cache built under other edits.
+
+        A new cache is marked with these edits; an empty tuple stands for no edits.
+        """
+        if self._cache is None:
             return
-        state: _CacheState = getattr(forward.cache, _CACHE_ATTRIBUTE, _CacheState((), {}))
-        if not forward.past:
+        state: _CacheState = getattr(self._cache, _CACHE_ATTRIBUTE, _CacheState((), {}))
+        if not self._past:
             state = _CacheState(edits, {})
-            setattr(forward.cache, _CACHE_ATTRIBUTE, state)
+            setattr(self._cache, _CACHE_ATTRIBUTE, state)
         elif state.edits != edits:
             raise EditError(
-                "this KV cache was built under different edits: build it again inside this block"
+                "this KV cache was built under different edits: build it again inside this context"
             )
-        self._sink_limits = state.sink_limits
+        self._sink_thresholds = state.sink_thresholds
 
     def masks(
         self, layer: int, rules: Sequence[PositionRule], norms: Float[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos n"] | None:
-        """The positions that each rule targets, (…, 1) if all rules agree; None if there are none.
+        """Return the positions that each rule targets; None if no rule's scope includes this pass.
 
-        Every pass over a row's beginning sets its sink limits, whatever the scope: later passes
-        need them.
+        The last axis has one column per rule, or a single column if all rules are equal. Prefill
+        always computes sink thresholds, because decoding uses them.
         """
-        inner = None
+        without_sinks = None
         if any(rule.skip_sinks for rule in rules):
-            inner = self._inner(layer, norms)
-        mask_of = {rule: self._mask_of(rule, inner, norms) for rule in rules}
+            without_sinks = self._without_first_and_sinks(layer, norms)
+        mask_of = {rule: self._mask_of(rule, without_sinks, norms) for rule in rules}
         if all(mask is None for mask in mask_of.values()):
             return None
         nowhere = torch.zeros_like(norms, dtype=torch.bool)
-        different = rules if len(mask_of) > 1 else rules[:1]
-        masks = [mask_of[rule] for rule in different]
+        columns = rules if len(mask_of) > 1 else rules[:1]
+        masks = [mask_of[rule] for rule in columns]
         return torch.stack([nowhere if mask is None else mask for mask in masks], dim=-1)
 
     def _mask_of(
         self,
         rule: PositionRule,
-        inner: Bool[Tensor, "batch pos"] | None,
+        without_sinks: Bool[Tensor, "batch pos"] | None,
         norms: Float[Tensor, "batch pos"],
     ) -> Bool[Tensor, "batch pos"] | None:
         decoding = self._past > 0
@@ -86,10 +93,12 @@ class TargetPositions:
         if rule.scope == "decode" and not decoding:
             return None
         real = self._real(norms)
-        mask = inner if rule.skip_sinks and inner is not None else real
+        mask = real
+        if rule.skip_sinks and without_sinks is not None:
+            mask = without_sinks
         if rule.scope == "last" and norms.shape[1] > 1:
-            real_from_here_on = real.flip(1).cumsum(dim=1).flip(1)
-            mask = mask & (real_from_here_on == 1)
+            n_real_remaining = real.flip(1).cumsum(dim=1).flip(1)
+            mask = mask & (n_real_remaining == 1)
         return mask
 
     def _real(self, norms: Float[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -98,27 +107,29 @@ class TargetPositions:
             return self._mask
         return torch.ones_like(norms, dtype=torch.bool)
 
-    def _inner(self, layer: int, norms: Float[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Positions that are neither the first of their row nor a sink."""
+    def _without_first_and_sinks(
+        self, layer: int, norms: Float[Tensor, "batch pos"]
+    ) -> Bool[Tensor, "batch pos"]:
+        """Real positions that are neither the first of their row nor a sink."""
         real = self._real(norms)
         if self._past:
-            return real & (norms <= self._known_limit(layer, len(norms)))
+            return real & (norms <= self._stored_threshold(layer, len(norms)))
         if self._first is None:
             self._first = real & (real.cumsum(dim=1) == 1)
         others = real & ~self._first
-        limit = SINK_RATIO * _lower_median(norms, others)
-        self._sink_limits[layer] = limit
-        return others & (norms <= limit)
+        threshold = SINK_RATIO * _lower_median(norms, others)
+        self._sink_thresholds[layer] = threshold
+        return others & (norms <= threshold)
 
-    def _known_limit(self, layer: int, n_rows: int) -> Float[Tensor, "batch 1"]:
-        """The sink limits of this cache's rows, as the pass over their beginning set them."""
-        limit = self._sink_limits[layer]
-        if len(limit) not in (1, n_rows):
+    def _stored_threshold(self, layer: int, n_rows: int) -> Float[Tensor, "batch 1"]:
+        """The sink thresholds that prefill stored for the rows of this cache."""
+        threshold = self._sink_thresholds[layer]
+        if len(threshold) not in (1, n_rows):
             raise EditError(
-                f"this KV cache was built for {len(limit)} rows and has {n_rows}, so the norms of "
-                "its sinks are not known: build it again, or give edits skip_sinks = false"
+                f"KV cache was built with batch size {len(threshold)}, now {n_rows}: rebuild it or "
+                "set skip_sinks=False"
             )
-        return limit
+        return threshold
 
 
 def _lower_median(

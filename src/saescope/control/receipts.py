@@ -1,4 +1,7 @@
-"""What edits really did. Passes are recorded without waiting; totals are computed on first read."""
+"""What edits did, recorded without synchronizing the device.
+
+Totals are computed on first read.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +12,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saescope.control.edits import Edit
-from saescope.control.formulae import LayerEdits
+from saescope.control.formulae import EditTensors
 
-_MAX_RECORDS = 512  # then they are added up, so that long generations stay small
+_MAX_RECORDS = 512  # aggregated at this count to bound memory
 _TINY = 1e-30
 
 
 class PassRecord(NamedTuple):
     """What the edits of one layer did in one forward pass, at the positions that some edit targets.
 
-    `numbers` are the edits' places in the receipt. `targeted` says which edits target a position,
-    `condition_held` where their conditions held (None: no edit has one), and `moved` whether the
-    residual that was written differs in any bit.
+    `indices` are the edits' indices in the receipt. `targeted` says which edits target a position,
+    `condition_met` whether their conditions were met (None: no edit has one), and `changed` whether
+    the stored residual changed.
     """
 
-    bound: LayerEdits
-    numbers: tuple[int, ...]
-    amounts: Float[Tensor, "p n"]
+    tensors: EditTensors
+    indices: tuple[int, ...]
+    coefficients: Float[Tensor, "p n"]
     acts: Float[Tensor, "p n"]
     targeted: Bool[Tensor, "p n"]
-    condition_held: Bool[Tensor, "p n"] | None
+    condition_met: Bool[Tensor, "p n"] | None
     norms: Float[Tensor, "p"]
-    moved: Bool[Tensor, "p"]
+    changed: Bool[Tensor, "p"]
 
 
 @dataclass
@@ -47,8 +50,8 @@ class _EditTotals:
 class Receipt:
     """What edits did: forward passes, positions targeted and changed, firings, sizes of the change.
 
-    A position counts as changed if any bit of the residual changed as it is stored, so a change
-    that rounding loses does not count.
+    A position counts as changed if its stored residual changed in any bit. Changes lost to rounding
+    do not count.
     """
 
     def __init__(
@@ -63,21 +66,21 @@ class Receipt:
         self._ratio_sum = self._largest_ratio = 0.0
 
     def record(self, record: PassRecord) -> None:
-        """Keep what one layer's edits did in one pass."""
+        """Add what one layer's edits did in one pass."""
         self._records.append(record)
         if len(self._records) >= _MAX_RECORDS:
-            self._add_up()
+            self._aggregate()
 
     @property
     def positions(self) -> int:
         """Positions that some edit targets, counted once per layer."""
-        self._add_up()
+        self._aggregate()
         return self._positions
 
     @property
     def changed(self) -> int:
         """Positions whose residual changed."""
-        self._add_up()
+        self._aggregate()
         return self._changed
 
     @property
@@ -87,35 +90,38 @@ class Receipt:
 
     @property
     def fired(self) -> list[int]:
-        """Targeted positions on which each edit's feature fired; all of them for a direction."""
+        """Targeted positions on which each edit's feature fired (directions: all targeted)."""
         return [totals.fired for totals in self._totals()]
 
     @property
     def condition_held(self) -> list[int]:
-        """Targeted positions on which each edit's condition held; all of them without one."""
+        """Targeted positions that met each edit's condition (no condition: all targeted)."""
         return [totals.condition_held for totals in self._totals()]
 
     @property
     def largest_acts(self) -> list[float]:
-        """The largest activation of each edit's feature (component along a direction) there."""
+        """Largest activation of each edit's feature at targeted positions.
+
+        For a direction: the largest component along it.
+        """
         return [totals.largest_act for totals in self._totals()]
 
     @property
     def delta_norm_ratio(self) -> float:
         """Mean of |change| / |residual| over the positions that some edit targets."""
-        self._add_up()
+        self._aggregate()
         return self._ratio_sum / max(self._positions, 1)
 
     @property
     def largest_ratio(self) -> float:
         """The largest |change| / |residual|."""
-        self._add_up()
+        self._aggregate()
         return self._largest_ratio
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope steer`.
+        """Return the JSON-compatible dict that `saescope steer --json` prints as `receipt`.
 
-        `fired` is by name, the largest count if several edits have the same.
+        `fired` is keyed by edit name; edits with the same name report the largest count.
         """
         fired: dict[str, int] = {}
         for edit, count in zip(self.edits, self.fired, strict=True):
@@ -128,11 +134,11 @@ class Receipt:
             "fired": fired,
             "delta_norm_ratio": self.delta_norm_ratio,
             "largest_ratio": self.largest_ratio,
-            "edits": [self._edit_dict(number) for number in range(len(self.edits))],
+            "edits": [self._edit_dict(index) for index in range(len(self.edits))],
         }
 
-    def _edit_dict(self, number: int) -> dict[str, Any]:
-        edit, totals = self.edits[number], self._totals()[number]
+    def _edit_dict(self, index: int) -> dict[str, Any]:
+        edit, totals = self.edits[index], self._totals()[index]
         return {
             "edit": edit.name,
             "op": edit.op,
@@ -141,8 +147,8 @@ class Receipt:
             "scope": edit.scope,
             "skip_sinks": edit.skip_sinks,
             "when": None if edit.condition is None else str(edit.condition),
-            "readout_gain": self.gains[number],
-            "direction_norm": self.norms[number],
+            "readout_gain": self.gains[index],
+            "direction_norm": self.norms[index],
             "meant": totals.targeted,
             "fired": totals.fired,
             "held": totals.condition_held,
@@ -150,68 +156,69 @@ class Receipt:
         }
 
     def _totals(self) -> list[_EditTotals]:
-        self._add_up()
+        self._aggregate()
         return self._by_edit
 
-    def _add_up(self) -> None:
-        """Add the records to the totals, all those of the same edits at once."""
+    def _aggregate(self) -> None:
+        """Add the records to the totals, those with the same edits at once."""
         records, self._records = self._records, []
         by_edits: dict[int, list[PassRecord]] = {}
         for record in records:
-            by_edits.setdefault(id(record.bound), []).append(record)
-        for same in by_edits.values():
-            self._add(_joined(same))
+            by_edits.setdefault(id(record.tensors), []).append(record)
+        for same_edits in by_edits.values():
+            self._add(_concatenate(same_edits))
 
     def _add(self, record: PassRecord) -> None:
-        acted = record.targeted
-        if record.condition_held is not None:
-            acted = acted & record.condition_held
-        self._add_sizes(record, torch.where(acted, record.amounts, 0))
-        fires = (record.acts > 0) | (record.bound.reader.ids < 0)
+        applies = record.targeted
+        if record.condition_met is not None:
+            applies = applies & record.condition_met
+        self._add_sizes(record, torch.where(applies, record.coefficients, 0))
+        is_direction = record.tensors.reader.ids < 0
+        fires = (record.acts > 0) | is_direction
         columns = zip(
-            record.numbers,
+            record.indices,
             record.targeted.sum(0).tolist(),
             (fires & record.targeted).sum(0).tolist(),
-            acted.sum(0).tolist(),
+            applies.sum(0).tolist(),
             _largest_acts(record),
             strict=True,
         )
-        for number, n_targeted, n_fired, n_held, largest_act in columns:
-            totals = self._by_edit[number]
+        for index, n_targeted, n_fired, n_met, largest_act in columns:
+            totals = self._by_edit[index]
             totals.targeted += n_targeted
             totals.fired += n_fired
-            totals.condition_held += n_held
+            totals.condition_held += n_met
             totals.largest_act = max(totals.largest_act, largest_act)
 
-    def _add_sizes(self, record: PassRecord, amounts: Float[Tensor, "p n"]) -> None:
-        sizes = (amounts @ record.bound.d).norm(dim=1)
+    def _add_sizes(self, record: PassRecord, coefficients: Float[Tensor, "p n"]) -> None:
+        sizes = (coefficients @ record.tensors.write_directions).norm(dim=1)
         targeted = record.targeted.any(dim=1)
         ratios = (sizes / record.norms.clamp(min=_TINY))[targeted]
         self._positions += int(targeted.sum())
-        self._changed += int((record.moved & (sizes > 0)).sum())
+        self._changed += int((record.changed & (sizes > 0)).sum())
         if len(ratios):
             self._ratio_sum += float(ratios.sum())
             self._largest_ratio = max(self._largest_ratio, float(ratios.max()))
 
 
 def _largest_acts(record: PassRecord) -> list[float]:
-    """The largest activation of each edit's feature where the edit is targeted."""
+    """Return the largest activation of each edit's feature at the positions it targets."""
     if not len(record.acts):
-        return [0.0] * len(record.numbers)
+        return [0.0] * len(record.indices)
     largest: list[float] = torch.where(record.targeted, record.acts, 0).amax(0).tolist()
     return largest
 
 
-def _joined(records: Sequence[PassRecord]) -> PassRecord:
-    """Records of the same edits as one."""
-    held = [record.condition_held for record in records if record.condition_held is not None]
+def _concatenate(records: Sequence[PassRecord]) -> PassRecord:
+    """Return records of the same edits as a single record."""
+    conditions = [record.condition_met for record in records if record.condition_met is not None]
     return PassRecord(
-        bound=records[0].bound,
-        numbers=records[0].numbers,
-        amounts=torch.cat([record.amounts for record in records]),
+        tensors=records[0].tensors,
+        indices=records[0].indices,
+        coefficients=torch.cat([record.coefficients for record in records]),
         acts=torch.cat([record.acts for record in records]),
         targeted=torch.cat([record.targeted for record in records]),
-        condition_held=torch.cat(held) if held else None,
+        condition_met=torch.cat(conditions) if conditions else None,
         norms=torch.cat([record.norms for record in records]),
-        moved=torch.cat([record.moved for record in records]),
+        changed=torch.cat([record.changed for record in records]),
     )

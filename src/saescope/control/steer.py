@@ -1,8 +1,8 @@
-"""Steering: edits applied while a model runs, on and off at once, with a receipt of what they did.
+"""Steering: edits applied while a model runs, removed without a trace on exit, with a receipt.
 
-Only edited layers are hooked, and only while a `steered` block is open. A hook does what the edits
-of the calling context say, so nested blocks add up (all from the same residual) and threads do not
-affect each other.
+Only the layers that edits change or read are hooked, and only within a `steered` context. Hooks
+read the active edits from a ContextVar. Nested contexts add up, all computed from the same
+residual. Other threads are unaffected.
 """
 
 import threading
@@ -34,12 +34,12 @@ _LOCK = threading.Lock()
 def steered(
     lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
-    """Within the block, every forward pass and generation of `lm` is edited; yields the receipt.
+    """Apply edits to every forward pass within the context, and yield a record of their effect.
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
-    none. As a control, `random_directions` (a seed) makes every edit write along a random direction
-    of the same length. Raises EditError for an edit that does not belong to these SAEs or this
-    model, before anything is changed.
+    none. The rest of the model is loaded on first use, unless it is streamed. As a control,
+    `random_directions` (a seed) makes every edit write along a random direction of the same length.
+    Raises EditError, before anything changes, if an edit does not match these SAEs or this model.
 
     >>> import saescope as ss
     >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
@@ -61,7 +61,7 @@ def steered(
 
 
 def _hook(lm: LM, layers: Iterable[int]) -> None:
-    """Hook the model's passes and these layers, unless another block has done so."""
+    """Hook the decoder and these layers, unless another context has."""
     decoders = [lm.decoder]
     if lm.streamed is None:  # a streamed model cannot generate
         decoders.append(decoder_of(lm.whole))
@@ -73,15 +73,16 @@ def _unhook(lm: LM, layers: Iterable[int]) -> None:
     with _LOCK:
         hooks = _HOOKS[id(lm.blocks)]
         hooks.close(layers)
-        if not hooks.needed:
+        if not hooks.in_use:
             del _HOOKS[id(lm.blocks)]
 
 
 @final
 class _Hooks:
-    """The hooks of one model that open blocks need; they do nothing if no edits are active.
+    """The hooks of one model, with the number of contexts that use each.
 
-    A site is a layer, or None for the beginning of each pass.
+    A hook key is a layer, or None for the decoder's pre-hook. Hooks called from a context or thread
+    without active edits change nothing.
     """
 
     def __init__(self, blocks: nn.ModuleList, decoders: Sequence[nn.Module]) -> None:
@@ -92,41 +93,41 @@ class _Hooks:
         self._local = threading.local()
 
     @property
-    def needed(self) -> bool:
-        """Whether any open block needs a hook."""
+    def in_use(self) -> bool:
+        """Whether any context uses a hook."""
         return bool(self._registered)
 
     def open(self, layers: Iterable[int]) -> None:
-        """One more block needs passes and these layers."""
-        for site in (None, *layers):
-            self._users[site] += 1
-            if site not in self._registered:
-                self._registered[site] = self._register(site)
+        """Add one user of the decoder hook and of these layers."""
+        for hook_key in (None, *layers):
+            self._users[hook_key] += 1
+            if hook_key not in self._registered:
+                self._registered[hook_key] = self._register(hook_key)
 
     def close(self, layers: Iterable[int]) -> None:
-        """One block fewer needs them."""
-        for site in (None, *layers):
-            self._users[site] -= 1
-            if not self._users[site]:
-                self._registered.pop(site).close()
+        """Remove one user."""
+        for hook_key in (None, *layers):
+            self._users[hook_key] -= 1
+            if not self._users[hook_key]:
+                self._registered.pop(hook_key).close()
 
-    def _register(self, site: int | None) -> ExitStack:
+    def _register(self, hook_key: int | None) -> ExitStack:
         decoders, blocks = self._decoders, {}
-        if site is not None:
-            decoders, blocks = [], {site: self._blocks[site]}
+        if hook_key is not None:
+            decoders, blocks = [], {hook_key: self._blocks[hook_key]}
         stack = ExitStack()
         stack.enter_context(intervene(decoders, blocks, self._begin, self._change))
         return stack
 
     def _begin(self, forward: Pass) -> None:
         self._local.edited_pass = None
-        active = [active for active in _ACTIVE.get() if active.lm.blocks is self._blocks]
-        keys = tuple(one.key for one in active if one.key is not None)
-        positions = TargetPositions(forward, keys)  # also refuses caches of other edits
-        if active:
-            self._local.edited_pass = EditedPass(active, positions)
-        for one in active:
-            one.receipt.steps += 1
+        contexts = [context for context in _ACTIVE.get() if context.lm.blocks is self._blocks]
+        positions = TargetPositions(forward)
+        positions.check_cache(tuple(context.key for context in contexts if context.key is not None))
+        if contexts:
+            self._local.edited_pass = EditedPass(contexts, positions)
+        for context in contexts:
+            context.receipt.steps += 1
 
     def _change(
         self, layer: int, resid: Float[Tensor, "batch pos d_model"]

@@ -50,5 +50,5 @@ class DiffRequest(Request):
         directions = []
         for edit in edit_set.edits:
             sae = None if edit.feature is None else sae_of.get(edit.layer)
-            directions.append(bind_edits([edit], sae).d[0])
+            directions.append(bind_edits([edit], sae).write_directions[0])
         return directions

@@ -71,7 +71,7 @@ class BakeResult(Table):
         return max(self.rounding, key=lambda tensor: tensor.lost, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope bake`."""
+        """Return the JSON-compatible dict that `saescope bake --json` prints."""
         return {
             "out": str(self.out),
             "method": self.method,

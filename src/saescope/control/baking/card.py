@@ -49,7 +49,7 @@ def config_text(files: Files, plan: BakePlan) -> str:
 
 
 def describe_edit(edit: Edit) -> dict[str, Any]:
-    """An edit as plain values; a direction with its SHA-256."""
+    """Return an edit as a JSON-compatible dict; a direction with its SHA-256."""
     row: dict[str, Any] = {
         "edit": edit.name,
         "layer": edit.layer,

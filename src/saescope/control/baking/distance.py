@@ -40,7 +40,7 @@ class Distance:
     "Share of tokens whose likeliest next token differs."
 
     def to_dict(self) -> dict[str, float | int]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return asdict(self)
 
 

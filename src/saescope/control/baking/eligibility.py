@@ -59,7 +59,7 @@ def edit_vectors(
             raise EditError(f"edit of {edit.name}: the model has layers 0-{n_layers - 1}")
         sae = sae_of.get(edit.layer) if edit.feature is not None else None
         bound = bind_edits([edit], sae, torch.float64, torch.device("cpu"))
-        [w], [b], [d] = bound.reader.readout.w, bound.reader.readout.b, bound.d
+        [w], [b], [d] = bound.reader.readout.w, bound.reader.readout.b, bound.write_directions
         if len(d) != d_model:
             raise EditError(
                 f"edit of {edit.name}: it is {len(d)} wide, the model's residuals {d_model}"

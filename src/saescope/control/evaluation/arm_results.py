@@ -20,7 +20,7 @@ class SetResult:
     right_rate: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         return {**vars(self), "ci": list(self.ci)}
 
 
@@ -65,7 +65,7 @@ class ArmResult:
     "Figures of every draw."
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, the damage's figures among them."""
+        """Return a JSON-compatible dict, with the figures of the damage."""
         plain = dict(vars(self))
         del plain["damage"], plain["sets"]
         plain["ci"] = list(self.ci)

@@ -43,7 +43,7 @@ class Evaluation(Table):
         return [finding.text for finding in self.findings]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope evaluate`."""
+        """Return the JSON-compatible dict that `saescope evaluate --json` prints."""
         return {
             "behaviour": self.behaviour,
             "target": self.target,

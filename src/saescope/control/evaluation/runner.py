@@ -38,7 +38,7 @@ class ArmOutput:
     damage: Damage | None
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, for the cache."""
+        """Return a JSON-compatible dict for the cache."""
         replies = [vars(reply) for reply in self.replies]
         damage = vars(self.damage) if self.damage else None
         return {**vars(self), "replies": replies, "damage": damage}

@@ -33,7 +33,7 @@ class Candidate:
     effect_rank: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         damage = self.result.damage
         return {
             "feature": str(self.feature),
@@ -67,12 +67,12 @@ class Step:
     "On the other discovery prompts."
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return a JSON-compatible dict."""
         edits = [f"{edit.name} {edit.op} {edit.amount:g}" for edit in self.edits]
         return {"edits": edits, **self.results()}
 
     def results(self) -> dict[str, Any]:
-        """Both results as plain values."""
+        """Return both results as a JSON-compatible dict."""
         return {"chosen_on": self.chosen_on.to_dict(), "judged_on": self.judged_on.to_dict()}
 
 
@@ -105,7 +105,7 @@ class Selection(Table):
         return self.steps[-1].edits if self.steps else ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope select`, without the paths."""
+        """Return the dict that `saescope select --json` prints, without the paths."""
         return {
             "target": self.target,
             "behaviour": self.behaviour,

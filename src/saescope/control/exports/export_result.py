@@ -26,7 +26,7 @@ class ExportResult(Table):
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON of `saescope export`."""
+        """Return the JSON-compatible dict that `saescope export --json` prints."""
         return {
             "format": self.format,
             "out": str(self.out),
