@@ -159,7 +159,10 @@ BAD_SETS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "one set alone": (_folder(a=b"one\ntwo\n"), "has one set (a)"),
     "one-token prompts": (_folder(a=b"one two\nthree four\n", b=b"1\n2\n"), "'b'"),
     "bad encoding": (_folder(a=b"one\n", b=b"two\n\xff\n"), "b.txt:2: not UTF-8"),
-    "too long": (_folder(a=b"one\n", b=b"z" * 500), "b:1 has 500 tokens, the model reads 128"),
+    "too long": (
+        _folder(a=b"one\n", b=b"z" * 500),
+        "b:1 has 500 tokens, more than the model's maximum of 128",
+    ),
     "no sets": (_folder(), "has no NAME.txt"),
     "nothing there": (lambda path: path, "does not exist"),
 }

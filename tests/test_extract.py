@@ -199,7 +199,9 @@ def test_failure_before_the_first_batch_leaves_nothing(pair: Pair, tmp_path: Pat
 
 def test_prompt_longer_than_the_context_is_refused(pair: Pair, tmp_path: Path) -> None:
     lm, saes = pair.load(1)
-    with pytest.raises(PromptError, match=r"long:1 has 500 tokens, the model reads 128"):
+    with pytest.raises(
+        PromptError, match="long:1 has 500 tokens, more than the model's maximum of 128"
+    ):
         extract(lm, saes, texts(["z" * 500], name="long"), tmp_path / "run")
 
 

@@ -170,6 +170,6 @@ def test_residuals_that_are_not_finite_are_refused(activation: str, value: str) 
 def test_rows_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sae_module, "_MAX_ENTRIES", 1000)
     sae, resid = thresholded("relu"), torch.randn(40, 32)
-    with pytest.raises(ResourceError, match=r"40 fires \d+ features: encode fewer at once"):
+    with pytest.raises(ResourceError, match=r"one of 40 residuals activates \d+ features"):
         sae.encode(resid)
     assert sum(len(next_pre_act) for _, next_pre_act in sae.encode_blocks(resid)) == 40

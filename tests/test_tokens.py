@@ -69,5 +69,5 @@ def test_chat_without_a_template_is_refused(pair: Pair) -> None:
 def test_token_the_model_does_not_know_is_refused(pair: Pair, tmp_path: Path) -> None:
     lm, _ = pair.load(0)
     other = tiny.tokenizer([(a, b) for a in "abcdef" for b in "ghij"])
-    with pytest.raises(SourceError, match="not its tokenizer"):
+    with pytest.raises(SourceError, match="tokenizer does not belong"):
         tokenize(replace(lm, tokenizer=other), texts(["fj fj"])[0].prompts)

@@ -39,7 +39,7 @@ class TargetPositions:
     """The positions of one forward pass that edits target."""
 
     def __init__(self, forward: Pass) -> None:
-        self._past = forward.past
+        self._past = forward.n_past
         self._mask = forward.mask
         self._cache = forward.cache
         self._sink_thresholds: dict[int, Float[Tensor, "batch 1"]] = {}

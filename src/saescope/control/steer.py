@@ -21,7 +21,7 @@ from saescope.control.edits import Edit
 from saescope.control.positions import TargetPositions
 from saescope.control.receipts import Receipt
 from saescope.engine.lm import LM
-from saescope.engine.residual import Pass, edited, intervene
+from saescope.engine.residual import Pass, intervene, mark_edited
 from saescope.engine.sae import Sae
 from saescope.engine.whole import decoder_of
 
@@ -53,7 +53,7 @@ def steered(
     _hook(lm, active.hooked_layers)
     token = _ACTIVE.set((*_ACTIVE.get(), active))
     try:
-        with edited(lm):
+        with mark_edited(lm):
             yield active.receipt
     finally:
         _ACTIVE.reset(token)

@@ -1,7 +1,6 @@
 """Which parameters of a decoder write to the residual, which read it, and the norms between.
 
-Known by the names that architectures give their parts. Numbers check that nothing was missed
-(`control/baking/anatomy_check.py`): a name says what something is called, not what it does.
+Identified by module name; verified numerically in `control/baking/anatomy_check.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,9 @@ import torch
 from torch import Size, nn
 from transformers.pytorch_utils import Conv1D
 
-from saescope.engine.config import FINAL_NORMS, read_config
+from saescope.engine.config import read_config
 from saescope.engine.names import sources
-from saescope.engine.whole import blocks_of, causal_lm
+from saescope.engine.whole import blocks_of, causal_lm, final_norm
 from saescope.errors import SourceError
 from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
@@ -38,7 +37,9 @@ _NORM_BEFORE_MLP = (
 
 @dataclass(frozen=True)
 class Port:
-    """A parameter with one axis along the residual, and the name of the norm between the two.
+    """A parameter with one axis along the residual.
+
+    `norm` names the norm between the residual and the parameter; `stored` names its tensors.
 
     Embeddings write at layer -1, the lm_head reads at the layer after the last.
     """
@@ -54,8 +55,8 @@ class Port:
 class Anatomy:
     """A decoder's ports, the modules whose output is added to the residual, and their stored names.
 
-    `head.stored` is empty if the lm_head has no tensor of its own; `tied` says that it is the
-    embedding's.
+    `head.stored` is empty if the lm_head has no stored tensor. `tied`: the lm_head uses the
+    embedding's weight. `kinds`: the layer where each block type first appears.
     """
 
     kind: str
@@ -77,26 +78,31 @@ class Anatomy:
 
     @property
     def last_kind(self) -> int:
-        """The layer up to which every kind of block occurs."""
+        """Smallest layer by which every block type has appeared."""
         return max(self.kinds)
 
     def norms(self, writes: bool, reads: bool) -> set[str]:
-        """Norms that stand between the residual and these ports."""
-        ports = (*(self.writes if writes else ()), *((*self.reads, self.head) if reads else ()))
+        """Return the norms between the residual and the ports that write, read, or both."""
+        ports: list[Port] = []
+        if writes:
+            ports += self.writes
+        if reads:
+            ports += [*self.reads, self.head]
         return {port.norm for port in ports if port.norm is not None}
 
 
 def read_anatomy(files: Files) -> Anatomy:
-    """The anatomy of a checkpoint's decoder, from its config, headers and index alone."""
+    """Read the anatomy of a checkpoint's decoder from its config, headers and index alone."""
     config = read_config(files)
     model = causal_lm(config, torch.float32)
     decoder: nn.Module = getattr(model, model.base_model_prefix)
     path, blocks = blocks_of(decoder, config.num_hidden_layers)
     stored, _ = read_index(files)
     shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    found = sources(shapes, stored, usual=f"{model.base_model_prefix}.")
-    names = {name: tuple(source.flat) for name, source in found.items()}
-    missing = [name for parts in names.values() for name in parts if name not in stored]
+    tensor_sources = sources(shapes, stored, usual=f"{model.base_model_prefix}.")
+    names = {name: tuple(source.flat) for name, source in tensor_sources.items()}
+    needed = [name for stored_names in names.values() for name in stored_names]
+    missing = [name for name in needed if name not in stored]
     if missing:
         raise SourceError(f"{files.name} has no tensor {missing[0]} ({len(missing)} missing)")
     writes = list(_embeddings(decoder, path, names))
@@ -108,80 +114,93 @@ def read_anatomy(files: Files) -> Anatomy:
                 reads.append(port)
                 continue
             writes.append(port)
-            sites[port.norm or f"{path}.{layer}.{_part(port.name, path)}"] = layer
-    if not writes or writes[0].layer != EMBEDDING or len({p.layer for p in writes}) <= len(blocks):
+            site = port.norm or f"{path}.{layer}.{_part(port.name, path)}"
+            sites[site] = layer
+    if {port.layer for port in writes} != set(range(EMBEDDING, len(blocks))):
         raise SourceError(
-            f"architecture {config.model_type!r}: what writes to its residual is not known"
+            f"architecture {config.model_type!r}: "
+            "cannot tell which parameters write to the residual"
         )
     head = _head(model, decoder, stored, len(blocks))
     return Anatomy(
         kind=str(config.model_type),
         n_layers=len(blocks),
         d_model=int(config.hidden_size),
-        prefix=next(n.removesuffix(k) for k, (n, *_) in names.items() if n.endswith(k)),
+        prefix=_stored_prefix(names),
         writes=tuple(writes),
         reads=tuple(reads),
         head=head,
         tied=bool(config.tie_word_embeddings) or not head.stored,
         sites=tuple((layer, site) for site, layer in sites.items()),
         kinds=tuple(_kinds(blocks)),
-        has_other_inputs=any(
-            "vision" in name or "visual" in name or "audio" in name for name in stored
-        ),
+        has_other_inputs=_has_other_inputs(stored),
     )
 
 
 def _embeddings(
     decoder: nn.Module, path: str, names: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Port]:
-    """Everything looked up before the first block: tokens first, then learned positions."""
-    tokens = decoder.get_input_embeddings()  # type: ignore[operator]
-    found = [
-        (n, m)
-        for n, m in decoder.named_modules()
-        if isinstance(m, nn.Embedding) and not n.startswith(path)
-    ]
-    for name, _ in sorted(found, key=lambda item: item[1] is not tokens):
+    """Yield the embeddings before the first block: tokens first, then learned positions."""
+    token_embedding = decoder.get_input_embeddings()  # type: ignore[operator]
+    embeddings: list[str] = []
+    for name, module in decoder.named_modules():
+        if not isinstance(module, nn.Embedding) or name.startswith(path):
+            continue
+        if module is token_embedding:
+            embeddings.insert(0, name)
+        else:
+            embeddings.append(name)
+    for name in embeddings:
         yield Port(f"{name}.weight", EMBEDDING, -1, None, names[f"{name}.weight"])
 
 
 def _ports(
     block: nn.Module, path: str, layer: int, names: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[Port, bool]]:
-    """A block's ports, and whether they write."""
-    flipped = {name for name, module in block.named_modules() if isinstance(module, Conv1D)}
+    """Yield a block's ports, and whether each of them writes."""
+    transposed = {name for name, module in block.named_modules() if isinstance(module, Conv1D)}
     for name, parameter in block.named_parameters():
-        owner, kind = (
-            (name.rpartition(".")[::2]) if name.endswith((".weight", ".bias")) else (name, "weight")
-        )
-        leaf, full = owner.rpartition(".")[2], f"{path}.{name}"
+        module_name, kind = _split_parameter_name(name)
+        leaf = module_name.split(".")[-1]
+        part = name.split(".")[0]
+        full_name = f"{path}.{name}"
+        last_axis_is_output = module_name in transposed
         if leaf in _WRITERS:
-            norm = _norm_after(block, name.partition(".")[0])
-            axis = -1 if owner in flipped or parameter.ndim == 1 else -2
-            yield Port(full, layer, axis, norm and f"{path}.{norm}", names[full]), True
+            norm = _joined(path, _norm_after(block, part))
+            axis = -1 if last_axis_is_output or parameter.ndim == 1 else -2
+            yield Port(full_name, layer, axis, norm, names[full_name]), True
         elif leaf in _READERS and kind == "weight":
-            norm = _norm_before(block, name.partition(".")[0])
-            yield (
-                Port(
-                    full,
-                    layer,
-                    -2 if owner in flipped else -1,
-                    norm and f"{path}.{norm}",
-                    names[full],
-                ),
-                False,
-            )
+            norm = _joined(path, _norm_before(block, part))
+            axis = -2 if last_axis_is_output else -1
+            yield Port(full_name, layer, axis, norm, names[full_name]), False
+
+
+def _split_parameter_name(name: str) -> tuple[str, str]:
+    """Return the module's name and `weight` or `bias`; fused experts are bare parameters."""
+    if not name.endswith((".weight", ".bias")):
+        return name, "weight"
+    module_name, _, kind = name.rpartition(".")
+    return module_name, kind
+
+
+def _joined(path: str, norm: str | None) -> str | None:
+    if norm is None:
+        return None
+    return f"{path}.{norm}"
 
 
 def _norm_before(block: nn.Module, part: str) -> str | None:
-    known = _NORM_BEFORE_ATTENTION if part in _ATTENTION else _NORM_BEFORE_MLP
-    return next((name for name in known if hasattr(block, name)), None)
+    candidates = _NORM_BEFORE_ATTENTION if part in _ATTENTION else _NORM_BEFORE_MLP
+    for name in candidates:
+        if hasattr(block, name):
+            return name
+    return None
 
 
 def _norm_after(block: nn.Module, part: str) -> str | None:
-    """The norm between a writer and the residual, which Gemma has.
+    """Return the norm between a writer and the residual.
 
-    Elsewhere a norm of that name stands before the MLP.
+    Only Gemma has one; in other models `post_attention_layernorm` precedes the MLP.
     """
     if not hasattr(block, "pre_feedforward_layernorm"):
         return None
@@ -195,17 +214,32 @@ def _part(name: str, path: str) -> str:
 def _head(model: Any, decoder: nn.Module, stored: Mapping[str, str], n_layers: int) -> Port:
     head = model.get_output_embeddings()
     path = next(name for name, module in model.named_modules() if module is head)
-    norm = next(name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module))
     name = f"{path}.weight"
-    found = sources({name: Size(head.weight.shape)}, stored, usual="")[name].flat[0]
-    return Port(name, n_layers, -1, norm, (found,) if found in stored else ())
+    head_source = sources({name: Size(head.weight.shape)}, stored, usual="")[name]
+    stored_name = head_source.flat[0]
+    stored_names = (stored_name,) if stored_name in stored else ()
+    return Port(name, n_layers, -1, final_norm(decoder), stored_names)
+
+
+def _stored_prefix(names: Mapping[str, tuple[str, ...]]) -> str:
+    """Return what precedes the decoder's parameter names in the checkpoint's tensor names."""
+    for name, stored_names in names.items():
+        if stored_names[0].endswith(name):
+            return stored_names[0].removesuffix(name)
+    raise SourceError("no tensor of the checkpoint is named like a parameter of its decoder")
 
 
 def _kinds(blocks: nn.ModuleList) -> Iterator[int]:
-    """The first layer of every kind of block."""
+    """Yield the first layer of every block type."""
     seen = set()
     for layer, block in enumerate(blocks):
-        kind = (type(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()))
+        shapes = tuple((name, tuple(p.shape)) for name, p in block.named_parameters())
+        kind = (type(block), shapes)
         if kind not in seen:
             seen.add(kind)
             yield layer
+
+
+def _has_other_inputs(stored: Mapping[str, str]) -> bool:
+    """Return whether the checkpoint also has weights for images or sound."""
+    return any(word in name for name in stored for word in ("vision", "visual", "audio"))

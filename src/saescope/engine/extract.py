@@ -1,4 +1,4 @@
-"""THE MAIN PATH: prompts → tokens → residual → sparse features → run on disk."""
+"""The main path: prompts → tokens → residuals → sparse features → run on disk."""
 
 import platform
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -47,9 +47,9 @@ def extract(
 
     If `out` already holds the same job's run, it is returned. An interrupted job resumes after its
     last finished batch. `errors` also stores each token's reconstruction error, which needs SAEs
-    with decoders. `command` goes into the manifest, `progress` is called with the number of tokens
-    done and the total, and `kernels` replace the fastest matmul kernels. Raises SourceError,
-    PromptError, RunError or ResourceError, and then publishes nothing.
+    with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and in
+    total. `kernels` overrides the automatic choice of matmul kernels. Raises SourceError,
+    PromptError, RunError or ResourceError. Nothing is published on error.
 
     >>> import tempfile, saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -66,27 +66,30 @@ def extract(
     if published is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    n_tokens = [sum(plan.prompt_lengths(number)) for number in range(len(plan.batches))]
+    tokens_per_batch = [sum(plan.prompt_lengths(index)) for index in range(len(plan.batches))]
     with writer.collecting() as finished:
-        # A resumed job keeps its kernels: others would differ in the last bits.
-        used: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, kernels))
-        n_done = sum(n_tokens[batch] for batch, _ in finished)
+        # A resumed job keeps its kernels: other kernels round differently.
+        kernels_in_use: Kernels = writer.remember(
+            "kernels", lambda: choose_batch_kernels(lm, plan, kernels)
+        )
+        n_done = sum(tokens_per_batch[batch] for batch, _ in finished)
+        spill = writer.spill_folder()
         for unit in compute_features(
-            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=used
+            lm, saes, plan, finished, errors=errors, spill=spill, kernels=kernels_in_use
         ):
             writer.put(unit.batch, unit.layer, unit.features, unit.resids)
-            n_done += n_tokens[unit.batch]
+            n_done += tokens_per_batch[unit.batch]
             if progress:
-                progress(n_done, sum(n_tokens) * len(saes))
-        record = _manifest_record(lm, saes, command, used)
+                progress(n_done, sum(tokens_per_batch) * len(saes))
+        record = _manifest_record(lm, saes, command, kernels_in_use)
         return writer.publish(sets, _tokens_with_text(lm, plan), plan.prompt_orders, record)
 
 
 def _refuse_edits(lm: LM) -> None:
     if is_edited(lm):
         raise SourceError(
-            f"{lm.spec.repo} is steered here, a run is of the unedited model: "
-            "extract outside the block"
+            f"cannot extract inside steered(): a run must describe the unedited model "
+            f"({lm.spec.repo})"
         )
 
 
@@ -98,7 +101,7 @@ def job(
     *,
     errors: bool = False,
 ) -> Job:
-    """What identifies a run of these inputs: its fingerprint names the run."""
+    """Return the job that identifies a run of these inputs; its fingerprint names the run."""
     return Job(
         model=lm.spec,
         saes=tuple(sorted((sae.spec for sae in saes), key=lambda spec: spec.layer)),
@@ -112,15 +115,15 @@ def job(
 
 
 def choose_batch_kernels(lm: LM, plan: BatchPlan, requested: Kernels = NATIVE) -> Kernels:
-    """The matmul kernels for these batches: the requested ones, else the fastest."""
+    """Return the requested matmul kernels, or else the fastest ones for these batches."""
     matrices = [p for p in lm.blocks.parameters() if p.ndim > 1]
-    operations = 2 * plan.n_computed_tokens * sum(matrix.numel() for matrix in matrices)
-    return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, operations, requested)
+    flops = 2 * plan.n_distinct_tokens * sum(matrix.numel() for matrix in matrices)
+    return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, flops, requested)
 
 
 @dataclass(frozen=True)
 class BatchFeatures:
-    """What one batch gives at one layer, in the order of `BatchPlan.prompt_order`."""
+    """Features and residuals of one batch at one layer, in `BatchPlan.prompt_order`."""
 
     batch: int
     layer: int
@@ -138,10 +141,10 @@ def compute_features(
     spill: Path | None = None,
     kernels: Kernels = NATIVE,
 ) -> Iterator[BatchFeatures]:
-    """Features and residuals by prompt of every batch and layer that is not finished.
+    """Yield the features and residuals of every batch and layer that is not finished.
 
-    With `errors`, features include the reconstruction error. The other arguments are those of
-    `compute_residuals`.
+    With `errors`, features include the norm of the reconstruction error. The other arguments are
+    those of `compute_residuals`.
     """
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
@@ -161,24 +164,24 @@ def _encode(
     lengths: Sequence[int],
     errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
-    """Features of the prompts' tokens, whose residuals are these rows of `resid` (default: all)."""
+    """Encode a batch's tokens. `rows` maps each token to its row of `resid` (None: identity)."""
     wide = resid.float()
     norms = wide.norm(dim=-1)
     if not torch.isfinite(norms).all():
         raise SourceError(
             f"the residual after layer {sae.spec.layer} is not finite: "
-            "damaged weights, or a dtype too small for them"
+            "the weights are damaged, or overflow in this dtype"
         )
     token_rows = np.arange(len(resid)) if rows is None else rows.numpy()
-    blocks = list(_feature_blocks(sae, resid, norms, errors))
-    features = LayerFeatures.joined(blocks).take(token_rows)
+    chunks = list(_feature_chunks(sae, resid, norms, errors))
+    features = LayerFeatures.joined(chunks).take(token_rows)
     return features, _resids_by_prompt(wide, token_rows, features.norms, lengths)
 
 
-def _feature_blocks(
+def _feature_chunks(
     sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], errors: bool
 ) -> Iterator[LayerFeatures]:
-    """Features block by block, so a token with many active features pads only its own block."""
+    """Encode chunk by chunk, so a token with many active features pads only its own chunk."""
     start = 0
     for sparse, next_pre_act in sae.encode_blocks(resid):
         end = start + len(next_pre_act)
@@ -199,7 +202,7 @@ def _feature_blocks(
 def _resids_by_prompt(
     resid: Float[Tensor, "n d_model"], rows: Indices, norms: Float32s, lengths: Sequence[int]
 ) -> PromptResids:
-    """Each prompt's last residual, and the mean over its scored positions."""
+    """Return each prompt's last residual and its mean over scored positions."""
     masking = Masking()
     ends = np.cumsum(lengths)
     means = []
@@ -226,9 +229,9 @@ def _tokens_with_text(lm: LM, plan: BatchPlan) -> list[list[tuple[int, str]]]:
 def _manifest_record(
     lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels
 ) -> dict[str, Any]:
-    """What the manifest says beside the job."""
+    """Provenance fields of the manifest."""
     return {
-        "command": command or {"verb": "extract", "options": {}},
+        "command": command or {"verb": "extract", "request": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},
         "saescope": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Token ids to residuals: batch by batch, or block by block if the model is streamed."""
+"""Compute residuals from token ids: batch by batch, or block by block for streamed models."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from saescope.engine.prefix import SharedPrefix
 from saescope.engine.residual import capture
 from saescope.engine.stream import stream_blocks
 
-Unit = tuple[int, int]  # a batch and a layer: what is computed, stored and resumed as one
+Unit = tuple[int, int]  # (batch index, layer): the unit of computing, storing and resuming
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def compute_residuals(
     spill: Path | None = None,
     kernels: Kernels = NATIVE,
 ) -> Iterator[BatchResiduals]:
-    """Residuals of every batch and layer that is not finished.
+    """Yield the residuals of every batch and layer that is not finished.
 
-    A streamed model goes layer by layer, and keeps residuals between blocks in files of the folder
-    `spill`, or in memory. `kernels` multiply in linear layers.
+    A streamed model runs layer by layer. `spill`: folder for intermediate residuals (None: kept
+    in memory). `kernels`: matmul kernels for linear layers.
     """
     missing = _missing_layers(layers, plan, finished)
     mode = KernelMode(kernels)
@@ -53,7 +53,7 @@ def compute_residuals(
 def _missing_layers(
     layers: Sequence[int], plan: BatchPlan, finished: Container[Unit]
 ) -> dict[int, list[int]]:
-    """For each batch the layers that are still to be computed; complete batches are left out."""
+    """Return the layers still to compute per batch, without the batches that are complete."""
     missing = {}
     for batch in range(len(plan.batches)):
         unfinished = [layer for layer in layers if (batch, layer) not in finished]
@@ -66,14 +66,14 @@ def _batch_by_batch(
     lm: LM, plan: BatchPlan, missing: Mapping[int, Sequence[int]], mode: KernelMode
 ) -> Iterator[BatchResiduals]:
     prefix: SharedPrefix | None = None
-    for number, layers in missing.items():
-        batch = plan.batches[number]
-        tokens = lay_out(batch.rows, plan.suffix_ids(number), lm.device)
+    for batch_index, layers in missing.items():
+        batch = plan.batches[batch_index]
+        tokens = lay_out(batch.rows, plan.suffix_ids(batch_index), lm.device)
         with torch.inference_mode(), mode:
             if batch.prefix_length == 0:
                 prefix = None
-            elif prefix is None or not prefix.serves(plan.prefix_ids(number), layers):
-                prefix = SharedPrefix(lm, plan.prefix_ids(number), layers)
+            elif prefix is None or not prefix.matches(plan.prefix_ids(batch_index), layers):
+                prefix = SharedPrefix(lm, plan.prefix_ids(batch_index), layers)
             with capture(lm, layers) as captured:
                 if prefix is None:
                     lm.model(input_ids=tokens.ids, position_ids=tokens.positions, use_cache=False)
@@ -83,7 +83,7 @@ def _batch_by_batch(
             resid = captured.pop(layer)[tokens.mask]
             if prefix is not None:
                 resid = torch.cat([prefix.resid(layer), resid])
-            yield BatchResiduals(number, layer, resid)
+            yield BatchResiduals(batch_index, layer, resid)
 
 
 def _block_by_block(
@@ -93,11 +93,13 @@ def _block_by_block(
     mode: KernelMode,
     spill: Path | None,
 ) -> Iterator[BatchResiduals]:
-    numbers = list(missing)
+    batch_indices = list(missing)
     layers = sorted({layer for unfinished in missing.values() for layer in unfinished})
-    batches = [lay_out(plan.batches[n].rows, plan.token_ids, lm.device) for n in numbers]
+    batches = []
+    for batch_index in batch_indices:
+        batches.append(lay_out(plan.batches[batch_index].rows, plan.token_ids, lm.device))
     for output in stream_blocks(lm, layers, batches, spill, mode):
-        number = numbers[output.batch]
-        if output.layer in missing[number]:
+        batch_index = batch_indices[output.batch]
+        if output.layer in missing[batch_index]:
             resid = output.resid[batches[output.batch].mask]
-            yield BatchResiduals(number, output.layer, resid)
+            yield BatchResiduals(batch_index, output.layer, resid)

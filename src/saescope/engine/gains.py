@@ -1,4 +1,4 @@
-"""The gain γ of an RMSNorm, found by what the norm does: it may be stored as γ or as γ − 1."""
+"""The gain γ of an RMSNorm, measured by running the norm, since γ may be stored as γ − 1."""
 
 import copy
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ _LARGE = 1e4  # so large that a norm's epsilon does not matter
 def norm_gains(
     shards: Shards, anatomy: Anatomy, names: Collection[str]
 ) -> dict[str, Float[Tensor, "d_model"]]:
-    """γ of these norms in float64; raises SourceError for a norm that is not h ↦ γ ⊙ h / rms(h)."""
+    """Return γ of these norms in float64; raise SourceError unless all are h ↦ γ ⊙ h / rms(h)."""
     if not names:
         return {}
     model = causal_lm(read_config(shards.files), torch.float32)
@@ -41,8 +41,8 @@ def _gain(
     with torch.inference_mode():
         gain: Tensor = norm(torch.full((anatomy.d_model,), _LARGE)).double()
         expected = gain * random / random.double().pow(2).mean(-1, keepdim=True).sqrt()
-        given = norm(random).double()
-    if (given - expected).abs().max() > 1e-4 * gain.abs().max():
+        output = norm(random).double()
+    if (output - expected).abs().max() > 1e-4 * gain.abs().max():
         raise SourceError(
             f"architecture {anatomy.kind!r}: its norms are not h ↦ γ·h/rms(h) ({name}), "
             "so weights that read after them cannot take over a projection: "

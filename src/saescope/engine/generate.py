@@ -1,4 +1,4 @@
-"""Text from a model: greedy or sampled, one prompt or many, the same either way."""
+"""Generate text, greedily or by sampling. Results do not depend on batching."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ def generate(
     seed: int = 0,
     thinking: bool | None = None,
 ) -> str:
-    """The model's continuation of a text, or its answer to a chat.
+    """Return the model's continuation of a text, or its answer to a chat.
 
     `prompt` is a text, or the turns of a chat as dicts with `role` and `content`. The other
     arguments, and the errors, are those of `generate_batch`.
@@ -54,7 +54,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote: token ids without the one that ends, its text, and whether it ended."""
+    """Generated token ids without the EOS token, their text, and whether the model ended."""
 
     ids: list[int]
     text: str
@@ -76,7 +76,7 @@ def generate_batch(
 
     Each prompt has its own random stream from `seed`, so its text does not depend on the others.
     Chats go through the chat template, with `thinking` on or off if the template knows it.
-    `on_token` is called with the prompt's number and each new token. Raises PromptError for a
+    `on_token` is called with the prompt's index and each new token. Raises PromptError for a
     prompt that the model cannot continue.
     """
     if max_new_tokens < 1:
@@ -87,8 +87,8 @@ def generate_batch(
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) + max_new_tokens > lm.max_length:
             raise PromptError(
-                f"prompt {prompt.id} has {len(row):,} tokens and {max_new_tokens:,} are to follow, "
-                f"the model reads {lm.max_length:,}: shorten it"
+                f"prompt {prompt.id} has {len(row):,} tokens, and with {max_new_tokens:,} new "
+                f"ones more than the model's maximum of {lm.max_length:,}: shorten it"
             )
     sampler = _Sampler(temperature, [torch.Generator().manual_seed(seed) for _ in rows])
     replies = _continue(lm, rows, max_new_tokens, sampler, on_token)
@@ -97,7 +97,7 @@ def generate_batch(
 
 @dataclass
 class _Reply:
-    """The tokens that follow one prompt so far."""
+    """The tokens generated so far for one prompt."""
 
     ids: list[int] = field(default_factory=list)
     ended: bool = False
@@ -114,7 +114,7 @@ class _Sampler:
     streams: Sequence[torch.Generator]
 
     def choose(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        """The next token of every row, each drawn from its own stream."""
+        """Return the next token of every row, each drawn from its own random stream."""
         if self.temperature == 0:
             return logits.argmax(dim=-1).cpu()
         probabilities = torch.softmax(logits.float().cpu() / self.temperature, dim=-1)
@@ -145,20 +145,20 @@ def _continue(
             use_cache=True,
         ).logits[:, -1]
         chosen = sampler.choose(logits)
-        for number, (reply, token) in enumerate(zip(replies, chosen.tolist(), strict=True)):
+        for prompt_index, (reply, token) in enumerate(zip(replies, chosen.tolist(), strict=True)):
             if reply.ended:
                 continue
             reply.ended = token in end_tokens
             if not reply.ended:
                 reply.ids.append(token)
                 if on_token:
-                    on_token(number, token)
+                    on_token(prompt_index, token)
         if all(reply.ended for reply in replies):
             break
         ids = chosen[:, None].to(lm.device)
-        # What follows a row's end is masked: nothing attends to it, and edits leave it alone.
-        going_on = mask.new_tensor([[not reply.ended] for reply in replies])
-        mask = torch.cat([mask, going_on], dim=1)
+        # Mask the tokens after a row's end: nothing attends to them, and edits skip them.
+        unfinished = mask.new_tensor([[not reply.ended] for reply in replies])
+        mask = torch.cat([mask, unfinished], dim=1)
         positions = positions[:, -1:] + 1
     return replies
 
@@ -166,17 +166,19 @@ def _continue(
 def _left_padded(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Ids, and a mask that is 1 at real tokens."""
+    """Return token ids, and a mask that is 1 at real tokens."""
     width = max(map(len, rows))
-    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
-    for n, row in enumerate(rows):
-        ids[n, width - len(row) :] = torch.tensor(row)
-        mask[n, width - len(row) :] = 1
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for row_index, row in enumerate(rows):
+        start = width - len(row)
+        ids[row_index, start:] = torch.tensor(row)
+        mask[row_index, start:] = 1
     return ids.to(device), mask.to(device)
 
 
 def _end_tokens(lm: LM) -> set[int]:
-    """Tokens that end a text, by the generation config and the tokenizer."""
+    """Return the EOS token ids of the generation config and the tokenizer."""
     config = getattr(lm.whole, "generation_config", None)
     configured: Any = getattr(config, "eos_token_id", None)
     if not isinstance(configured, list):

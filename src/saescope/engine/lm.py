@@ -1,7 +1,7 @@
 """A causal LM from transformers, cut after the last layer needed.
 
-Layers above it, the final norm and the lm_head are neither fetched nor read. Configs and modules
-are recognised by what they have, not by their names.
+Layers above it, the final norm and the lm_head are neither fetched nor read. The block list is
+found by structure. Only prompt packing uses a list of tested architectures.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import TOKENIZER_FILES
 from saescope.sources.files import Files, fingerprint, open_files
 
-# Architectures that keep attention within each of several prompts in one row (tested one by one).
+# Architectures for which packed rows were tested: attention does not cross prompts.
 _PACKING_ARCHITECTURES = {
     "gemma2",
     "gemma3_text",
@@ -50,12 +50,12 @@ def load_lm(
     offline: bool = False,
     streamed: bool = False,
 ) -> "LM":
-    """Load the part of a model that computes the residual after each of `layers`.
+    """Load a model up to the last of `layers`.
 
-    `ref` is a folder or a hub id (`owner/name@revision`). Blocks above the last of `layers`
-    (default: all) are not read. `dtype` `auto` is bfloat16 if the checkpoint is stored so, else
-    float32. If `streamed`, one block at a time is read when the model runs; such a model cannot
-    generate. Raises SourceError for anything missing, damaged or unknown.
+    `ref` is a folder or a hub id (`owner/name@revision`). `layers` defaults to all. `dtype` `auto`:
+    bfloat16 for bfloat16 checkpoints, float32 otherwise. If `streamed`, each forward pass reads
+    one block at a time. A streamed model cannot generate. Raises SourceError for anything missing,
+    damaged or unsupported.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -82,7 +82,7 @@ def load_lm(
         block_pages=tuple([] if streamed else mapped_pages(b.parameters()) for b in blocks),
         embedding_pages=mapped_pages(_embedding(model).parameters()),
         packs_prompts=packs_prompts,
-        # A streamed model sees one block at a time and keeps no keys and values.
+        # A streamed model runs block by block and has no KV cache.
         shares_prefixes=packs_prompts and not streamed,
         max_length=max_length(config),
         vocab_size=int(config.vocab_size),
@@ -96,20 +96,20 @@ def load_lm(
 @final
 @dataclass(frozen=True)
 class LM:
-    """A decoder cut after its last needed layer, its tokenizer, and what it is.
+    """A decoder truncated after the last requested layer, with its tokenizer and metadata.
 
-    Pages of weights that lie in files are released after use, so weights must not be changed in
-    place: changes would be lost with the pages.
+    Weights are memory-mapped and their pages are released after use. Do not modify them in place:
+    the changes would be lost.
 
     Attributes:
-        model: The decoder, without blocks above the last needed one and without its final norm.
-        block_pages: For each block, the pages of its weights that are mapped from files.
-        embedding_pages: The same for the embedding.
+        model: The decoder, without the blocks above the last requested layer and the final norm.
+        block_pages: Memory-mapped pages of each block's weights.
+        embedding_pages: Memory-mapped pages of the embedding.
         packs_prompts: Whether one row may hold several prompts.
-        shares_prefixes: Whether prompts may reuse the keys and values of a common prefix.
-        max_length: The most tokens of a prompt.
+        shares_prefixes: Whether prompts may reuse the KV cache of a common prefix.
+        max_length: Maximum prompt length in tokens.
         source: The path or hub id that opens the same checkpoint again.
-        streamed: Where a streamed model's blocks get their weights; None if all are loaded.
+        streamed: Source of the block weights if streamed; None if all are loaded.
     """
 
     spec: ModelSpec
@@ -129,7 +129,10 @@ class LM:
 
     @cached_property
     def whole(self) -> nn.Module:
-        """transformers' own causal LM around these blocks; the rest is read on first use."""
+        """The full transformers causal LM, sharing these blocks.
+
+        Remaining weights are loaded on first access.
+        """
         if self.streamed is not None:
             raise SourceError(
                 f"{self.spec.repo} is streamed and cannot generate: load it with streamed=False"
@@ -148,7 +151,9 @@ class LM:
     ) -> Iterator[None]:
         """Within the context, the block of `layer` has its weights; afterwards they are released.
 
-        A streamed model reads them from its files and, with `read_ahead`, starts on the next block.
+        Both `layer` and `block` are needed: `layer` says which weights to read, and `block` takes
+        them, because `stream_blocks` puts placeholders into `lm.blocks`. A streamed model reads the
+        weights from its files and, with `read_ahead`, starts to read the next block.
         """
         if self.streamed is None:
             try:
@@ -157,10 +162,10 @@ class LM:
                 release_pages(self.block_pages[layer])
             return
         path = _path_of(self.blocks, self.model)
-        following = None
+        next_prefix = None
         if read_ahead and layer + 1 < len(self.blocks):
-            following = f"{path}.{layer + 1}."
-        with self.streamed.lent(block, f"{path}.{layer}.", following):
+            next_prefix = f"{path}.{layer + 1}."
+        with self.streamed.lent(block, f"{path}.{layer}.", next_prefix):
             yield
 
 
@@ -176,7 +181,7 @@ def _path_of(part: nn.Module, model: nn.Module) -> str:
 
 
 def _fill(weights: Weights, exclude: str | None) -> None:
-    """Read all weights but those under the path `exclude`, which are read when they are needed."""
+    """Load all weights except those under `exclude`, which are loaded lazily."""
     if exclude is None:
         weights.fill(weights.names)
         weights.close()
@@ -191,39 +196,39 @@ def _model_without_weights(config: Any, dtype: torch.dtype) -> nn.Module:
     try:
         with torch.device("meta"):
             model = build(config, dtype=dtype)
-    except Exception as error:  # models check their configs by exceptions of their own
+    except Exception as error:  # config validation raises model-specific exceptions
         raise unsupported(config, first_line(error)) from error
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise unsupported(config, "it takes no position_ids, so it is no transformer")
+        raise unsupported(config, "its forward() takes no position_ids, which saescope needs")
     return model.eval().requires_grad_(False)
 
 
 def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
-    """Remove the blocks above `last` and the final norm; returns the remaining blocks.
+    """Remove the blocks above `last` and the final norm; return the remaining blocks.
 
-    The whole model is built first and its config stays as it is: what a block is may depend on how
-    many there are.
+    The whole model is built first and the config is not changed, because a block's type may depend
+    on num_hidden_layers.
     """
     n_layers = config.num_hidden_layers
-    candidates = [(path, each) for path, each in _outer_lists(model) if len(each) == n_layers]
+    candidates = [
+        (path, modules) for path, modules in _outer_lists(model) if len(modules) == n_layers
+    ]
     if len(candidates) != 1:
         raise unsupported(
-            config, f"{len(candidates)} lists of {n_layers} blocks where one was expected"
+            config, f"expected one ModuleList of {n_layers} blocks, found {len(candidates)}"
         )
     [(path, blocks)] = candidates
     decoder = model.get_submodule(path.rpartition(".")[0])
     norms = [name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
     if len(norms) != 1:
-        raise unsupported(
-            config, f"{len(norms)} final norms beside its blocks where one was expected"
-        )
+        raise unsupported(config, f"expected one final norm beside the blocks, found {len(norms)}")
     del blocks[last + 1 :]
     setattr(decoder, norms[0], nn.Identity())
     return blocks
 
 
 def _outer_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Lists of modules that are not within another list."""
+    """Yield the path and list of each ModuleList that is not inside another one."""
     for path, module in model.named_modules():
         is_inner = any(part.isdigit() for part in path.split("."))
         if isinstance(module, nn.ModuleList) and not is_inner:
@@ -236,7 +241,7 @@ def _embedding(model: Any) -> nn.Module:
 
 
 def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
-    """The tokenizer and the names of its files; raises SourceError if it cannot be read."""
+    """Return the tokenizer and the names of its files; raise SourceError if it cannot be read."""
     from transformers import AutoTokenizer
 
     present = [name for name in TOKENIZER_FILES if name in files.names()]

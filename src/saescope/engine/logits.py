@@ -1,7 +1,7 @@
-"""From the last block's residuals to logits, in float32, a piece of the vocabulary at a time.
+"""Compute float32 logits from the last block's residuals, one chunk of the vocabulary at a time.
 
 Only the final norm and the lm_head are needed, and the lm_head stays mapped from its file.
-Whatever else a causal LM does to its logits is done by transformers.
+Logit post-processing (e.g. soft-capping) stays in transformers.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from saescope.engine.shards import Shards
 from saescope.engine.stream import stream_blocks
 from saescope.engine.whole import causal_lm
 
-_PIECE = 2**24  # values of the lm_head in float32 at a time
+_CHUNK_VALUES = 2**24  # lm_head values converted to float32 at a time
 
 
 @final
 class Logits:
-    """A causal LM's logits of its last block's residuals; `norm` is its final norm, for hooks."""
+    """Logits from the last block's residuals. Hook `norm` (the final norm) to change its output."""
 
     def __init__(self, shards: Shards, anatomy: Anatomy, device: torch.device) -> None:
         model = causal_lm(read_config(shards.files), torch.float32)
@@ -46,26 +46,26 @@ class Logits:
 
     @torch.inference_mode()
     def __call__(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """Logits in float32."""
+        """Return logits in float32."""
         normed = self.norm(resid.float())
         logits: Tensor = self._model(inputs_embeds=normed[None], use_cache=False).logits[0]
         return logits
 
 
 class _PassThrough(nn.Module):
-    """Stands in for the decoder, and returns its input."""
+    """Replaces the decoder, and returns its input."""
 
     def forward(self, *_others: Any, inputs_embeds: Tensor, **_more: Any) -> "_Output":
         return _Output(inputs_embeds)
 
 
 class _Output:
-    """A decoder's output with nothing but its last residuals, normed; other attributes are None."""
+    """A decoder's output with only the normed last residuals; other attributes are None."""
 
     def __init__(self, normed: Tensor) -> None:
         self.last_hidden_state = normed
 
-    def __getitem__(self, _place: int) -> Tensor:
+    def __getitem__(self, _index: int) -> Tensor:
         return self.last_hidden_state
 
     def __getattr__(self, _name: str) -> None:
@@ -73,35 +73,35 @@ class _Output:
 
 
 class _Head(nn.Module):
-    """A linear layer whose weight is converted a piece at a time."""
+    """A linear layer whose weight is converted to float32 one chunk at a time."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, device: torch.device) -> None:
         super().__init__()
         self._stored, self._bias, self._device = weight, bias, device
 
     def forward(self, normed: Tensor) -> Tensor:
-        rows = max(1, _PIECE // self._stored.shape[1])
-        parts = [
-            normed @ part.to(self._device, torch.float32).T for part in self._stored.split(rows)
-        ]
-        logits = torch.cat(parts, dim=-1)
+        rows = max(1, _CHUNK_VALUES // self._stored.shape[1])
+        chunks = []
+        for weight in self._stored.split(rows):
+            chunks.append(normed @ weight.to(self._device, torch.float32).T)
+        logits = torch.cat(chunks, dim=-1)
         if self._bias is None:
             return logits
         return logits + self._bias.to(self._device, torch.float32)
 
 
 def last_residuals(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n d_model"]:
-    """The last block's output for every token of every row, by a streamed LM.
+    """Return the last block's output for every token of every row; `lm` must be streamed.
 
-    Rows of one length run together, so that none is padded.
+    Rows of equal length form a batch, so no row is padded.
     """
     by_length: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_length.setdefault(len(row), []).append(number)
+    for row_index, row in enumerate(rows):
+        by_length.setdefault(len(row), []).append(row_index)
     groups = list(by_length.values())
-    batches = [lay_out([[number] for number in group], rows, lm.device) for group in groups]
+    batches = [lay_out([[row_index] for row_index in group], rows, lm.device) for group in groups]
     resid_of_row: dict[int, Tensor] = {}
     for output in stream_blocks(lm, [len(lm.blocks) - 1], batches):
         resids = output.resid.float().cpu()
         resid_of_row |= dict(zip(groups[output.batch], resids, strict=True))
-    return torch.cat([resid_of_row[number] for number in range(len(rows))])
+    return torch.cat([resid_of_row[row_index] for row_index in range(len(rows))])

@@ -28,7 +28,7 @@ LEAST_ROWS = 128
 _TILE_VALUES = 4 * 2**20
 _TILE_COLUMNS = 2048
 
-# Below so many operations, measuring which kernel is fastest takes longer than it saves.
+# Below so many FLOPs, measuring which kernel is fastest takes longer than it saves.
 _WORTH_MEASURING = 10**11
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What is measured: the rows of a batch of short prompts, and a part of a layer's weights.
@@ -133,13 +133,13 @@ def matmul(
 
 
 def choose_kernels(
-    dtypes: Sequence[str], device: str, operations: int, requested: Kernels = NATIVE
+    dtypes: Sequence[str], device: str, flops: int, requested: Kernels = NATIVE
 ) -> Kernels:
     """The kernel for weights of each dtype: the requested one if it exists, else the fastest.
 
     Little work is left to torch's own kernels without measuring.
     """
-    if not requested and operations < _WORTH_MEASURING:
+    if not requested and flops < _WORTH_MEASURING:
         return dict.fromkeys(dtypes, "native")
     chosen: dict[str, Kernel] = {}
     for dtype in dict.fromkeys(dtypes):

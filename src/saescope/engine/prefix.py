@@ -1,4 +1,4 @@
-"""A prefix that several prompts share is run once; the prompts attend to its keys and values."""
+"""Run a prefix that several prompts share once; the prompts attend to its KV cache."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from saescope.engine.residual import capture
 
 
 class SharedPrefix:
-    """A prefix's keys and values, which any number of batches may continue, and its residuals."""
+    """A prefix's KV cache, which any number of batches may continue, and its residuals."""
 
     def __init__(self, lm: LM, token_ids: Sequence[int], layers: Sequence[int]) -> None:
         """Run the prefix and keep its residuals after `layers`."""
@@ -26,12 +26,12 @@ class SharedPrefix:
         self._cache = Cache(layers=[_shared(layer.keys, layer.values) for layer in cache.layers])
         self._resid = {layer: resid[0] for layer, resid in captured.items()}
 
-    def serves(self, token_ids: Sequence[int], layers: Sequence[int]) -> bool:
-        """Whether it is the prefix of these tokens, with residuals of these layers."""
+    def matches(self, token_ids: Sequence[int], layers: Sequence[int]) -> bool:
+        """Whether this prefix has these tokens and the residuals of these layers."""
         return self.token_ids == token_ids and set(layers) <= self._resid.keys()
 
     def resid(self, layer: int) -> Float[Tensor, "pos d_model"]:
-        """The prefix's residual after a layer."""
+        """Return the prefix's residual after a layer."""
         return self._resid[layer]
 
     def run_suffixes(self, ids: Int[Tensor, "batch pos"]) -> None:
@@ -47,7 +47,7 @@ class SharedPrefix:
 
 
 class _SharedLayer(DynamicLayer):
-    """Keys and values of the prefix: every row reads them, and what rows add is not kept."""
+    """Keys and values of the prefix. All rows read them; those of the suffixes are discarded."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any

@@ -1,7 +1,7 @@
 """Capture of the residual stream at hook points: the only file that registers hooks.
 
-`resid_post` of layer L is the output of block L. The hidden states that transformers returns are
-something else at the last layer, taken after the final norm, so hooks are needed.
+`resid_post` of layer L is the output of block L. Hooks are needed because the hidden states that
+transformers returns differ at the last layer: the last entry is taken after the final norm.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +28,12 @@ _EDITED: ContextVar[tuple[nn.ModuleList, ...]] = ContextVar("edited", default=()
 def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Within the context, forward passes put each layer's output (batch, pos, d_model) into a dict.
 
-    Weights mapped from files are released block by block, so that a pass never holds more than one
-    block of them, and so are the rows of the embedding.
+    Memory-mapped weights are released after each block and after the embedding, so a pass never
+    holds more than one block of them.
     """
     resid: dict[int, Tensor] = {}
     with ExitStack() as stack:
-        stack.enter_context(checked(lm))
+        stack.enter_context(check_hook_points(lm))
         for layer in layers:
             handle = lm.blocks[layer].register_forward_hook(partial(_keep, resid, layer))
             stack.callback(handle.remove)
@@ -47,8 +47,8 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
-def edited(lm: LM) -> Iterator[None]:
-    """Within the context, forward passes of an LM count as edited: no run is made of them."""
+def mark_edited(lm: LM) -> Iterator[None]:
+    """Mark passes as edited, so that `extract` rejects them."""
     token = _EDITED.set((*_EDITED.get(), lm.blocks))
     try:
         yield
@@ -57,16 +57,16 @@ def edited(lm: LM) -> Iterator[None]:
 
 
 def is_edited(lm: LM) -> bool:
-    """Whether this context's forward passes of an LM are edited."""
+    """Whether the forward passes of an LM are marked as edited in this context."""
     return any(blocks is lm.blocks for blocks in _EDITED.get())
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A decoder's forward pass: its real positions, how many came before, the KV cache."""
+    """A decoder's forward pass: mask of real positions, number of past tokens, KV cache."""
 
     mask: Bool[Tensor, "batch pos"] | None
-    past: int
+    n_past: int
     cache: Any
 
 
@@ -97,24 +97,25 @@ def _begin(
     inputs = args[0] if args else kwargs.get("input_ids")
     if inputs is None:
         inputs = kwargs["inputs_embeds"]
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    begin(Pass(_real(mask, past, inputs), past, cache))
+    n_past = int(cache.get_seq_length()) if cache is not None else 0
+    begin(Pass(_real_positions(mask, n_past, inputs), n_past, cache))
 
 
-def _real(mask: Any, past: int, given: Tensor) -> Bool[Tensor, "batch pos"] | None:
-    """Which positions of a pass are real, by any mask that transformers takes; None if unknown."""
-    batch, n = given.shape[:2]
-    if isinstance(mask, Mapping):  # by kind of attention
+def _real_positions(mask: Any, n_past: int, inputs: Tensor) -> Bool[Tensor, "batch pos"] | None:
+    """Return which positions are not padding, from any mask format; None if unknown."""
+    batch, n = inputs.shape[:2]
+    if isinstance(mask, Mapping):  # one mask per attention type
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if not isinstance(mask, Tensor):
         return None
-    if mask.ndim == 2:  # of the whole sequence: the pass itself is its end
+    if mask.ndim == 2:  # covers past and current tokens; keep the current ones
         return mask[:, -n:].bool()
-    if mask.ndim != 4 or mask.shape[-1] < past + n:
+    if mask.ndim != 4 or mask.shape[-1] < n_past + n:
         return None
-    at = torch.arange(n, device=mask.device)
-    own = mask[:, 0, at, past + at]  # a position that may not look at itself is none
-    return (own if own.dtype == torch.bool else own >= 0).expand(batch, n)
+    queries = torch.arange(n, device=mask.device)
+    diagonal = mask[:, 0, queries, n_past + queries]  # padding cannot attend to itself
+    attends_to_itself = diagonal if diagonal.dtype == torch.bool else diagonal >= 0
+    return attends_to_itself.expand(batch, n)
 
 
 def _change(
@@ -131,13 +132,13 @@ def _change(
 
 
 @contextmanager
-def replaced(
+def replace_outputs(
     outputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]],
     inputs: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]] = (),
 ) -> Iterator[None]:
     """Within the context, replace the outputs and the first inputs of modules, at every position.
 
-    `steered` edits the residual after layers; this is for what weights can do, within blocks too.
+    `steered` edits the residual after layers. This emulates weight changes, also inside blocks.
     """
     with ExitStack() as stack:
         for module, change in outputs:
@@ -169,7 +170,7 @@ def _replace_input(
 
 
 @contextmanager
-def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+def map_output(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Within the context, a module's output is `change(input, output)`."""
     handle = module.register_forward_hook(lambda _module, inputs, output: change(inputs[0], output))
     try:
@@ -179,16 +180,19 @@ def rewritten(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 @contextmanager
-def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the context, a module runs with a changed parameter, made for each call."""
-    own: list[nn.Parameter] = []
+def swap_parameter(
+    module: nn.Module, name: str, change: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Temporarily replace a parameter during each forward call."""
+    originals: list[nn.Parameter] = []
 
     def before(_module: nn.Module, _inputs: Any) -> None:
-        own.append(module.get_parameter(name))
-        setattr(module, name, nn.Parameter(change(own[-1]), requires_grad=False))
+        original = module.get_parameter(name)
+        originals.append(original)
+        setattr(module, name, nn.Parameter(change(original), requires_grad=False))
 
     def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        setattr(module, name, own.pop())
+        setattr(module, name, originals.pop())
 
     with ExitStack() as stack:
         stack.callback(module.register_forward_pre_hook(before).remove)
@@ -197,45 +201,45 @@ def exchanged(module: nn.Module, name: str, change: Callable[[Tensor], Tensor]) 
 
 
 @contextmanager
-def checked(lm: LM) -> Iterator[None]:
-    """Within the context, an LM's first pass checks its hook points; SourceError if they are wrong.
+def check_hook_points(lm: LM) -> Iterator[None]:
+    """Within the context, the LM's first pass raises SourceError if its hook points are wrong.
 
-    A block's output must reach the next block unchanged, else the residual stream is not the
-    blocks' outputs. Costs one copy and one comparison per block, once per LM.
+    A block's output must reach the next block unchanged: otherwise block outputs are not the
+    residual stream. Costs one copy and one comparison per block, once per LM.
     """
-    wrote: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     with ExitStack() as stack:
         for layer, block in enumerate(lm.blocks if lm.blocks not in _CHECKED else ()):
             before = block.register_forward_pre_hook(
-                partial(_compare, lm, wrote, layer), with_kwargs=True
+                partial(_compare, lm, outputs, layer), with_kwargs=True
             )
-            after = block.register_forward_hook(partial(_remember, lm, wrote, layer))
+            after = block.register_forward_hook(partial(_remember, lm, outputs, layer))
             stack.callback(before.remove)
             stack.callback(after.remove)
         yield
-    if len(lm.blocks) - 1 in wrote:
+    if len(lm.blocks) - 1 in outputs:
         _CHECKED.add(lm.blocks)
 
 
 def _compare(
     lm: LM,
-    wrote: dict[int, Tensor],
+    outputs: dict[int, Tensor],
     layer: int,
     _block: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
     read = args[0] if args else kwargs.get("hidden_states")
-    if layer - 1 in wrote and not (isinstance(read, Tensor) and _same(read, wrote[layer - 1])):
+    if layer - 1 in outputs and not (isinstance(read, Tensor) and _same(read, outputs[layer - 1])):
         raise SourceError(
             f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
-            f"after layer {layer - 1} something else is done to the residual "
-            "before the next block reads it"
+            f"the residual is changed between layers {layer - 1} and {layer}, "
+            "so block outputs are not the residual stream"
         )
 
 
 def _remember(
-    lm: LM, wrote: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any
+    lm: LM, outputs: dict[int, Tensor], layer: int, _block: nn.Module, _inputs: Any, output: Any
 ) -> None:
     resid = _resid(output)
     if resid.ndim != 3 or resid.shape[-1] != lm.spec.d_model:
@@ -243,8 +247,8 @@ def _remember(
             f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
             f"layer {layer} gives {tuple(resid.shape)}, not (batch, position, {lm.spec.d_model})"
         )
-    wrote[layer] = resid.clone()  # a copy, so that a change in place is seen
-    wrote.pop(layer - 1, None)
+    outputs[layer] = resid.clone()  # a copy, to detect in-place changes
+    outputs.pop(layer - 1, None)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -252,7 +256,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _resid(output: Any) -> Tensor:
-    """What a block wrote: before transformers 5 the first of a tuple."""
+    """Return a block's output tensor; before transformers 5 it is the first item of a tuple."""
     resid: Tensor = output[0] if isinstance(output, tuple) else output
     return resid
 

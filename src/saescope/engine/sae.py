@@ -1,9 +1,8 @@
-"""Sparse autoencoders: encode, decode, directions, whatever their activation.
+"""Sparse autoencoders: encode and decode, for all supported activations.
 
-One formula serves all, z = W_enc·h + b_enc: what a format does before encoding is folded into the
-tensors when they are loaded. Encoding never holds more than a block of (tokens × d_sae). Its matmul
-gives float32, because bfloat16 pre-activations tie at the border of the top k, which would make
-the chosen features depend on the batch.
+All SAEs use z = W_enc·h + b_enc. Format-specific preprocessing is folded into the weights at load
+time. Encoding holds one chunk of (tokens × d_sae) at a time. Pre-activations are float32: bfloat16
+produces ties at the k-th value, and the selected features would then depend on the batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +20,15 @@ from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
 
-# Rows are padded to the longest; if one token fires nearly everything, few fit in memory.
+# Rows are padded to the longest, so one dense token inflates the whole chunk.
 _MAX_ENTRIES = ENCODE_BLOCK // 2
 
 
 class SparseActs(NamedTuple):
-    """Each token's features, strongest first; an activation of 0 does not fire.
+    """Each token's features, strongest first; entries with activation 0 are padding.
 
-    k is the SAE's own k. For SAEs with thresholds it is the most that any of these tokens fires.
+    For TopK SAEs, k is the SAE's k. For SAEs with thresholds, it is the maximum number of active
+    features among these tokens.
     """
 
     acts: Float[Tensor, "*b k"]
@@ -36,9 +36,9 @@ class SparseActs(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """The features of some tokens, and each token's strongest pre-activation that does not fire.
+    """The active features of some tokens, and each token's largest inactive pre-activation.
 
-    `next_pre_act` is NaN if every feature fires.
+    `next_pre_act` is NaN if every feature is active.
     """
 
     sparse: SparseActs
@@ -48,11 +48,14 @@ class Encoding(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Sae:
-    """An SAE of one layer. Its activation says which pre-activations z fire, with z as their value.
+    """An SAE of one layer.
 
-    `topk`: the k largest, if above 0. `jumprelu` and `batchtopk`: those above 0 and above the
-    feature's `threshold`. `relu`: those above 0. `source` opens the SAE again. `mapped` are the
-    encoder's pages that lie in a file: they are released after use, so that a job over many layers
+    The activation decides which features are active; an active feature's value is its
+    pre-activation z. `topk`: the k largest positive pre-activations. `jumprelu` and `batchtopk`:
+    those above 0 and above the feature's `threshold`. `relu`: those above 0.
+
+    Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
+    memory-mapped pages of the encoder. They are released after use, so that a job over many layers
     holds one encoder at a time.
 
     >>> import torch, saescope as ss
@@ -72,54 +75,56 @@ class Sae:
     threshold: Float[Tensor, "d_sae"] | None = None
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """resid · W_encᵀ + b_enc in float32."""
+        """Return resid · W_encᵀ + b_enc in float32."""
         return torch.addmm(self.b_enc, resid.to(self.W_enc.device, torch.float32), self.W_enc.T)
 
     def encode(self, resid: Float[Tensor, "*b d_model"]) -> SparseActs:
-        """The features that fire on every residual, strongest first.
+        """Return the features that fire on each residual, strongest first.
 
-        Raises SourceError for residuals of another width and for pre-activations that are not
-        finite, and ResourceError if one residual fires so much that padded rows would not fit.
+        Raises SourceError for residuals of the wrong width and for pre-activations that are not
+        finite, and ResourceError if one residual activates so many features that the padded result
+        would not fit.
         """
         return self.encode_with_next(resid).sparse
 
     @torch.inference_mode()
     def encode_with_next(self, resid: Float[Tensor, "*b d_model"]) -> Encoding:
-        """As `encode`, with the strongest pre-activation that does not fire."""
+        """Like `encode`, with each residual's largest inactive pre-activation."""
         shape = resid.shape[:-1]
-        blocks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
-        widths = [block.sparse.acts.shape[1] for block in blocks]
+        chunks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
+        widths = [chunk.sparse.acts.shape[1] for chunk in chunks]
         width = max(widths, default=self.spec.k or 0)
-        n = sum(len(block.next_pre_act) for block in blocks)
+        n = sum(len(chunk.next_pre_act) for chunk in chunks)
         if n * width > _MAX_ENTRIES:
             raise ResourceError(
-                f"a residual of {n:,} fires {width:,} features: encode fewer at once"
+                f"one of {n:,} residuals activates {width:,} features; the padded result would "
+                "not fit: encode fewer residuals per call"
             )
         acts = torch.zeros(n, width, device=self.W_enc.device)
         ids = torch.zeros(n, width, device=self.W_enc.device, dtype=torch.int64)
         next_pre_act = torch.empty(n, device=self.W_enc.device)
         start = 0
-        for block, block_width in zip(blocks, widths, strict=True):
-            end = start + len(block.next_pre_act)
-            acts[start:end, :block_width] = block.sparse.acts
-            ids[start:end, :block_width] = block.sparse.ids
-            next_pre_act[start:end] = block.next_pre_act
+        for chunk, chunk_width in zip(chunks, widths, strict=True):
+            end = start + len(chunk.next_pre_act)
+            acts[start:end, :chunk_width] = chunk.sparse.acts
+            ids[start:end, :chunk_width] = chunk.sparse.ids
+            next_pre_act[start:end] = chunk.next_pre_act
             start = end
         sparse = SparseActs(acts.reshape(*shape, width), ids.reshape(*shape, width))
         return Encoding(sparse, next_pre_act.reshape(shape))
 
     @torch.inference_mode()
     def encode_blocks(self, resid: Float[Tensor, "n d_model"]) -> Iterator[Encoding]:
-        """Encode block by block, so that rows are only as long as their block's longest."""
+        """Encode chunk by chunk of rows; each chunk is padded only to its own maximum."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(
                 f"residuals are {resid.shape[-1]} wide, "
                 f"{_describe(self.spec)} reads {self.spec.d_model}"
             )
-        if self.spec.activation == "topk":  # all rows have one length, so one block
+        if self.spec.activation == "topk":  # all rows have k entries, so one chunk
             yield self._encode_top_k(resid.to(self.W_enc.device))
         else:
-            for rows in _row_blocks(len(resid), 4 * self.spec.d_sae):
+            for rows in _row_chunks(len(resid), 4 * self.spec.d_sae):
                 yield self._encode_over_threshold(self.pre_acts(resid[rows]))
         release_pages(self.mapped)
 
@@ -135,25 +140,25 @@ class Sae:
         return Encoding(SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), next_pre_act)
 
     def _encode_over_threshold(self, z: Float[Tensor, "rows d_sae"]) -> Encoding:
-        """Sorts only what fires: a top-k as wide as the longest row would sort nearly everything.
+        """Sort active entries only; torch.topk would need the longest row's width for every row.
 
         `z` is overwritten.
         """
-        fires = z > self._thresholds()
-        token, ids = fires.nonzero(as_tuple=True)
+        is_active = z > self._thresholds()
+        token, ids = is_active.nonzero(as_tuple=True)
         acts = z[token, ids]
         order = acts.argsort(descending=True, stable=True)
         order = order[token[order].argsort(stable=True)]
         counts = torch.bincount(token, minlength=len(z))
         starts = counts.cumsum(0) - counts
-        place = torch.arange(len(token), device=z.device) - starts[token]
+        rank_in_row = torch.arange(len(token), device=z.device) - starts[token]
         width = int(counts.max()) if len(z) else 0
         sparse = SparseActs(z.new_zeros(len(z), width), token.new_zeros(len(z), width))
-        sparse.acts[token, place] = acts[order]
-        sparse.ids[token, place] = ids[order]
-        next_pre_act = z.masked_fill_(fires, -torch.inf).amax(-1)
+        sparse.acts[token, rank_in_row] = acts[order]
+        sparse.ids[token, rank_in_row] = ids[order]
+        next_pre_act = z.masked_fill_(is_active, -torch.inf).amax(-1)
         self._refuse_infinite(acts)
-        # NaN fires nowhere, and is the largest of its row.
+        # NaN never exceeds a threshold but propagates through amax, so it is caught here.
         self._refuse_infinite(next_pre_act.clamp(min=0))
         return Encoding(sparse, next_pre_act.masked_fill_(next_pre_act == -torch.inf, torch.nan))
 
@@ -173,20 +178,20 @@ class Sae:
     def fires(
         self, resid: Float[Tensor, "*b d_model"], ids: Int[Tensor, "e"]
     ) -> Bool[Tensor, "*b e"]:
-        """Whether these features fire on each residual; only `topk` SAEs need a full encode."""
+        """Return whether these features fire on each residual; only TopK needs a full encode."""
         if self.spec.activation == "topk":
             sparse = self.encode(resid)
             is_feature = sparse.ids[..., :, None] == ids
             return (is_feature & (sparse.acts[..., :, None] > 0)).any(dim=-2)
-        wide = resid.to(self.W_enc.device, torch.float32)
-        z = torch.nn.functional.linear(wide, self.W_enc[ids], self.b_enc[ids])
+        resid_float32 = resid.to(self.W_enc.device, torch.float32)
+        z = torch.nn.functional.linear(resid_float32, self.W_enc[ids], self.b_enc[ids])
         if self.threshold is None:
             return z > 0.0
         return z > self.threshold[ids].clamp(min=0)
 
     @torch.inference_mode()
     def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
-        """acts · W_decᵀ + b_dec, gathering only the columns that fire; needs the decoder."""
+        """Return acts · W_decᵀ + b_dec, using only active features; needs the decoder."""
         if self.W_dec is None or self.b_dec is None:
             raise SourceError(
                 f"{_describe(self.spec)} was loaded without its decoder: "
@@ -198,15 +203,15 @@ class Sae:
         ids = sparse.ids.reshape(shape.numel(), width)
         columns = self.W_dec.T
         out = torch.empty(len(acts), self.spec.d_model, device=columns.device)
-        for rows in _row_blocks(len(acts), 4 * width * self.spec.d_model):
+        for rows in _row_chunks(len(acts), 4 * width * self.spec.d_model):
             longest = int((acts[rows] > 0).sum(1).max())  # the rest of the rows is padding
             weights = acts[rows, :longest]
             out[rows] = torch.einsum("nk,nkd->nd", weights, columns[ids[rows, :longest]])
         return (out + self.b_dec).reshape(*shape, self.spec.d_model)
 
 
-def _row_blocks(n: int, row_bytes: int) -> Iterator[slice]:
-    """Slices of n rows, each of at most ENCODE_BLOCK bytes."""
+def _row_chunks(n: int, row_bytes: int) -> Iterator[slice]:
+    """Return slices of n rows, each of at most ENCODE_BLOCK bytes."""
     size = max(1, ENCODE_BLOCK // max(1, row_bytes))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
@@ -216,18 +221,19 @@ def _describe(spec: SaeSpec) -> str:
 
 
 def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
-    """Raise SourceError unless every SAE reads this model's residuals at a layer that is loaded."""
+    """Raise SourceError if an SAE has another width than the model, or its layer is not loaded."""
     if len({sae.spec.layer for sae in saes}) != len(saes):
-        raise SourceError("two SAEs are of the same layer: give each layer once")
+        raise SourceError("more than one SAE for a layer: pass one SAE per layer")
     for sae in saes:
         spec = sae.spec
         if spec.d_model != lm.spec.d_model:
             raise SourceError(
                 f"SAE {spec.release} layer {spec.layer} reads residuals {spec.d_model} wide, "
-                f"{lm.spec.repo} has {lm.spec.d_model}: they do not belong together"
+                f"{lm.spec.repo} has {lm.spec.d_model}: "
+                "this SAE was not trained on this model's width"
             )
         if spec.layer >= len(lm.blocks):
             raise SourceError(
-                f"layer {spec.layer} was not loaded: "
-                f"{lm.spec.repo} is cut after {len(lm.blocks) - 1}"
+                f"there is an SAE for layer {spec.layer}, but {lm.spec.repo} was loaded up to "
+                f"layer {len(lm.blocks) - 1} only: load it with layers=[{spec.layer}]"
             )

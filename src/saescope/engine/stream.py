@@ -1,8 +1,8 @@
-"""One decoder block at a time over all batches, so that only one block of weights is in memory.
+"""Run one decoder block at a time over all batches, so only one block's weights are in memory.
 
-The model's own forward pass calls every block, while stand-ins take the place of the others and
-pass their input on. So transformers itself makes masks, positions and whatever else an
-architecture gives its blocks, and the arithmetic is that of a plain pass, bit for bit.
+The model's own forward pass runs the active block; the other blocks are replaced by pass-through
+placeholders. So transformers itself computes masks, positions and all other block arguments, and
+results equal those of a plain pass bit for bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,43 +38,43 @@ def stream_blocks(
     folder: Path | None = None,
     mode: KernelMode | None = None,
 ) -> Iterator[BlockOutput]:
-    """The outputs of all batches at these layers, layer by layer.
+    """Yield the outputs of all batches at these layers, layer by layer.
 
-    Between blocks, residuals of all batches are kept in files of `folder`, or in memory. `mode`
-    multiplies in linear layers. Raises SourceError if the architecture changes the residual
+    `folder`: where to keep the residuals of all batches between blocks (None: in memory). `mode`:
+    matmul kernels for linear layers. Raises SourceError if the architecture changes the residual
     between its blocks.
     """
     mode = mode or KernelMode(NATIVE)
-    with torch.inference_mode(), _stand_ins(lm) as active:
+    with torch.inference_mode(), _placeholders(lm) as active:
         _refuse_changes_between_blocks(lm, batches[0])
         residuals = _ResidualStore(folder)
         for layer in range(max(layers) + 1):
             active.layer = layer
             with lm.block_in_memory(layer, active.blocks[layer]):
-                for number, tokens in enumerate(batches):
-                    active.resid = residuals.get(number)
+                for batch_index, tokens in enumerate(batches):
+                    active.resid = residuals.get(batch_index)
                     with mode:
                         output = _run_active_block(lm, tokens, active.resid)
                     if layer == 0:
                         release_pages(lm.embedding_pages)
-                    residuals.put(number, output)
+                    residuals.put(batch_index, output)
                     if layer in layers:
-                        yield BlockOutput(number, layer, output)
+                        yield BlockOutput(batch_index, layer, output)
 
 
 def run_block(
     lm: LM,
     layer: int,
     resids: Sequence[Float[Tensor, "batch pos d_model"]],
-    alter: Callable[[nn.Module], None] = lambda _block: None,
+    modify_weights: Callable[[nn.Module], None] = lambda _block: None,
 ) -> list[Tensor]:
-    """One block's outputs for these inputs; `alter` may change its weights for this call."""
+    """Return one block's outputs; `modify_weights` may change its weights for this call."""
     outputs = []
-    with torch.inference_mode(), _stand_ins(lm) as active:
+    with torch.inference_mode(), _placeholders(lm) as active:
         block = active.blocks[layer]
         active.layer = layer
         with lm.block_in_memory(layer, block, read_ahead=False):
-            alter(block)
+            modify_weights(block)
             for resid in resids:
                 active.resid = resid
                 ids = torch.zeros(resid.shape[:2], dtype=torch.int64, device=lm.device)
@@ -84,7 +84,7 @@ def run_block(
 
 
 class _ActiveBlock:
-    """Which block runs, and the residual it is given; None for what the model itself gives it."""
+    """The layer whose block runs, and its input; None: the input that the model passes."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.blocks = blocks
@@ -92,7 +92,7 @@ class _ActiveBlock:
         self.resid: Tensor | None = None
 
 
-class _StandIn(nn.Module):
+class _Placeholder(nn.Module):
     """Passes the residual on; at the active layer it runs the real block and stops the pass."""
 
     def __init__(self, block: nn.Module, layer: int, active: _ActiveBlock) -> None:
@@ -102,7 +102,9 @@ class _StandIn(nn.Module):
         self.layer = layer
         self.active = active
 
-    def __getattr__(self, name: str) -> Any:  # models ask their blocks what kind they are
+    def __getattr__(
+        self, name: str
+    ) -> Any:  # models read attributes of their blocks, such as the attention type
         return getattr(object.__getattribute__(self, "block"), name)
 
     def forward(self, resid: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -122,12 +124,12 @@ class _BlockFinished(Exception):
 
 
 @contextmanager
-def _stand_ins(lm: LM) -> Iterator[_ActiveBlock]:
+def _placeholders(lm: LM) -> Iterator[_ActiveBlock]:
     blocks = list(lm.blocks)
     active = _ActiveBlock(blocks)
     try:
         for layer, block in enumerate(blocks):
-            lm.blocks[layer] = _StandIn(block, layer, active)
+            lm.blocks[layer] = _Placeholder(block, layer, active)
         yield active
     finally:
         for layer, block in enumerate(blocks):
@@ -135,7 +137,7 @@ def _stand_ins(lm: LM) -> Iterator[_ActiveBlock]:
 
 
 def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tensor:
-    """The active block's output; after the first layer the embedding is not looked up again."""
+    """Return the active block's output. Only layer 0 looks up the embedding."""
     inputs = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
     try:
         lm.model(**inputs, position_ids=tokens.positions, use_cache=False)
@@ -147,7 +149,7 @@ def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tenso
 
 
 def _refuse_changes_between_blocks(lm: LM, tokens: TokenBatch) -> None:
-    """With every block a stand-in, the model must return the first block's input unchanged."""
+    """Raise SourceError unless the model, with pass-through blocks, keeps the residual."""
     inputs: list[Tensor] = []
     first = lm.blocks[0]
 
@@ -175,17 +177,17 @@ class _ResidualStore:
         self._resids: dict[int, Tensor] = {}
         self._pages: dict[int, list[Pages]] = {}
 
-    def get(self, number: int) -> Tensor | None:
-        return self._resids.get(number)
+    def get(self, batch_index: int) -> Tensor | None:
+        return self._resids.get(batch_index)
 
-    def put(self, number: int, resid: Tensor) -> None:
+    def put(self, batch_index: int, resid: Tensor) -> None:
         if self._folder is None:
-            self._resids[number] = resid
+            self._resids[batch_index] = resid
             return
-        if number not in self._resids:
-            path = self._folder / f"resid-{number:06d}"
+        if batch_index not in self._resids:
+            path = self._folder / f"resid-{batch_index:06d}"
             mapped = torch.from_file(str(path), shared=True, size=resid.numel(), dtype=resid.dtype)
-            self._resids[number] = mapped.view(resid.shape)
-            self._pages[number] = pages_of_file(mapped)
-        self._resids[number].copy_(resid)
-        release_pages(self._pages[number])
+            self._resids[batch_index] = mapped.view(resid.shape)
+            self._pages[batch_index] = pages_of_file(mapped)
+        self._resids[batch_index].copy_(resid)
+        release_pages(self._pages[batch_index])

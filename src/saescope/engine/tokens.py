@@ -1,4 +1,4 @@
-"""Prompts to token ids, and tokens back to readable text."""
+"""Tokenize prompts, and turn token ids back into readable text."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ _JOINERS = "\u200c\u200d"  # zero-width characters that belong to the word aroun
 
 
 def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of every prompt, chats through the chat template.
+    """Return the token ids of every prompt; chats go through the chat template.
 
     Raises PromptError for a prompt that is empty or longer than the model's context.
     """
@@ -23,7 +23,7 @@ def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
-    """Token ids of one prompt; `thinking` is passed to the chat template unless it is None."""
+    """Return one prompt's token ids; the chat template gets `thinking` unless it is None."""
     if prompt.text is not None:
         ids = list(lm.tokenizer(prompt.text, verbose=False)["input_ids"])
     else:
@@ -33,13 +33,13 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
         raise PromptError(f"prompt {prompt.id} has no tokens: remove it")
     if len(ids) > lm.max_length:
         raise PromptError(
-            f"prompt {prompt.id} has {len(ids):,} tokens, the model reads {lm.max_length:,}: "
-            "shorten it"
+            f"prompt {prompt.id} has {len(ids):,} tokens, "
+            f"more than the model's maximum of {lm.max_length:,}: shorten it"
         )
     if max(ids) >= lm.vocab_size:
         raise SourceError(
-            f"prompt {prompt.id} has token {max(ids)}, the model knows {lm.vocab_size:,}: "
-            "not its tokenizer"
+            f"prompt {prompt.id}: token id {max(ids)} is outside the vocabulary "
+            f"({lm.vocab_size:,}): the tokenizer does not belong to this model"
         )
     return ids
 
@@ -47,8 +47,8 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
 def _apply_chat_template(tokenizer: Any, prompt: Prompt, thinking: bool | None) -> str:
     if tokenizer.chat_template is None:
         raise PromptError(
-            f"prompt {prompt.id} is a chat, but the model's tokenizer has no chat template: "
-            "use text"
+            f"prompt {prompt.id} is a chat, but this tokenizer has no chat template: "
+            "pass text instead of messages"
         )
     turns = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
     options = {} if thinking is None else {"enable_thinking": thinking}
@@ -57,13 +57,13 @@ def _apply_chat_template(tokenizer: Any, prompt: Prompt, thinking: bool | None) 
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=awaits_answer, **options
         )
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # templates may raise any exception
         raise PromptError(f"prompt {prompt.id} does not fit the chat template: {error}") from error
     return str(text)
 
 
 def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
-    """About the first `share` of a text's tokens, up to the end of a word, to be continued.
+    """Return the prompt cut after about `share` of its tokens, at a word boundary.
 
     Scripts without spaces may be cut between any two tokens that are whole characters. Raises
     PromptError for a share outside 0-1, a chat, and a text that is too short to be cut.
@@ -80,13 +80,13 @@ def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
         if head.strip() and text.startswith(head) and _is_word_boundary(head, rest):
             return replace(prompt, text=head)
     raise PromptError(
-        f"prompt {prompt.id} has no word that ends in its first {100 * share:g} %: "
+        f"prompt {prompt.id} has no word boundary in the first {100 * share:g} %: "
         "use longer prompts"
     )
 
 
 def _is_word_boundary(head: str, rest: str) -> bool:
-    """Whether no word continues from `head` into `rest`."""
+    """Whether the text can be cut between `head` and `rest`."""
     if not rest:
         return False
     is_mark = unicodedata.category(rest[0]).startswith("M")
@@ -99,25 +99,25 @@ def _is_word_boundary(head: str, rest: str) -> bool:
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
     """Raise PromptError if a set has no scored position: position 0 does not count.
 
-    Only the prompts up to a set's first with two tokens are tokenized; `extract` tokenizes all.
+    Stops at the first prompt of each set that has two tokens.
     """
     for group in sets:
         if all(len(prompt_ids(lm, prompt)) == 1 for prompt in group.prompts):
             raise PromptError(
                 f"set {group.name!r} has no scored position: all its prompts are one token long "
-                "and position 0 does not count; use longer prompts, or keep_pos0"
+                "and position 0 does not count; use longer prompts, or set keep_pos0=True"
             )
 
 
 class TokenText:
-    """The text of tokens, by id; bytes (`\\xe5\\xa4`) if a token is no whole character."""
+    """Text of a token id; escaped bytes (`\\xe5`) if the token is an incomplete character."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._cache: dict[int, str] = {}
 
     def __call__(self, token_id: int) -> str:
-        """The text of one token, its leading space kept."""
+        """Return the text of one token, including its leading space."""
         if token_id not in self._cache:
             self._cache[token_id] = self._text(token_id)
         return self._cache[token_id]
@@ -141,7 +141,7 @@ def _escape(piece: str) -> str:
 
 
 def _byte_of() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable bytes are themselves, others start at U+0100."""
+    """Return byte-level BPE's alphabet: printable bytes map to themselves, others to U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

@@ -1,4 +1,4 @@
-"""The whole causal LM, able to generate, around blocks that are loaded already."""
+"""Load the full causal LM for generation, reusing blocks that are already loaded."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from saescope.sources.files import Files, open_files
 def load_whole(
     source: str, loaded: nn.ModuleList, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
-    """transformers' own causal LM of a checkpoint, whose first blocks are those `loaded` already.
+    """Return the full transformers causal LM of a checkpoint; its first blocks are `loaded`.
 
     Raises SourceError if the rest of the checkpoint is missing, damaged or does not fit.
     """
@@ -41,27 +41,27 @@ def load_whole(
 
 
 def causal_lm(config: Any, dtype: torch.dtype) -> Any:
-    """transformers' causal LM of this config, without weights; SourceError if there is none."""
+    """Return this config's causal LM without weights; raise SourceError if there is none."""
     from transformers import AutoModelForCausalLM
 
     build: Any = AutoModelForCausalLM.from_config
     try:
         with torch.device("meta"):
             return build(config, dtype=dtype)
-    except Exception as error:  # models check their configs by exceptions of their own
+    except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
             f"architecture {config.model_type!r} cannot generate: {first_line(error)}"
         ) from error
 
 
 def decoder_of(whole: nn.Module) -> nn.Module:
-    """The module of a causal LM whose forward pass runs the blocks."""
+    """Return the module of a causal LM whose forward pass runs the blocks."""
     prefix = whole.base_model_prefix
     return whole.get_submodule(str(prefix))
 
 
 def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    """The path and the list of a decoder's blocks."""
+    """Return the path and the ModuleList of a decoder's blocks."""
     for path, module in decoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return path, module
@@ -69,7 +69,7 @@ def blocks_of(decoder: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
 
 
 def final_norm(decoder: nn.Module) -> str:
-    """The name of a decoder's norm after its last block."""
+    """Return the name of a decoder's norm after its last block."""
     for name in FINAL_NORMS:
         if isinstance(getattr(decoder, name, None), nn.Module):
             return name
@@ -77,7 +77,7 @@ def final_norm(decoder: nn.Module) -> str:
 
 
 def logit_lens(whole: nn.Module, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-    """Logits of vectors read as final residuals, through the model's own norm and lm_head."""
+    """Return the logits of vectors taken as final residuals: final norm, then lm_head."""
     decoder = decoder_of(whole)
     norm = decoder.get_submodule(final_norm(decoder))
     head = whole.get_output_embeddings()  # type: ignore[operator]

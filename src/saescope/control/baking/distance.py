@@ -20,7 +20,7 @@ from saescope.control.divergence import kl_divergence, top1_flips
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
 from saescope.engine.logits import Logits, last_residuals
-from saescope.engine.residual import replaced
+from saescope.engine.residual import replace_outputs
 
 _TOKENS = 32  # whose logits over the whole vocabulary are held at once, in float64
 TokenRows = Sequence[Sequence[int]]
@@ -56,7 +56,7 @@ class RecordedOutputs:
         """Log probabilities of the next token in float64, for some tokens."""
         hooked: AbstractContextManager[None] = nullcontext()
         if self.final_norm_map is not None:
-            hooked = replaced([(self.logits.norm, self.final_norm_map)])
+            hooked = replace_outputs([(self.logits.norm, self.final_norm_map)])
         with hooked:
             logits = self.logits(self.resid[tokens])
         return torch.log_softmax(logits.double().cpu(), dim=-1)
@@ -109,7 +109,7 @@ def _hooked_blocks(lm: LM, anatomy: Anatomy, hook: ResidualHook) -> Iterator[Non
         if site != anatomy.head.norm:
             outputs.append((_module_at(lm, site), residual_map))
     inputs = [(lm.blocks[0], hook.first)] if hook.first is not None else []
-    with replaced(outputs, inputs):
+    with replace_outputs(outputs, inputs):
         yield
 
 

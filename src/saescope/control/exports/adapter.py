@@ -15,7 +15,7 @@ from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM
 from saescope.engine.pages import mapped_pages, release_pages
-from saescope.engine.residual import exchanged, rewritten
+from saescope.engine.residual import map_output, swap_parameter
 from saescope.engine.shards import Shards
 
 Kind = Literal["embedding", "linear", "conv1d", "experts"]
@@ -121,11 +121,11 @@ def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank 
 def _applied(lm: LM, factors: LoraFactors) -> AbstractContextManager[None]:
     module = lm.decoder.get_submodule(factors.module)
     if factors.kind == "experts":
-        return exchanged(module, factors.parameter, partial(_add_to_weight, factors))
+        return swap_parameter(module, factors.parameter, partial(_add_to_weight, factors))
     if factors.kind == "embedding":
         scale = float(getattr(module, "scalar_embed_scale", 1.0))
-        return rewritten(module, partial(_add_to_embedding, factors, scale))
-    return rewritten(module, partial(_add_to_output, factors))
+        return map_output(module, partial(_add_to_embedding, factors, scale))
+    return map_output(module, partial(_add_to_output, factors))
 
 
 def _add_to_weight(factors: LoraFactors, W: Tensor) -> Tensor:
