@@ -68,10 +68,7 @@ def extract(
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
     tokens_per_batch = [sum(plan.prompt_lengths(index)) for index in range(len(plan.batches))]
     with writer.collecting() as finished:
-        # A resumed job keeps its kernels: other kernels round differently.
-        kernels_in_use: Kernels = writer.remember(
-            "kernels", lambda: choose_batch_kernels(lm, plan, kernels)
-        )
+        kernels_in_use = _kernels_in_use(writer, lm, plan, kernels)
         n_done = sum(tokens_per_batch[batch] for batch, _ in finished)
         spill = writer.spill_folder()
         for unit in compute_features(
@@ -119,6 +116,12 @@ def choose_batch_kernels(lm: LM, plan: BatchPlan, requested: Kernels = NATIVE) -
     matrices = [p for p in lm.blocks.parameters() if p.ndim > 1]
     flops = 2 * plan.n_distinct_tokens * sum(matrix.numel() for matrix in matrices)
     return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, flops, requested)
+
+
+def _kernels_in_use(writer: RunWriter, lm: LM, plan: BatchPlan, requested: Kernels) -> Kernels:
+    """Return the kernels of the interrupted job if it resumes, since others round differently."""
+    kernels: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, requested))
+    return kernels
 
 
 @dataclass(frozen=True)
