@@ -330,7 +330,7 @@ def test_organism_evaluation_has_the_known_answer(
         (["--judge", "http://"], "is no http:// or https:// URL"),
         (["--judge", "http://127.0.0.1/", "--judge-batch", "0"], "must be over 0"),
         (["--behaviour", "language:xx"], "known languages are"),
-        (["--behaviour", "feature:2/9999"], "no SAE here has 2/9999"),
+        (["--behaviour", "feature:2/9999"], "no SAE passed has 2/9999"),
     ],
 )
 def test_invalid_options_are_refused(

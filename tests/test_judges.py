@@ -323,5 +323,5 @@ def test_feature_rules_are_read(text: str, message: str, tmp_path: Path) -> None
         read_behaviour(text)
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
-    with pytest.raises(PromptError, match="no SAE here has 2/3"):
+    with pytest.raises(PromptError, match="no SAE passed has 2/3"):
         FeatureJudge(lm, [sae], FeatureRule((Feature(2, 3),)))

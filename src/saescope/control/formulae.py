@@ -113,21 +113,21 @@ class Coefficients(NamedTuple):
     acts: Float[Tensor, "*b n"]
 
 
-def delta(bound: EditTensors, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
+def delta(tensors: EditTensors, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
     """Return the sum that all edits add to each residual."""
-    return coefficients(bound, h).values @ bound.write_directions
+    return coefficients(tensors, h).values @ tensors.write_directions
 
 
-def coefficients(bound: EditTensors, h: Float[Tensor, "*b d_model"]) -> Coefficients:
+def coefficients(tensors: EditTensors, h: Float[Tensor, "*b d_model"]) -> Coefficients:
     """Return the coefficient of each edit's column at each residual."""
-    pre_acts = bound.reader.readout(h)
-    acts = bound.reader.acts(h, pre_acts)
-    values = bound.constant
-    if bound.by_act is not None:
-        values = torch.addcmul(values, bound.by_act, acts)
-    if bound.by_read is not None:
-        read = pre_acts if bound.coefficient_readout is None else bound.coefficient_readout(h)
-        values = torch.addcmul(values, bound.by_read, read)
+    pre_acts = tensors.reader.readout(h)
+    acts = tensors.reader.acts(h, pre_acts)
+    values = tensors.constant
+    if tensors.by_act is not None:
+        values = torch.addcmul(values, tensors.by_act, acts)
+    if tensors.by_read is not None:
+        read = pre_acts if tensors.coefficient_readout is None else tensors.coefficient_readout(h)
+        values = torch.addcmul(values, tensors.by_read, read)
     return Coefficients(values.expand_as(acts), acts)
 
 

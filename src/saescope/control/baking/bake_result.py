@@ -91,7 +91,7 @@ class BakeResult(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per distance; converted edits have no hook of their own."""
+        """Return one row per distance; converted edits have no separate hook."""
         distances = {"steered": self.kl_steered_baked, "base": self.kl_base_baked}
         if not self.converted:
             distances = {"hook": self.kl_hook_baked, **distances}

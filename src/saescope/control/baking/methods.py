@@ -97,7 +97,7 @@ class BakePlan:
     "The update of the lm_head."
 
     unties: bool = False
-    "Whether the lm_head gets weights of its own instead of the embedding's."
+    "Whether the lm_head gets separate weights instead of the embedding's."
 
     @property
     def exact(self) -> bool:

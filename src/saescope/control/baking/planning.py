@@ -89,7 +89,7 @@ def _embedding_scale(lm: LM) -> float:
 
 
 def checkpoint_changes(anatomy: Anatomy, plan: BakePlan) -> CheckpointChanges:
-    """The plan's changes of tensors; an lm_head that was tied becomes a tensor of its own."""
+    """Return the plan's changes of tensors; a tied lm_head becomes a separate tensor."""
     embedding = anatomy.embedding.stored[0]
     biases = [
         NewTensor(name, embedding, shape=parameter.shape, values=parameter.values)

@@ -35,7 +35,7 @@ class BakeSettings:
     "Measure the KL of the written checkpoint from the hook, the edits as steered, and the model."
 
     def check(self) -> None:
-        """Raises EditError for a value that is not among the choices."""
+        """Raise EditError if a value is not among the choices."""
         if self.method is not None and self.method not in get_args(Method):
             choices = ", ".join(get_args(Method))
             raise EditError(f"method must be one of {choices}, got {self.method!r}")

@@ -45,7 +45,7 @@ class RoundingSums:
 
 
 def apply_update(tensor: Tensor, update: WeightUpdate, sums: RoundingSums) -> Iterator[Tensor]:
-    """The updated tensor in its own dtype, in pieces that follow one another in memory."""
+    """Yield the updated tensor in its dtype, in consecutive pieces."""
     terms = _Terms(
         contract=update.contract.float(),
         spread=update.spread.float(),

@@ -26,7 +26,7 @@ class Arm:
 
     edits: tuple[Edit, ...] = ()
     direction_seed: int | None = None
-    "Seed of random directions that replace the edits' own."
+    "Seed of the random directions that replace those of the edits."
 
     instruction: str | None = None
     "Instruction that prompts get instead of an edit."
@@ -92,7 +92,7 @@ def _times(edit: Edit, factor: float) -> Edit:
 
 
 def with_instruction(lm: LM, prompts: Sequence[Prompt], instruction: str) -> list[Prompt]:
-    """The prompts with an instruction: a chat's system message, or a line of its own before a text.
+    """Return the prompts with an instruction: a system message, or a line before a text.
 
     If the chat template has no system message, the instruction begins the first turn.
     """

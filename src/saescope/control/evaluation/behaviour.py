@@ -48,7 +48,7 @@ def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
 @final
 @dataclass(frozen=True)
 class PhraseJudge:
-    """Labels a reply by the first phrase in it, as `LANGUAGE: PHRASE`.
+    """Labels a reply by its first phrase, in the form `LANGUAGE: PHRASE`.
 
     The label names the phrase, because lists of phrases match by mistake and have to be inspected.
 

@@ -101,9 +101,9 @@ def draw_features(
     prompts: Sequence[Prompt],
     settings: EvaluateSettings,
 ) -> list[tuple[Edit, ...]]:
-    """Draws of the same edits of other features that fire about as often on these prompts.
+    """Return draws of the same edits on other features that fire about as often on these prompts.
 
-    Draws share no feature as long as there are enough. Empty if all edits are of directions. Raises
+    Draws share no feature as long as there are enough. Empty if all edits target directions. Raises
     PromptError if no other feature fires.
     """
     edits = [edit for edit in edits if edit.feature is not None]
@@ -173,10 +173,10 @@ def mean_directions(
     target: Sequence[str],
     thinking: bool | None,
 ) -> dict[int, Direction]:
-    """Per SAE's layer, the mean residual of the target sets' prompts minus that of the others.
+    """Return, by SAE layer, the mean residual of target prompts minus that of the others.
 
     Each prompt counts once: a chat with its last position, after which the reply begins, a text
-    with the mean over its scored positions. Empty if all prompts are of one kind.
+    with the mean over its scored positions. Empty if all prompts or none are targets.
     """
     positive = np.array([prompt.set in target for prompt in prompts])
     if not saes or positive.all() or not positive.any():

@@ -53,7 +53,7 @@ class FeatureJudge:
             if feature.id >= sizes.get(feature.layer, 0):
                 layers = ", ".join(map(str, sorted(sizes)))
                 raise PromptError(
-                    f"behaviour {self.rule}: no SAE here has {feature}; SAEs are of layers {layers}"
+                    f"behaviour {self.rule}: no SAE passed has {feature}; layers passed: {layers}"
                 )
 
     def label_all(self, replies: Sequence[Reply]) -> list[Label]:

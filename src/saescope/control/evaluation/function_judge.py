@@ -35,7 +35,7 @@ class FunctionJudge:
         return [self._label(reply.text) for reply in replies]
 
     def describe(self) -> dict[str, Any]:
-        """The function's name, or what its own `describe()` returns."""
+        """Return what the function's `describe()` returns, or the function's name."""
         describe = getattr(self.function, "describe", None)
         if describe is None:
             return {"name": self._name}

@@ -80,7 +80,7 @@ def as_label(value: Any) -> Label:
 
 
 def describe_judge(judge: Judge) -> dict[str, Any]:
-    """The judge's own description, or its class name."""
+    """Return the judge's description, or its class name."""
     describe = getattr(judge, "describe", None)
     if describe is None:
         return {"name": type(judge).__name__}

@@ -100,7 +100,7 @@ class SelectSettings:
             raise PromptError("strengths must be numbers other than 0, such as -1,-2")
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the JSON of `saescope select`."""
+        """Return the JSON-compatible dict that `saescope select --json` prints as `settings`."""
         plain = {name: value for name, value in vars(self).items() if name != "thinking"}
         return {**plain, "strengths": list(self.strengths)}
 

@@ -79,8 +79,12 @@ class LayerFirings:
         peaks = np.maximum.reduceat(acts, starts)
         examples = []
         for index in np.argsort(-peaks, kind="stable")[:n_examples]:
-            own = slice(starts[index], ends[index])
-            examples.append(self._example(int(prompts[index]), tokens[own], acts[own], context))
+            prompt_entries = slice(starts[index], ends[index])
+            examples.append(
+                self._example(
+                    int(prompts[index]), tokens[prompt_entries], acts[prompt_entries], context
+                )
+            )
         rate = len(acts) / int(self.scored.sum())
         return FeatureFirings(feature, acts, rate, examples)
 

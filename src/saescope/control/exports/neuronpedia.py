@@ -24,7 +24,7 @@ from saescope.store.atomic import atomic_folder
 from saescope.store.runs import Run
 
 EQUALS = "what the run holds: each feature's activations on its strongest prompts, to 3 decimals"
-_NO_LENS = "the tokens that features raise and lower are left empty: no model was given"
+_NO_LENS = "the tokens that features raise and lower are left empty: no model was passed"
 _BATCH = 256
 _COMPRESSION = 5
 Row = Mapping[str, Any]

@@ -98,7 +98,7 @@ def _empty_model(files: Files) -> nn.Module:
         config = AutoConfig.from_pretrained(files.path("config.json").parent)
         with torch.device("meta"):
             model: nn.Module = from_config(config)
-    except Exception as error:  # models check their configs by exceptions of their own
+    except Exception as error:  # models raise their own exception types for configs
         raise SourceError(
             f"AutoModelForCausalLM cannot load {files.name}: {first_line(error)}"
         ) from error

@@ -7,7 +7,7 @@ from saescope.errors import RunError
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 
-# Neuronpedia's own converter names this user as the owner of imported rows.
+# Neuronpedia's converter names this user as the owner of imported rows.
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 
 
