@@ -98,7 +98,7 @@ class Edit:
     "A plain direction to edit along, instead of a feature."
 
     when: FeatureCondition | str | None = None
-    "Edit only if a feature of this or an earlier layer fires, such as 17/555 or 17/555 > 2.5."
+    "Edit only positions where a feature up to this layer fires, such as 17/555 or 17/555 > 2.5."
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
