@@ -103,7 +103,7 @@ class Agreement(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer."""
+        """Return one row per layer."""
         rows = []
         for n, layer in self.layers.items():
             row = {"layer": n, **vars(layer)}
@@ -154,7 +154,7 @@ class LayerAgreement:
         return self.top5_equal >= SAFE_TOP5
 
     def verdict(self, what: str) -> str:
-        """What may be concluded from the second run, which differs by `what`."""
+        """Return what the second run, which differs by `what`, allows to conclude."""
         rates = f"rates differ by at most {100 * self.rate_diff:.1f} points"
         tokens = f"{100 * self.top5_equal:.0f} % of tokens have the same five strongest features"
         if not self.rates_agree:
@@ -197,7 +197,7 @@ def check_same_tokens(a: Run, b: Run) -> None:
 
 
 def _difference(run: Run, other: Run) -> str:
-    """What a person calls this run beside the other one: what differs first."""
+    """Return a name that tells this run from the other one: the first field that differs."""
     job, other_job = run.manifest["job"], other.manifest["job"]
     names = [job[key] for key in ("dtype", "device") if job[key] != other_job[key]]
     if run.model.fingerprint != other.model.fingerprint:
@@ -208,7 +208,7 @@ def _difference(run: Run, other: Run) -> str:
 def _confirmed(
     run: Run, layers: Sequence[int], settings: ContrastSettings
 ) -> Mapping[int, set[tuple[str, Any]]]:
-    """The confirmed (set, feature) pairs of each layer."""
+    """Return the confirmed (set, feature) pairs of each layer."""
     confirmed: dict[int, set[tuple[str, Any]]] = {layer: set() for layer in layers}
     if len(run.sets) < 2:
         return confirmed
@@ -268,7 +268,7 @@ def _compare(
 
 
 def _resid_diff(a: Float32s, b: Float32s) -> float:
-    """The median over prompts of |a - b| / |a|."""
+    """Return the median over prompts of |a - b| / |a|."""
     norms = np.maximum(np.linalg.norm(a, axis=1), TINY)
     return float(np.median(np.linalg.norm(a - b, axis=1) / norms))
 
@@ -296,7 +296,7 @@ def _worst(run: Run, scored: Bools, overlap: Overlap, n: int) -> list[WorstPromp
 
 
 def _prompt_means(prompt: Ints, values: Floats, n_prompts: int) -> tuple[Floats, Ints]:
-    """The mean of values per prompt, and their number."""
+    """Return the mean of values per prompt, and their number."""
     counts = np.bincount(prompt, minlength=n_prompts)
     sums = np.bincount(prompt, weights=values, minlength=n_prompts)
     return sums / np.maximum(counts, 1), counts

@@ -16,7 +16,7 @@ SINK_SHARE = 0.02
 
 
 def leading_tokens(run: Run) -> list[str]:
-    """A line for every set in which half the prompts or more begin with the same token.
+    """Return a line per set in which half the prompts or more begin with the same token.
 
     The norm at position 0 then shows that token, not the set.
     """
@@ -46,7 +46,7 @@ class Means:
 
 
 def position_0_drives(layer: int, means: Mapping[str, Means]) -> list[str]:
-    """A line if two sets' mean norms differ with position 0 and hardly without it.
+    """Return a line if two sets' mean norms differ with position 0 and hardly without it.
 
     They differ by a ratio above `APART` with position 0, and below `ALIKE` over later positions.
     The line names the two that are furthest apart.
@@ -85,7 +85,7 @@ def _compared(first: float, second: float) -> str:
 def many_sinks(
     layer: int, sets: Sequence[str], n_sinks: Sequence[int], n_later: Sequence[int]
 ) -> list[str]:
-    """A line if more than `SINK_SHARE` of a layer's later positions are sinks.
+    """Return a line if more than `SINK_SHARE` of a layer's later positions are sinks.
 
     `n_later` counts each set's positions after 0, `n_sinks` those of them that are sinks. The line
     names the set with the largest share.

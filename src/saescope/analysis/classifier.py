@@ -100,20 +100,20 @@ class _Trial:
     comparison: Comparison
 
     def on(self, rows: Bools, positive: Bools) -> TransferScores:
-        """Their scores on some of the prompts."""
+        """Return their scores on some of the prompts."""
         plain = {
             name: self.score(detected, rows, positive) for name, detected in self.baselines.items()
         }
         return TransferScores(self.score(self.rule, rows, positive), plain)
 
     def score(self, detected: Bools, rows: Bools, positive: Bools) -> Scores:
-        """One detector's scores on some of the prompts."""
+        """Return one detector's scores on some of the prompts."""
         keys = [self.comparison.keys[row] for row in np.flatnonzero(rows)]
         return score(detected[rows], positive[rows], keys, self.comparison.seed)
 
 
 def _occurring_tokens(run: Run) -> Any:
-    """Which tokens occur in each prompt, (prompts, tokens; sparse), as 0 and 1."""
+    """Return which tokens occur in each prompt, (prompts, tokens; sparse), as 0 and 1."""
     _, column = np.unique(run.token_id, return_inverse=True)
     shape = (len(run.prompts), int(column.max()) + 1)
     ones = np.ones(len(column))

@@ -1,7 +1,7 @@
 """Features as a detector: an OR-rule over the best ones, its scores, and plainer detectors.
 
 The rule is Qwen-Scope's (arXiv 2605.11887): a prompt is detected if any of the top K features by
-P(fire | target) - P(fire | others) fires on any scored token. Its worth shows beside a probe, a
+P(fire | target) - P(fire | others) fires on any scored token. It is compared with a probe, a
 difference of means and the words.
 """
 
@@ -27,7 +27,7 @@ class OrRule:
     columns: Ints
 
     def __call__(self, fires: Bools) -> Bools:
-        """Which prompts are detected, (prompts,), from `fires` (prompts, features of the layer)."""
+        """Return which prompts are detected, (prompts,), from `fires` (prompts, features)."""
         return np.asarray(fires[:, self.columns].any(axis=1))
 
 

@@ -150,7 +150,7 @@ class Contrast(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer, set and feature."""
+        """Return one row per layer, set and feature."""
         return [
             {"layer": n, "set": name, **feature.to_dict()}
             for n, layer in self.layers.items()

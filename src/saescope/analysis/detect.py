@@ -41,7 +41,7 @@ def detect(
     transfer: Mapping[str, Sequence[str]] | None = None,
     layers: Sequence[int] | None = None,
 ) -> Detection:
-    """Features that fire on prompts of `target` and not on those of the sets `against`.
+    """Return the features that fire on prompts of `target` and not on those of the sets `against`.
 
     Default of `against`: all other sets. The classifier belongs to the layer with the largest gap
     between shares of prompts. `transfer` names positive sets and the negative ones that each is

@@ -1,4 +1,4 @@
-"""What `detect` is asked and what it answers."""
+"""Settings and results of `detect`."""
 
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -103,7 +103,7 @@ class Detection(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per feature that passes the thresholds."""
+        """Return one row per feature that passes the thresholds."""
         return [feature.to_dict() for feature in self.features]
 
 

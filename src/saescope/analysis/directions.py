@@ -24,7 +24,7 @@ def difference_of_means(
     every_prompt: bool = False,
     seed: int = 0,
 ) -> Direction:
-    """The mean residual of `target` prompts minus that of prompts of the sets `against`.
+    """Return the mean residual of `target` prompts minus that of prompts of the sets `against`.
 
     Default of `against`: all other sets. Every prompt counts once, with the mean over its scored
     positions or with its `last` position. Only discovery prompts of the split by `seed` are used,

@@ -16,7 +16,7 @@ from saescope.table import Table
 def examples(
     run: Run, feature: Feature, masking: Masking | None = None, *, n: int = 5
 ) -> "Examples":
-    """The n prompts, of any set, with the feature's largest activations on scored positions.
+    """Return the n prompts, of any set, with the feature's largest scored activations.
 
     Raises PromptError if n is below 1, RunError for a feature that the run does not hold.
 
@@ -74,7 +74,7 @@ class Examples(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per token."""
+        """Return one row per token."""
         return [
             {"prompt": example.prompt, "set": example.set, **vars(token)}
             for example in self.examples
@@ -115,7 +115,7 @@ class _FeatureActs:
     candidates: Bools
 
     def masked(self, token: int) -> str | None:
-        """Why a token does not count; a sink at position 0 is called a position 0."""
+        """Return why a token is masked; a sink at position 0 counts as position 0."""
         if self.scored[token]:
             return None
         return "sink" if self.candidates[token] else "position 0"

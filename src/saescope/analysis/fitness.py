@@ -20,7 +20,7 @@ FITS_RATIO, FITS_JACCARD, POOR_FVU = 1.25, 0.6, 0.5
 
 
 def fitness(run: Run, base: Run | None = None) -> "Fitness":
-    """How well the run's SAEs rebuild its model's residuals.
+    """Measure how well the run's SAEs reconstruct its model's residuals.
 
     `base` is a run of the model that the SAEs were trained on, with the same prompts, to compare
     with. Position 0 and sinks never count here, because no SAE is trained on them. Raises RunError
@@ -79,7 +79,7 @@ class Fitness(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer."""
+        """Return one row per layer."""
         return [{"layer": n, **layer.to_dict()} for n, layer in self.layers.items()]
 
 
@@ -179,7 +179,7 @@ def _measure(run: Run, layer: int, masking: Masking) -> _Measurement:
 
 
 def _fvu(norms: Float32s, errors: Float32s, resids: PromptResids) -> float:
-    """Squared error over squared distance from the mean residual."""
+    """Return the squared error over the squared distance from the mean residual."""
     weights = np.maximum(resids.positions, 1e-9)
     mean = np.average(resids.mean.astype(np.float64), axis=0, weights=weights)
     squares = float((norms.astype(np.float64) ** 2).sum())

@@ -76,7 +76,7 @@ class ScoredLayers:
         return self._cache[layer]
 
     def fires(self, feature: Feature) -> Bools:
-        """The tokens on which a feature fires, scored or not, (tokens,)."""
+        """Return whether a feature fires on each token, scored or not, (tokens,)."""
         return self[feature.layer].features.fires(feature.id)
 
 
@@ -113,7 +113,7 @@ def _match(
     layer: int,
     cosine: Float32s | None,
 ) -> Match | None:
-    """The feature of `layer` with the largest sum of co-firing and cosine.
+    """Return the feature of `layer` with the largest sum of co-firing and cosine.
 
     None if nothing fires together with the source.
     """
@@ -140,7 +140,7 @@ def _match(
 
 
 def _cofire(features: LayerFeatures, fires: Bools, positions: Bools) -> tuple[Ints, Floats]:
-    """Ids of a layer's features that fire together with one feature, and the Jaccard of each."""
+    """Return the ids of features that fire together with one feature, and their Jaccards."""
     counted = positions[features.token]
     together = counted & fires[features.token]
     ids, n_together = np.unique(features.ids[together], return_counts=True)

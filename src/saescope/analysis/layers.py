@@ -28,7 +28,7 @@ def layers(
     cosines: Cosines | None = None,
     layers: Sequence[int] | None = None,
 ) -> "Layers":
-    """Separation and best features at every layer of a run, and features followed through them.
+    """Return separation and best features per layer, and features followed through layers.
 
     Follows `feature`. Default: each set's best one at the best layer. `cosines` come from
     `decoder_cosines`; without them, features are matched by co-firing alone. Raises PromptError
@@ -46,9 +46,9 @@ def layers(
     """
     settings = replace(settings or ContrastSettings(), n_top=1, shuffles=0)
     numbers = tuple(layers or run.layers)
-    found = contrast(run, settings, layers=numbers)
+    contrasts = contrast(run, settings, layers=numbers)
     stored = ScoredLayers(run, settings.masking)
-    separations, best = _separations(run, found, stored, settings.seed)
+    separations, best = _separations(run, contrasts, stored, settings.seed)
     followed = None
     origins = [top.feature for top in separations[best].sets.values()]
     if feature is not None:
@@ -64,7 +64,7 @@ def layers(
         matches=follow(stored, origins, path, cosines),
         masked={
             n: MaskedCounts(layer.masked_pos0, layer.masked_sinks)
-            for n, layer in found.layers.items()
+            for n, layer in contrasts.layers.items()
         },
     )
 
@@ -95,7 +95,7 @@ class Layers(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer and set."""
+        """Return one row per layer and set."""
         return [
             {"layer": n, "separation": layer.separation, "set": name, **feature.to_dict()}
             for n, layer in self.layers.items()
@@ -140,11 +140,11 @@ class FollowedFeature:
 
 
 def _separations(
-    run: Run, found: Contrast, stored: ScoredLayers, seed: int
+    run: Run, contrasts: Contrast, stored: ScoredLayers, seed: int
 ) -> tuple[dict[int, LayerSeparation], int]:
-    """Every layer's separation, and the best layer by discovery prompts."""
+    """Return every layer's separation, and the best layer on discovery prompts."""
     weights = _bootstrap_weights(run, seed)
-    tops = {n: _best_features(layer.sets) for n, layer in found.layers.items()}
+    tops = {n: _best_features(layer.sets) for n, layer in contrasts.layers.items()}
     drawn = {n: _drawn_separations(run, stored, n, top, weights) for n, top in tops.items()}
     discovery = {n: _mean([f.discovery_score for f in top.values()]) for n, top in tops.items()}
     best = max(discovery, key=lambda n: discovery[n])
@@ -170,7 +170,7 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def _bootstrap_weights(run: Run, seed: int) -> Floats:
-    """How often each prompt is drawn, (draws, prompts).
+    """Return how often each prompt is drawn, (draws, prompts).
 
     Held-out prompts are drawn with replacement, those of a pair together.
     """
@@ -195,7 +195,7 @@ def _drawn_separations(
     top: Mapping[str, FeatureContrast],
     weights: Floats,
 ) -> Floats:
-    """Separation of one layer in every draw, (draws,)."""
+    """Return one layer's separation in every draw, (draws,)."""
     if not top:
         return np.zeros(len(weights))
     layer = stored[number]
@@ -203,9 +203,9 @@ def _drawn_separations(
     hits = fires_per_prompt(run, layer.features, layer.scored, ids)
     n = np.bincount(run.token_prompt[layer.scored], minlength=len(run.prompts))
     rates = np.zeros((len(run.sets), len(weights), len(ids)))
-    for i in range(len(run.sets)):
-        in_set = run.set_of_prompt == i
-        rates[i] = _weighted_rates(weights[:, in_set], hits[in_set], n[in_set])
+    for set_index in range(len(run.sets)):
+        in_set = run.set_of_prompt == set_index
+        rates[set_index] = _weighted_rates(weights[:, in_set], hits[in_set], n[in_set])
     margins = [
         rate_margin(rates[:, :, column], run.sets.index(name)) for column, name in enumerate(top)
     ]
@@ -213,7 +213,7 @@ def _drawn_separations(
 
 
 def _weighted_rates(weights: Floats, hits: Any, n: Any) -> Floats:
-    """Rates of features in one set in every draw, (draws, features)."""
+    """Return the rates of features in one set in every draw, (draws, features)."""
     positions = np.maximum(weights @ n, 1)
     return np.asarray((weights @ hits) / positions[:, None])
 
@@ -221,7 +221,7 @@ def _weighted_rates(weights: Floats, hits: Any, n: Any) -> Floats:
 def _rates(
     run: Run, stored: ScoredLayers, feature_id: int, numbers: Sequence[int]
 ) -> dict[int, dict[str, float]]:
-    """Share of scored positions on which this id fires, by layer and set."""
+    """Return the share of scored positions on which this id fires, by layer and set."""
     rates = {}
     for number in numbers:
         if feature_id < run.saes[number].d_sae:

@@ -24,7 +24,7 @@ class SetMeasures:
 
 
 def measure_sets(run: Run, stored: LayerFeatures, scored: Bools) -> dict[str, SetMeasures]:
-    """The measures of every set of a run at one layer."""
+    """Return the measures of every set of a run at one layer."""
     active: dict[str, Counter[int]] = {name: Counter() for name in run.sets}
     for token in _last_tokens(run).tolist():
         if scored[token]:
@@ -49,7 +49,7 @@ def _last_tokens(run: Run) -> Ints:
 
 
 def monolinguality(stored: LayerFeatures, target: Bools, others: Bools, ids: Ints) -> Floats:
-    """Mean activation over the `target` positions minus that over the `others`, (features,).
+    """Return mean activation over `target` positions minus that over `others`, (features,).
 
     Positions where a feature does not fire count as 0. `ids` are ascending.
     """

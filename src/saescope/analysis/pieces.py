@@ -27,7 +27,7 @@ class Sample:
 
 
 def samples(prompts: Sequence[tuple[str, "Pieces"]], n: int) -> list[Sample]:
-    """`n` different words of named prompts: those with the most pieces, and last a typical one.
+    """Return `n` different words of named prompts: those with the most pieces, then a typical one.
 
     The typical word is the first one nearest to the median number of pieces and of characters.
     """
@@ -69,14 +69,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Pieces:
-    """One prompt's tokens: their texts as stored, and the bytes that each stands for."""
+    """One prompt's tokens: their texts as stored, and the bytes of each."""
 
     texts: tuple[str, ...]
     data: tuple[bytes, ...]
 
     @classmethod
     def of(cls, texts: Sequence[str], prompt: str) -> "Pieces":
-        r"""Tokens as a run stores them; `\xe5` is a byte unless the prompt says so itself here."""
+        r"""Build from stored tokens; `\xe5` is a byte unless the prompt contains that text here."""
         prompt_bytes = prompt.encode("utf-8", "surrogatepass")
         data: list[bytes] = []
         start = 0
@@ -87,12 +87,12 @@ class Pieces:
 
     @cached_property
     def text(self) -> str:
-        """The tokens' text together; a byte that is part of no character is a surrogate."""
+        """Joined text of the tokens; bytes outside characters become surrogates."""
         return b"".join(self.data).decode("utf-8", "surrogateescape")
 
     @property
     def fragments(self) -> int:
-        """How many tokens are not whole characters by themselves."""
+        """Number of tokens that are not whole characters."""
         return sum(not _is_whole(data) for data in self.data)
 
     def words(self) -> Iterator[Word]:
@@ -108,7 +108,7 @@ class Pieces:
 
 
 def _bytes(stored: bytes, prompt: bytes, start: int) -> bytes:
-    """What a stored token stands for, where it begins at byte `start` of the prompt."""
+    """Return the bytes of a stored token that begins at byte `start` of the prompt."""
     if rb"\x" not in stored:
         return stored
     data = b""
@@ -128,7 +128,7 @@ def _is_whole(data: bytes) -> bool:
 
 
 def _words(text: str, ends: set[int]) -> Iterator[tuple[int, str]]:
-    """Every word with the byte it begins at; `ends` are the bytes at which tokens end."""
+    """Yield every word with the byte it begins at; `ends` are the bytes at which tokens end."""
     start = 0
     for kind, group in groupby(_kinds(text), key=lambda pair: pair[1]):
         letters = "".join(letter for letter, _ in group)
@@ -142,7 +142,7 @@ def _words(text: str, ends: set[int]) -> Iterator[tuple[int, str]]:
 
 
 def _kinds(text: str) -> Iterator[tuple[str, str]]:
-    """Every character and its kind; an apostrophe between letters is part of their word."""
+    """Yield every character and its kind; an apostrophe between letters is part of their word."""
     for n, letter in enumerate(text):
         kind = _kind(letter)
         if letter in _APOSTROPHES and 0 < n < len(text) - 1:
@@ -154,14 +154,14 @@ def _kinds(text: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _kind(letter: str) -> str:
-    """Whether a character is part of a word, of an unspaced script, or (empty) of neither."""
+    """Return whether a character is part of a word, an unspaced script, or (empty) neither."""
     if unicodedata.category(letter)[0] not in "LMN":
         return ""
     return "unspaced" if is_unspaced(letter) else "word"
 
 
 def _stretches(letters: str, start: int, ends: set[int]) -> Iterator[str]:
-    """Stretches of at least a few characters that end where a token does."""
+    """Yield stretches of at least a few characters that end where a token does."""
     stretch = ""
     for letter in letters:
         stretch += letter

@@ -27,7 +27,7 @@ def profile(
     n_samples: int = SAMPLES,
     seed: int = 0,
 ) -> "Profile":
-    """Tokens and norms of every set of a run.
+    """Return tokens and norms of every set of a run.
 
     Default: all layers of the run. `n_samples` words per set are shown in their pieces; `seed`
     draws the bootstrap of the paired ratios. Raises PromptError for a negative `n_samples`,
@@ -79,7 +79,7 @@ class Profile(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per set and layer.
+        """Return one row per set and layer.
 
         `paired_ratio`, `paired_low` and `paired_high` are None if no pairs are shared.
         """
@@ -111,7 +111,7 @@ class SetProfile:
         return {**asdict(self), "layers": layers}
 
     def to_row(self) -> dict[str, Any]:
-        """The figures of its tokens as columns of a table."""
+        """Return the figures of its tokens as columns of a table."""
         row = dict(vars(self))
         for name in ("paired", "samples", "layers"):
             del row[name]
@@ -225,7 +225,7 @@ def _norms(first: Floats, later: Floats, n_sinks: int, n_pos0_sinks: int) -> Lay
 
 
 def _sinks(run: Run, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
-    """All sinks: those after position 0 first, then by how far they are above the median."""
+    """Return all sinks: those after position 0 first, then by how far they are above the median."""
     layers_of: defaultdict[int, list[_LayerProfile]] = defaultdict(list)
     for layer in by_layer:
         for token in layer.sinks.tolist():

@@ -93,7 +93,7 @@ class ReportFindings:
 
     @property
     def masked_sinks(self) -> list[Sink]:
-        """The sinks that are masked as sinks, and not because they are at position 0."""
+        """Return the sinks that are masked as sinks, not as position 0."""
         masking = self.settings.masking
         if masking.keep_sinks:
             return []

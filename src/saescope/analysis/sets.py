@@ -51,7 +51,7 @@ class Comparison:
 
 
 def prompts_of(run: Run, sets: Sequence[str]) -> Bools:
-    """Whether each prompt is in one of these sets, (prompts,)."""
+    """Return whether each prompt is in one of these sets, (prompts,)."""
     return np.array([prompt.set in sets for prompt in run.prompts])
 
 
@@ -61,7 +61,7 @@ def check_sets(
     against: Sequence[str] | None,
     transfer: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
-    """The sets that `target` is compared with: `against`. Default: all others.
+    """Return the sets to compare `target` with: `against`. Default: all others.
 
     Raises PromptError for a set that is not in the run, or if there is no other set.
     """
@@ -82,7 +82,7 @@ def check_sets(
 def similar_comparisons(
     sets: Sequence[str], target: str, against: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Positive sets, each with its negative ones, on which a detector of `target` can be tried.
+    """Return positive sets with their negative sets, to try a detector of `target` on.
 
     Sets named alike if there are any: `x_en` against `y_en` finds `x_ja` against `y_ja`. Otherwise
     every other set against the sets `against`.
@@ -113,7 +113,7 @@ def _named_alike(sets: Sequence[str], target: str, other: str) -> dict[str, list
 
 
 def _common_ending(first: str, second: str) -> str:
-    """The longest ending of both, empty if one of them is an ending of the other."""
+    """Return the longest ending of both, empty if one is an ending of the other."""
     shortest = min(len(first), len(second))
     for n in range(shortest):
         if first[-n - 1] != second[-n - 1]:

@@ -45,25 +45,25 @@ def overlap_of(a: LayerFeatures, b: LayerFeatures, scored: Bools) -> Overlap:
 
 
 def _keys(features: LayerFeatures) -> Ints:
-    """A number for every token and feature that fires on it."""
+    """Return a number for every pair of a token and a feature that fires on it."""
     return np.asarray((features.token << 32) | features.ids.astype(np.int64))
 
 
 def relative_difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Floats:
-    """|a - b| over the larger of |a| and |b|, elementwise."""
+    """Return |a - b| over the larger of |a| and |b|, elementwise."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     larger = np.maximum(np.abs(a), np.abs(b))
     return np.asarray(np.abs(a - b) / np.maximum(larger, TINY))
 
 
 def same_top(a: LayerFeatures, b: LayerFeatures, scored: Bools, n: int) -> float:
-    """Share of tokens with the same n strongest features, in any order."""
+    """Return the share of tokens with the same n strongest features, in any order."""
     top_a, top_b = (np.sort(features.strongest(n)[scored], axis=1) for features in (a, b))
     return float((top_a == top_b).all(axis=1).mean())
 
 
 def ties(features: LayerFeatures, scored: Bools, *, rounded: bool) -> float:
-    """Share of tokens whose weakest firing and strongest silent feature are equal."""
+    """Return the share of tokens whose weakest activation equals `next_pre_act`."""
     fires = scored & (features.counts > 0)
     weakest = features.acts[features.starts[1:][fires] - 1]
     next_pre_act = features.next_pre_act[fires]
@@ -74,7 +74,7 @@ def ties(features: LayerFeatures, scored: Bools, *, rounded: bool) -> float:
 
 
 def bfloat16(values: Float32s) -> npt.NDArray[np.uint32]:
-    """The upper 16 bits after rounding to nearest, ties to even."""
+    """Return the upper 16 bits after rounding to nearest, ties to even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     odd = (bits >> 16) & 1
     return np.asarray((bits + 0x7FFF + odd) >> 16, np.uint32)

@@ -45,7 +45,7 @@ class Paired:
 
 
 def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures]:
-    """The figures of every set; `seed` draws the bootstrap of the paired ratios."""
+    """Return the figures of every set; `seed` draws the bootstrap of the paired ratios."""
     lengths = np.bincount(run.token_prompt, minlength=len(run.prompts))
     per_prompt = {}
     for i, name in enumerate(run.sets):
@@ -72,7 +72,7 @@ def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures
 
 
 def _pieces_per_set(run: Run, lengths: Ints) -> dict[str, list[tuple[str, Pieces]]]:
-    """Every set's prompts by id, with their tokens."""
+    """Return every set's prompts by id, with their tokens."""
     by_set: dict[str, list[tuple[str, Pieces]]] = {name: [] for name in run.sets}
     ends = np.cumsum(lengths)
     for prompt, start, end in zip(run.prompts, ends - lengths, ends, strict=True):
@@ -102,7 +102,7 @@ def _paired_ratios(
 
 
 def _sharing_pairs(by_set: Mapping[str, Lengths]) -> list[str]:
-    """Sets that have a pair in common with another set."""
+    """Return the sets that have a pair in common with another set."""
     sharing = []
     for name, lengths in by_set.items():
         others = [other for other_name, other in by_set.items() if other_name != name]

@@ -24,7 +24,7 @@ class PromptRow:
     location: str
 
     def string(self, key: str) -> str | None:
-        """A text, or an integer `id` or `pair` as text; raises PromptError for any other value."""
+        """Return a string, also from an integer `id` or `pair`; raises PromptError otherwise."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -37,7 +37,7 @@ class PromptRow:
         return value
 
     def objects(self, key: str) -> list[Any] | None:
-        """A non-empty list, in CSV written as JSON; raises PromptError for any other value."""
+        """Return a non-empty list, in CSV written as JSON; raises PromptError otherwise."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -51,19 +51,19 @@ class PromptRow:
         return value
 
     def error(self, reason: str) -> PromptError:
-        """The error that this row cannot be used for a reason."""
+        """Return a PromptError that names this row's location."""
         return PromptError(f"{self.location}: {reason}")
 
 
 def read_rows(path: Path) -> Iterator[PromptRow]:
-    """Rows of a prompt file; raises PromptError, with file and line, for what cannot be read."""
+    """Yield the rows of a prompt file; raises PromptError, with file and line, if unreadable."""
     read = _READERS[path.suffix]
     for number, values in read(path):
         yield PromptRow(values, number, f"{path}:{number}")
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-blank lines of a UTF-8 file with their 1-based numbers, without a byte-order mark."""
+    """Yield a UTF-8 file's non-blank lines with 1-based numbers, without byte-order mark."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,7 +1,7 @@
 """Publish files and folders whole or not at all: write under a temporary name, flush, rename.
 
-A folder is written as `.NAME.partial` beside its place, so what a killed process leaves behind is
-easy to recognise and the next attempt clears it.
+A folder is written as `.NAME.partial` beside its path, so leftovers of a killed process are easy
+to recognise, and the next attempt clears them.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Columns of numbers and strings to Arrow and back, sharing their memory.
 
-`pyarrow.array` and `to_numpy` do the same, but import pandas if it is installed: a quarter of a
-second and 60 MB in every command, for nothing.
+`pyarrow.array` and `to_numpy` do the same, but import pandas if it is installed, which costs
+a quarter of a second and 60 MB in every command.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ _MAX_STRING_BYTES = 2**31 - 1  # Arrow counts the bytes of a string column in 32
 
 
 def numbers(values: npt.NDArray[Any]) -> pa.Array:
-    """A column that shares the memory of these numbers, (n,), of whole-byte type."""
+    """Return a column that shares the memory of these numbers, (n,), of whole-byte type."""
     contiguous = np.ascontiguousarray(values)
     dtype = pa.from_numpy_dtype(contiguous.dtype)
     return pa.Array.from_buffers(dtype, len(contiguous), [None, pa.py_buffer(contiguous)])
 
 
 def strings(values: Iterable[str | None]) -> pa.Array:
-    """A column of strings, with a null for None.
+    """Return a column of strings, with a null for None.
 
     Raises RunError if the strings are longer than a column can be.
     """
@@ -46,7 +46,7 @@ def strings(values: Iterable[str | None]) -> pa.Array:
 
 
 def values(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
-    """The numbers of a column without nulls, (n,).
+    """Return the numbers of a column without nulls, (n,).
 
     A column of one chunk is not copied, so its values must not be written to.
     """

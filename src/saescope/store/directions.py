@@ -46,7 +46,7 @@ def _metadata(direction: Direction) -> dict[str, str | int]:
 
 
 def _tensor_names(directions: Sequence[Direction]) -> list[str]:
-    """`direction.LAYER`, with a number behind it where a layer has several."""
+    """Return `direction.LAYER` per direction, with a number appended if a layer has several."""
     per_layer = Counter(direction.layer for direction in directions)
     seen: Counter[int] = Counter()
     names = []

@@ -14,7 +14,7 @@ class ResumeCache:
     """Results of finished steps by key, one JSON line each; without a path, in memory only.
 
     Values are plain (what JSON can hold); make keys of everything that decides a value with
-    `key_of`. A line that an interruption cut short is ignored.
+    `key_of`. A truncated last line, left by an interruption, is ignored.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -38,7 +38,7 @@ class ResumeCache:
         for line in lines:
             try:
                 key, value = json.loads(line)
-            except (ValueError, TypeError):  # a line that an interruption cut short
+            except (ValueError, TypeError):  # an interruption truncated this line
                 continue
             self._values[str(key)] = value
 
@@ -71,7 +71,7 @@ class ResumeCache:
 
 
 def key_of(*parts: Any) -> str:
-    """SHA-256 over plain values: the key of what they decide."""
+    """Return the SHA-256 over the plain values that decide a result."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
