@@ -1,8 +1,8 @@
-"""Steering: edits applied while a model runs, removed without a trace on exit, with a receipt.
+"""Steering: edits applied while a model runs, and removed without a trace on exit.
 
 Only the layers that edits change or read are hooked, and only within a `steered` context. Hooks
 read the active edits from a ContextVar. Nested contexts add up, all computed from the same
-residual. Other threads are unaffected.
+residual. Other threads are unaffected. A receipt records what the edits did.
 """
 
 import threading
