@@ -304,7 +304,7 @@ def test_projection_holds_past_a_norm() -> None:
     gain[3] = 0
     removed = gain * m.before_norm(gain)(u) @ m.V
     torch.testing.assert_close(removed, torch.zeros_like(removed))
-    with pytest.raises(EditError, match="shuts off 1 coordinates"):
+    with pytest.raises(EditError, match="zeroes 1 coordinates"):
         m.after_norm(gain)
 
 
@@ -389,26 +389,26 @@ REFUSED = [
     (
         Edit("1/3", "scale", -1.0),
         {},
-        r"scale acts by how.*convert='project' and method='\S+', which is \S+ nats per token",
+        r"scale depends on.*method='\S+' with convert='project': KL \S+ nats per token",
     ),
     (
         Edit("1/3", "clamp", 0.0),
         {"measure": False},
-        r"clamp acts by how strongly.*not measured here",
+        r"clamp depends on the feature's activation.*is not measured",
     ),
     (Edit("1/3", "project", 1.0, scope="last"), {"measure": False}, "its scope is last"),
     (
         Edit("1/3", "project", 1.0, when="1/4"),
         {},
-        r"only when 1/4.*method='\S+', which is \S+ nats per token",
+        r"only if 1/4.*method='\S+' with convert='project': KL \S+ nats per token",
     ),
-    (Edit("1/3", "project", 1.0, when="0/4 > 2"), {}, r"only when 0/4 > 2.*not measured here"),
-    (Edit("1/3", "scale", 2.0), {}, "strengthens what fires"),
-    (Edit("1/3", "clamp", 3.0), {"convert": "project"}, "strengthens what fires"),
+    (Edit("1/3", "project", 1.0, when="0/4 > 2"), {}, r"only if 0/4 > 2.*is not measured"),
+    (Edit("1/3", "scale", 2.0), {}, "amplifies an activation"),
+    (Edit("1/3", "clamp", 3.0), {"convert": "project"}, "amplifies an activation"),
     (Edit("1/3", "scale", 0.0), {}, "nothing to bake"),
-    (Edit("1/3", "add", 1.0), {"method": "every-write"}, "does not take add: use 'bias'"),
-    (Edit("1/3", "project"), {"method": "bias"}, "does not take project: use 'every-write' or"),
-    (along(0, layer=3), {"method": "next-layer"}, "after the last layer there is no next one"),
+    (Edit("1/3", "add", 1.0), {"method": "every-write"}, "does not support add: use 'bias'"),
+    (Edit("1/3", "project"), {"method": "bias"}, "does not support project: use 'every-write' or"),
+    (along(0, layer=3), {"method": "next-layer"}, "needs a layer after 3, which is the last one"),
     (along(0, layer=7), {}, "the model has layers 0-3"),
     (Edit("1/3", "project"), {"neutral": []}, "no neutral text"),
 ]

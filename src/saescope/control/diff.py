@@ -120,7 +120,7 @@ def _pairs_of_b_only(first: _DiffSide, second: _DiffSide) -> Iterator[_Pair]:
 
 
 def _ordered_names(shards: Shards) -> list[str]:
-    return [name for shard in shards.names for name, _ in shards.within(shard)]
+    return [name for shard in shards.shard_names for name, _ in shards.within(shard)]
 
 
 def _names_in_b(first: _DiffSide, second: _DiffSide) -> dict[str, str]:
@@ -162,7 +162,7 @@ def _compare(
     try:
         if a.dtype == b.dtype and torch.equal(x, y):
             return TensorChange(pair.name, "same", a.shape, dtype)
-        if not {a.dtype, b.dtype} <= WIDTHS.keys() or not a.values:
+        if not {a.dtype, b.dtype} <= WIDTHS.keys() or not a.numel:
             return TensorChange(pair.name, "changed", a.shape, dtype, note=pair.note)
         return _measured(pair, x, y, dtype, sides)
     finally:

@@ -90,7 +90,7 @@ class _Head(nn.Module):
         return logits + self._bias.to(self._device, torch.float32)
 
 
-def last_residuals(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n d_model"]:
+def final_layer_residuals(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "n d_model"]:
     """Return the last block's output for every token of every row; `lm` must be streamed.
 
     Rows of equal length form a batch, so no row is padded.

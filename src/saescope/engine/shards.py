@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as they are stored, mapped from their files and not converted."""
+"""A checkpoint's tensors in their stored dtypes, memory-mapped from its safetensors files."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,29 +14,29 @@ from saescope.errors import SourceError, first_line
 from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
-# Bytes a value of the dtypes that weights come in (safetensors' names).
+# Bytes per value of floating-point dtypes, by their safetensors names.
 WIDTHS: Mapping[str, int] = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: its file, its first byte there, and what its bytes are."""
+    """Where a tensor is stored: its shard and first byte there, its dtype and its shape."""
 
     shard: str
     dtype: str
     shape: tuple[int, ...]
     start: int
-    bytes: int
+    n_bytes: int
 
     @property
-    def values(self) -> int:
-        """How many numbers it holds."""
+    def numel(self) -> int:
+        """The number of values."""
         return prod(self.shape)
 
 
 @final
 class Shards:
-    """All tensors of a checkpoint by name, in the order of their files."""
+    """All tensors of a checkpoint by name, in the order of its shards."""
 
     def __init__(
         self, files: Files, places: Mapping[str, Place], metadata: Mapping[str, Mapping[str, str]]
@@ -48,7 +48,7 @@ class Shards:
 
     @classmethod
     def open(cls, files: Files) -> "Shards":
-        """Read every file's header; raises SourceError for one that is missing or damaged."""
+        """Read every shard's header; raise SourceError for one that is missing or damaged."""
         shard_of, _ = read_index(files)
         places: dict[str, Place] = {}
         metadata: dict[str, Mapping[str, str]] = {}
@@ -57,29 +57,29 @@ class Shards:
                 raise SourceError(
                     f"{files.name}: its index names a file in another folder: {shard!r}"
                 )
-            metadata[shard], own = _read_header(files.path(shard), shard)
-            places |= own
+            metadata[shard], header = _read_header(files.path(shard), shard)
+            places |= header
         if missing := shard_of.keys() - places.keys():
-            raise SourceError(f"{files.name} has no tensor {min(missing)}, as its index says")
+            raise SourceError(f"{files.name} lacks tensor {min(missing)}, which its index lists")
         return cls(files, places, metadata)
 
     @property
-    def names(self) -> list[str]:
-        """The files."""
+    def shard_names(self) -> list[str]:
+        """The file names of the shards."""
         return list(self.metadata)
 
     @property
-    def bytes(self) -> int:
-        """What all tensors take."""
-        return sum(place.bytes for place in self.places.values())
+    def n_bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(place.n_bytes for place in self.places.values())
 
     def within(self, shard: str) -> Iterator[tuple[str, Place]]:
-        """The tensors of one file, as they follow one another."""
-        own = ((name, place) for name, place in self.places.items() if place.shard == shard)
-        return iter(sorted(own, key=lambda item: (item[1].start, item[1].bytes)))
+        """Return the names and places of one shard's tensors, in file order."""
+        tensors = ((name, place) for name, place in self.places.items() if place.shard == shard)
+        return iter(sorted(tensors, key=lambda item: (item[1].start, item[1].n_bytes)))
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, a view of its file: it must not be written to."""
+        """Return a tensor as a view of its file: do not write to it."""
         place = self.places[name]
         try:
             if place.shard not in self._opened:
@@ -87,7 +87,7 @@ class Shards:
             tensor: Tensor = self._opened[place.shard].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise SourceError(
-                f"{place.shard} does not give tensor {name}: {first_line(error)}"
+                f"cannot read tensor {name} from {place.shard}: {first_line(error)}"
             ) from error
         return tensor
 

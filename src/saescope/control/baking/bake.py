@@ -1,8 +1,7 @@
-"""Put edits into weights: a checkpoint for stock transformers, labelled exact or approximate.
+"""Write a checkpoint whose weights implement the edits.
 
-Read top to bottom: which edits can be baked, how (`planning.py`), the outputs of the base model
-under the hook, the files (`checkpoint_writer.py`), and the written checkpoint's own outputs. Only
-then the folder gets its name.
+Steps: 1 check eligibility, 2 plan (`planning.py`), 3 record base outputs, 4 write to a staging
+folder (`checkpoint_writer.py`), 5 measure, 6 rename the folder to its final name.
 """
 
 import json
@@ -15,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from saescope.control.baking.bake_result import MANIFEST, BakeResult, Distances
-from saescope.control.baking.card import config_text, copied_files, describe_edit, model_card, notes
-from saescope.control.baking.card import manifest as manifest_of
+from saescope.control.baking.card import (
+    build_manifest,
+    config_text,
+    copied_files,
+    describe_edit,
+    model_card,
+    notes,
+)
 from saescope.control.baking.checkpoint_writer import (
     CheckpointChanges,
     RoundingLoss,
@@ -46,6 +51,11 @@ from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_di
 
 Progress = Callable[[str, int, int], None]
 
+_STREAMED_CONDITION = (
+    "Nothing was measured: a condition reads another layer than its edit's, which a model that is "
+    "streamed block by block cannot evaluate."
+)
+
 
 def bake(
     model: str | Path,
@@ -59,11 +69,15 @@ def bake(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> BakeResult:
-    """Write `model` with edits in its weights into the new folder `out`, whole or not at all.
+    """Write `model` with edits in its weights into the new folder `out`, atomically.
 
-    Distances are measured on `neutral` text (default: the bundled sentences), unless a condition
-    reads another layer than its edit's. `progress` is called with the stage, done and total. Raises
-    EditError, SourceError, PromptError or ResourceError, and then leaves nothing.
+    The result is "exact" if it equals the method's reference intervention up to rounding. The
+    reference of every-write projects at every residual write, not only after the edit's layer, so
+    `kl_steered_baked` measures the distance to the edit as steered.
+
+    `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
+    condition reads another layer than its edit's; `notes` then says so. `progress` gets the stage,
+    done and total. On EditError, SourceError, PromptError or ResourceError no folder is left.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -83,71 +97,82 @@ def bake(
     acting = [edit for edit in edits if not edit.is_noop]
     if not acting:
         raise EditError("nothing to bake: no edit changes anything")
-    text: Sequence[Prompt] = ()
+    neutral_prompts: Sequence[Prompt] = ()
     if settings.measure and not any(reads_another_layer(edit) for edit in acting):
-        text = bundled_prompts("neutral")[0].prompts if neutral is None else neutral
-        if not text:
-            raise PromptError(
-                "there is no neutral text to measure on: give some, or do not measure"
-            )
+        neutral_prompts = _neutral_prompts(neutral)
     base = BaseCheckpoint.open(model, device=device, offline=offline)
-    return _bake(_Job(base, saes, acting, text, progress or _no_progress), out, settings)
+    inputs = _BakeInputs(base, saes, acting, neutral_prompts, progress or _no_progress)
+    return _bake(inputs, out, settings)
+
+
+def _neutral_prompts(neutral: Sequence[Prompt] | None) -> Sequence[Prompt]:
+    if neutral is None:
+        return bundled_prompts("neutral")[0].prompts
+    if not neutral:
+        raise PromptError(
+            "there is no neutral text to measure on: pass `neutral`, or set measure=False"
+        )
+    return neutral
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is baked, and the text to measure on (empty: nothing is measured)."""
+class _BakeInputs:
+    """What is baked, and the prompts to measure on (empty: nothing is measured)."""
 
     base: BaseCheckpoint
     saes: Sequence[Sae]
     edits: Sequence[Edit]
-    text: Sequence[Prompt]
+    neutral_prompts: Sequence[Prompt]
     progress: Progress
 
-    def rows(self, lm: LM) -> list[list[int]]:
-        """Token ids of the text."""
-        return [prompt_ids(lm, prompt) for prompt in self.text]
+    def token_ids(self, lm: LM) -> list[list[int]]:
+        """Return the token ids of each prompt."""
+        return [prompt_ids(lm, prompt) for prompt in self.neutral_prompts]
 
 
 @dataclass(frozen=True)
 class _Decision:
-    """How the edits are baked; `obstacle` is why they themselves cannot be, if so."""
+    """How the edits are baked."""
 
     plan: BakePlan
     changes: CheckpointChanges
-    obstacle: str | None
+
+    unbakeable_reason: str | None
+    "Why weights cannot express the edits, if so: the plan then bakes the closest edits."
 
 
-def _bake(job: _Job, out: Path, settings: BakeSettings) -> BakeResult:
-    decision = _decide(job, settings)
-    refuse_full_disk(out, output_bytes(job.base.shards, decision.changes))
+def _bake(inputs: _BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
+    decision = _decide(inputs, settings)
+    refuse_full_disk(out, output_bytes(inputs.base.shards, decision.changes))
     before = None
-    if job.text:
-        plans = [decision.plan] if decision.obstacle is None else []
-        before = _record_base(job, plans)
+    if inputs.neutral_prompts:
+        plans = [decision.plan] if decision.unbakeable_reason is None else []
+        before = _record_base(inputs, plans)
     with atomic_folder(out) as staging:
-        rounding = _write_model(job, decision, staging)
+        rounding = _write_model(inputs, decision, staging)
         distances = Distances()
         if before is not None:
-            distances = _measure(job, before, staging)
+            distances = _measure(inputs, before, staging)
         files = [*(path.name for path in staging.iterdir()), "README.md", MANIFEST]
-        result = _result(job, decision, distances, rounding, out=out, files=sorted(files))
-        _write_descriptions(job, result, staging)
+        result = _result(inputs, decision, distances, rounding, out=out, files=sorted(files))
+        if settings.measure and before is None:
+            result.notes.append(_STREAMED_CONDITION)
+        _write_descriptions(inputs, result, staging)
     return result
 
 
-def _decide(job: _Job, settings: BakeSettings) -> _Decision:
-    """Plan the edits, or with `convert` the closest ones that weights can represent."""
-    obstacle = _obstacle(job.edits)
-    if obstacle is not None and settings.convert is None:
-        raise EditError(f"{obstacle}; {_advice(job)}")
-    bakeable = [nearest_bakeable(edit) for edit in job.edits]
-    plan = make_plan(job.base, job.saes, bakeable, settings.method)
-    return _Decision(plan, checkpoint_changes(job.base.anatomy, plan), obstacle)
+def _decide(inputs: _BakeInputs, settings: BakeSettings) -> _Decision:
+    """Plan the edits, or with `convert` the closest ones that weights can express."""
+    reason = _unbakeable_reason(inputs.edits)
+    if reason is not None and settings.convert is None:
+        raise EditError(f"{reason}; {_advice(inputs)}")
+    bakeable = [nearest_bakeable(edit) for edit in inputs.edits]
+    plan = make_plan(inputs.base, inputs.saes, bakeable, settings.method)
+    return _Decision(plan, checkpoint_changes(inputs.base.anatomy, plan), reason)
 
 
-def _obstacle(edits: Sequence[Edit]) -> str | None:
-    """Why weights cannot represent one of the edits."""
+def _unbakeable_reason(edits: Sequence[Edit]) -> str | None:
+    """Return why weights cannot express one of the edits, or None."""
     for edit in edits:
         reason = why_not_bakeable(edit)
         if reason is not None:
@@ -155,10 +180,10 @@ def _obstacle(edits: Sequence[Edit]) -> str | None:
     return None
 
 
-def _write_model(job: _Job, decision: _Decision, staging: Path) -> list[RoundingLoss]:
-    """Write all that transformers loads, and copy what belongs to it."""
-    files, progress = job.base.files, partial(job.progress, "writing")
-    rounding = write_checkpoint(job.base.shards, staging, decision.changes, progress)
+def _write_model(inputs: _BakeInputs, decision: _Decision, staging: Path) -> list[RoundingLoss]:
+    """Write the weights and the config; copy the tokenizer and other files."""
+    files, progress = inputs.base.files, partial(inputs.progress, "writing")
+    rounding = write_checkpoint(inputs.base.shards, staging, decision.changes, progress)
     (staging / CONFIG).write_text(config_text(files, decision.plan), encoding="utf-8")
     for name in copied_files(files):
         shutil.copyfile(files.path(name), staging / name)
@@ -166,7 +191,7 @@ def _write_model(job: _Job, decision: _Decision, staging: Path) -> list[Rounding
 
 
 def _result(
-    job: _Job,
+    inputs: _BakeInputs,
     decision: _Decision,
     distances: Distances,
     rounding: list[RoundingLoss],
@@ -174,28 +199,33 @@ def _result(
     out: Path,
     files: list[str],
 ) -> BakeResult:
-    plan, obstacle = decision.plan, decision.obstacle
-    converted = obstacle is not None
+    plan = decision.plan
+    converted = decision.unbakeable_reason is not None
+    reference = plan.reference.description
+    kl_reference = distances.reference
+    if converted:
+        reference = "the edits as they are steered"
+        kl_reference = distances.steered
     return BakeResult(
         out=out,
         method=plan.method,
         exact=plan.exact and not converted,
-        hook="the edits as they are steered" if converted else plan.hook.description,
-        why_not=obstacle or plan.why_not,
-        edits=[describe_edit(edit) for edit in job.edits],
+        hook=reference,
+        why_not=decision.unbakeable_reason or plan.approximation_reason,
+        edits=[describe_edit(edit) for edit in inputs.edits],
         converted=converted,
-        kl_hook_baked=distances.steered if converted else distances.hook,
+        kl_hook_baked=kl_reference,
         kl_steered_baked=distances.steered,
         kl_base_baked=distances.base,
         rounding=rounding,
-        notes=notes(job.base.anatomy, job.edits, job.saes),
+        notes=notes(inputs.base.anatomy, inputs.edits, inputs.saes),
         files=files,
     )
 
 
-def _write_descriptions(job: _Job, result: BakeResult, staging: Path) -> None:
+def _write_descriptions(inputs: _BakeInputs, result: BakeResult, staging: Path) -> None:
     """Write the manifest and the model card."""
-    manifest = manifest_of(job.base.files, job.saes, result, staging)
+    manifest = build_manifest(inputs.base.files, inputs.saes, result, staging)
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
     (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")
@@ -203,68 +233,75 @@ def _write_descriptions(job: _Job, result: BakeResult, staging: Path) -> None:
 
 @dataclass(frozen=True)
 class _BaseOutputs:
-    """The base model's outputs: unedited, with the edits as steered, and under methods' hooks."""
+    """The base model's outputs: unedited, with the edits applied by steered(), and references."""
 
     unedited: RecordedOutputs
     steered: RecordedOutputs
-    hooked: Mapping[Method, RecordedOutputs]
+
+    references: Mapping[Method, RecordedOutputs]
+    "Outputs under each method's reference intervention."
 
 
-def _record_base(job: _Job, plans: Sequence[BakePlan]) -> _BaseOutputs:
-    base = job.base
+def _record_base(inputs: _BakeInputs, plans: Sequence[BakePlan]) -> _BaseOutputs:
+    base = inputs.base
     lm = base.load_streamed()
-    rows, logits = job.rows(lm), Logits(base.shards, base.anatomy, lm.device)
-    states: list[Any] = [None, steered(lm, job.saes, job.edits), *(plan.hook for plan in plans)]
+    token_ids = inputs.token_ids(lm)
+    logits = Logits(base.shards, base.anatomy, lm.device)
+    interventions: list[Any] = [None, steered(lm, inputs.saes, inputs.edits)]
+    interventions += [plan.reference for plan in plans]
     outputs = []
-    for state in states:
-        outputs.append(record_outputs(lm, logits, rows, base.anatomy, state))
-        job.progress("measuring", len(outputs), len(states))
-    unedited, with_edits, *with_hooks = outputs
+    for intervention in interventions:
+        outputs.append(record_outputs(lm, logits, token_ids, base.anatomy, intervention))
+        inputs.progress("measuring", len(outputs), len(interventions))
+    unedited, steered_outputs, *reference_outputs = outputs
     methods = [plan.method for plan in plans]
-    return _BaseOutputs(unedited, with_edits, dict(zip(methods, with_hooks, strict=True)))
+    references = dict(zip(methods, reference_outputs, strict=True))
+    return _BaseOutputs(unedited, steered_outputs, references)
 
 
-def _measure(job: _Job, before: _BaseOutputs, staging: Path) -> Distances:
-    """How far the written checkpoint, loaded again, is from the base model's outputs."""
-    written = BaseCheckpoint.open(staging, device=job.base.device)
+def _measure(inputs: _BakeInputs, before: _BaseOutputs, staging: Path) -> Distances:
+    """Return the distances from the base model's outputs to the written checkpoint."""
+    written = BaseCheckpoint.open(staging, device=inputs.base.device)
     lm = written.load_streamed()
     logits = Logits(written.shards, written.anatomy, lm.device)
-    baked = record_outputs(lm, logits, job.rows(lm), written.anatomy)
-    job.progress("comparing", 1, 1)
-    hook = None
-    for outputs in before.hooked.values():
-        hook = distance(outputs, baked)
+    baked = record_outputs(lm, logits, inputs.token_ids(lm), written.anatomy)
+    inputs.progress("comparing", 1, 1)
+    reference = next(iter(before.references.values()), None)
+    kl_reference = None
+    if reference is not None:
+        kl_reference = distance(reference, baked)
     return Distances(
-        hook=hook,
+        reference=kl_reference,
         steered=distance(before.steered, baked),
         base=distance(before.unedited, baked),
     )
 
 
-def _advice(job: _Job) -> str:
-    """What can be done instead of baking these edits, and how close the closest of it is."""
+def _advice(inputs: _BakeInputs) -> str:
+    """Suggest an alternative and its measured distance."""
     try:
-        bakeable = [nearest_bakeable(edit) for edit in job.edits]
+        bakeable = [nearest_bakeable(edit) for edit in inputs.edits]
     except EditError as error:
         return str(error)
     advice = "steer it at run time, or bake its direction with convert='project'"
-    if not job.text:
-        return f"{advice}, which is not measured here"
-    plans = [make_plan(job.base, job.saes, bakeable, None)]
+    if not inputs.neutral_prompts:
+        return f"{advice} (its distance from the edit is not measured)"
+    plans = [make_plan(inputs.base, inputs.saes, bakeable, None)]
     if plans[0].method == "every-write":
-        with suppress(SourceError, EditError):  # norms that weights cannot read through
-            plans.append(make_plan(job.base, job.saes, bakeable, "readers-above"))
-    outputs = _record_base(job, plans)
+        with suppress(SourceError, EditError):  # norms without a simple γ
+            plans.append(make_plan(inputs.base, inputs.saes, bakeable, "readers-above"))
+    outputs = _record_base(inputs, plans)
     effect = distance(outputs.steered, outputs.unedited)
     distances = {
-        method: distance(outputs.steered, hooked) for method, hooked in outputs.hooked.items()
+        method: distance(outputs.steered, reference)
+        for method, reference in outputs.references.items()
     }
     method = min(distances, key=lambda method: distances[method].mean)
     closest = distances[method]
     return (
-        f"{advice} and method={method!r}, which is {closest.mean:.2g} nats per token "
-        f"(p99 {closest.p99:.2g}) from the edit on neutral text, where the edit is "
-        f"{effect.mean:.2g} (p99 {effect.p99:.2g}) from the model"
+        f"{advice}. Closest on neutral text: method={method!r} with convert='project': KL "
+        f"{closest.mean:.2g} nats per token (p99 {closest.p99:.2g}). For scale, the edit itself "
+        f"moves the model by {effect.mean:.2g} (p99 {effect.p99:.2g})"
     )
 
 

@@ -1,4 +1,4 @@
-"""The result of a bake: its label, the distances measured, what rounding lost."""
+"""The result of a bake: its label, the measured distances, and the rounding loss."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,12 @@ MANIFEST = "saescope_bake.json"
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a written checkpoint is from its hook, the edits as steered, and the model."""
+    """KL to the written checkpoint from three runs of the base model; None if not measured.
 
-    hook: Distance | None = None
+    The runs are under the reference intervention, with the edits as steered, and unedited.
+    """
+
+    reference: Distance | None = None
     steered: Distance | None = None
     base: Distance | None = None
 
@@ -35,23 +38,26 @@ class BakeResult(Table):
     method: Method
 
     exact: bool
-    "Whether the checkpoint is exactly its hook but for rounding."
+    """Whether the checkpoint equals the method's reference intervention up to rounding.
+
+    The reference may differ from the edits as steered: see `kl_steered_baked`.
+    """
 
     hook: str
-    "What the checkpoint is compared with, in words."
+    "The reference intervention that the checkpoint is compared with, in words."
 
     why_not: str | None
-    "Why it is approximate."
+    "Why the checkpoint is approximate; None if it is exact."
 
     edits: list[dict[str, Any]]
     converted: bool
-    "Whether edits were baked as projections of the same directions."
+    "Whether the edits were replaced by projections of the same directions."
 
     kl_hook_baked: Distance | None
-    "Distance from the hook; for converted edits, from the edits as steered."
+    "Distance from the reference intervention; for converted edits, from the edits as steered."
 
     kl_steered_baked: Distance | None
-    "Distance from the edits as `steered` applies them: after their layer, sinks left alone."
+    "Distance from the edits as `steered` applies them: after their layer, without sinks."
 
     kl_base_baked: Distance | None
     "Distance from the model without edits."
@@ -62,13 +68,16 @@ class BakeResult(Table):
 
     @property
     def label(self) -> str:
-        """`exact` or `approximate`."""
+        """`exact` if the checkpoint equals the reference intervention up to rounding.
+
+        Otherwise `approximate`.
+        """
         return "exact" if self.exact else "approximate"
 
     @property
     def worst_rounding(self) -> RoundingLoss | None:
-        """The tensor whose change lost most to its stored dtype."""
-        return max(self.rounding, key=lambda tensor: tensor.lost, default=None)
+        """The tensor that lost the largest fraction of its change to rounding."""
+        return max(self.rounding, key=lambda tensor: tensor.fraction_lost, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope bake --json` prints."""
@@ -91,7 +100,7 @@ class BakeResult(Table):
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per distance; converted edits have no separate hook."""
+        """Return one row per distance; converted edits have none from the reference."""
         distances = {"steered": self.kl_steered_baked, "base": self.kl_base_baked}
         if not self.converted:
             distances = {"hook": self.kl_hook_baked, **distances}
@@ -105,8 +114,8 @@ class BakeResult(Table):
         worst = self.worst_rounding
         if worst is None:
             return None
-        mean = float(np.mean([tensor.lost for tensor in self.rounding]))
-        return {"mean": mean, "worst": worst.lost, "tensor": worst.tensor}
+        mean = float(np.mean([tensor.fraction_lost for tensor in self.rounding]))
+        return {"mean": mean, "worst": worst.fraction_lost, "tensor": worst.tensor}
 
 
 def _as_dict(measured: Distance | None) -> dict[str, float | int] | None:

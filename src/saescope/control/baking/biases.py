@@ -1,4 +1,4 @@
-"""Constants added after layers as biases, which the architecture has or a config flag creates."""
+"""Bake `add` edits as output biases: existing, or enabled by a config flag."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -12,56 +12,57 @@ from saescope.control.baking.methods import (
     BakePlan,
     EditVectors,
     NewParameter,
-    constant_hook,
+    constant_intervention,
     summed_constants,
 )
+from saescope.control.baking.residual_map import ResidualMap
 from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.whole import causal_lm
 from saescope.errors import EditError
 
 Shapes = Mapping[str, tuple[int, ...]]
-_INSTEAD = "use a GGUF control vector (export it), or steer it at run time"
+_ALTERNATIVE = "use a GGUF control vector (export it), or steer it at run time"
 
 
 def plan_biases(anatomy: Anatomy, config: Any, edits: Sequence[EditVectors]) -> BakePlan:
-    """The plan of the method `bias`; raises EditError if the architecture has no place for it.
+    """Return the plan of the method `bias`; raise EditError if no bias can hold the constants.
 
-    Exact if the MLP's output has a bias (GPT-2, Phi) or can have one (`mlp_bias` in Llama). With
-    `attention_bias` the next layer's attention output holds the constant, which that attention does
-    not see itself: approximate.
+    The plan is exact if the MLP output has a bias (GPT-2, Phi) or can have one (`mlp_bias` in
+    Llama). Otherwise `attention_bias` is used. The next attention output bias holds the constant;
+    that attention layer itself does not see it, so the result is approximate.
     """
     constants = summed_constants(edits)
-    hook = constant_hook(constants)
+    reference = constant_intervention(constants)
     if any(port.norm for port in anatomy.writes):
         raise EditError(
-            f"{anatomy.kind} puts a norm after its MLP, which would rescale a bias: {_INSTEAD}"
+            f"{anatomy.kind} has a norm after its MLP, which would rescale a bias: {_ALTERNATIVE}"
         )
     biases = {layer: _mlp_output_bias(anatomy, layer) for layer in constants}
     if all(biases.values()):
         changes = {str(biases[layer]): _add_update(v) for layer, v in constants.items()}
-        return BakePlan("bias", changes, hook)
+        return BakePlan("bias", changes, reference)
     shapes = _parameters_of_flag(anatomy, config, "mlp_bias")
     if shapes:
         values = {f"layers.{layer}.mlp.down_proj.bias": v for layer, v in constants.items()}
         new = _new_parameters(anatomy, shapes, values)
-        return BakePlan("bias", {}, hook, new=new, flags={"mlp_bias": True})
+        return BakePlan("bias", {}, reference, new=new, flags={"mlp_bias": True})
     shapes = _parameters_of_flag(anatomy, config, "attention_bias")
     if not shapes:
-        raise EditError(f"{anatomy.kind} has no bias that could hold a constant: {_INSTEAD}")
+        raise EditError(f"{anatomy.kind} has no bias that could hold a constant: {_ALTERNATIVE}")
     values = _values_at_next_attention(anatomy, shapes, constants)
     return BakePlan(
         "bias",
         {},
-        hook,
-        why_not="the constant enters after the next attention, which does not see it",
+        reference,
+        approximation_reason="the constant enters after the next attention, which does not see it",
         new=_new_parameters(anatomy, shapes, values),
         flags={"attention_bias": True},
     )
 
 
 def _mlp_output_bias(anatomy: Anatomy, layer: int) -> str | None:
-    """The stored bias of the layer's MLP output, if it has one."""
+    """Return the stored name of the layer's MLP output bias, or None."""
     for port in anatomy.writes:
         if port.layer == layer and port.name.endswith(".bias") and ".mlp." in port.name:
             return port.stored[0]
@@ -69,13 +70,14 @@ def _mlp_output_bias(anatomy: Anatomy, layer: int) -> str | None:
 
 
 def _add_update(v: Float[Tensor, "d_model"]) -> WeightUpdate:
-    """Only adds v; rounding is measured along it."""
+    """Return an update that only adds v; V holds its direction, to measure rounding along it."""
     unit = (v / v.norm())[:, None]
-    return WeightUpdate(-1, unit, torch.zeros_like(unit), torch.zeros(1, dtype=v.dtype), v)
+    s = torch.zeros(1, dtype=v.dtype)
+    return WeightUpdate(axis=-1, map=ResidualMap(U=torch.zeros_like(unit), V=unit, s=s, k=v))
 
 
 def _parameters_of_flag(anatomy: Anatomy, config: Any, flag: str) -> Shapes:
-    """The parameters that exist with this flag only; none if it is set already or unknown."""
+    """Return the parameters that only this flag creates; none if it is already set or unknown."""
     if getattr(config, flag, None) is not False:
         return {}
     with_flag = copy.deepcopy(config)
@@ -94,11 +96,11 @@ def _parameter_shapes(config: Any) -> Shapes:
 def _new_parameters(
     anatomy: Anatomy, shapes: Shapes, values: Mapping[str, Tensor]
 ) -> dict[str, NewParameter]:
-    """The new parameters by stored name, zero except for these values."""
+    """Return the new parameters by stored name, zero except for `values`."""
     missing = values.keys() - shapes.keys()
     if missing:
         raise EditError(
-            f"{anatomy.kind} has no {min(missing)} that could hold the constant: {_INSTEAD}"
+            f"{anatomy.kind} has no {min(missing)} that could hold the constant: {_ALTERNATIVE}"
         )
     return {
         f"{anatomy.prefix}{name}": NewParameter(shape, values.get(name))
@@ -109,7 +111,10 @@ def _new_parameters(
 def _values_at_next_attention(
     anatomy: Anatomy, shapes: Shapes, constants: Mapping[int, Tensor]
 ) -> dict[str, Tensor]:
-    """Each constant by the next attention's output bias; in hybrids not every layer has one."""
+    """Map each constant to the output bias of the next attention layer.
+
+    Hybrid models lack attention in some layers.
+    """
     values: dict[str, Tensor] = {}
     for layer, v in constants.items():
         above = range(layer + 1, anatomy.n_layers)
@@ -117,8 +122,8 @@ def _values_at_next_attention(
         name = next((name for name in candidates if name in shapes), None)
         if name is None:
             raise EditError(
-                f"after layer {layer} no attention has an output bias to hold the constant: "
-                f"{_INSTEAD}"
+                f"no attention layer after layer {layer} has an output bias for the constant: "
+                f"{_ALTERNATIVE}"
             )
         values[name] = values.get(name, torch.zeros_like(v)) + v
     return values

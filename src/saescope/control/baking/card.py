@@ -1,4 +1,4 @@
-"""What a baked checkpoint says about itself: its config, its manifest, and its model card."""
+"""The descriptive files of a baked checkpoint: config, manifest, and model card."""
 
 import hashlib
 import json
@@ -32,17 +32,17 @@ _OTHER_FILES = (
 
 
 def copied_files(files: Files) -> list[str]:
-    """Files of the checkpoint that are copied as they are."""
+    """Return the names of the files to copy unchanged."""
     return [name for name in (*TOKENIZER_FILES, *_OTHER_FILES) if name in files.names()]
 
 
 def config_text(files: Files, plan: BakePlan) -> str:
-    """The checkpoint's config.json with what the plan changes in it."""
+    """Return the checkpoint's config.json with the plan's changes."""
     config = json.loads(files.path(CONFIG).read_text(encoding="utf-8"))
     decoder_config = config
     if isinstance(config.get("text_config"), dict):
         decoder_config = config["text_config"]
-    if plan.unties:
+    if plan.untie_lm_head:
         config["tie_word_embeddings"] = decoder_config["tie_word_embeddings"] = False
     decoder_config.update(plan.flags)
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -67,25 +67,25 @@ def describe_edit(edit: Edit) -> dict[str, Any]:
 
 
 def notes(anatomy: Anatomy, edits: Sequence[Edit], saes: Sequence[Sae]) -> list[str]:
-    """What users of the checkpoint must know."""
+    """Return what users of the checkpoint must know."""
     lines = []
     if any(edit.skip_sinks for edit in edits):
         lines.append(
-            "Weights act at every position, also at the first one and at sinks, which steering "
-            "leaves alone."
+            "Weights act at every position, including the first one and sinks, which steer skips."
         )
     if anatomy.has_other_inputs:
         lines.append(
-            "What images or sound write to the residual is not edited: labels and figures are "
-            "about text."
+            "Image and audio embeddings are not edited: the label and the distances hold for text."
         )
     if any(parse_sae_name(sae.spec.release.split("/")[-1]) for sae in saes):
         lines.append(QWEN_SCOPE_NOTICE)
     return lines
 
 
-def manifest(files: Files, saes: Sequence[Sae], result: BakeResult, folder: Path) -> dict[str, Any]:
-    """Inputs, what was done and measured, and hashes of the files written into `folder`."""
+def build_manifest(
+    files: Files, saes: Sequence[Sae], result: BakeResult, folder: Path
+) -> dict[str, Any]:
+    """Return the inputs, the result, and hashes of the files written into `folder`."""
     inputs = [
         name for name in sorted(files.names()) if name == CONFIG or name.endswith(".safetensors")
     ]
@@ -101,7 +101,7 @@ def manifest(files: Files, saes: Sequence[Sae], result: BakeResult, folder: Path
         },
         "saes": [vars(sae.spec) for sae in saes],
         "bake": {key: value for key, value in result.to_dict().items() if key != "out"},
-        "lost_to_rounding": {tensor.tensor: tensor.lost for tensor in result.rounding},
+        "lost_to_rounding": {tensor.tensor: tensor.fraction_lost for tensor in result.rounding},
         "outputs": {path.name: fingerprint(path) for path in sorted(folder.iterdir())},
         "versions": {name: metadata.version(name) for name in libraries},
         "python": platform.python_version(),
@@ -109,14 +109,14 @@ def manifest(files: Files, saes: Sequence[Sae], result: BakeResult, folder: Path
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
-    """The README.md, made from the manifest."""
+    """Return the text of README.md, built from the manifest."""
     return "\n".join(_card_lines(manifest)) + "\n"
 
 
 def _card_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     model, bake = manifest["model"], manifest["bake"]
     name, revision = str(model["name"]), model["revision"]
-    label = "Exact but for rounding."
+    label = "Exact up to rounding."
     if not bake["exact"]:
         label = f"Approximate: {bake['why_not']}."
     yield from ("---", "library_name: transformers")
@@ -142,12 +142,12 @@ def _card_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _distance_lines(bake: Mapping[str, Any]) -> Iterator[str]:
     labels = {
-        "kl_hook_baked": "the hook above",
+        "kl_hook_baked": "the reference intervention above",
         "kl_steered_baked": "the edits as steered",
         "kl_base_baked": "the model without edits",
     }
     if bake["converted"]:
-        del labels["kl_hook_baked"]  # the hook is the edits as steered
+        del labels["kl_hook_baked"]  # the reference is the edits as steered
     measured = {label: bake[key] for key, label in labels.items() if bake[key]}
     if not measured:
         yield "Nothing was measured."
@@ -156,7 +156,7 @@ def _distance_lines(bake: Mapping[str, Any]) -> Iterator[str]:
     yield (f"KL of the next token in nats, on {tokens:,} tokens of neutral text, in float32:")
     yield from (
         "",
-        "| from | mean | p95 | p99 | likeliest token differs |",
+        "| from | mean | p95 | p99 | top-1 changes |",
         "|---|---|---|---|---|",
     )
     for label, kl in measured.items():
@@ -170,7 +170,7 @@ def _rounding_lines(bake: Mapping[str, Any]) -> Iterator[str]:
         return
     yield ""
     yield (
-        f"Of the change along the direction the stored dtype lost {100 * lost['mean']:.2g} %, on "
-        f"average over {bake['tensors_changed']} tensors; {100 * lost['worst']:.2g} % in the worst "
-        f"({lost['tensor']})."
+        f"Rounding to the stored dtype lost {100 * lost['mean']:.2g} % of the intended change on "
+        f"average over {bake['tensors_changed']} tensors (worst: {100 * lost['worst']:.2g} %, "
+        f"{lost['tensor']})."
     )

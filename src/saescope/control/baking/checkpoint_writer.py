@@ -1,11 +1,12 @@
-"""Write a checkpoint with some tensors updated: the same files, tensor by tensor, in little memory.
+"""Write a checkpoint with some tensors updated: with the same sharding, one tensor at a time.
 
-What does not change is copied byte by byte.
+Tensors that do not change are copied as raw bytes.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,25 +31,26 @@ _TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class RoundingLoss:
-    """What the stored dtype lost of one tensor's change: |intended − stored| / |intended|.
-
-    Both are components along the direction, so for a projection by strength 1 it is the share of
-    the component that survives.
-    """
+    """What rounding to the stored dtype lost of one tensor's intended change."""
 
     tensor: str
-    lost: float
+
+    fraction_lost: float
+    """|intended − stored| / |intended|, for components along the direction.
+
+    For a projection of strength 1 it is the fraction of the component that survives.
+    """
 
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor that the checkpoint did not have, written into the file of the tensor `beside`.
+    """A tensor that the checkpoint lacks, written into the shard of the tensor `same_shard_as`.
 
-    It is an updated copy of another tensor, or has a shape and values (None: zeros).
+    It is an updated copy of the tensor `copy_of`, or has a shape and values (None: zeros).
     """
 
     name: str
-    beside: str
+    same_shard_as: str
     copy_of: str | None = None
     update: WeightUpdate | None = None
     shape: tuple[int, ...] = ()
@@ -57,7 +59,7 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class CheckpointChanges:
-    """Updates by tensor name, tensors that are added, and names of those that are left out."""
+    """Updates by tensor name, new tensors, and names of dropped tensors."""
 
     updates: Mapping[str, WeightUpdate] = field(default_factory=dict)
     new: Sequence[NewTensor] = ()
@@ -78,26 +80,27 @@ def write_checkpoint(
     changes: CheckpointChanges,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[RoundingLoss]:
-    """Write every file of the checkpoint into `out`, with changes, and its index if it has one.
+    """Write every shard into `out` with the changes, and the index if there is one.
 
-    `progress` is called with bytes written and their total. Raises SourceError for an update of a
+    Returns the rounding loss of each updated tensor. `progress` is called with the bytes written
+    and the total. Raises SourceError for an update of a
     tensor that does not hold floating point numbers.
     """
     for name in changes.updated_tensors:
         dtype = shards.places[name].dtype
         if dtype not in WIDTHS:
             raise SourceError(
-                f"{shards.files.name}: {name} is stored as {dtype}, which cannot be edited"
+                f"{shards.files.name}: {name} is stored as {dtype}, which edits do not support"
             )
     losses: list[RoundingLoss] = []
     done, total = 0, output_bytes(shards, changes)
-    for shard in shards.names:
+    for shard in shards.shard_names:
         tensors = _tensors_of(shards, shard, changes)
         with (out / shard).open("wb") as file:
             file.write(_header(shards.metadata[shard], tensors))
             for tensor in tensors:
                 losses += _write_tensor(file, shards, tensor)
-                done += tensor.place.bytes
+                done += tensor.place.n_bytes
                 if progress is not None:
                     progress(done, total)
     if INDEX in shards.files.names():
@@ -106,10 +109,10 @@ def write_checkpoint(
 
 
 def output_bytes(shards: Shards, changes: CheckpointChanges) -> int:
-    """Bytes that the tensors will take on disk."""
-    added = sum(_place_of(shards, tensor).bytes for tensor in changes.new)
-    dropped = sum(shards.places[name].bytes for name in changes.dropped)
-    return shards.bytes + added - dropped
+    """Return the bytes that the tensors will take on disk."""
+    added = sum(_place_of(shards, tensor).n_bytes for tensor in changes.new)
+    dropped = sum(shards.places[name].n_bytes for name in changes.dropped)
+    return shards.n_bytes + added - dropped
 
 
 @dataclass(frozen=True)
@@ -124,31 +127,31 @@ class _OutputTensor:
 
 
 def _tensors_of(shards: Shards, shard: str, changes: CheckpointChanges) -> list[_OutputTensor]:
-    """The tensors of one output file, in their order there."""
+    """Return the tensors of one output shard, in their order there."""
     tensors = []
     for name, place in shards.within(shard):
         if name not in changes.dropped:
             tensors.append(_OutputTensor(name, place, name, changes.updates.get(name)))
     for new in changes.new:
-        if shards.places[new.beside].shard == shard:
+        if shards.places[new.same_shard_as].shard == shard:
             place = _place_of(shards, new)
             tensors.append(_OutputTensor(new.name, place, new.copy_of, new.update, new.values))
     return tensors
 
 
 def _place_of(shards: Shards, new: NewTensor) -> Place:
-    model = shards.places[new.copy_of or new.beside]
-    shape = model.shape if new.copy_of else new.shape
-    n_values = Place(model.shard, model.dtype, shape, 0, 0).values
-    return Place(model.shard, model.dtype, shape, 0, n_values * WIDTHS[model.dtype])
+    template = shards.places[new.copy_of or new.same_shard_as]
+    shape = template.shape if new.copy_of else new.shape
+    n_bytes = prod(shape) * WIDTHS[template.dtype]
+    return Place(template.shard, template.dtype, shape, start=0, n_bytes=n_bytes)
 
 
 def _header(metadata: Mapping[str, str], tensors: Sequence[_OutputTensor]) -> bytes:
-    """The head of a safetensors file: its length, and padded JSON; the values follow."""
+    """Return the header of a safetensors file: its length, then padded JSON."""
     header: dict[str, Any] = {"__metadata__": dict(metadata) or {"format": "pt"}}
     start = 0
     for tensor in tensors:
-        end = start + tensor.place.bytes
+        end = start + tensor.place.n_bytes
         header[tensor.name] = {
             "dtype": tensor.place.dtype,
             "shape": list(tensor.place.shape),
@@ -161,7 +164,7 @@ def _header(metadata: Mapping[str, str], tensors: Sequence[_OutputTensor]) -> by
 
 
 def _write_tensor(file: BinaryIO, shards: Shards, tensor: _OutputTensor) -> list[RoundingLoss]:
-    """Write one tensor; returns what rounding lost if it was updated."""
+    """Write one tensor; return its rounding loss if it was updated."""
     if tensor.source is None:
         values = torch.zeros(tensor.place.shape) if tensor.values is None else tensor.values
         _write_values(file, values.to(_TORCH_DTYPES[tensor.place.dtype]))
@@ -171,14 +174,16 @@ def _write_tensor(file: BinaryIO, shards: Shards, tensor: _OutputTensor) -> list
         return []
     stored = shards.tensor(tensor.source)
     sums = RoundingSums()
-    for piece in apply_update(stored, tensor.update, sums):
-        _write_values(file, piece)
+    for chunk in apply_update(stored, tensor.update, sums):
+        _write_values(file, chunk)
     release_pages(mapped_pages([stored]))
-    return [RoundingLoss(tensor.name, sums.share)] if sums.intended > 0 else []
+    if sums.intended_sq == 0:
+        return []
+    return [RoundingLoss(tensor.name, sums.fraction_lost)]
 
 
 def _write_values(file: BinaryIO, tensor: Tensor) -> None:
-    """Write a tensor's values as they lie in memory."""
+    """Write a tensor's raw bytes."""
     raw_bytes = tensor.contiguous().view(torch.uint8).reshape(-1)
     values = memoryview(raw_bytes.numpy().data)
     for start in range(0, len(values), _WRITE_BYTES):
@@ -190,7 +195,7 @@ def _copy_bytes(shards: Shards, place: Place, target: BinaryIO) -> None:
     buffer = memoryview(bytearray(_WRITE_BYTES))
     with path.open("rb", buffering=0) as file:
         file.seek(place.start)
-        remaining = place.bytes
+        remaining = place.n_bytes
         while remaining:
             n_read = file.readinto(buffer[: min(remaining, len(buffer))])
             if not n_read:
@@ -205,7 +210,7 @@ def _write_index(shards: Shards, path: Path, changes: CheckpointChanges) -> None
     for name in changes.dropped:
         weight_map.pop(name, None)
     for tensor in changes.new:
-        weight_map[tensor.name] = shards.places[tensor.beside].shard
+        weight_map[tensor.name] = shards.places[tensor.same_shard_as].shard
     metadata = index.get("metadata") or {}
     index["metadata"] = {**metadata, "total_size": output_bytes(shards, changes)}
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

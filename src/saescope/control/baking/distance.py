@@ -1,7 +1,7 @@
-"""How far apart two ways of running a model are: KL of next-token distributions on neutral text.
+"""Measure the distance between two models: KL of next-token distributions on neutral text.
 
-Models are streamed in float32, one block at a time, and never two at once: of the first, only the
-last residuals are kept.
+Models are streamed in float32, one block at a time. Only one model is in memory; the first is
+represented by its final residuals.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.control.baking.methods import ResidualHook
+from saescope.control.baking.methods import ReferenceIntervention
 from saescope.control.baking.residual_map import ResidualMap
 from saescope.control.divergence import kl_divergence, top1_flips
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
-from saescope.engine.logits import Logits, last_residuals
+from saescope.engine.logits import Logits, final_layer_residuals
 from saescope.engine.residual import replace_outputs
 
-_TOKENS = 32  # whose logits over the whole vocabulary are held at once, in float64
-TokenRows = Sequence[Sequence[int]]
+_TOKENS_PER_CHUNK = 32  # float64 logits over the whole vocabulary are held for one chunk
+TokenIds = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Distance:
     largest: float
 
     flips: float
-    "Share of tokens whose likeliest next token differs."
+    "Fraction of positions at which the top-1 next token changes."
 
     def to_dict(self) -> dict[str, float | int]:
         """Return a JSON-compatible dict."""
@@ -46,29 +46,29 @@ class Distance:
 
 @dataclass(frozen=True, eq=False)
 class RecordedOutputs:
-    """What a model made of neutral text: its last residuals, and how they become logits."""
+    """A model's final residuals on neutral text, and the function that maps them to logits."""
 
     resid: Float[Tensor, "n d_model"]
     logits: Logits
     final_norm_map: ResidualMap | None = None
 
     def log_probs(self, tokens: slice) -> Float[Tensor, "m vocab"]:
-        """Log probabilities of the next token in float64, for some tokens."""
-        hooked: AbstractContextManager[None] = nullcontext()
+        """Return log probabilities of the next token in float64, for a slice of the tokens."""
+        at_final_norm: AbstractContextManager[None] = nullcontext()
         if self.final_norm_map is not None:
-            hooked = replace_outputs([(self.logits.norm, self.final_norm_map)])
-        with hooked:
+            at_final_norm = replace_outputs([(self.logits.norm, self.final_norm_map)])
+        with at_final_norm:
             logits = self.logits(self.resid[tokens])
         return torch.log_softmax(logits.double().cpu(), dim=-1)
 
 
 def distance(first: RecordedOutputs, second: RecordedOutputs) -> Distance:
-    """KL(first ‖ second) over all tokens."""
+    """Return KL(first ‖ second) over all tokens."""
     if len(first.resid) != len(second.resid):
-        raise ValueError(f"outputs of {len(first.resid)} and {len(second.resid)} tokens")
+        raise ValueError(f"token counts differ: {len(first.resid)} and {len(second.resid)}")
     divergences, flips = [], []
-    for start in range(0, len(first.resid), _TOKENS):
-        tokens = slice(start, start + _TOKENS)
+    for start in range(0, len(first.resid), _TOKENS_PER_CHUNK):
+        tokens = slice(start, start + _TOKENS_PER_CHUNK)
         p, q = first.log_probs(tokens), second.log_probs(tokens)
         divergences.append(kl_divergence(p, q))
         flips.append(top1_flips(p, q))
@@ -87,34 +87,35 @@ def distance(first: RecordedOutputs, second: RecordedOutputs) -> Distance:
 def record_outputs(
     lm: LM,
     logits: Logits,
-    rows: TokenRows,
+    token_ids: TokenIds,
     anatomy: Anatomy,
-    state: ResidualHook | AbstractContextManager[Any] | None = None,
+    intervention: ReferenceIntervention | AbstractContextManager[Any] | None = None,
 ) -> RecordedOutputs:
-    """Read token rows under a hook or a context manager such as `steered`."""
-    if not isinstance(state, ResidualHook):
-        with state or nullcontext():
-            return RecordedOutputs(last_residuals(lm, rows), logits)
-    with _hooked_blocks(lm, anatomy, state):
-        resid = last_residuals(lm, rows)
-    # The final norm runs when logits are computed: what the hook does there is put there again.
-    return RecordedOutputs(resid, logits, state.outputs.get(str(anatomy.head.norm)))
+    """Run the model under an intervention or a context manager such as `steered`."""
+    if not isinstance(intervention, ReferenceIntervention):
+        with intervention or nullcontext():
+            return RecordedOutputs(final_layer_residuals(lm, token_ids), logits)
+    with _applied_in_blocks(lm, anatomy, intervention):
+        resid = final_layer_residuals(lm, token_ids)
+    # Logits are computed from residuals later, so the intervention at the final norm is applied
+    # again then.
+    final_norm_map = intervention.module_outputs.get(str(anatomy.head.norm))
+    return RecordedOutputs(resid, logits, final_norm_map)
 
 
 @contextmanager
-def _hooked_blocks(lm: LM, anatomy: Anatomy, hook: ResidualHook) -> Iterator[None]:
-    """Apply a method's hook within the block, except at the final norm."""
+def _applied_in_blocks(
+    lm: LM, anatomy: Anatomy, intervention: ReferenceIntervention
+) -> Iterator[None]:
+    """Apply an intervention, except at the final norm, which a streamed model does not run."""
     outputs: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-    for site, residual_map in hook.outputs.items():
-        if site != anatomy.head.norm:
-            outputs.append((_module_at(lm, site), residual_map))
-    inputs = [(lm.blocks[0], hook.first)] if hook.first is not None else []
+    for layer, residual_map in intervention.block_outputs.items():
+        outputs.append((lm.blocks[layer], residual_map))
+    for name, residual_map in intervention.module_outputs.items():
+        if name != anatomy.head.norm:
+            outputs.append((lm.decoder.get_submodule(name), residual_map))
+    inputs = []
+    if intervention.first_input is not None:
+        inputs.append((lm.blocks[0], intervention.first_input))
     with replace_outputs(outputs, inputs):
         yield
-
-
-def _module_at(lm: LM, site: str) -> nn.Module:
-    kind, _, layer = site.partition(" ")
-    if kind == "block":
-        return lm.blocks[int(layer)]
-    return lm.decoder.get_submodule(site)

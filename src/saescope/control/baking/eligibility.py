@@ -1,4 +1,4 @@
-"""Which edits weights can represent, and which edit comes closest to one that they cannot."""
+"""Decide which edits weights can express, and find the closest such edit for the others."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,23 +13,23 @@ from saescope.errors import EditError
 
 
 def why_not_bakeable(edit: Edit) -> str | None:
-    """Why no weights do what the edit does; None if some do."""
+    """Return the reason the edit cannot be expressed in weights, or None."""
     if edit.op in ("scale", "clamp"):
-        return f"{edit.op} acts by how strongly the feature fires, and no stock weights do that"
+        return f"{edit.op} depends on the feature's activation, which needs an encoder at run time"
     if edit.condition is not None:
-        return f"it acts only when {edit.condition}, and weights act at every position"
+        return f"it acts only if {edit.condition}, but weights act at every position"
     if edit.scope != "all":
-        return f"its scope is {edit.scope}, and weights act at every position"
+        return f"its scope is {edit.scope}, but weights act at every position"
     return None
 
 
 def reads_another_layer(edit: Edit) -> bool:
-    """Whether the edit's condition reads another layer, which a streamed model cannot do."""
+    """Return whether the edit's condition reads another layer, which a streamed model cannot do."""
     return edit.condition is not None and edit.condition.feature.layer != edit.layer
 
 
 def nearest_bakeable(edit: Edit) -> Edit:
-    """The closest edit that weights can represent; raises EditError if none is close."""
+    """Return the closest edit that weights can express; raise EditError if none is close."""
     if why_not_bakeable(edit) is None:
         return edit
     if edit.op in ("add", "project", "readout_clamp"):
@@ -41,9 +41,8 @@ def nearest_bakeable(edit: Edit) -> Edit:
         removed_share = 1.0
     if removed_share is None:
         raise EditError(
-            f"edit of {edit.name}: {edit.op} {edit.amount:g} strengthens what fires, and no "
-            "weights come close to that: use an add edit of the same feature, or steer it at run "
-            "time"
+            f"edit of {edit.name}: {edit.op} {edit.amount:g} amplifies an activation, which no "
+            "fixed weights approximate: use an add edit of the same feature, or steer it at run time"
         )
     return replace(edit, op="project", strength=removed_share, scope="all", gate="relu", when=None)
 
@@ -51,7 +50,7 @@ def nearest_bakeable(edit: Edit) -> Edit:
 def edit_vectors(
     edits: Sequence[Edit], saes: Sequence[Sae], *, n_layers: int, d_model: int
 ) -> list[EditVectors]:
-    """The edits with their vectors; raises EditError for one that does not fit the model."""
+    """Return the edits with their vectors; raise EditError for one that does not fit the model."""
     sae_of = {sae.spec.layer: sae for sae in saes}
     vectors = []
     for edit in edits:
@@ -62,7 +61,7 @@ def edit_vectors(
         [w], [b], [d] = bound.reader.readout.w, bound.reader.readout.b, bound.write_directions
         if len(d) != d_model:
             raise EditError(
-                f"edit of {edit.name}: it is {len(d)} wide, the model's residuals {d_model}"
+                f"edit of {edit.name}: its vectors have width {len(d)}, but d_model is {d_model}"
             )
         vectors.append(EditVectors(edit, w, b, d))
     return vectors

@@ -1,18 +1,25 @@
-"""Ways to put edits into weights: which parameters change, how, and which hook that is equal or
-close to. Pure.
+"""Bake methods: which parameters change, and which run-time intervention that reproduces. Pure.
 
-every-write      project all that writes to the residual: exactly the hook at every write
-readers-above    project all that reads it above the layer, lm_head included: exactly the hook after
-                 the norms there
-next-layer       project what reads it in the next layer (the article's form): close to the hook
-                 after the layer
-writers-up-to    project what writes to it up to the layer: close to the hook after the layer
-bias             a constant on the layer's MLP output: exactly `add` after the layer, if there is a
-                 parameter for it
+method         parameters changed                reference intervention        exact
+every-write    all that write to the residual    map at every residual write   unless a norm
+                                                                               follows a write
+readers-above  all that read the residual above  map after every norm above    always
+               the edit's layer, and lm_head     the edit's layer
+next-layer     all that read the residual in     map after the edit's layer    never
+               the next layer
+writers-up-to  all that write to the residual    map after the edit's layer    never
+               up to the edit's layer
+bias           an MLP output bias, or else the   add a constant after the      if it is an MLP
+               next attention output bias        edit's layer                  output bias
+
+The map is the affine map of `residual_map.py`: a projection or a read-out clamp. Interventions act
+at every position. "Exact" means that the checkpoint equals the reference intervention up to
+rounding. It does not mean that it equals the edit as steered: every-write, for example, projects at
+every residual write, not only after the edit's layer.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -23,7 +30,7 @@ from saescope.control.baking.residual_map import ResidualMap, projection, readou
 from saescope.control.baking.settings import Method
 from saescope.control.baking.weight_update import WeightUpdate
 from saescope.control.edits import Edit
-from saescope.engine.anatomy import Anatomy, Port
+from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.errors import EditError
 
 METHOD_OPS: Mapping[Method, tuple[str, ...]] = {
@@ -43,7 +50,7 @@ _NORM_FOLLOWS = "a following norm rescales each write, so only its direction can
 
 @dataclass(frozen=True, eq=False)
 class EditVectors:
-    """An edit with its vectors in float64: it reads with (w, b) and writes along d."""
+    """An edit and its vectors in float64: it reads w·h + b and writes along d."""
 
     edit: Edit
     w: Float[Tensor, "d_model"]
@@ -57,19 +64,26 @@ class EditVectors:
 
 
 @dataclass(frozen=True)
-class ResidualHook:
-    """What a method is equal or close to: maps of modules' outputs, and of the first block's input.
+class ReferenceIntervention:
+    """The run-time intervention that a method reproduces or approximates, at every position.
 
-    Outputs are by site: a module's name, or `block N`.
+    It maps outputs of modules and blocks, and the input of the first block.
     """
 
     description: str
-    outputs: Mapping[str, ResidualMap] = field(default_factory=dict)
-    first: ResidualMap | None = None
+
+    module_outputs: Mapping[str, ResidualMap] = field(default_factory=dict)
+    "Maps by the module's name in the decoder."
+
+    block_outputs: Mapping[int, ResidualMap] = field(default_factory=dict)
+    "Maps by layer."
+
+    first_input: ResidualMap | None = None
+    "The map of the first block's input: the embedding."
 
 
 class NewParameter(NamedTuple):
-    """A parameter that the checkpoint does not have yet; without values it is zero."""
+    """A parameter that the checkpoint lacks; it is zero if `values` is None."""
 
     shape: tuple[int, ...]
     values: Tensor | None
@@ -77,15 +91,15 @@ class NewParameter(NamedTuple):
 
 @dataclass(frozen=True)
 class BakePlan:
-    """What a method changes in a checkpoint, and the hook it is equal or close to."""
+    """What a method changes in a checkpoint, and its reference intervention."""
 
     method: Method
     changes: Mapping[str, WeightUpdate]
     "Updates by stored name."
 
-    hook: ResidualHook
-    why_not: str | None = None
-    "Why the result is not exactly the hook, but for rounding; None if it is."
+    reference: ReferenceIntervention
+    approximation_reason: str | None = None
+    "Why the bake is approximate; None if it is exact up to rounding."
 
     new: Mapping[str, NewParameter] = field(default_factory=dict)
     "Parameters to add, by stored name."
@@ -96,30 +110,31 @@ class BakePlan:
     head: WeightUpdate | None = None
     "The update of the lm_head."
 
-    unties: bool = False
-    "Whether the lm_head gets separate weights instead of the embedding's."
+    untie_lm_head: bool = False
+    "Whether the lm_head gets separate weights instead of sharing the embedding's."
 
     @property
     def exact(self) -> bool:
-        """Whether the result is its hook but for rounding."""
-        return self.why_not is None
+        """Whether the checkpoint equals the reference intervention up to rounding."""
+        return self.approximation_reason is None
 
 
 def choose_method(edits: Sequence[EditVectors], requested: Method | None) -> Method:
-    """The requested method, or the default of the edits' op.
+    """Return the requested method, or the default method of the edits' op.
 
-    Raises EditError for edits of several ops, and for a method that does not take this op.
+    Raises EditError for edits of several ops, and for a method that does not support the op.
     """
     ops = {vectors.edit.op for vectors in edits}
     if len(ops) > 1:
         raise EditError(
-            f"edits of several ops ({', '.join(sorted(ops))}) go into weights one op at a time"
+            f"edits of several ops ({', '.join(sorted(ops))}) cannot be baked together: "
+            "bake one op at a time"
         )
     [op] = ops
     method = requested or DEFAULT_METHODS[op]
     if op not in METHOD_OPS[method]:
-        fitting = [repr(name) for name, taken in METHOD_OPS.items() if op in taken]
-        raise EditError(f"method {method!r} does not take {op}: use {' or '.join(fitting)}")
+        supporting = [repr(name) for name, supported in METHOD_OPS.items() if op in supported]
+        raise EditError(f"method {method!r} does not support {op}: use {' or '.join(supporting)}")
     return method
 
 
@@ -130,10 +145,10 @@ def plan_projection(
     edits: Sequence[EditVectors],
     embedding_scale: float = 1.0,
 ) -> BakePlan:
-    """The plan of a method that projects.
+    """Return the plan of a method that projects or clamps.
 
-    `gains` are γ of the norms that it passes, `embedding_scale` what the model multiplies token
-    embeddings by.
+    `gains` holds γ of the norms between residual and weights, by name. `embedding_scale` is the
+    factor by which the model multiplies token embeddings.
     """
     match method:
         case "every-write":
@@ -155,43 +170,45 @@ def _every_write(
     embedding_scale: float,
 ) -> BakePlan:
     combined = _combined_map(edits)
-    changes = _by_stored_name(anatomy.writes, lambda port: write_update(port, combined, gains))
+    maps = dict.fromkeys(range(EMBEDDING, anatomy.n_layers), combined)
+    changes = _write_updates(anatomy.writes, maps, gains)
     if combined.k is not None:
-        k = combined.k / embedding_scale
+        # The constant enters the residual once, with the token embedding.
+        stored_map = replace(combined, k=combined.k / embedding_scale)
         for name in anatomy.embedding.stored:
-            changes[name] = WeightUpdate(-1, combined.V, combined.U, combined.s, k)
+            changes[name] = WeightUpdate(-1, stored_map)
     op = edits[0].edit.op
-    hook = ResidualHook(
+    reference = ReferenceIntervention(
         f"{op} at every write: the embedding and what every attention and MLP adds",
-        {site: combined.linear for _, site in anatomy.sites},
-        first=combined,
+        module_outputs={site: combined.linear for _, site in anatomy.sites},
+        first_input=combined,
     )
-    norm_follows = any(port.norm for port in anatomy.writes)
+    approximation_reason = None
+    if any(port.norm for port in anatomy.writes):
+        approximation_reason = _NORM_FOLLOWS
     return BakePlan(
-        "every-write",
-        changes,
-        hook,
-        why_not=_NORM_FOLLOWS if norm_follows else None,
-        unties=anatomy.tied,
+        "every-write", changes, reference, approximation_reason, untie_lm_head=anatomy.tied
     )
 
 
 def _readers_above(
     anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
-    map_at = _map_of_layer(edits, lambda edited, layer: edited < layer)
-    changes = _by_stored_name(anatomy.reads, _read_updates(map_at, gains))
-    norms = {}
-    for port in (*anatomy.reads, anatomy.head):
-        combined = map_at(port.layer)
-        if combined is not None and port.norm:
-            norms[port.norm] = combined.after_norm(gains[port.norm])
+    head = anatomy.head
+    layers = range(head.layer + 1)
+    maps = _maps_by_layer({layer: [v for v in edits if v.layer < layer] for layer in layers})
+    norm_outputs = {}
+    for port in (*anatomy.reads, head):
+        if port.layer in maps and port.norm:
+            norm_outputs[port.norm] = maps[port.layer].after_norm(gains[port.norm])
     return BakePlan(
         "readers-above",
-        changes,
-        ResidualHook("project after every norm above the layer, the final one included", norms),
-        head=_read_updates(map_at, gains)(anatomy.head),
-        unties=anatomy.tied,
+        _read_updates(anatomy.reads, maps, gains),
+        ReferenceIntervention(
+            "project after every norm above the layer, the final one included", norm_outputs
+        ),
+        head=read_update(head, maps[head.layer], gains),
+        untie_lm_head=anatomy.tied,
     )
 
 
@@ -201,82 +218,36 @@ def _next_layer(
     for vectors in edits:
         if vectors.layer == anatomy.n_layers - 1:
             raise EditError(
-                f"edit of {vectors.edit.name}: after the last layer there is no next one; "
-                "use readers-above"
+                f"edit of {vectors.edit.name}: method 'next-layer' needs a layer after "
+                f"{vectors.layer}, which is the last one: use 'readers-above'"
             )
-    map_at = _map_of_layer(edits, lambda edited, layer: edited + 1 == layer)
-    changes = _by_stored_name(anatomy.reads, _read_updates(map_at, gains))
-    why_not = "the residual passes the next layer by"
-    return BakePlan("next-layer", changes, _hook_after_layers(edits), why_not)
+    layers = range(anatomy.n_layers)
+    maps = _maps_by_layer({layer: [v for v in edits if v.layer + 1 == layer] for layer in layers})
+    return BakePlan(
+        "next-layer",
+        _read_updates(anatomy.reads, maps, gains),
+        _projection_after_layers(edits),
+        approximation_reason="later layers still see the component in the residual stream",
+    )
 
 
 def _writers_up_to(
     anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
-    map_at = _map_of_layer(edits, lambda edited, layer: edited >= layer)
-
-    def update(port: Port) -> WeightUpdate | None:
-        combined = map_at(port.layer)
-        return None if combined is None else write_update(port, combined, gains)
-
-    changes = _by_stored_name(anatomy.writes, update)
-    why_not = "the layers up to it read an edited residual too"
+    layers = range(EMBEDDING, anatomy.n_layers)
+    maps = _maps_by_layer({layer: [v for v in edits if v.layer >= layer] for layer in layers})
     return BakePlan(
-        "writers-up-to", changes, _hook_after_layers(edits), why_not, unties=anatomy.tied
+        "writers-up-to",
+        _write_updates(anatomy.writes, maps, gains),
+        _projection_after_layers(edits),
+        approximation_reason="earlier layers also read the edited residual",
+        untie_lm_head=anatomy.tied,
     )
 
 
-def write_update(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
-    """The update of a parameter that writes, past the norm that may follow it."""
-    if port.norm is not None:
-        m = m.linear.before_norm(gains[port.norm])
-    return WeightUpdate(port.axis, m.V, m.U, m.s)
-
-
-def read_update(port: Port, m: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
-    """The update of a parameter that reads, past the norm before it."""
-    m = m.linear
-    if port.norm is not None:
-        m = m.after_norm(gains[port.norm])
-    return WeightUpdate(port.axis, m.U, m.V, m.s)
-
-
-def _read_updates(
-    map_at: Callable[[int], ResidualMap | None], gains: Mapping[str, Tensor]
-) -> Callable[[Port], WeightUpdate | None]:
-    def update(port: Port) -> WeightUpdate | None:
-        combined = map_at(port.layer)
-        return None if combined is None else read_update(port, combined, gains)
-
-    return update
-
-
-def _by_stored_name(
-    ports: Iterable[Port], update_of: Callable[[Port], WeightUpdate | None]
-) -> dict[str, WeightUpdate]:
-    updates: dict[str, WeightUpdate] = {}
-    for port in ports:
-        update = update_of(port)
-        if update is not None:
-            updates |= dict.fromkeys(port.stored, update)
-    return updates
-
-
-def _map_of_layer(
-    edits: Sequence[EditVectors], applies: Callable[[int, int], bool]
-) -> Callable[[int], ResidualMap | None]:
-    """The combined map of the edits that apply at a layer, by `applies(edited layer, layer)`."""
-    combined: dict[tuple[int, ...], ResidualMap] = {}
-
-    def map_at(layer: int) -> ResidualMap | None:
-        chosen = tuple(n for n, vectors in enumerate(edits) if applies(vectors.layer, layer))
-        if not chosen:
-            return None
-        if chosen not in combined:
-            combined[chosen] = _combined_map([edits[n] for n in chosen])
-        return combined[chosen]
-
-    return map_at
+def _maps_by_layer(active_edits: Mapping[int, Sequence[EditVectors]]) -> dict[int, ResidualMap]:
+    """Return the combined map of each layer's active edits, for layers that have any."""
+    return {layer: _combined_map(edits) for layer, edits in active_edits.items() if edits}
 
 
 def _combined_map(edits: Sequence[EditVectors]) -> ResidualMap:
@@ -291,26 +262,67 @@ def _combined_map(edits: Sequence[EditVectors]) -> ResidualMap:
     )
 
 
-def _hook_after_layers(edits: Sequence[EditVectors]) -> ResidualHook:
-    """The edits after their layers, at every position."""
+def _write_updates(
+    ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
+) -> dict[str, WeightUpdate]:
+    """Return updates by stored name, for parameters in layers that have a map."""
+    updates: dict[str, WeightUpdate] = {}
+    for port in ports:
+        if port.layer in maps:
+            update = write_update(port, maps[port.layer], gains)
+            updates |= dict.fromkeys(port.stored, update)
+    return updates
+
+
+def _read_updates(
+    ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
+) -> dict[str, WeightUpdate]:
+    """Return updates by stored name, for parameters in layers that have a map."""
+    updates: dict[str, WeightUpdate] = {}
+    for port in ports:
+        if port.layer in maps:
+            update = read_update(port, maps[port.layer], gains)
+            updates |= dict.fromkeys(port.stored, update)
+    return updates
+
+
+def write_update(
+    port: Port, residual_map: ResidualMap, gains: Mapping[str, Tensor]
+) -> WeightUpdate:
+    """Return the update of a parameter that writes, accounting for a norm after it."""
+    linear = residual_map.linear
+    if port.norm is not None:
+        linear = linear.before_norm(gains[port.norm])
+    return WeightUpdate(port.axis, linear)
+
+
+def read_update(port: Port, residual_map: ResidualMap, gains: Mapping[str, Tensor]) -> WeightUpdate:
+    """Return the update of a parameter that reads, accounting for a norm before it."""
+    linear = residual_map.linear
+    if port.norm is not None:
+        linear = linear.after_norm(gains[port.norm])
+    return WeightUpdate(port.axis, linear.transposed)
+
+
+def _projection_after_layers(edits: Sequence[EditVectors]) -> ReferenceIntervention:
+    """Return the intervention that projects after each edit's layer."""
     layers = sorted({vectors.layer for vectors in edits})
-    maps = {}
-    for layer in layers:
-        maps[f"block {layer}"] = _combined_map([v for v in edits if v.layer == layer])
-    return ResidualHook(f"project after layer {', '.join(map(str, layers))}", maps)
+    maps = _maps_by_layer({layer: [v for v in edits if v.layer == layer] for layer in layers})
+    description = f"project after layer {', '.join(map(str, layers))}"
+    return ReferenceIntervention(description, block_outputs=maps)
 
 
 def summed_constants(edits: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d_model"]]:
-    """What `add` edits add after each layer."""
+    """Return the sum of what `add` edits add, by layer."""
     total: dict[int, Tensor] = {}
     for vectors in edits:
-        step = vectors.edit.amount * vectors.d
-        total[vectors.layer] = total.get(vectors.layer, torch.zeros_like(step)) + step
+        constant = vectors.edit.amount * vectors.d
+        total[vectors.layer] = total.get(vectors.layer, torch.zeros_like(constant)) + constant
     return total
 
 
-def constant_hook(constants: Mapping[int, Tensor]) -> ResidualHook:
-    """Constants added after layers, as a hook at every position."""
+def constant_intervention(constants: Mapping[int, Tensor]) -> ReferenceIntervention:
+    """Return the intervention that adds a constant after each layer."""
     layers = ", ".join(map(str, sorted(constants)))
-    maps = {f"block {layer}": shift(vector) for layer, vector in constants.items()}
-    return ResidualHook(f"add after layer {layers}", maps)
+    maps = {layer: shift(vector) for layer, vector in constants.items()}
+    return ReferenceIntervention(f"add after layer {layers}", block_outputs=maps)

@@ -1,4 +1,4 @@
-"""From edits to a plan: the method, checks that the model is understood, and changes of tensors."""
+"""Plan a bake: choose the method, check the model's anatomy, and list the changed tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ _EMBEDDING_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """The checkpoint that edits go into: its files, its anatomy, and its mapped tensors."""
+    """The checkpoint to edit: its files, its anatomy, and its memory-mapped tensors."""
 
     files: Files
     anatomy: Anatomy
@@ -41,12 +41,12 @@ class BaseCheckpoint:
     def open(
         cls, model: str | Path, *, device: Device = "auto", offline: bool = False
     ) -> "BaseCheckpoint":
-        """Open a folder or a hub id; raises SourceError for an unknown architecture."""
+        """Open a folder or a hub id; raise SourceError for an unknown architecture."""
         files = open_files(str(model), offline=offline)
         return cls(files, read_anatomy(files), Shards.open(files), device)
 
     def load_streamed(self) -> LM:
-        """The whole model in float32, one block at a time."""
+        """Return the whole model in float32, streamed one block at a time."""
         last = self.anatomy.n_layers - 1
         return load_lm(
             self.files.source, [last], dtype="float32", device=self.device, streamed=True
@@ -56,10 +56,10 @@ class BaseCheckpoint:
 def make_plan(
     base: BaseCheckpoint, saes: Sequence[Sae], edits: Sequence[Edit], method: Method | None
 ) -> BakePlan:
-    """Plan the edits, by the default method of their op if `method` is None.
+    """Return the plan of the edits, by the default method of their op if `method` is None.
 
-    Raises EditError if the method cannot take them, and SourceError if not every writer (and
-    reader) that it needs is known.
+    Raises EditError if the method does not support the edits, and SourceError if unknown parameters
+    write or read the residual.
     """
     anatomy = base.anatomy
     vectors = edit_vectors(edits, saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
@@ -74,7 +74,7 @@ def make_plan(
 
 
 def _embedding_scale(lm: LM) -> float:
-    """What token embeddings are multiplied by on their way to the residual (√d_model in Gemma)."""
+    """Return the factor by which the model multiplies token embeddings (√d_model in Gemma)."""
     embedding: Any = lm.decoder.get_input_embeddings()  # type: ignore[operator]
     ids = torch.arange(min(_CHECKED_EMBEDDINGS, lm.vocab_size), device=lm.device)
     with torch.inference_mode():
@@ -83,21 +83,23 @@ def _embedding_scale(lm: LM) -> float:
     difference = (output - scale * stored).abs().max()
     if difference > _EMBEDDING_TOLERANCE * output.abs().max():
         raise SourceError(
-            f"{lm.spec.repo}: its token embeddings are not what it stores, times a number"
+            f"{lm.spec.repo}: token embeddings are not a scalar multiple of the stored weights"
         )
     return scale
 
 
 def checkpoint_changes(anatomy: Anatomy, plan: BakePlan) -> CheckpointChanges:
-    """Return the plan's changes of tensors; a tied lm_head becomes a separate tensor."""
+    """Return the changes of tensors; an lm_head that the plan unties becomes a new tensor."""
     embedding = anatomy.embedding.stored[0]
     biases = [
         NewTensor(name, embedding, shape=parameter.shape, values=parameter.values)
         for name, parameter in plan.new.items()
     ]
-    if plan.unties:
-        head = NewTensor(_head_name(anatomy), beside=embedding, copy_of=embedding, update=plan.head)
-        # Some checkpoints also store the lm_head that they tie.
+    if plan.untie_lm_head:
+        head = NewTensor(
+            _head_name(anatomy), same_shard_as=embedding, copy_of=embedding, update=plan.head
+        )
+        # Some checkpoints store a tied lm_head as well: drop that copy.
         return CheckpointChanges(plan.changes, [head, *biases], anatomy.head.stored)
     updates = dict(plan.changes)
     if plan.head is not None:

@@ -1,7 +1,8 @@
 """Affine maps of the residual, h ↦ h − U·diag(s)·Vᵀh + k: pure functions on tensors.
 
-A projection has U = V = Q with orthonormal columns; a read-out clamp has V = w and U = d/(w·d).
-After the norm h ↦ γ ⊙ h/rms(h), a projection is the map with γ ⊙ Q and Q/γ.
+The columns of V read components of h, and the columns of U remove them. All of baking uses these
+four names. A projection has U = V with orthonormal columns. A read-out clamp has V = w and
+U = d/(w·d). After the norm h ↦ γ ⊙ h/rms(h), U becomes γ ⊙ U and V becomes V/γ.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from saescope.errors import EditError
 
 _DEPENDENT = 1e-6  # relative eigenvalue below which directions depend on one another
-_ZERO_GAIN = 1e-6  # relative γ below which a norm shuts a coordinate off
+_ZERO_GAIN = 1e-6  # relative γ below which a norm zeroes a coordinate
 _MAX_CONDITION = 1e6
 _DAMPING_POWERS = range(-12, 4)
 
@@ -29,7 +30,7 @@ class ResidualMap:
     k: Float[Tensor, "d_model"] | None = None
 
     def __call__(self, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
-        """The map of each residual, computed in its dtype (float32 at least)."""
+        """Return the mapped residuals; float16 and bfloat16 are computed in float32."""
         wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
         U, V, s = (factor.to(wide) for factor in (self.U, self.V, self.s))
         mapped = wide - ((wide @ V) * s) @ U.T
@@ -42,59 +43,65 @@ class ResidualMap:
         """The map without its constant."""
         return replace(self, k=None)
 
-    def after_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
-        """The map of a norm's output that is this map of its normalised input: γ ⊙ M(γ⁻¹ ⊙ n).
+    @property
+    def transposed(self) -> "ResidualMap":
+        """The transposed linear part: h ↦ h − V·diag(s)·Uᵀh."""
+        return ResidualMap(self.V, self.U, self.s)
 
-        Raises EditError if γ is 0 at a coordinate that this map reads.
+    def after_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
+        """Return the equivalent map after the norm: γ ⊙ M(γ⁻¹ ⊙ n).
+
+        M is the linear part of this map, and n is the norm's output. Raises EditError if γ is 0 at
+        a coordinate that M reads.
         """
-        shut_off = gain.abs() <= _ZERO_GAIN * gain.abs().max()
-        if (self.V[shut_off] != 0).any():
+        zeroed = gain.abs() <= _ZERO_GAIN * gain.abs().max()
+        if (self.V[zeroed] != 0).any():
             raise EditError(
-                f"a norm shuts off {int(shut_off.sum())} coordinates (γ = 0) that the direction "
-                "has, so what reads after it cannot see the component: use "
-                "method 'every-write'"
+                f"a norm zeroes {int(zeroed.sum())} coordinates of the direction (γ = 0), so "
+                "weights after the norm cannot read the component: use method 'every-write'"
             )
         V = torch.where(self.V == 0, 0, self.V / gain[:, None])
         return ResidualMap(gain[:, None] * self.U, V, self.s)
 
     def before_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
-        """A map of a norm's input that removes about the same from its output as this map.
+        """Return a map before the norm that removes about the same from its output as this map.
 
-        The norm rescales every output, so no weights before it can do exactly this. The exact
-        direction, γ⁻¹ ⊙ M(γ ⊙ y), would blow the input up where γ is small and thereby shrink
-        everything else. Of the maps between that one and the smallest change of the input, this is
-        the one with the least expected error for inputs with independent, equal coordinates.
+        No map before the norm is exact, because the norm rescales every output. The map
+        γ⁻¹ ⊙ M(γ ⊙ y) has the exact direction, but it makes the input large where γ is small. The
+        norm then shrinks everything else. Damping limits this: with more damping the map changes
+        its input less, but its direction is less exact. Choose the damping that minimises the
+        expected error, for inputs with independent coordinates of equal variance.
         """
         V = gain[:, None] * self.V
         mean_square = gain.pow(2).mean()
         candidates = []
         for power in _DAMPING_POWERS:
             damping = float(mean_square * 10**power)
-            candidates.append(self._damped_spread(gain, V, damping))
+            candidates.append(self._damped_U(gain, V, damping))
         best = min(candidates, key=lambda U: self._expected_error(gain, U, V))
         return ResidualMap(best, V, self.s)
 
-    def _damped_spread(self, gain: Tensor, V: Tensor, damping: float) -> Float[Tensor, "d_model n"]:
-        """U with VᵀU as in this map, and γ ⊙ U as close to this map's U as the damping lets it."""
+    def _damped_U(self, gain: Tensor, V: Tensor, damping: float) -> Float[Tensor, "d_model n"]:
+        """Return U with the same VᵀU as this map, and γ ⊙ U close to this map's U."""
         U: Tensor = gain[:, None] * self.U / (gain.pow(2) + damping)[:, None]
         correction: Tensor = torch.linalg.pinv(V.T @ U) @ (self.V.T @ self.U)
         return U @ correction
 
     def _expected_error(self, gain: Tensor, U: Tensor, V: Tensor) -> float:
-        """Squared relative error of the output: of its scale, and of what else is removed."""
-        scale = (U @ V.T).pow(2).sum() / (2 * len(gain))
-        removed_too = ((gain[:, None] * U - self.U) @ self.V.T).pow(2).sum() / len(gain)
-        return float(scale**2 + removed_too)
+        """Return the squared relative error of the output's scale, plus collateral removal."""
+        scale_error = (U @ V.T).pow(2).sum() / (2 * len(gain))
+        collateral = ((gain[:, None] * U - self.U) @ self.V.T).pow(2).sum() / len(gain)
+        return float(scale_error**2 + collateral)
 
 
 def projection(
     directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequence[float]
 ) -> ResidualMap:
-    """Removes shares of the components along directions, made orthonormal first: I − Q·diag(s)·Qᵀ.
+    """Return the map that removes a share of the component along each direction.
 
-    Q = D(DᵀD)^(−½) is the orthonormal set closest to the unit directions D (Löwdin 1950), so their
-    order does not matter. Raises EditError for dependent directions with different strengths, of
-    which it is not clear which one counts.
+    U = V = D(DᵀD)^(−½) is the orthonormal set closest to the unit directions D (Löwdin 1950), so
+    their order does not matter. Raises EditError for dependent directions with different strengths,
+    for which the result would be ambiguous.
     """
     unit_directions = [d.double() / d.double().norm() for d in directions]
     D = torch.stack(unit_directions, dim=1)
@@ -103,12 +110,11 @@ def projection(
     independent = eigenvalues > _DEPENDENT * eigenvalues.max()
     if not independent.all() and s.unique().numel() > 1:
         raise EditError(
-            "directions that depend on one another are projected by different shares: "
-            "give them the same strength"
+            "linearly dependent directions have different strengths: give them the same strength"
         )
     E, scale = E[:, independent], eigenvalues[independent].rsqrt()
-    Q = D @ (E * scale) @ E.T
-    return ResidualMap(Q, Q, s)
+    orthonormal = D @ (E * scale) @ E.T
+    return ResidualMap(orthonormal, orthonormal, s)
 
 
 def readout_clamp(
@@ -117,8 +123,9 @@ def readout_clamp(
     d: Float[Tensor, "n d_model"],
     target: Float[Tensor, "n"],
 ) -> ResidualMap:
-    """Moves along d so that every read-out w·h + b is its target: h + D·C⁻¹·(t − b − Wh), C = WD.
+    """Return the map that moves h along the d until every read-out w·h + b equals its target.
 
+    It is h ↦ h + D·C⁻¹·(target − b − Wh) with C = WD: W has the w as rows, D the d as columns.
     Raises EditError if the directions cannot move the read-outs independently.
     """
     w, b, d, target = (tensor.double() for tensor in (w, b, d, target))
@@ -133,6 +140,6 @@ def readout_clamp(
 
 
 def shift(vector: Float[Tensor, "d_model"]) -> ResidualMap:
-    """Adds a constant."""
+    """Return the map that adds a constant."""
     no_columns = torch.zeros(len(vector), 0, dtype=torch.float64)
     return ResidualMap(no_columns, no_columns, no_columns[0], vector.double())

@@ -1,4 +1,4 @@
-"""What `bake` can be asked for. No torch."""
+"""Settings of `bake`. No torch."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,20 +22,24 @@ class BakeSettings:
 
     method: Method | None = None
     (
-        "every-write: project everything that writes to the residual. readers-above: project "
-        "everything that reads it above the layer. next-layer: project what reads it in the next "
-        "layer only. writers-up-to: project what writes to it up to the layer. bias: for add. "
-        "Default: the exact method of the edits' op."
+        "every-write: project all weights that write to the residual. readers-above: project all "
+        "weights that read it above the layer. next-layer: project weights that read it in the "
+        "next layer only. writers-up-to: project weights that write to it up to the layer. bias: "
+        "add a constant to the MLP output bias (op add only). "
+        "Default: every-write, or bias for op add."
     )
 
     convert: Conversion | None = None
-    "project: bake edits that depend on a feature's firing as projections of its direction."
+    "project: bake edits that weights cannot represent as projections of the same directions."
 
     measure: bool = True
-    "Measure the KL of the written checkpoint from the hook, the edits as steered, and the model."
+    (
+        "Measure the KL from the reference intervention, the edits as steered, and the unedited "
+        "model to the written checkpoint."
+    )
 
     def check(self) -> None:
-        """Raise EditError if a value is not among the choices."""
+        """Raise EditError for a value that is not among the choices."""
         if self.method is not None and self.method not in get_args(Method):
             choices = ", ".join(get_args(Method))
             raise EditError(f"method must be one of {choices}, got {self.method!r}")

@@ -1,4 +1,7 @@
-"""Low-rank updates of stored weights, in float32 some rows at a time, and what rounding loses."""
+"""Low-rank updates of stored weights, computed in float32 in chunks, and their rounding loss.
+
+U, V, s and k are those of `residual_map.py`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,104 +11,103 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_PIECE_VALUES = 2**22  # float32 values held at a time
+from saescope.control.baking.residual_map import ResidualMap
+
+_CHUNK_VALUES = 2**22  # float32 values in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
 class WeightUpdate:
-    """W becomes W − spread·diag(s)·(contractᵀ W), + k, along its axis on the residual.
+    """W ← W − U·diag(s)·Vᵀ·W + k, along `axis`: a map applied to W's residual-space vectors.
 
-    A map of the residual, h ↦ h − U·diag(s)·Vᵀh, multiplies writers from the left (contract V,
-    spread U) and readers from the right (contract U, spread V).
+    Writers take the map of the residual, readers its transpose.
     """
 
     axis: int
-    contract: Float[Tensor, "d_model n"]
-    spread: Float[Tensor, "d_model n"]
-    s: Float[Tensor, "n"]
-    k: Float[Tensor, "d_model"] | None = None
+    "The axis of W along the residual: -1 or -2."
+
+    map: ResidualMap
 
 
 @dataclass
 class RoundingSums:
-    """Sums of squares along the direction: of the intended change, and of what rounding lost."""
+    """Sums of squares along the direction: the intended change, and what rounding lost of it."""
 
-    intended: float = 0.0
-    lost: float = 0.0
+    intended_sq: float = 0.0
+    lost_sq: float = 0.0
 
     @property
-    def share(self) -> float:
-        """|intended − stored| / |intended|."""
-        return float((self.lost / self.intended) ** 0.5) if self.intended else 0.0
+    def fraction_lost(self) -> float:
+        """|intended − stored| / |intended|, or 0 if no change is intended."""
+        if not self.intended_sq:
+            return 0.0
+        return float((self.lost_sq / self.intended_sq) ** 0.5)
 
-    def add(self, before: Tensor, stored: Tensor, target: Tensor) -> None:
-        """Add components before the update, as stored after it, and as they should be."""
-        self.intended += float((before - target).double().pow(2).sum())
-        self.lost += float((stored - target).double().pow(2).sum())
+    def add(self, before: Tensor, stored: Tensor, intended_component: Tensor) -> None:
+        """Add components along the direction: before, as stored after the update, and intended."""
+        self.intended_sq += float((before - intended_component).double().pow(2).sum())
+        self.lost_sq += float((stored - intended_component).double().pow(2).sum())
 
 
 def apply_update(tensor: Tensor, update: WeightUpdate, sums: RoundingSums) -> Iterator[Tensor]:
-    """Yield the updated tensor in its dtype, in consecutive pieces."""
-    terms = _Terms(
-        contract=update.contract.float(),
-        spread=update.spread.float(),
-        s=update.s.float(),
-        spread_contracted=(update.contract.T @ update.spread).float(),
-    )
+    """Yield the updated tensor in its dtype, in consecutive chunks; add its rounding to `sums`."""
+    U, V, s, k = update.map.U, update.map.V, update.map.s, update.map.k
+    factors = _Factors(U.float(), V.float(), s.float(), VU=(V.T @ U).float())
     if update.axis == -1:
         rows = tensor.reshape(-1, tensor.shape[-1])
-        k = None if update.k is None else update.k.float()
-        yield from _update_rows(rows, terms, k, sums)
+        yield from _update_rows(rows, factors, k, sums)
         return
     for matrix in tensor.reshape(-1, *tensor.shape[-2:]):
-        yield from _update_columns(matrix, terms, sums)
+        yield from _update_columns(matrix, factors, sums)
 
 
-class _Terms(NamedTuple):
-    """An update in float32; `spread_contracted` is contractᵀ·spread."""
+class _Factors(NamedTuple):
+    """The linear part of a map in float32, and VU = Vᵀ·U."""
 
-    contract: Float[Tensor, "d_model n"]
-    spread: Float[Tensor, "d_model n"]
+    U: Float[Tensor, "d_model n"]
+    V: Float[Tensor, "d_model n"]
     s: Float[Tensor, "n"]
-    spread_contracted: Float[Tensor, "n n"]
+    VU: Float[Tensor, "n n"]
 
 
 def _update_rows(
     rows: Float[Tensor, "m d_model"],
-    terms: _Terms,
+    factors: _Factors,
     k: Float[Tensor, "d_model"] | None,
     sums: RoundingSums,
 ) -> Iterator[Tensor]:
-    """Update a tensor whose rows are vectors of the residual."""
-    size = max(1, _PIECE_VALUES // rows.shape[1])
+    """Update a tensor whose rows are residual-space vectors."""
+    size = max(1, _CHUNK_VALUES // rows.shape[1])
     for start in range(0, len(rows), size):
-        piece = rows[start : start + size].float()
-        before = piece @ terms.contract
-        step = before * terms.s
-        piece = torch.addmm(piece, step, terms.spread.T, alpha=-1)
-        target = before - step @ terms.spread_contracted.T
+        chunk = rows[start : start + size].float()
+        before = chunk @ factors.V
+        removed = before * factors.s
+        updated = torch.addmm(chunk, removed, factors.U.T, alpha=-1)
+        intended_component = before - removed @ factors.VU.T
         if k is not None:
-            piece += k
-            target = target + k @ terms.contract
-        stored = piece.to(rows.dtype)
-        sums.add(before, stored.float() @ terms.contract, target)
+            constant = k.float()
+            updated += constant
+            intended_component = intended_component + constant @ factors.V
+        stored = updated.to(rows.dtype)
+        sums.add(before, stored.float() @ factors.V, intended_component)
         yield stored
 
 
 def _update_columns(
-    matrix: Float[Tensor, "d_model m"], terms: _Terms, sums: RoundingSums
+    matrix: Float[Tensor, "d_model m"], factors: _Factors, sums: RoundingSums
 ) -> Iterator[Tensor]:
-    """Update a matrix whose columns are vectors of the residual."""
-    size = max(1, _PIECE_VALUES // max(1, matrix.shape[1]))
-    pieces = [slice(start, start + size) for start in range(0, len(matrix), size)]
-    before = torch.zeros(terms.contract.shape[1], matrix.shape[1])
-    for rows in pieces:
-        before.addmm_(terms.contract[rows].T, matrix[rows].float())
-    step = terms.s[:, None] * before
+    """Update a matrix whose columns are residual-space vectors."""
+    size = max(1, _CHUNK_VALUES // max(1, matrix.shape[1]))
+    chunks = [slice(start, start + size) for start in range(0, len(matrix), size)]
+    before = torch.zeros(factors.V.shape[1], matrix.shape[1])
+    for rows in chunks:
+        before.addmm_(factors.V[rows].T, matrix[rows].float())
+    removed = factors.s[:, None] * before
     after = torch.zeros_like(before)
-    for rows in pieces:
-        updated = torch.addmm(matrix[rows].float(), terms.spread[rows], step, alpha=-1)
+    for rows in chunks:
+        updated = torch.addmm(matrix[rows].float(), factors.U[rows], removed, alpha=-1)
         stored = updated.to(matrix.dtype)
-        after.addmm_(terms.contract[rows].T, stored.float())
+        after.addmm_(factors.V[rows].T, stored.float())
         yield stored
-    sums.add(before, after, before - terms.spread_contracted @ step)
+    intended_component = before - factors.VU @ removed
+    sums.add(before, after, intended_component)

@@ -76,7 +76,7 @@ def compute_adapter(shards: Shards, anatomy: Anatomy, plan: BakePlan) -> LoraAda
         A = blocks[0]
         if len(blocks) > 1:  # experts that the checkpoint stores one by one
             A = torch.stack(blocks)
-        B = -update.spread.float()
+        B = -update.map.U.float()
         adapters.append(LoraFactors(port, _kind(port, A), A.contiguous(), B.contiguous()))
     return LoraAdapter(tuple(adapters), n_biases)
 
@@ -104,16 +104,16 @@ def _kind(port: Port, A: Tensor) -> Kind:
 
 
 def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank width"]:
-    """Return diag(s)·contractᵀ·W, with the axis of W that lies along the residual contracted."""
-    C = (update.contract * update.s).float()
+    """Return diag(s)·Vᵀ·W, with the axis of W that lies along the residual contracted."""
+    scaled_V = (update.map.V * update.map.s).float()
     if W.ndim == 3:
-        A = torch.stack([C.T @ expert.float() for expert in W])
+        A = torch.stack([scaled_V.T @ expert.float() for expert in W])
     elif update.axis == -1:
         chunks = W.split(max(1, _CHUNK // W.shape[1]))
-        A = torch.cat([chunk.float() @ C for chunk in chunks]).T
+        A = torch.cat([chunk.float() @ scaled_V for chunk in chunks]).T
     else:
         chunks = W.split(max(1, _CHUNK // W.shape[0]), dim=1)
-        A = torch.cat([C.T @ chunk.float() for chunk in chunks], dim=1)
+        A = torch.cat([scaled_V.T @ chunk.float() for chunk in chunks], dim=1)
     release_pages(mapped_pages([W]))
     return A
 

@@ -19,7 +19,7 @@ import torch
 
 from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import edit_vectors
-from saescope.control.baking.methods import constant_hook, summed_constants
+from saescope.control.baking.methods import constant_intervention, summed_constants
 from saescope.control.edits import Edit
 from saescope.control.exports.export_result import ExportResult
 from saescope.control.exports.measuring import OutputRecorder, Progress, State
@@ -168,8 +168,10 @@ def _measure(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Measure the KL from the steered model and from the base model to the control vector."""
-    hook = constant_hook({layer: torch.from_numpy(v) for layer, v in vectors.items()})
-    states: list[State] = [hook, steered(recorder.lm, saes, edits), None]
+    intervention = constant_intervention(
+        {layer: torch.from_numpy(v) for layer, v in vectors.items()}
+    )
+    states: list[State] = [intervention, steered(recorder.lm, saes, edits), None]
     with_vector, with_edits, base = recorder.record(states, progress)
     return {
         "kl_steered_vector": distance(with_edits, with_vector).to_dict(),

@@ -149,8 +149,8 @@ def _write(folder: Path, files: Files, adapter: LoraAdapter) -> None:
 def _limits(plan: BakePlan, adapter: LoraAdapter) -> tuple[str, ...]:
     """Say in what the adapter differs from the projection."""
     limits = []
-    if plan.why_not:
-        limits.append(plan.why_not)
+    if plan.approximation_reason:
+        limits.append(plan.approximation_reason)
     if adapter.n_biases:
         limits.append(
             "a LoRA holds no biases: what "
@@ -170,7 +170,7 @@ def _measure(
     """Measure the KL to the adapter in float32, and the component left in each dtype."""
     recorder = OutputRecorder(base.shards, base.anatomy, base.settings)
     lm = recorder.lm
-    states: list[State] = [adapted(lm, adapter), plan.hook, steered(lm, saes, edits), None]
+    states: list[State] = [adapted(lm, adapter), plan.reference, steered(lm, saes, edits), None]
     with_adapter, with_hook, with_edits, without = recorder.record(states, progress)
     component_left = {"float32": _component_left(plan, without.resid, with_adapter.resid)}
     native = OutputRecorder(base.shards, base.anatomy, base.settings, dtype="auto")
@@ -192,8 +192,8 @@ def _component_left(
     plan: BakePlan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
 ) -> float:
     """Return the size of the component along the directions, as a share of what it was before."""
-    assert plan.hook.first is not None
-    Q = plan.hook.first.V.float()
+    assert plan.reference.first_input is not None
+    Q = plan.reference.first_input.V.float()
     size_before = float((before.float() @ Q).norm(dim=-1).sum())
     size_after = float((after.float() @ Q).norm(dim=-1).sum())
     return size_after / max(size_before, 1e-30)

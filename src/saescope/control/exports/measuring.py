@@ -8,20 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.distance import RecordedOutputs, record_outputs
-from saescope.control.baking.methods import ResidualHook
+from saescope.control.baking.methods import ReferenceIntervention
 from saescope.control.exports.settings import ExportSettings
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.devices import DType
 from saescope.engine.lm import LM, load_lm
-from saescope.engine.logits import Logits, last_residuals
+from saescope.engine.logits import Logits, final_layer_residuals
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.prompts import bundled_prompts
 
 Progress = Callable[[int, int], None]
-# What is active while the model reads: a hook, a context manager such as `steered`, or nothing.
-State = ResidualHook | AbstractContextManager[Any] | None
+# What is active while the model reads: an intervention, a context such as `steered`, or nothing.
+State = ReferenceIntervention | AbstractContextManager[Any] | None
 
 
 @final
@@ -60,4 +60,4 @@ class OutputRecorder:
 
     def residuals(self) -> Float[Tensor, "tokens d_model"]:
         """Return the last block's output at every token, under whatever is active."""
-        return last_residuals(self.lm, self._rows)
+        return final_layer_residuals(self.lm, self._rows)

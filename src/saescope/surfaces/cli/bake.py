@@ -27,10 +27,11 @@ def show_bake(console: Console, result: "BakeResult") -> None:
         _distances(result).print(console)
     worst = result.worst_rounding
     if worst is not None:
-        mean = sum(rounding.lost for rounding in result.rounding) / len(result.rounding)
+        mean = sum(rounding.fraction_lost for rounding in result.rounding) / len(result.rounding)
         console.print(
             f"{len(result.rounding)} tensors changed; rounding lost {percent(mean)} of the change "
-            f"along the direction, {percent(worst.lost)} in the worst ({cell(worst.tensor)})"
+            f"along the direction, {percent(worst.fraction_lost)} in the worst "
+            f"({cell(worst.tensor)})"
         )
     for line in result.notes:
         note(line)
