@@ -350,7 +350,7 @@ def test_written_files_are_those_of_the_model(tmp_path: Path) -> None:
         > ids.shape[1]
     )
     card = (tmp_path / "out/README.md").read_text()
-    assert "Exact but for rounding." in card
+    assert "Exact up to rounding." in card
     assert "| d0@1 | project | 1 | 1 |" in card
     manifest = json.loads((tmp_path / "out/saescope_bake.json").read_text())
     assert manifest["model"]["files"].keys() == {"config.json", *set(before.values())}

@@ -149,7 +149,7 @@ def test_neuronpedia_of_a_run(
     ("arguments", "why"),
     [
         (["gguf"], "nothing to edit"),
-        (["lora", "--edit", "1/3 scale -1"], "no stock weights do that"),
+        (["lora", "--edit", "1/3 scale -1"], "needs an encoder"),
         (["gguf", "--edit", "0/3 add 1"], "after block 0"),
         (["gguf", "--edit", "1/999 add 1"], "has 256 features"),
         (["saelens", "--edit", "1/3 add 1"], "takes no edits: gguf and lora do"),

@@ -200,9 +200,9 @@ def test_directions_become_orthonormal(saes: list[Sae], tmp_path: Path) -> None:
     [
         (
             Edit("1/3", "scale"),
-            'scale acts by how strongly.*export its direction as "1/3 project 1"',
+            'scale depends on.*export its direction as "1/3 project 1"',
         ),
-        (Edit("1/3", "clamp"), "clamp acts by how strongly"),
+        (Edit("1/3", "clamp"), "clamp depends on the feature's activation"),
         (Edit("1/3", "add", 2.0), "cannot add a constant: export a control vector"),
         (Edit("1/3", "readout_clamp"), "moves the residual to a target"),
         (Edit("1/3", "project", scope="decode"), "its scope is decode"),

@@ -42,7 +42,8 @@ def nearest_bakeable(edit: Edit) -> Edit:
     if removed_share is None:
         raise EditError(
             f"edit of {edit.name}: {edit.op} {edit.amount:g} amplifies an activation, which no "
-            "fixed weights approximate: use an add edit of the same feature, or steer it at run time"
+            "fixed weights approximate: use an add edit of the same feature, or steer it at run "
+            "time"
         )
     return replace(edit, op="project", strength=removed_share, scope="all", gate="relu", when=None)
 
