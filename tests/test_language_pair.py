@@ -64,7 +64,7 @@ def test_beginnings_end_where_words_do() -> None:
             if group.name == "japanese":
                 assert detect_language(text) in ("ja", None)
     for prompt, share, message in (
-        (texts(["a"])[0].prompts[0], 0.5, "has no word that ends"),
+        (texts(["a"])[0].prompts[0], 0.5, "no word boundary"),
         (texts(["a b c"])[0].prompts[0], 1.0, "between 0 and 1"),
         (Prompt("p", "s", messages=(Message("user", "hello there"),)), 0.5, "only texts"),
     ):

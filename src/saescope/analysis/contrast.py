@@ -1,11 +1,10 @@
 """Which features set prompt sets apart, and whether they still do on held-out prompts.
 
-The unit is the prompt. A candidate separates its set's discovery prompts from all others, with
-Benjamini-Hochberg over the features that fire on enough prompts to be significant (Tarone 1990),
-and must exceed each other set in a pairwise test. Candidates are confirmed on held-out prompts by
-the same pairwise tests, with Benjamini-Hochberg over the candidates. The same search with shuffled
-labels is the null control. All of it comes from a stored run, so it can be repeated without the
-model.
+The unit is the prompt; tests are one-sided Fisher tests (`search.py`). A candidate separates its
+set's discovery prompts from all others. Benjamini-Hochberg corrects this over the features that
+fire on enough prompts to be significant (Tarone 1990). A candidate must also exceed each other set
+in a pairwise test. Held-out prompts confirm it by the same pairwise tests. The null control is the
+same search with shuffled labels. All of it comes from a stored run and needs no model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,7 @@ class ContrastSettings:
     """
 
     alpha: float = 0.05
-    "False discovery rate, applied once to candidates and once to confirmation."
+    "False discovery rate of the candidates of a set and layer, and of those confirmed."
 
     n_top: int = 10
     "Features to show per set."
@@ -204,7 +203,7 @@ class FeatureContrast:
 
     - All prompts: `rate`, `other_rate`, `other_set`, `score`, `rate_ci`, `prompt_rate`,
       `prompt_other_rate`, `ci` (of `prompt_rate`) and `mean_act` (where the feature fires).
-    - Discovery prompts, against all other prompts: `p`, `q`; against each set: `discovery_score`.
+    - Discovery prompts: `p` and `q` against all others, `discovery_score` against the next set.
     - Held-out prompts: `holdout_*`; `holdout_p` is the largest p over the other sets.
     """
 

@@ -37,8 +37,9 @@ def steered(
     """Apply edits to every forward pass within the context, and yield a record of their effect.
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
-    none. The rest of the model is loaded on first use, unless it is streamed. As a control,
-    `random_directions` (a seed) makes every edit write along a random direction of the same length.
+    none. Entering the context loads the rest of the model, so that it can generate, unless it is
+    streamed. As a control, `random_directions` (a seed) makes every edit write along a random
+    direction of the same length.
     Raises EditError, before anything changes, if an edit does not match these SAEs or this model.
 
     >>> import saescope as ss

@@ -21,7 +21,7 @@ MIN_PREFIX_LENGTH = 16
 MIN_SAVED_TOKENS = 64
 # Bounds the recursion for prompts that share ever longer prefixes.
 _MAX_GROUP_DEPTH = 50
-# A batch gets smaller by one part for each of so many prefix tokens, which all rows attend to.
+# All rows attend to the prefix: per so many tokens of it, a batch holds one division less.
 _PREFIX_TOKENS_PER_DIVISION = 512
 # Rows at least this wide hold several short prompts; in wider ones attention would dominate.
 _PACKED_ROW_WIDTH = 64
@@ -103,10 +103,9 @@ class BatchPlan:
         return {prompt: self.token_ids[prompt][batch.prefix_length :] for prompt in batch.prompts}
 
     def residual_rows(self, batch_index: int) -> Int[Tensor, "tokens"] | None:
-        """Return the row of each token's residual, for a batch's prompts and duplicates.
+        """Return each token's index into the batch's computed residuals; None for the identity.
 
-        Computed residuals are ordered prefix first, then suffixes. None if every token has its own
-        row.
+        Prefix residuals come first, then those of suffixes. Duplicates share their indices.
         """
         batch = self.batches[batch_index]
         has_duplicates = any(prompt in self.duplicates for prompt in batch.prompts)

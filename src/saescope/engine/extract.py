@@ -205,7 +205,7 @@ def _feature_chunks(
 def _resids_by_prompt(
     resid: Float[Tensor, "n d_model"], rows: Indices, norms: Float32s, lengths: Sequence[int]
 ) -> PromptResids:
-    """Return each prompt's last residual and its mean over scored positions."""
+    """Return each prompt's last residual and its mean over positions that are not masked."""
     masking = Masking()
     ends = np.cumsum(lengths)
     means = []

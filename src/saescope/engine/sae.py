@@ -20,7 +20,7 @@ from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
 
-# Rows are padded to the longest, so one dense token inflates the whole chunk.
+# Most ids and activations of one padded chunk, which one dense token inflates for all its rows.
 _MAX_ENTRIES = ENCODE_BLOCK // 2
 
 

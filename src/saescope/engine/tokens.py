@@ -97,7 +97,7 @@ def _is_word_boundary(head: str, rest: str) -> bool:
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
-    """Raise PromptError if a set has no scored position: position 0 does not count.
+    """Raise PromptError if no prompt of a set has a second token; position 0 is masked.
 
     Stops at the first prompt of each set that has two tokens.
     """

@@ -190,7 +190,7 @@ def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
     """Return the prompt sets that come with saescope.
 
     `languages` holds six languages and code, `conlangs` the same sentences in constructed
-    languages, `requests` and `neutral` belong to the embedded chat model. Raises PromptError for
+    languages, `requests` and `neutral` belong to the bundled chat model. Raises PromptError for
     another name.
 
     >>> import saescope as ss

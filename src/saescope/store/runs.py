@@ -173,7 +173,7 @@ class Run:
 class Job:
     """Everything that decides a run's content.
 
-    Equal jobs produce identical bytes on one machine.
+    On one machine, equal jobs computed with the same matmul kernels produce identical bytes.
     """
 
     model: ModelSpec
