@@ -124,7 +124,7 @@ def test_adding_the_vector_gives_the_logits_of_the_hook(
         ),
         (
             Edit(op="add", strength=1.0, direction=Direction(1, np.ones(31))),
-            "is 31 wide, the model's residuals 32",
+            "have width 31, but d_model is 32",
         ),
         (
             Edit(op="add", strength=3e38, direction=Direction(2, 2 * np.ones(32))),

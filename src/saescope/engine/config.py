@@ -11,14 +11,14 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final
 
 
 def read_config(files: Files) -> Any:
-    """The config of a checkpoint's text decoder; raises SourceError if it has none to read."""
+    """Return the config of a checkpoint's text decoder; raise SourceError if there is none."""
     from transformers import AutoConfig
 
     path = files.path("config.json")
     try:
         outer = AutoConfig.from_pretrained(path.parent)
         config = outer.get_text_config()
-    except Exception as error:  # configs check their fields by exceptions of their own
+    except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
             f"{path} is no model config this transformers knows: {first_line(error)}"
         ) from error
@@ -47,7 +47,7 @@ def _refuse_other_architectures(outer: Any, config: Any) -> None:
 
 
 def unsupported(config: Any, why: str) -> SourceError:
-    """The error for an architecture that cannot be used."""
+    """Return the error for an architecture that cannot be used."""
     return SourceError(f"architecture {config.model_type!r} is not supported: {why}")
 
 
@@ -60,7 +60,7 @@ def _refuse_missing_sizes(path: Path, config: Any) -> None:
 
 
 def max_length(config: Any) -> int:
-    """The most tokens that the model reads at once."""
+    """Return the maximum length of a prompt in tokens."""
     limit = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "longrope":

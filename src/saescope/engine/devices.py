@@ -11,7 +11,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_device(device: Device) -> torch.device:
-    """The requested device, or the best one here; raises SourceError if it is not available."""
+    """Return the requested device, or the best one; raise SourceError if it is not available."""
     is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -26,7 +26,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_dtype(dtype: DType, config: Any) -> torch.dtype:
-    """The requested dtype; `auto` is bfloat16 if the checkpoint is stored so, else float32.
+    """Return the requested dtype. `auto`: bfloat16 for bfloat16 checkpoints, float32 otherwise.
 
     float16 ends at 65,504, below the norms of attention sinks, so it is computed in float32.
     """

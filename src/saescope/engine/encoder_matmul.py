@@ -25,7 +25,7 @@ _K = 51
 
 
 def encoder_matmul(device: torch.device, dtype: torch.dtype) -> EncoderMatmul:
-    """The matmul for residuals of this dtype; ResourceError if the device's results are wrong."""
+    """Return the matmul for this dtype; raise ResourceError if the device's results are wrong."""
     if device.type == "cpu":
         return float32_matmul
     return _checked_matmul(device, dtype)
@@ -104,8 +104,8 @@ def _check_top_k(values: Float[Tensor, "n d"]) -> None:
         raise ResourceError(
             f"{values.device} has no top k ({first_line(error)}): use the device cpu"
         ) from error
-    found = top.values.cpu()
-    if not torch.equal(found, expected) or not torch.equal(gathered, found):
+    values = top.values.cpu()
+    if not torch.equal(values, expected) or not torch.equal(gathered, values):
         raise ResourceError(
             f"the top k that {values.device} finds is not the CPU's: use the device cpu"
         )

@@ -141,7 +141,7 @@ class LM:
 
     @property
     def decoder(self) -> nn.Module:
-        """The module whose forward pass runs the blocks."""
+        """Return the module whose forward pass runs the blocks."""
         path = _path_of(self.blocks, self.model)
         return self.model.get_submodule(path.rpartition(".")[0])
 

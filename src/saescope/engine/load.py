@@ -96,7 +96,7 @@ def _checked(path: Path, name: str, tensor: Tensor, device: str | torch.device) 
 
 
 def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | None:
-    """The requested k, else the file's own; None for SAEs with thresholds."""
+    """Return the requested k, or else the file's k; None for SAEs with thresholds."""
     if weights.activation != "topk":
         if requested is not None:
             raise SourceError(
@@ -111,7 +111,7 @@ def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | N
 
 
 def _fingerprint(path: Path, config: Path | None, place: SaeLocation) -> str:
-    """The fingerprint of the weights, and of the config if it decides what they mean."""
+    """Return the fingerprint of the weights, and of the config if it decides what they mean."""
     of_weights = fingerprint(path)
     if config is None or place.format == "qwen-scope":
         return of_weights

@@ -135,9 +135,9 @@ def matmul(
 def choose_kernels(
     dtypes: Sequence[str], device: str, flops: int, requested: Kernels = NATIVE
 ) -> Kernels:
-    """The kernel for weights of each dtype: the requested one if it exists, else the fastest.
+    """Return the kernel for each dtype: the requested one if it exists, else the fastest.
 
-    Little work is left to torch's own kernels without measuring.
+    Small jobs use torch's default kernels without measuring.
     """
     if not requested and flops < _WORTH_MEASURING:
         return dict.fromkeys(dtypes, "native")
@@ -153,7 +153,7 @@ def choose_kernels(
 
 
 def available_kernels(dtype: torch.dtype) -> tuple[Kernel, ...]:
-    """The kernels that this torch has for weights of this dtype, its own first."""
+    """Return the kernels available for weights of this dtype, torch's default first."""
     kernels: list[Kernel] = ["native"]
     if dtype == torch.bfloat16:
         kernels.append("blas")
@@ -198,7 +198,7 @@ def _fastest(rates: Mapping[Kernel, float]) -> Kernel:
 def _rates(dtype: str, threads: int) -> dict[Kernel, float]:
     """Operations per second of each kernel with this number of threads, once per process."""
     seconds = _seconds(dtype, available_kernels(_DTYPES[dtype]))
-    return {kernel: 2 * _ROWS * _D_IN * _D_OUT / taken for kernel, taken in seconds.items()}
+    return {kernel: 2 * _ROWS * _D_IN * _D_OUT / duration for kernel, duration in seconds.items()}
 
 
 @torch.inference_mode()

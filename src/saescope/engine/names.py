@@ -26,26 +26,26 @@ class Source:
         return [name for expert in self.names for name in expert]
 
 
-def sources(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> dict[str, Source]:
+def sources(shapes: Mapping[str, Size], stored: Collection[str], usual: str) -> dict[str, Source]:
     """The source of every parameter, under the prefix that fits most of them, else `usual`.
 
     Names that the checkpoint lacks are included: the caller reports what is missing.
     """
-    prefix = _prefix(wanted, stored, usual)
-    return {name: _source(prefix + name, shape, stored) for name, shape in wanted.items()}
+    prefix = _prefix(shapes, stored, usual)
+    return {name: _source(prefix + name, shape, stored) for name, shape in shapes.items()}
 
 
-def _prefix(wanted: Mapping[str, Size], stored: Collection[str], usual: str) -> str:
+def _prefix(shapes: Mapping[str, Size], stored: Collection[str], usual: str) -> str:
     """What stands before the module's names.
 
     Layers of a draft head or an image tower may have the same endings, but fewer of them fit.
     """
-    first = next(iter(wanted), "")
+    first = next(iter(shapes), "")
     same_ending = [name for name in stored if name == first or name.endswith(f".{first}")]
     candidates = [name.removesuffix(first) for name in same_ending]
 
     def fit(prefix: str) -> tuple[int, int]:
-        return sum(prefix + name in stored for name in wanted), -len(prefix)
+        return sum(prefix + name in stored for name in shapes), -len(prefix)
 
     return max(candidates, key=fit, default=usual)
 

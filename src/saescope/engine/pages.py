@@ -21,7 +21,7 @@ class Pages(NamedTuple):
 
 
 def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
-    """The whole pages of the tensors that lie in a mapped file; none if the system cannot tell.
+    """Return the whole pages of memory-mapped tensors; none if the system cannot tell.
 
     Only these may be released: anonymous memory would come back as zeros.
     """
@@ -39,7 +39,7 @@ def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
 
 
 def pages_of_file(tensor: Tensor) -> list[Pages]:
-    """The pages of a tensor that is a file, mapped so that writes go into it."""
+    """Return the pages of a tensor that is mapped to a file, with writes going into the file."""
     start, end = _whole_pages(tensor)
     if sys.platform != "linux" or end <= start:
         return []
@@ -62,7 +62,7 @@ def release_pages(pages: Sequence[Pages]) -> None:
 
 
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of the first whole page and of the end of the last one."""
+    """Return the start of the first whole page and the end of the last one."""
     start = tensor.data_ptr()
     end = start + tensor.nbytes
     return -(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE

@@ -29,7 +29,7 @@ def scan(
     masking: Masking | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> "Scan":
-    """The `n_top` strongest features of every token at every SAE's layer.
+    """Return the `n_top` strongest features of every token at every SAE's layer.
 
     Only features that fire are listed. Sinks are found among the tokens of these prompts.
 
@@ -72,7 +72,7 @@ def scan(
 
 
 def _features_by_layer(lm: LM, saes: Sequence[Sae], plan: BatchPlan) -> dict[int, LayerFeatures]:
-    """The features of all tokens in the order of the prompts."""
+    """Return the features of all tokens in the order of the prompts."""
     by_unit = {
         (unit.layer, unit.batch): unit.features
         for unit in compute_features(lm, saes, plan, kernels=choose_batch_kernels(lm, plan))
@@ -81,17 +81,17 @@ def _features_by_layer(lm: LM, saes: Sequence[Sae], plan: BatchPlan) -> dict[int
     layers = {}
     for sae in saes:
         layer = sae.spec.layer
-        batches = [by_unit[layer, number] for number in range(len(plan.batches))]
+        batches = [by_unit[layer, index] for index in range(len(plan.batches))]
         layers[layer] = LayerFeatures.joined(batches).take(order)
     return layers
 
 
 def _computed_order(plan: BatchPlan) -> Indices:
-    """For each token in the order of the batches, its place in the order of the prompts."""
+    """Return each token's index in prompt order, for the tokens in batch order."""
     starts = np.concatenate([[0], np.cumsum([len(ids) for ids in plan.token_ids])])
     places = []
-    for number in range(len(plan.batches)):
-        for prompt in plan.prompt_order(number):
+    for batch_index in range(len(plan.batches)):
+        for prompt in plan.prompt_order(batch_index):
             places.append(np.arange(starts[prompt], starts[prompt + 1]))
     return np.concatenate(places)
 
@@ -116,15 +116,15 @@ class Scan(Table):
     prompts: "list[ScannedPrompt]"
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
+        """Return the JSON of `saescope scan`."""
         return {"prompts": [prompt.to_dict() for prompt in self.prompts]}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per token, layer and feature that fires, strongest first."""
+        """Return one row per token, layer and feature that fires, strongest first."""
         rows = []
-        for number, prompt in enumerate(self.prompts):
+        for prompt_index, prompt in enumerate(self.prompts):
             for token in prompt.tokens:
-                rows += [{"prompt": number, **row} for row in token.rows()]
+                rows += [{"prompt": prompt_index, **row} for row in token.rows()]
         return rows
 
 
@@ -136,7 +136,7 @@ class ScannedPrompt:
     tokens: "list[ScannedToken]"
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
+        """Return the JSON of `saescope scan`."""
         return {"text": self.text, "tokens": [token.to_dict() for token in self.tokens]}
 
 
@@ -152,7 +152,7 @@ class ScannedToken:
     features: dict[int, list[tuple[Feature, float]]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of `saescope scan`."""
+        """Return the JSON of `saescope scan`."""
         features = {}
         for layer, top in self.features.items():
             features[str(layer)] = [{"feature": str(feature), "act": act} for feature, act in top]
@@ -166,7 +166,7 @@ class ScannedToken:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per layer and feature that fires."""
+        """Yield one row per layer and feature that fires."""
         for layer, top in self.features.items():
             for rank, (feature, act) in enumerate(top):
                 yield {

@@ -25,7 +25,7 @@ _TIED_ROWS = 64
 
 
 class Top(NamedTuple):
-    """The largest values of every row, largest first, and their columns."""
+    """The largest values of every row, in descending order, and their columns."""
 
     values: Float[Tensor, "n k"]
     ids: Int[Tensor, "n k"]
@@ -38,7 +38,7 @@ def largest_products(
     k: int,
     mapped: tuple[Pages, ...] = (),
 ) -> Top:
-    """The k largest of x · weightᵀ + bias in every row, in float32.
+    """Return the k largest of x · weightᵀ + bias in every row, in float32.
 
     Holds ENCODE_BLOCK bytes of the product at once. Pages of the weight that are `mapped` from a
     file are released as soon as they are used.
@@ -65,7 +65,7 @@ def _product_blocks(
     bias: Float[Tensor, "d_out"],
     mapped: tuple[Pages, ...],
 ) -> Iterator[tuple[int, Float[Tensor, "n width"]]]:
-    """Each block's first column, and its product, which the next block overwrites."""
+    """Yield each chunk's first column and its product, which the next chunk overwrites."""
     n, d_out = len(x), len(weight)
     columns_that_fit = ENCODE_BLOCK // (4 * n) // _GROUP * _GROUP
     width = min(d_out, max(_MIN_COLUMNS, columns_that_fit))
@@ -85,7 +85,7 @@ def _product_blocks(
 
 
 def _merged(first: Top, second: Top, k: int) -> Top:
-    """The k largest of both; all ids of `first` are smaller."""
+    """Return the k largest of both; all ids of `first` are smaller."""
     values = torch.cat([first.values, second.values], 1)
     ids = torch.cat([first.ids, second.ids], 1)
     order = torch.sort(values, dim=-1, descending=True, stable=True).indices[:, :k]
@@ -93,7 +93,7 @@ def _merged(first: Top, second: Top, k: int) -> Top:
 
 
 def largest(values: Float[Tensor, "n d"], k: int) -> Top:
-    """The k largest values of every row, ties by the smallest index; NaN counts as largest."""
+    """Return the k largest values of every row; ties go to the smallest index, NaN is largest."""
     d = values.shape[1]
     n_top = min(k + 1, d)  # one more, to see whether it equals the k-th
     if d >= 4 * _GROUP * n_top and d % _GROUP == 0:
