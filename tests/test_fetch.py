@@ -140,6 +140,7 @@ def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     assert sum(n for ranges in hub.sent.values() for _, n in ranges) < 10**6
 
 
+@pytest.mark.slow
 def test_dropped_connection_is_resumed(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +214,7 @@ def test_damaged_download_is_removed(
     assert run(["fetch", *options()]) == 0
 
 
+@pytest.mark.slow
 def test_damaged_cached_file_is_fetched_again(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,8 @@ from conftest import Pair
 from saescope.store.runs import Run, verify
 from saescope.surfaces.cli import run as cli
 
+pytestmark = pytest.mark.slow  # each test computes a run first
+
 
 @pytest.fixture
 def run_folder(
@@ -45,7 +47,6 @@ def run_folder(
     return tmp_path / "run"
 
 
-@pytest.mark.slow
 def test_rerun_is_the_same_and_answers_as_the_job_did(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +163,6 @@ def test_folder_that_is_no_run_is_refused(
         assert "is not a run" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_embedded_names_reopen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli(["profile", "--layers", "0", "--out", "run"]) == 0
