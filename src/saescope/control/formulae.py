@@ -11,8 +11,8 @@ c = w·d:
     project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the
                                         feature does
 
-For a plain direction, w = d̂ and b = 0. The read-out clamp is then h + (t - d̂·h)·d̂, after which the
-component along d̂ is t.
+For a plain direction, w = d̂ and b = 0. The read-out clamp is then h + (t - d̂·h)·d̂, after which
+the component along d̂ is t.
 
 The activation a is relu(z). With the gate `topk` it is z if the SAE itself activates the feature,
 otherwise 0. An edit with a condition applies only at positions where the condition's feature has an
