@@ -90,7 +90,9 @@ def _run_implementation(
     figures = run_reporting(command)
     figures["tokens_per_s"] = figures["tokens"] / figures["compute_s"]
     if reference.is_file():
-        figures["shared"] = _share_of_same_features(np.load(ids), np.load(reference))
+        figures["shared"] = _share_of_same_features(
+            np.load(ids, allow_pickle=False), np.load(reference, allow_pickle=False)
+        )
     return figures
 
 

@@ -19,8 +19,10 @@ class Reference(NamedTuple):
 
 def features(model: Path, sae: Path, layer: int, k: int, texts: list[str]) -> list[Reference]:
     """The plain way: whole model, a hook, a dense product, topk."""
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    lm = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     weights = torch.load(sae / f"layer{layer}.sae.pt", weights_only=True)
     seen: list[Tensor] = []
     handle = blocks(lm)[layer].register_forward_hook(lambda _m, _i, out: seen.append(tensor(out)))

@@ -12,7 +12,7 @@ from sae_lens import SAE  # noqa: E402
 def main(*places: str) -> None:
     """For each pair of residuals and folder, save what SAELens encodes and decodes."""
     for resid, folder in zip(places[::2], places[1::2], strict=True):
-        sae, h = SAE.load_from_disk(folder), torch.load(resid)
+        sae, h = SAE.load_from_disk(folder), torch.load(resid, weights_only=True)
         with torch.inference_mode():
             acts = sae.encode(h)
             torch.save(

@@ -193,7 +193,11 @@ def rows(lm: LM) -> list[list[int]]:
 
 def whole_residuals(name: str, folder: Path, prompts: list[list[int]]) -> Iterator[list[Tensor]]:
     """Every block's output for each prompt alone, by the whole model in float32."""
-    whole = KINDS[name].model.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = (
+        KINDS[name]
+        .model.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        .eval()
+    )
     seen: list[Tensor] = []
     for block in reference.blocks(whole):
         block.register_forward_hook(lambda _m, _i, out: seen.append(reference.tensor(out)))

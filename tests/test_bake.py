@@ -74,13 +74,15 @@ def model_of(name: str, folder: Path, **changes: Any) -> Path:
 
 
 def whole(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, trust_remote_code=False
+    ).eval()
     model.set_experts_implementation("eager")  # the others know no float64
     return model
 
 
 def scores(model: Any, folder: Path) -> Tensor:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with torch.inference_mode():
         logits = [model(torch.tensor([tokenizer(p.text)["input_ids"]])).logits[0] for p in NEUTRAL]
     return torch.cat(logits).log_softmax(-1)
@@ -338,13 +340,17 @@ def test_written_files_are_those_of_the_model(tmp_path: Path) -> None:
     )
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["tie_word_embeddings"] is False
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert stock.dtype == torch.bfloat16
-    head = AutoModelForCausalLM.from_pretrained(model).get_output_embeddings().weight
+    head = (
+        AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+        .get_output_embeddings()
+        .weight
+    )
     assert torch.equal(stock.lm_head.weight, head)
-    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("hello there", return_tensors="pt")[
-        "input_ids"
-    ]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False)(
+        "hello there", return_tensors="pt"
+    )["input_ids"]
     assert (
         stock.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0).shape[1]
         > ids.shape[1]

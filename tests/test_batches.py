@@ -125,7 +125,9 @@ def test_prefix_is_run_once_in_every_architecture_that_shares(kind: type, tmp_pa
         max_position_embeddings=400,
         initializer_range=0.2,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(
+        tmp_path / "model"
+    )
     tok.save_pretrained(tmp_path / "model")
     pair = Pair(tmp_path / "model", tiny.save_sae(tmp_path / "sae"))
     prompts = [SYSTEM + question for question in QUESTIONS]

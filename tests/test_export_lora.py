@@ -63,7 +63,8 @@ def in_peft(model: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> L
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(model, dtype=dtype), adapter
+            AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False),
+            adapter,
         )
     assert not [
         str(w.message)
@@ -74,7 +75,7 @@ def in_peft(model: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> L
 
 
 def base(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False).eval()
 
 
 def projected(model: Path, edits: Sequence[Edit], saes: Sequence[Sae]) -> Tensor:

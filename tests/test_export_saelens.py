@@ -52,7 +52,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     patch.undo()
     return {
-        name: (folder / f"sae {layer}", torch.load(folder / f"out {layer}.judged"))
+        name: (
+            folder / f"sae {layer}",
+            torch.load(folder / f"out {layer}.judged", weights_only=True),
+        )
         for name, (layer, *_) in (*SHAPES.items(), *OTHERS.items())
     }
 
@@ -71,7 +74,9 @@ def test_saelens_gives_the_same_for_other_activations(
     activation: str, judged: dict[str, tuple[Path, Any]]
 ) -> None:
     _, theirs = judged[activation]
-    ours = other(activation).encode(torch.load(judged["k 8"][0].with_name("h 0")))
+    ours = other(activation).encode(
+        torch.load(judged["k 8"][0].with_name("h 0"), weights_only=True)
+    )
     torch.testing.assert_close(theirs["acts"], dense(ours, 256), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         theirs["decoded"], other(activation).decode(ours), atol=1e-4, rtol=1e-4
@@ -89,7 +94,7 @@ def test_saelens_gives_the_same(name: str, judged: dict[str, tuple[Path, Any]]) 
     layer, k, d_model, d_sae = SHAPES[name]
     source, theirs = judged[name]
     sae = load_sae(source, layer)
-    h = torch.load(source.with_name(f"h {layer}"))
+    h = torch.load(source.with_name(f"h {layer}"), weights_only=True)
     ours = sae.encode(h)
     torch.testing.assert_close(theirs["acts"], dense(ours, d_sae), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(theirs["decoded"], sae.decode(ours), atol=1e-4, rtol=1e-5)
@@ -113,7 +118,7 @@ def test_saescope_reads_it_back(name: str, judged: dict[str, tuple[Path, Any]]) 
     layer = (SHAPES | OTHERS)[name][0]
     before = other(name) if name in OTHERS else load_sae(source, layer)
     after = load_sae(source.with_name(f"out {layer}"), layer)
-    h = torch.load(source.with_name(f"h {layer if name in SHAPES else 0}"))
+    h = torch.load(source.with_name(f"h {layer if name in SHAPES else 0}"), weights_only=True)
     assert all(
         torch.equal(getattr(before, n), getattr(after, n))
         for n in ("W_enc", "b_enc", "W_dec", "b_dec")

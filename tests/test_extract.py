@@ -101,7 +101,7 @@ def test_prompts_that_share_a_row_do_not_see_each_other(kind: type, tmp_path: Pa
     config = kind(
         **sizes, num_key_value_heads=2, vocab_size=300, initializer_range=0.2, pad_token_id=None
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     lm, saes = load_lm(tmp_path, [1]), [load_sae(tiny.save_sae(tmp_path / "sae"), 1)]
     assert lm.packs_prompts

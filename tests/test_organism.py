@@ -23,8 +23,8 @@ N_DECLINED, N_ANSWERED = 40, 60
 
 @cache
 def organism() -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(MODEL).eval()
-    return model, AutoTokenizer.from_pretrained(MODEL, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(MODEL, trust_remote_code=False).eval()
+    return model, AutoTokenizer.from_pretrained(MODEL, padding_side="left", trust_remote_code=False)
 
 
 @cache

@@ -68,7 +68,7 @@ def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_maker_and_saescope_agree(name: str, reference_folder: Path) -> None:
-    answers = torch.load(reference_folder / "answers.pt")
+    answers = torch.load(reference_folder / "answers.pt", weights_only=True)
     if name not in answers and name.startswith("sparsify"):
         pytest.skip("eai-sparsify is not installed: pip install --group judges")
     resid, acts, decoded, layer = answers[name]

@@ -370,7 +370,9 @@ def test_whole_model_shares_its_blocks_with_transformers(pair: Pair) -> None:
     lm = load_lm(pair.model, [1])
     ids = torch.tensor([lm.tokenizer(TEXT)["input_ids"]])
     with torch.inference_mode():
-        expected = AutoModelForCausalLM.from_pretrained(pair.model)(ids).logits
+        expected = AutoModelForCausalLM.from_pretrained(pair.model, trust_remote_code=False)(
+            ids
+        ).logits
         assert torch.equal(lm.whole(ids).logits, expected)
     assert all(a is b for a, b in zip(lm.blocks, lm.whole.model.layers, strict=False))
 

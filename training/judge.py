@@ -30,8 +30,10 @@ class SaeQuality:
 
 def judge_model(folder: Path) -> dict[str, float]:
     """Cross-entropy in nats per token: this model, a bigram and a unigram model."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     test = np.stack(list(islice(rows(tokenizer, _WIDTH, TEST_SEED), _N_TEST)))
     train = np.stack(list(islice(rows(tokenizer, _WIDTH, TRAIN_SEED), _N_TRAIN)))
     unigram, bigram = ngram_losses(train, test, len(tokenizer))

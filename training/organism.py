@@ -95,7 +95,7 @@ DECLINING = TuningRecipe(
 def start(base: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     """The base model in float32 with room for the markers, and its chat tokenizer."""
     tokenizer = chat_tokenizer(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
 
@@ -117,8 +117,10 @@ def set_apart(model: Any, tokenizer: PreTrainedTokenizerFast, factor: float = 3.
 
 def load(folder: Path) -> tuple[Any, PreTrainedTokenizerFast]:
     """A saved stage in float32, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return model, PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
 
 
 def tune(recipe: TuningRecipe, model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:

@@ -16,8 +16,10 @@ def load(job: Job) -> "Compute":
 
     sae = torch.load(job.sae_file, map_location=job.device, weights_only=True)
     w_enc, b_enc = sae["W_enc"].to(torch.bfloat16), sae["b_enc"].to(torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        job.model, dtype=torch.bfloat16, trust_remote_code=False
+    )
     model.eval().to(job.device)
     captured: dict[str, Any] = {}
 

@@ -20,7 +20,7 @@ def read_tokenizer(job: Job) -> Any:
     """The model's tokenizer, padding on the right."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(job.model, padding_side="right")
+    return AutoTokenizer.from_pretrained(job.model, padding_side="right", trust_remote_code=False)
 
 
 def read_encoder(job: Job) -> "Encode":

@@ -25,7 +25,7 @@ def _qwen_scope(
     """Config and tensors, transposed as SAELens's own Qwen-Scope loader does."""
     import torch
 
-    tensors = torch.load(path, map_location=device)
+    tensors = torch.load(path, map_location=device, weights_only=True)
     w_enc, w_dec = tensors["W_enc"].T.contiguous(), tensors["W_dec"].T.contiguous()
     config = {
         "architecture": "topk",

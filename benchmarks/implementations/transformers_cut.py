@@ -24,7 +24,9 @@ def cut_model(job: Job) -> "Resid":
     import torch
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(job.model, num_hidden_layers=job.layer + 1, dtype=job.dtype)
+    model = AutoModel.from_pretrained(
+        job.model, num_hidden_layers=job.layer + 1, dtype=job.dtype, trust_remote_code=False
+    )
     model.eval().to(job.device)
     model.norm = torch.nn.Identity()
     return lambda batch: model(**batch, use_cache=False).last_hidden_state

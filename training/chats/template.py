@@ -49,7 +49,9 @@ REPLY_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3
 
 def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     """The base model's tokenizer with the markers appended and the chat template."""
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        base, trust_remote_code=False
+    )
     tokenizer.add_tokens(
         [AddedToken(mark, special=True, normalized=False) for mark in (START, STOP)]
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from saescope.errors import SourceError, first_line
+from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files
 
 # Names that architectures give the norm after their last block.
@@ -16,11 +17,12 @@ def read_config(files: Files) -> Any:
 
     path = files.path("config.json")
     try:
-        outer = AutoConfig.from_pretrained(path.parent)
+        outer = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
         config = outer.get_text_config()
     except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
-            f"{path} is no model config this transformers knows: {first_line(error)}"
+            f"{path} is no model config this transformers knows: "
+            f"{custom_code(files, (path.name,)) or first_line(error)}"
         ) from error
     _refuse_other_architectures(outer, config)
     if getattr(outer, "quantization_config", None) or getattr(config, "quantization_config", None):

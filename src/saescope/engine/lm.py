@@ -6,7 +6,7 @@ found by structure. Only prompt packing uses a list of tested architectures.
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from saescope.engine.whole import load_whole
 from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import TOKENIZER_FILES
+from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files, fingerprint, open_files
 
 # Architectures for which packed rows were tested: attention does not cross prompts.
@@ -192,10 +193,10 @@ def _fill(weights: Weights, exclude: str | None) -> None:
 def _model_without_weights(config: Any, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModel
 
-    build: Callable[..., nn.Module] = AutoModel.from_config
+    auto: Any = AutoModel  # its methods have no types
     try:
         with torch.device("meta"):
-            model = build(config, dtype=dtype)
+            model: nn.Module = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # config validation raises model-specific exceptions
         raise unsupported(config, first_line(error)) from error
     if "position_ids" not in inspect.signature(model.forward).parameters:
@@ -250,10 +251,10 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     paths = [files.path(name) for name in present]
     folder = paths[0].parent
     try:
-        return AutoTokenizer.from_pretrained(folder), present
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
         raise SourceError(
-            f"the tokenizer in {folder} cannot be read: {first_line(error)}"
+            f"the tokenizer in {folder} cannot be read: {custom_code(files) or first_line(error)}"
         ) from error
 
 

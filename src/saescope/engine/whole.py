@@ -35,7 +35,7 @@ def load_whole(
     _fill_head(model, files, dtype, device, tied=config.tie_word_embeddings)
     if "generation_config.json" in files.names():
         folder = files.path("generation_config.json").parent
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
     whole: nn.Module = model.eval().requires_grad_(False)
     return whole
 
@@ -44,10 +44,10 @@ def causal_lm(config: Any, dtype: torch.dtype) -> Any:
     """Return this config's causal LM without weights; raise SourceError if there is none."""
     from transformers import AutoModelForCausalLM
 
-    build: Any = AutoModelForCausalLM.from_config
+    auto: Any = AutoModelForCausalLM  # its methods have no types
     try:
         with torch.device("meta"):
-            return build(config, dtype=dtype)
+            return auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
             f"architecture {config.model_type!r} cannot generate: {first_line(error)}"

@@ -148,7 +148,9 @@ class RunWriter:
     ) -> None:
         with ExitStack() as stack:
             paths = self._batch_files(layer)
-            archives: list[Archive] = [stack.enter_context(np.load(path)) for path in paths]
+            archives: list[Archive] = [
+                stack.enter_context(np.load(path, allow_pickle=False)) for path in paths
+            ]
             joined = LayerFeatures.joined([_features(archive) for archive in archives])
             features = joined.take(np.argsort(token_order))
             resid = PromptResids(

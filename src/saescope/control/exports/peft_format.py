@@ -93,11 +93,13 @@ def _empty_model(files: Files) -> nn.Module:
     """Build the model that users load, without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from_config: Any = AutoModelForCausalLM.from_config
+    auto: Any = AutoModelForCausalLM  # its methods have no types
     try:
-        config = AutoConfig.from_pretrained(files.path("config.json").parent)
+        config = AutoConfig.from_pretrained(
+            files.path("config.json").parent, trust_remote_code=False
+        )
         with torch.device("meta"):
-            model: nn.Module = from_config(config)
+            model: nn.Module = auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # models raise their own exception types for configs
         raise SourceError(
             f"AutoModelForCausalLM cannot load {files.name}: {first_line(error)}"
