@@ -5,7 +5,6 @@ folder (`checkpoint_writer.py`), 5 measure, 6 rename the folder to its final nam
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from saescope.control.baking.bake_result import MANIFEST, BakeResult, Distances
 from saescope.control.baking.card import (
     build_manifest,
     config_text,
-    copied_files,
     describe_edit,
     model_card,
     notes,
+    written_files,
 )
 from saescope.control.baking.checkpoint_writer import (
     CheckpointChanges,
@@ -28,6 +27,7 @@ from saescope.control.baking.checkpoint_writer import (
     output_bytes,
     write_checkpoint,
 )
+from saescope.control.baking.companions import CARD, copy_companions
 from saescope.control.baking.distance import RecordedOutputs, distance, record_outputs
 from saescope.control.baking.eligibility import (
     nearest_bakeable,
@@ -153,7 +153,7 @@ def _bake(inputs: _BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
         distances = Distances()
         if before is not None:
             distances = _measure(inputs, before, staging)
-        files = [*(path.name for path in staging.iterdir()), "README.md", MANIFEST]
+        files = [*written_files(staging), CARD, MANIFEST]
         result = _result(inputs, decision, distances, rounding, out=out, files=sorted(files))
         if settings.measure and before is None:
             result.notes.append(_STREAMED_CONDITION)
@@ -181,12 +181,11 @@ def _unbakeable_reason(edits: Sequence[Edit]) -> str | None:
 
 
 def _write_model(inputs: _BakeInputs, decision: _Decision, staging: Path) -> list[RoundingLoss]:
-    """Write the weights and the config; copy the tokenizer and other files."""
+    """Write the weights and the config; copy the other files."""
     files, progress = inputs.base.files, partial(inputs.progress, "writing")
     rounding = write_checkpoint(inputs.base.shards, staging, decision.changes, progress)
     (staging / CONFIG).write_text(config_text(files, decision.plan), encoding="utf-8")
-    for name in copied_files(files):
-        shutil.copyfile(files.path(name), staging / name)
+    copy_companions(files, staging)
     return rounding
 
 
@@ -228,7 +227,7 @@ def _write_descriptions(inputs: _BakeInputs, result: BakeResult, staging: Path) 
     manifest = build_manifest(inputs.base.files, inputs.saes, result, staging)
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
-    (staging / "README.md").write_text(model_card(manifest), encoding="utf-8")
+    (staging / CARD).write_text(model_card(manifest), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,9 @@ from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, parse_sae_name
-from saescope.sources.checkpoint import CONFIG, TOKENIZER_FILES
+from saescope.sources.checkpoint import CONFIG
 from saescope.sources.files import Files, fingerprint
 from saescope.version import __version__
-
-_OTHER_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-)
-
-
-def copied_files(files: Files) -> list[str]:
-    """Return the names of the files to copy unchanged."""
-    return [name for name in (*TOKENIZER_FILES, *_OTHER_FILES) if name in files.names()]
-
 
 def config_text(files: Files, plan: BakePlan) -> str:
     """Return the checkpoint's config.json with the plan's changes."""
@@ -102,10 +85,16 @@ def build_manifest(
         "saes": [vars(sae.spec) for sae in saes],
         "bake": {key: value for key, value in result.to_dict().items() if key != "out"},
         "lost_to_rounding": {tensor.tensor: tensor.fraction_lost for tensor in result.rounding},
-        "outputs": {path.name: fingerprint(path) for path in sorted(folder.iterdir())},
+        "outputs": {name: fingerprint(folder / name) for name in written_files(folder)},
         "versions": {name: metadata.version(name) for name in libraries},
         "python": platform.python_version(),
     }
+
+
+def written_files(folder: Path) -> list[str]:
+    """Return the names of all files below a folder, with `/` between folders."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
