@@ -91,10 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         match unquote(self.path.partition("?")[0]).strip("/").split("/"):
+            case ["api", "models", name]:  # an old repository without an owner
+                self._info(name, "main")
             case ["api", "models", owner, name]:
                 self._info(f"{owner}/{name}", "main")
             case ["api", "models", owner, name, "revision", *revision]:
                 self._info(f"{owner}/{name}", "/".join(revision))
+            case [name, "resolve", revision, *path]:
+                self._file(name, revision, "/".join(path))
             case [owner, name, "resolve", revision, *path]:
                 self._file(f"{owner}/{name}", revision, "/".join(path))
             case _:

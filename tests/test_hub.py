@@ -24,6 +24,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     tiny.save_sae(folder / "sae", k=None)
     tiny.save_saelens(folder / "saelens")
     repos = {MODEL: folder / "model", SAE: folder / "sae", SAELENS: folder / "saelens"}
+    repos["tiny2"] = folder / "model"
     with serving(Hub(repos, {"main": COMMIT, "v1": COMMIT})) as server:
         yield server
 
@@ -175,3 +176,14 @@ def test_saes_in_folders_are_fetched_one_by_one(hub: Hub, home: Path, path: str)
     assert files == dict.fromkeys((name.removeprefix(f"{SAELENS}/") for name in fetched), True)
     offline = scan(hub.url, home, MODEL, SAELENS + path, *layers, "--offline")
     assert offline.stdout == online.stdout
+
+
+@pytest.mark.slow
+def test_addresses_and_bare_names_mean_the_repository(hub: Hub, home: Path) -> None:
+    plain = scan(hub.url, home, MODEL, SAELENS, "--layers", "1")
+    assert plain.returncode == 0, plain.stderr
+    page = f"{hub.url}/{SAELENS}/blob/v1/blocks.1.hook_resid_post/cfg.json?download=true"
+    pasted = scan(hub.url, home, f"{hub.url}/{MODEL}/tree/main/", page)
+    assert (pasted.returncode, pasted.stdout) == (0, plain.stdout), pasted.stderr
+    bare = scan(hub.url, home, "tiny2", f"hf://{SAELENS}/", "--layers", "1")
+    assert (bare.returncode, bare.stdout) == (0, plain.stdout), bare.stderr

@@ -10,6 +10,7 @@ from saescope.control.edits_file import read_edits
 from saescope.errors import EditError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import Reporter
+from saescope.sources.references import plain_ref
 
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
@@ -89,7 +90,7 @@ def load_saes_for(edit_set: EditSet, own_inputs: ModelInputs, reporter: Reporter
 
 
 def _check_same(what: str, requested: str | None, stored: str) -> None:
-    if requested and stored and requested != stored:
+    if requested and stored and requested != plain_ref(stored):
         raise EditError(
             f"these edits are for the {what} {stored}, not {requested}: "
             "edits belong to one model and one SAE"

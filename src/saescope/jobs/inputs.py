@@ -17,6 +17,7 @@ from saescope.sources.catalog import (
 from saescope.sources.job_plan import JobOptions
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.plan import plan_job
+from saescope.sources.references import name_in_catalog, plain_ref
 from saescope.sources.saes import SaeSource, open_sae
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class ModelInputs:
     """A model and its SAEs. Default: the embedded pair."""
 
     model: str | None = None
-    "Model: a folder or a hub id, OWNER/NAME or OWNER/NAME@REVISION."
+    "Model: a folder, a hub id (OWNER/NAME or OWNER/NAME@REVISION) or its address."
 
     sae: str | None = None
-    "SAE: a folder, a file, a hub id (a path inside may follow) or a registry name."
+    "SAE: a folder, a file, a hub id (a path inside may follow), its address or a registry name."
 
     layers: LayerChoice = None
     "Layers, such as 0,17,35, or all. Default: the middle layer."
@@ -59,6 +60,13 @@ class ModelInputs:
 
     offline: bool = False
     "Download nothing: use only local folders and the hub's cache."
+
+    def __post_init__(self) -> None:
+        """Replace addresses of the hub by plain ids, so that equal inputs are equal."""
+        for field in ("model", "sae"):
+            value = getattr(self, field)
+            if value is not None:
+                object.__setattr__(self, field, plain_ref(value))
 
     @property
     def layer_list(self) -> tuple[int, ...] | None:
@@ -153,14 +161,14 @@ def show_licence(source: SaeSource, reporter: Reporter) -> None:
 
 
 def _sae_for(model: str) -> str:
-    releases = releases_for(model.partition("@")[0])
+    releases = releases_for(name_in_catalog(model))
     if not releases:
         raise SourceError(f"no SAE is known for {model}: name the SAE too")
     return releases[0].repo
 
 
 def _model_for(sae: str) -> str:
-    model = model_of(sae.partition("@")[0])
+    model = model_of(name_in_catalog(sae))
     if model is None:
         raise SourceError(f"cannot infer the model of {sae}: name the model too")
     return model

@@ -14,6 +14,7 @@ from saescope.sources.job_plan import JobPlan
 from saescope.sources.machine import parse_rate
 from saescope.sources.plan import plan_job
 from saescope.sources.prompts import read_prompts
+from saescope.sources.references import name_in_catalog
 
 BYTES_PER_TOKEN = 4
 
@@ -101,7 +102,7 @@ class FetchRequest(Request):
         if not plan.fits_memory:
             reporter.note(f"this machine cannot run it as asked: {plan.why[-1]}; see saescope plan")
         complete = fetch(plan, check=self.check, report=reporter.note)
-        if find_release(plan.options.sae.partition("@")[0]):
+        if find_release(name_in_catalog(plan.options.sae)):
             reporter.note(QWEN_SCOPE_NOTICE)
         downloaded = plan.download_bytes if plan.missing else 0
         return Fetched(Estimate(complete, self.bandwidth), downloaded)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, final
 
 from saescope.demo import EMBEDDED
 from saescope.errors import NotCachedError, SourceError, first_line
+from saescope.sources.references import parse_hub_ref
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
 def open_files(ref: str, *, offline: bool = False) -> "Files":
-    """The checkpoint `ref`: a folder, an embedded checkpoint, or a hub id `owner/name@revision`.
+    """The checkpoint `ref`: a folder, an embedded checkpoint, a hub id or an address of the hub.
 
     Raises SourceError if it is none of these. A hub repository is first asked when it is used.
     """
@@ -30,12 +31,12 @@ def open_files(ref: str, *, offline: bool = False) -> "Files":
         return LocalFiles(folder)
     if folder.exists():
         raise SourceError(f"{ref} is a file: give the folder it lies in")
-    repo, _, revision = ref.partition("@")
-    if repo.count("/") != 1 or repo.startswith((".", "/", "~")) or repo.endswith("/"):
-        raise SourceError(
-            f"{ref} does not exist: give a folder or a hub id such as Qwen/Qwen3-8B-Base"
-        )
-    return HubFiles(repo, revision or None, is_offline(offline))
+    hub = parse_hub_ref(ref)
+    if hub is None or (hub.parts and hub.revision is None):
+        whole = f" such as {hub.repo}" if hub else " such as Qwen/Qwen3-8B-Base"
+        raise SourceError(f"{ref} does not exist: give a folder or a hub id{whole}")
+    revision = "/".join(filter(None, [hub.revision, *hub.parts]))  # a branch may have slashes
+    return HubFiles(hub.repo, revision or None, is_offline(offline))
 
 
 def is_offline(offline: bool) -> bool:

@@ -13,6 +13,7 @@ from saescope.sources.hook_points import HookPoint
 from saescope.sources.job_plan import JobOptions, JobPlan, NeededFile, not_cached
 from saescope.sources.layouts import SaeLocation
 from saescope.sources.machine import free_disk, free_memory, show_bytes
+from saescope.sources.references import name_in_catalog
 from saescope.sources.saes import SaeSource, open_sae, sae_name_of
 
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -90,7 +91,7 @@ class _ModelNeeds:
 
 
 def _sae_needs(options: JobOptions) -> _SaeNeeds:
-    release = find_release(options.sae.partition("@")[0])
+    release = find_release(name_in_catalog(options.sae))
     try:
         source = open_sae(options.sae, k=options.k, offline=options.offline)
     except NotCachedError:

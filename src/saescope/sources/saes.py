@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saescope.errors import SourceError
@@ -24,6 +24,7 @@ from saescope.sources.layouts import (
     read_sae_config,
     with_config,
 )
+from saescope.sources.references import parse_hub_ref
 
 _MAX_DEPTH, _MAX_FILES = 6, 50_000
 _PARENTS_TRIED = 4
@@ -193,11 +194,10 @@ def _resolve(ref: str, *, offline: bool) -> _Reference:
     folder = _existing_parent(path)
     if folder is not None and (is_path or len(folder.parts) > 1):
         return _Reference(LocalFiles(folder), path.relative_to(folder).parts)
-    parts = ref.split("/")
-    if len(parts) > 2 and all(parts) and not is_path:
-        files = open_files("/".join(parts[:2]), offline=offline)
-        return _Reference(files, tuple(parts[2:]))
-    return _Reference(open_files(ref, offline=offline))
+    hub = parse_hub_ref(ref)
+    if hub is None or not hub.parts:
+        return _Reference(open_files(ref, offline=offline))
+    return _Reference(open_files(str(replace(hub, parts=())), offline=offline), hub.parts)
 
 
 def _resolve_file(path: Path) -> _Reference:
