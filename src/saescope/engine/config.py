@@ -65,7 +65,13 @@ def max_length(config: Any) -> int:
     """Return the maximum length of a prompt in tokens."""
     limit = int(getattr(config, "max_position_embeddings", None) or 2**31)
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return limit
-    # Beyond this, one long prompt would change the frequencies of all prompts in its batch.
-    return min(limit, int(rope.get("original_max_position_embeddings") or limit))
+    # Some models have one set of parameters per type of layer.
+    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        original = int(parameters.get("original_max_position_embeddings") or limit)
+        if parameters.get("rope_type") == "longrope":
+            # Beyond this, one long prompt would change the frequencies of all prompts in its batch.
+            limit = min(limit, original)
+        elif parameters.get("rope_type") == "yarn":
+            # Qwen documents YaRN as an entry in the config that leaves max_position_embeddings.
+            limit = max(limit, int(original * float(parameters.get("factor") or 1)))
+    return limit

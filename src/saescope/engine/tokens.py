@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from saescope.engine.lm import LM
+from saescope.engine.text_ids import text_ids
 from saescope.errors import PromptError, SourceError
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.sources.scripts import is_unspaced
@@ -23,9 +24,14 @@ def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
-    """Return one prompt's token ids; the chat template gets `thinking` unless it is None."""
+    """Return one prompt's token ids: what the model reads before it continues.
+
+    A text gets the BOS that its tokenizer adds, once, and no token after its end. The chat template
+    gets `thinking` unless it is None.
+    """
     if prompt.text is not None:
-        ids = list(lm.tokenizer(prompt.text, verbose=False)["input_ids"])
+        of_text = text_ids(lm.tokenizer, prompt.text)
+        ids = [*of_text.added, *of_text.own]
     else:
         text = _apply_chat_template(lm.tokenizer, prompt, thinking)
         ids = list(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -72,10 +78,10 @@ def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
         raise PromptError(f"cut must lie between 0 and 1 (a share of each prompt), got {share}")
     if prompt.text is None:
         raise PromptError(f"prompt {prompt.id} is a chat: only texts can be cut")
-    ids = prompt_ids(lm, prompt)
-    text = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    for n in range(round(share * len(ids)), 0, -1):
-        head = str(lm.tokenizer.decode(ids[:n], skip_special_tokens=True))
+    own = text_ids(lm.tokenizer, prompt.text).own
+    text = str(lm.tokenizer.decode(own))
+    for n in range(round(share * len(own)), 0, -1):
+        head = str(lm.tokenizer.decode(own[:n]))
         rest = text[len(head) :]
         if head.strip() and text.startswith(head) and _is_word_boundary(head, rest):
             return replace(prompt, text=head)

@@ -19,6 +19,7 @@ from saescope.sources.checkpoint import CONFIG
 from saescope.sources.files import Files, fingerprint
 from saescope.version import __version__
 
+
 def config_text(files: Files, plan: BakePlan) -> str:
     """Return the checkpoint's config.json with the plan's changes."""
     config = json.loads(files.path(CONFIG).read_text(encoding="utf-8"))

@@ -63,4 +63,3 @@ def _all_names(files: Files) -> Iterator[str]:
     for path in files.folder.rglob("*"):
         if path.is_file():
             yield path.relative_to(files.folder).as_posix()
-
