@@ -1,6 +1,6 @@
 """Which parameters of a decoder write to the residual, which read it, and the norms between.
 
-Identified by module name; verified numerically in `control/baking/anatomy_check.py`.
+Identified by name (`ports.py`); verified numerically in `control/baking/anatomy_check.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,30 +9,16 @@ from typing import Any
 
 import torch
 from torch import Size, nn
-from transformers.pytorch_utils import Conv1D
 
 from saescope.engine.config import read_config
 from saescope.engine.names import sources
+from saescope.engine.ports import block_ports
 from saescope.engine.whole import blocks_of, causal_lm, final_norm
 from saescope.errors import SourceError
 from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
 EMBEDDING = -1
-_WRITERS = ("o_proj", "out_proj", "dense", "down_proj", "fc2", "c_proj")
-_READERS = (
-    "q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn",
-    "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a",
-    "gate_proj", "up_proj", "gate_up_proj", "c_fc", "fc1", "gate", "shared_expert_gate",
-)  # fmt: skip
-_ATTENTION = ("self_attn", "linear_attn", "attn")
-_NORM_BEFORE_ATTENTION = ("input_layernorm", "ln_1")
-_NORM_BEFORE_MLP = (
-    "pre_feedforward_layernorm",
-    "ln_2",
-    "post_attention_layernorm",
-    *_NORM_BEFORE_ATTENTION,
-)
 
 
 @dataclass(frozen=True)
@@ -105,27 +91,29 @@ def read_anatomy(files: Files) -> Anatomy:
     missing = [name for name in needed if name not in stored]
     if missing:
         raise SourceError(f"{files.name} has no tensor {missing[0]} ({len(missing)} missing)")
-    writes = list(_embeddings(decoder, path, names))
+    kind, d_model = str(config.model_type), int(config.hidden_size)
+    writes = list(_embeddings(decoder, path, names, d_model))
     reads: list[Port] = []
     sites: dict[str, int] = {}
     for layer, block in enumerate(blocks):
-        for port, is_writer in _ports(block, f"{path}.{layer}", layer, names):
-            if not is_writer:
+        before = f"{path}.{layer}."
+        for found in block_ports(block, d_model):
+            name, norm = before + found.name, found.norm and before + found.norm
+            port = Port(name, layer, found.axis, norm, names[name])
+            if found.writes:
+                writes.append(port)
+                sites[before + found.site] = layer
+            else:
                 reads.append(port)
-                continue
-            writes.append(port)
-            site = port.norm or f"{path}.{layer}.{_part(port.name, path)}"
-            sites[site] = layer
     if {port.layer for port in writes} != set(range(EMBEDDING, len(blocks))):
         raise SourceError(
-            f"architecture {config.model_type!r}: "
-            "cannot tell which parameters write to the residual"
+            f"architecture {kind!r}: cannot tell which parameters write to the residual"
         )
-    head = _head(model, decoder, stored, len(blocks))
+    head = _head(model, stored, len(blocks), _final_norm(decoder, path))
     return Anatomy(
-        kind=str(config.model_type),
+        kind=kind,
         n_layers=len(blocks),
-        d_model=int(config.hidden_size),
+        d_model=d_model,
         prefix=_stored_prefix(names),
         writes=tuple(writes),
         reads=tuple(reads),
@@ -138,13 +126,18 @@ def read_anatomy(files: Files) -> Anatomy:
 
 
 def _embeddings(
-    decoder: nn.Module, path: str, names: Mapping[str, tuple[str, ...]]
+    decoder: nn.Module, path: str, names: Mapping[str, tuple[str, ...]], d_model: int
 ) -> Iterator[Port]:
-    """Yield the embeddings before the first block: tokens first, then learned positions."""
+    """Yield the embeddings before the first block: tokens first, then learned positions.
+
+    Tables of another width (Gemma's inputs per layer) do not write to the residual themselves.
+    """
     token_embedding = decoder.get_input_embeddings()  # type: ignore[operator]
     embeddings: list[str] = []
     for name, module in decoder.named_modules():
         if not isinstance(module, nn.Embedding) or name.startswith(path):
+            continue
+        if module.embedding_dim != d_model:
             continue
         if module is token_embedding:
             embeddings.insert(0, name)
@@ -154,71 +147,21 @@ def _embeddings(
         yield Port(f"{name}.weight", EMBEDDING, -1, None, names[f"{name}.weight"])
 
 
-def _ports(
-    block: nn.Module, path: str, layer: int, names: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[Port, bool]]:
-    """Yield a block's ports, and whether each of them writes."""
-    transposed = {name for name, module in block.named_modules() if isinstance(module, Conv1D)}
-    for name, parameter in block.named_parameters():
-        module_name, kind = _split_parameter_name(name)
-        leaf = module_name.split(".")[-1]
-        part = name.split(".")[0]
-        full_name = f"{path}.{name}"
-        last_axis_is_output = module_name in transposed
-        if leaf in _WRITERS:
-            norm = _joined(path, _norm_after(block, part))
-            axis = -1 if last_axis_is_output or parameter.ndim == 1 else -2
-            yield Port(full_name, layer, axis, norm, names[full_name]), True
-        elif leaf in _READERS and kind == "weight":
-            norm = _joined(path, _norm_before(block, part))
-            axis = -2 if last_axis_is_output else -1
-            yield Port(full_name, layer, axis, norm, names[full_name]), False
-
-
-def _split_parameter_name(name: str) -> tuple[str, str]:
-    """Return the module's name and `weight` or `bias`; fused experts are bare parameters."""
-    if not name.endswith((".weight", ".bias")):
-        return name, "weight"
-    module_name, _, kind = name.rpartition(".")
-    return module_name, kind
-
-
-def _joined(path: str, norm: str | None) -> str | None:
-    if norm is None:
-        return None
-    return f"{path}.{norm}"
-
-
-def _norm_before(block: nn.Module, part: str) -> str | None:
-    candidates = _NORM_BEFORE_ATTENTION if part in _ATTENTION else _NORM_BEFORE_MLP
-    for name in candidates:
-        if hasattr(block, name):
-            return name
-    return None
-
-
-def _norm_after(block: nn.Module, part: str) -> str | None:
-    """Return the norm between a writer and the residual.
-
-    Only Gemma has one; in other models `post_attention_layernorm` precedes the MLP.
-    """
-    if not hasattr(block, "pre_feedforward_layernorm"):
-        return None
-    return "post_attention_layernorm" if part in _ATTENTION else "post_feedforward_layernorm"
-
-
-def _part(name: str, path: str) -> str:
-    return name.removeprefix(f"{path}.").split(".")[1]
-
-
-def _head(model: Any, decoder: nn.Module, stored: Mapping[str, str], n_layers: int) -> Port:
+def _head(model: Any, stored: Mapping[str, str], n_layers: int, norm: str) -> Port:
     head = model.get_output_embeddings()
     path = next(name for name, module in model.named_modules() if module is head)
     name = f"{path}.weight"
     head_source = sources({name: Size(head.weight.shape)}, stored, usual="")[name]
     stored_name = head_source.flat[0]
     stored_names = (stored_name,) if stored_name in stored else ()
-    return Port(name, n_layers, -1, final_norm(decoder), stored_names)
+    return Port(name, n_layers, -1, norm, stored_names)
+
+
+def _final_norm(decoder: nn.Module, blocks_path: str) -> str:
+    """Return the name of the norm beside the blocks, which some decoders (OPT) hold deeper."""
+    owner = blocks_path.rpartition(".")[0]
+    name = final_norm(decoder.get_submodule(owner))
+    return f"{owner}.{name}" if owner else name
 
 
 def _stored_prefix(names: Mapping[str, tuple[str, ...]]) -> str:

@@ -53,7 +53,11 @@ class Logits:
 
 
 class _PassThrough(nn.Module):
-    """Replaces the decoder, and returns its input."""
+    """Replaces the decoder, and returns its input. OPT calls the decoder's own `decoder`."""
+
+    @property
+    def decoder(self) -> "_PassThrough":
+        return self
 
     def forward(self, *_others: Any, inputs_embeds: Tensor, **_more: Any) -> "_Output":
         return _Output(inputs_embeds)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saescope.engine.batches import TokenBatch
@@ -46,7 +46,7 @@ def stream_blocks(
     """
     mode = mode or KernelMode(NATIVE)
     with torch.inference_mode(), _placeholders(lm) as active:
-        _refuse_changes_between_blocks(lm, batches[0])
+        _refuse_changes_between_blocks(lm, active, batches[0])
         residuals = _ResidualStore(folder)
         for layer in range(max(layers) + 1):
             active.layer = layer
@@ -83,13 +83,30 @@ def run_block(
     return outputs
 
 
+def first_block_input(lm: LM, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+    """Return what the first block reads for these token ids: the embedding as it enters."""
+    tokens = TokenBatch(ids, mask=torch.ones_like(ids, dtype=torch.bool), positions=None)
+    with torch.inference_mode(), _placeholders(lm) as active:
+        active.layer = 0
+        object.__setattr__(lm.blocks[0], "forward", _finish)
+        return _run_active_block(lm, tokens, None)
+
+
+def _finish(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    raise _BlockFinished(resid)
+
+
 class _ActiveBlock:
-    """The layer whose block runs, and its input; None: the input that the model passes."""
+    """The layer whose block runs, and its input; None: the input that the model passes.
+
+    `in_tuple`: whether the model takes the residual out of a tuple that its blocks return.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self.blocks = blocks
         self.layer = -1
         self.resid: Tensor | None = None
+        self.in_tuple = False
 
 
 class _Placeholder(nn.Module):
@@ -107,9 +124,9 @@ class _Placeholder(nn.Module):
     ) -> Any:  # models read attributes of their blocks, such as the attention type
         return getattr(object.__getattribute__(self, "block"), name)
 
-    def forward(self, resid: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, resid: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         if self.layer != self.active.layer:
-            return resid
+            return (resid,) if self.active.in_tuple else resid
         if self.active.resid is not None:
             resid = self.active.resid
         output = self.block(resid, *args, **kwargs)
@@ -137,8 +154,13 @@ def _placeholders(lm: LM) -> Iterator[_ActiveBlock]:
 
 
 def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tensor:
-    """Return the active block's output. Only layer 0 looks up the embedding."""
-    inputs = {"input_ids": tokens.ids} if resid is None else {"inputs_embeds": resid}
+    """Return the active block's output.
+
+    Only layer 0 looks up the embedding, unless blocks read the ids as well (Gemma's inputs per
+    layer): the placeholder gives the block its residual either way.
+    """
+    reads_ids = resid is None or bool(getattr(lm.model.config, "hidden_size_per_layer_input", 0))
+    inputs = {"input_ids": tokens.ids} if reads_ids else {"inputs_embeds": resid}
     try:
         lm.model(**inputs, position_ids=tokens.positions, use_cache=False)
     except _BlockFinished as finished:
@@ -148,25 +170,35 @@ def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tenso
     )
 
 
-def _refuse_changes_between_blocks(lm: LM, tokens: TokenBatch) -> None:
-    """Raise SourceError unless the model, with pass-through blocks, keeps the residual."""
+def _refuse_changes_between_blocks(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> None:
+    """Raise SourceError unless the model, with pass-through blocks, keeps the residual.
+
+    Older architectures' blocks return tuples (Falcon): try both.
+    """
+    for active.in_tuple in (False, True):
+        if _keeps_residual(lm, active, tokens):
+            return
+    raise SourceError(
+        f"{lm.spec.repo} cannot be streamed: it changes the residual between or after its blocks"
+    )
+
+
+def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
     inputs: list[Tensor] = []
     first = lm.blocks[0]
 
-    def keep_input(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    def keep_input(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
         inputs.append(resid)
-        return resid
+        return (resid,) if active.in_tuple else resid
 
     object.__setattr__(first, "forward", keep_input)
     try:
         output = lm.model(input_ids=tokens.ids[:1, :2], use_cache=False).last_hidden_state
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False  # the model cannot use what the blocks returned
     finally:
         object.__delattr__(first, "forward")
-    if len(inputs) != 1 or not torch.equal(inputs[0], output):
-        raise SourceError(
-            f"{lm.spec.repo} cannot be streamed: "
-            "it changes the residual between or after its blocks"
-        )
+    return len(inputs) == 1 and torch.equal(inputs[0], output)
 
 
 class _ResidualStore:

@@ -113,7 +113,7 @@ def _applied_in_blocks(
         outputs.append((lm.blocks[layer], residual_map))
     for name, residual_map in intervention.module_outputs.items():
         if name != anatomy.head.norm:
-            outputs.append((lm.decoder.get_submodule(name), residual_map))
+            outputs.append((lm.model.get_submodule(name), residual_map))
     inputs = []
     if intervention.first_input is not None:
         inputs.append((lm.blocks[0], intervention.first_input))

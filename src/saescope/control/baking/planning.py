@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from saescope.control.baking.anatomy_check import check_anatomy
+from saescope.control.baking.anatomy_check import check_anatomy, embedding_scale
 from saescope.control.baking.biases import plan_biases
 from saescope.control.baking.checkpoint_writer import CheckpointChanges, NewTensor
 from saescope.control.baking.eligibility import edit_vectors
@@ -21,11 +18,7 @@ from saescope.engine.gains import norm_gains
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
-from saescope.errors import SourceError
 from saescope.sources.files import Files, open_files
-
-_CHECKED_EMBEDDINGS = 64
-_EMBEDDING_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -70,22 +63,10 @@ def make_plan(
     gains = norm_gains(base.shards, anatomy, anatomy.norms(writes=True, reads=reads))
     lm = load_lm(base.files.source, [anatomy.last_kind], device=base.device, streamed=True)
     check_anatomy(lm, anatomy, gains, reads=reads)
-    return plan_projection(method, anatomy, gains, vectors, _embedding_scale(lm))
-
-
-def _embedding_scale(lm: LM) -> float:
-    """Return the factor by which the model multiplies token embeddings (√d_model in Gemma)."""
-    embedding: Any = lm.decoder.get_input_embeddings()  # type: ignore[operator]
-    ids = torch.arange(min(_CHECKED_EMBEDDINGS, lm.vocab_size), device=lm.device)
-    with torch.inference_mode():
-        output, stored = embedding(ids).float(), embedding.weight[ids].float()
-    scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
-    difference = (output - scale * stored).abs().max()
-    if difference > _EMBEDDING_TOLERANCE * output.abs().max():
-        raise SourceError(
-            f"{lm.spec.repo}: token embeddings are not a scalar multiple of the stored weights"
-        )
-    return scale
+    scale = 1.0
+    if method in ("every-write", "writers-up-to"):
+        scale = embedding_scale(lm, anatomy)
+    return plan_projection(method, anatomy, gains, vectors, scale)
 
 
 def checkpoint_changes(anatomy: Anatomy, plan: BakePlan) -> CheckpointChanges:

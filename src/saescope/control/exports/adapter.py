@@ -119,7 +119,7 @@ def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank 
 
 
 def _applied(lm: LM, factors: LoraFactors) -> AbstractContextManager[None]:
-    module = lm.decoder.get_submodule(factors.module)
+    module = lm.model.get_submodule(factors.module)
     if factors.kind == "experts":
         return swap_parameter(module, factors.parameter, partial(_add_to_weight, factors))
     if factors.kind == "embedding":

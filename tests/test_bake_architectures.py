@@ -1,0 +1,175 @@
+"""Bakes of every architecture, judged by transformers' own model on both folders.
+
+every-write: no layer's output has a component along the direction. readers-above: where nothing
+writes along it, the logits are the same for both signs of a component above the edit's layer.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import reference
+import tiny
+from saescope.control.baking.bake import bake
+from saescope.control.baking.bake_result import BakeResult
+from saescope.control.baking.settings import BakeSettings, Method
+from saescope.control.edits import Edit
+from saescope.errors import SaescopeError
+from saescope.sources.directions import Direction
+from saescope.sources.prompts import texts
+from test_architectures import one_thread
+
+__all__ = ["one_thread"]
+
+D_MODEL, LAYER = 32, 1
+DIRECTION = np.random.default_rng(3).normal(size=D_MODEL)
+EDIT = Edit(direction=Direction(LAYER, DIRECTION, "d"), op="project")
+UNIT = torch.from_numpy(DIRECTION / np.linalg.norm(DIRECTION)).float()
+NEUTRAL = texts(tiny.TEXTS)[0].prompts[:3]
+IDS = torch.tensor([[5, 17, 80, 3, 200, 41, 7, 7, 130, 99, 250, 12]])
+COMMON: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")) | {
+    "vocab_size": 300, "hidden_size": D_MODEL, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "initializer_range": 0.15, "max_position_embeddings": 128, "tie_word_embeddings": False,
+}  # fmt: skip
+SIZES = COMMON | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+EXPERTS = {
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "norm_topk_prob": True,
+}  # fmt: skip
+MLA = {
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8,
+}  # fmt: skip
+SHARED = {"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}  # fmt: skip
+SLIDING = {"sliding_window": 8}
+GEMMA4 = {
+    **SLIDING, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "global_head_dim": 8, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8,
+}  # fmt: skip
+OPT = {"ffn_dim": 64, "word_embed_proj_dim": D_MODEL}
+GRANITE = {"residual_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
+SPARSE = {"decoder_sparse_step": 1, "shared_expert_intermediate_size": 16}
+CONFIGS: dict[str, Mapping[str, Any]] = {
+    "llama": SIZES,
+    "olmo2": SIZES,
+    "olmo3": SIZES | SLIDING,
+    "gpt_neox": SIZES,
+    "opt": COMMON | OPT,
+    "granite": SIZES | GRANITE,
+    "glm4": SIZES,
+    "gpt_oss": SIZES | EXPERTS | SLIDING | {"intermediate_size": D_MODEL},
+    "gemma3_text": SIZES | SLIDING,
+    "vaultgemma": SIZES | SLIDING,
+    "phi": SIZES,
+    "falcon": COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "qwen3_5_text": SIZES | LINEAR,
+    "qwen3_next": SIZES | EXPERTS | LINEAR | SPARSE,
+    "cohere": SIZES,
+    "starcoder2": SIZES,
+    "exaone4": SIZES | SLIDING,
+    "bloom": COMMON | {"n_layer": 3, "n_head": 4},
+}
+# Norms follow the writers, so weights project the direction of a write and not its size.
+NORMED = ("olmo2", "olmo3", "glm4", "gemma3_text", "exaone4")
+LAYER_NORMS = ("gpt_neox", "opt", "phi", "falcon", "cohere", "starcoder2", "bloom")
+REFUSED = ("bloom",)  # a norm stands between the embedding and the residual
+
+
+def save(kind: str, folder: Path) -> Path:
+    """A random checkpoint whose norms, biases and buffers are not those it starts with."""
+    torch.manual_seed(1)
+    config = CONFIG_MAPPING[kind](**CONFIGS[kind])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.rand_like(parameter)
+        elif parameter.std() < 0.1 and "embed" not in name:
+            parameter.data.normal_(std=0.15)
+    for name, buffer in model.named_buffers():
+        if "layer_scalar" in name:
+            buffer.fill_(0.7)
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def attempt(kind: str, method: Method, tmp_path: Path) -> BakeResult:
+    model = save(kind, tmp_path / "model")
+    settings = BakeSettings(method=method)
+    return bake(model, (), [EDIT], tmp_path / "out", settings, neutral=NEUTRAL)
+
+
+def stock(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=IDS, use_cache=False).logits[0]
+        return found
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_write_leaves_nothing_of_the_direction(kind: str, tmp_path: Path) -> None:
+    if kind in REFUSED:
+        with pytest.raises(SaescopeError, match=kind) as refusal:
+            attempt(kind, "every-write", tmp_path)
+        assert "\n" not in str(refusal.value)
+        assert not (tmp_path / "out").exists()
+        return
+    result = attempt(kind, "every-write", tmp_path)
+    assert result.exact == (kind not in NORMED)
+    seen: list[Tensor] = []
+    model = stock(tmp_path / "out")
+    for block in reference.blocks(model):
+        block.register_forward_hook(lambda _m, _i, out: seen.append(reference.tensor(out)))
+    baked, plain = logits(model), logits(stock(tmp_path / "model"))
+    assert max(float(((r @ UNIT).abs() / r.norm(dim=-1)).max()) for r in seen) < 1e-5
+    assert (baked - plain).abs().max() > 1e-3
+    assert result.kl_hook_baked is not None
+    assert result.kl_base_baked is not None
+    if result.exact:
+        assert result.kl_hook_baked.largest < 1e-8 < result.kl_base_baked.mean
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in REFUSED])
+def test_readers_above_do_not_see_the_direction(kind: str, tmp_path: Path) -> None:
+    if kind in LAYER_NORMS:
+        with pytest.raises(SaescopeError, match="its norms are not"):
+            attempt(kind, "readers-above", tmp_path)
+        return
+    attempt(kind, "every-write", tmp_path)  # so that nothing above the layer writes along it
+    settings = BakeSettings(method="readers-above")
+    result = bake(tmp_path / "out", (), [EDIT], tmp_path / "both", settings, neutral=NEUTRAL)
+    assert result.exact
+    assert result.kl_hook_baked is not None
+    assert result.kl_hook_baked.largest < 1e-8
+    changes = []
+    for folder in ("out", "both"):
+        model = stock(tmp_path / folder)
+        block = reference.blocks(model)[LAYER]
+        outputs = []
+        for sign in (1, -1):
+            handle = block.register_forward_hook(partial(shifted, sign))
+            outputs.append(logits(model))
+            handle.remove()
+        changes.append(float((outputs[0] - outputs[1]).abs().max()))
+    assert changes[1] < 1e-4 < 1e-2 < changes[0]
+
+
+def shifted(sign: int, _module: Any, _inputs: Any, output: Any) -> Any:
+    """The residual with a component along the direction, of either sign and so of equal norm."""
+    h = (output[0] if isinstance(output, tuple) else output) + sign * 3 * UNIT
+    return (h, *output[1:]) if isinstance(output, tuple) else h
