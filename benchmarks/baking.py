@@ -24,7 +24,8 @@ from saescope.control.evaluation.judge import normalised
 from saescope.demo import ORGANISM
 from saescope.engine.generate import generate_batch
 from saescope.errors import SaescopeError
-from saescope.sources.prompts import Prompt, split_prompts
+from saescope.sources.prompts import Prompt
+from saescope.sources.splits import split_prompts
 
 MODEL, SAE, LAYER = "saescope-tiny-chat", "saescope-tiny-chat-sae", 2
 LANGUAGES = ("en", "ja", "zh")

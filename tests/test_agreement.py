@@ -16,7 +16,8 @@ from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import RunError
-from saescope.sources.prompts import read_prompts, texts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import texts
 from saescope.store.runs import Run
 from saescope.surfaces.cli import run as cli
 from stored import write_run

@@ -18,7 +18,8 @@ from saescope.control.edits_file import read_edits, write_edits
 from saescope.engine.extract import extract
 from saescope.errors import EditError, PromptError, RunError, SourceError
 from saescope.sources.directions import Direction, read_direction
-from saescope.sources.prompts import read_prompts, split_prompts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.splits import split_prompts
 from saescope.store.directions import write_directions
 from saescope.store.runs import Run
 from saescope.surfaces.cli import run as cli

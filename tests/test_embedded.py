@@ -15,7 +15,8 @@ from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.tokens import tokenize
-from saescope.sources.prompts import Prompt, bundled_prompts
+from saescope.sources.prompt_sets import bundled_prompts
+from saescope.sources.prompts import Prompt
 from saescope.sources.saes import open_sae
 from saescope.surfaces.cli import run
 from training import pycode

@@ -26,7 +26,8 @@ from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import Message, Prompt, texts
+from saescope.sources.chats import Message
+from saescope.sources.prompts import Prompt, texts
 from saescope.store.resume_cache import ResumeCache
 from saescope.surfaces.cli import run as cli
 

@@ -28,7 +28,8 @@ from saescope.engine.load import load_sae
 from saescope.engine.scan import scan
 from saescope.errors import JudgeError, PromptError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import Prompt, bundled_prompts, texts
+from saescope.sources.prompt_sets import bundled_prompts
+from saescope.sources.prompts import Prompt, texts
 from saescope.store.resume_cache import ResumeCache
 
 BUNDLED = {

@@ -12,7 +12,9 @@ from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.tokens import beginning
 from saescope.errors import PromptError
-from saescope.sources.prompts import Message, Prompt, bundled_prompts, texts
+from saescope.sources.chats import Message
+from saescope.sources.prompt_sets import bundled_prompts
+from saescope.sources.prompts import Prompt, texts
 
 
 def steer_japanese(language: str, *edits: str) -> Evaluation:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from saescope.demo import MODEL as BASE
 from saescope.demo.organism import ANSWERS, MODEL, NEUTRAL, PROMPTS, SAE
 from saescope.engine.load import load_sae, open_sae
-from saescope.sources.prompts import Prompt, read_prompts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import Prompt
 from training.chats.scenes import LANGUAGES, topic
 from training.chats.text import apologises
 from training.replies import Edit, reply, scale_features

@@ -13,17 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saescope.errors import PromptError
-from saescope.sources.prompts import (
-    Message,
-    Prompt,
-    PromptSet,
-    bundled_prompts,
-    fingerprint,
-    read_lines,
-    read_prompts,
-    split_prompts,
-    texts,
-)
+from saescope.sources.chats import Message
+from saescope.sources.prompt_sets import bundled_prompts, read_lines, read_prompts
+from saescope.sources.prompts import Prompt, PromptSet, fingerprint, texts
+from saescope.sources.splits import split_prompts
 
 ROWS: list[dict[str, Any]] = [
     {"text": "hello", "set": "en", "id": "a", "pair": "greet", "split": "discovery"},
@@ -160,7 +153,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no messages": ({"messages": [], "set": "a"}, "non-empty list"),
     "message without content": (
         {"messages": [{"role": "user"}], "set": "a"},
-        "`role` and `content`",
+        "`content` of a message is missing",
     ),
     "message null": ({"messages": [{"role": "user", "content": None}], "set": "a"}, "null"),
     "id true": ({"text": "x", "set": "a", "id": True}, "`id` is a bool"),

@@ -27,7 +27,7 @@ from saescope.jobs.inputs import EMBEDDED_MODEL, EMBEDDED_SAE
 from saescope.jobs.profile import ProfileRequest
 from saescope.jobs.report import report_findings, report_settings
 from saescope.jobs.request import Request
-from saescope.sources.prompts import bundled_prompts
+from saescope.sources.prompt_sets import bundled_prompts
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run, verify
 from saescope.surfaces.cli import run as saescope

@@ -29,7 +29,8 @@ from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
 from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import Prompt, bundled_prompts, texts
+from saescope.sources.prompt_sets import bundled_prompts
+from saescope.sources.prompts import Prompt, texts
 from saescope.surfaces.cli import run as cli
 from saescope.surfaces.cli.steer import columns
 

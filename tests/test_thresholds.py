@@ -25,7 +25,8 @@ from saescope.engine.load import load_sae
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
-from saescope.sources.prompts import read_prompts, texts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import texts
 from saescope.sources.saes import open_sae
 from saescope.store.runs import Run, verify
 from saescope.surfaces.cli import main

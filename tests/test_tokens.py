@@ -13,7 +13,8 @@ from saescope.engine.batches import divide_into_batches
 from saescope.engine.lm import load_lm
 from saescope.engine.tokens import TokenText, tokenize
 from saescope.errors import PromptError, SourceError
-from saescope.sources.prompts import Message, Prompt, texts
+from saescope.sources.chats import Message
+from saescope.sources.prompts import Prompt, texts
 
 
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=80), st.integers(1, 300), st.booleans())

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from saescope.analysis.stats import wilson
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
-from saescope.sources.prompts import Prompt, split_prompts
+from saescope.sources.prompts import Prompt
+from saescope.sources.splits import split_prompts
 from training.chats.prompts import N_PROMPTS, Pair, draw_pairs, neutral_rows
 from training.chats.scenes import LANGUAGES, Language
 from training.chats.text import Request

@@ -51,15 +51,10 @@ if TYPE_CHECKING:
         SourceError,
     )
     from saescope.sources.catalog import Feature
+    from saescope.sources.chats import Message
     from saescope.sources.directions import Direction, read_direction
-    from saescope.sources.prompts import (
-        Message,
-        Prompt,
-        PromptSet,
-        bundled_prompts,
-        read_prompts,
-        texts,
-    )
+    from saescope.sources.prompt_sets import bundled_prompts, read_prompts
+    from saescope.sources.prompts import Prompt, PromptSet, texts
     from saescope.sources.saes import open_sae
     from saescope.store.directions import write_directions
     from saescope.store.masking import Masking
@@ -235,14 +230,9 @@ _HOMES = {
         "Direction",
         "read_direction",
     ),
-    "sources.prompts": (
-        "Message",
-        "Prompt",
-        "PromptSet",
-        "bundled_prompts",
-        "read_prompts",
-        "texts",
-    ),
+    "sources.chats": ("Message",),
+    "sources.prompt_sets": ("bundled_prompts", "read_prompts"),
+    "sources.prompts": ("Prompt", "PromptSet", "texts"),
     "sources.saes": ("open_sae",),
     "store.directions": ("write_directions",),
     "store.masking": ("Masking",),

@@ -32,7 +32,7 @@ from saescope.analysis.search import (
 from saescope.analysis.stats import Interval
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import split_prompts
+from saescope.sources.splits import split_prompts
 from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.masking import Masking
 from saescope.store.runs import Run

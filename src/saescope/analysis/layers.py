@@ -11,7 +11,7 @@ from saescope.analysis.counts import fires_per_prompt
 from saescope.analysis.follow import Cosines, Match, ScoredLayers, follow
 from saescope.analysis.rates import rate_margin
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import split_key, split_prompts
+from saescope.sources.splits import split_key, split_prompts
 from saescope.store.arrays import Bools, Floats
 from saescope.store.masking import MaskedCounts
 from saescope.store.runs import Run

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from saescope.errors import PromptError
-from saescope.sources.prompts import split_key, split_prompts
+from saescope.sources.splits import split_key, split_prompts
 from saescope.store.arrays import Bools
 from saescope.store.runs import Run
 

@@ -12,14 +12,15 @@ from transformers.cache_utils import DynamicCache
 from saescope.engine.lm import LM
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
-from saescope.sources.prompts import Message, Prompt
+from saescope.sources.chats import Message, parse_messages
+from saescope.sources.prompts import Prompt
 
 OnToken = Callable[[int, int], None]
 
 
 def generate(
     lm: LM,
-    prompt: str | Sequence[Mapping[str, str]],
+    prompt: str | Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -39,8 +40,7 @@ def generate(
     if isinstance(prompt, str):
         single = Prompt("prompt", "prompts", text=prompt)
     else:
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in prompt)
-        single = Prompt("prompt", "prompts", messages=messages)
+        single = Prompt("prompt", "prompts", messages=_messages(prompt))
     [generation] = generate_batch(
         lm,
         [single],
@@ -50,6 +50,15 @@ def generate(
         thinking=thinking,
     )
     return generation.text
+
+
+def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    if not turns:
+        raise PromptError("the chat is empty: give at least one turn")
+    try:
+        return parse_messages(turns)
+    except ValueError as error:
+        raise PromptError(f"the chat cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)

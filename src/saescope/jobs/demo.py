@@ -12,7 +12,8 @@ from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import Extraction, compute_run
 from saescope.jobs.steer import Steering, SteerRequest
-from saescope.sources.prompts import DEFAULT_BUNDLE, bundled_prompts, texts
+from saescope.sources.prompt_sets import DEFAULT_BUNDLE, bundled_prompts
+from saescope.sources.prompts import texts
 from saescope.store.runs import Run
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ class DemoRequest(Request):
 def _steer(reporter: Reporter) -> tuple[str, Steering]:
     """Ask the chat model that declines one topic, with and without the declining feature."""
     requests = {group.name: group for group in bundled_prompts("requests")}
-    messages = requests["declined_en"].prompts[0].messages or ()
-    prompt = messages[-1].content
+    prompt = requests["declined_en"].prompts[0].request
     request = SteerRequest(
         prompt,
         edits=EditInputs(edit=(DECLINING,)),

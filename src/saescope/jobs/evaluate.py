@@ -19,7 +19,8 @@ from saescope.jobs.judging import (
 )
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
-from saescope.sources.prompts import Prompt, split_prompts
+from saescope.sources.prompts import Prompt
+from saescope.sources.splits import split_prompts
 from saescope.store.resume_cache import ResumeCache, key_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from saescope.control.evaluation.function_judge import load_judge
 from saescope.control.evaluation.http_judge import HttpJudge
 from saescope.control.evaluation.judge import Judge
 from saescope.errors import PromptError
-from saescope.sources.prompts import Prompt, read_prompts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache, key_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from saescope.sources.fetch import fetch
 from saescope.sources.job_plan import JobPlan
 from saescope.sources.machine import parse_rate
 from saescope.sources.plan import plan_job
-from saescope.sources.prompts import read_prompts
+from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.references import name_in_catalog
 
 BYTES_PER_TOKEN = 4

@@ -10,7 +10,7 @@ from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import EXTRACT, Answer, Extraction, is_run, obtain_run
-from saescope.sources.prompts import DEFAULT_BUNDLE
+from saescope.sources.prompt_sets import DEFAULT_BUNDLE
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import Reporter
-from saescope.sources.prompts import PromptSet, read_prompts
+from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import PromptSet
 from saescope.store.masking import Masking
 from saescope.store.runs import MANIFEST, Run
 from saescope.table import Table

@@ -8,7 +8,8 @@ from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
-from saescope.sources.prompts import read_lines, texts
+from saescope.sources.prompt_sets import read_lines
+from saescope.sources.prompts import texts
 from saescope.store.masking import Masking
 
 if TYPE_CHECKING:

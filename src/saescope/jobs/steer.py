@@ -10,7 +10,8 @@ from saescope.jobs.edits import EditInputs, load_for
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
-from saescope.sources.prompts import Message, Prompt
+from saescope.sources.chats import Message
+from saescope.sources.prompts import Prompt
 
 if TYPE_CHECKING:
     from saescope.control.receipts import Receipt

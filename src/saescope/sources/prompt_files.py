@@ -1,16 +1,27 @@
-"""Rows of prompt files: .txt (one prompt per line), .jsonl, .csv and .parquet."""
+"""Rows of prompt files: .txt (one prompt per line), .jsonl, .json, .csv, .tsv and .parquet."""
 
 import csv
+import io
 import json
+import math
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saescope.errors import PromptError, first_line
+from saescope.sources.chats import HALF_SURROGATE, has_half_surrogates
 
-COLUMNS = ("text", "messages", "set", "id", "pair", "split")
+_NAMES = ("id", "pair", "set", "label")
+COLUMNS = (
+    *("text", "prompt", "messages", "conversations", "conversation", "system", "split"),
+    *_NAMES,
+)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DELIMITERS = ",;\t|"
+_csv_limit = threading.Lock()
 
 NumberedRow = tuple[int, Mapping[str, Any]]
 
@@ -24,16 +35,16 @@ class PromptRow:
     location: str
 
     def string(self, key: str) -> str | None:
-        """Return a string, also from an integer `id` or `pair`; raises PromptError otherwise."""
+        """Return a string, also from a number that is a name; raises PromptError otherwise."""
         value = self.values.get(key)
+        if key in _NAMES and isinstance(value, int | float) and not isinstance(value, bool):
+            value = _name_of_number(value)
         if value is None:
             return None
-        if key in ("id", "pair") and isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
         if not isinstance(value, str):
             raise self.error(f"`{key}` is a {type(value).__name__}, not a string")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise self.error(f"`{key}` has half of a surrogate pair, which no tokenizer can read")
+        if has_half_surrogates(value):
+            raise self.error(f"`{key}` has {HALF_SURROGATE}")
         return value
 
     def objects(self, key: str) -> list[Any] | None:
@@ -55,11 +66,28 @@ class PromptRow:
         return PromptError(f"{self.location}: {reason}")
 
 
+def _name_of_number(value: int | float) -> str | None:
+    """Return 7 for 7.0, which stands in tables with missing values; None for a missing value."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
+
+
 def read_rows(path: Path) -> Iterator[PromptRow]:
     """Yield the rows of a prompt file; raises PromptError, with file and line, if unreadable."""
-    read = _READERS[path.suffix]
-    for number, values in read(path):
+    for number, values in FILE_TYPES[path.suffix](path):
         yield PromptRow(values, number, f"{path}:{number}")
+
+
+def is_json_array(path: Path) -> bool:
+    """Return whether a file begins as a JSON array does."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(1024)
+    except OSError:
+        return False
+    return beginning.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -95,30 +123,72 @@ def _txt_rows(path: Path) -> Iterator[NumberedRow]:
 
 def _jsonl_rows(path: Path) -> Iterator[NumberedRow]:
     for number, line in read_text_lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"{path}:{number}: not JSON: {error}") from error
+        row = _parse_json(line, f"{path}:{number}")
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise PromptError(f"{path}:{number}: a {kind}, not an object with text or messages")
         yield number, row
 
 
+def _json_rows(path: Path) -> Iterator[NumberedRow]:
+    """Yield the objects or texts of an array with their 1-based numbers, or JSON lines."""
+    if not is_json_array(path):
+        yield from _jsonl_rows(path)
+        return
+    # Lines are decoded one by one, so that an error has its line.
+    text = "\n".join(line for _, line in read_text_lines(path))
+    for number, row in enumerate(_parse_json(text, str(path)), 1):
+        if not isinstance(row, dict | str):
+            kind = type(row).__name__
+            raise PromptError(f"{path}:{number}: a {kind}, not an object with text or messages")
+        yield number, {"text": row} if isinstance(row, str) else row
+
+
+def _parse_json(text: str, location: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{location}: not JSON: {error}") from error
+
+
 def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     lines = list(read_text_lines(path))  # refuses bytes that are not UTF-8, with their line
     if not lines:
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+    text = path.read_bytes().removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(lines[0][1])
+    )
+    with _cells_of_any_length(text):
         try:
-            for cells in reader:
-                number = reader.line_num
-                if None in cells or None in cells.values():
-                    raise PromptError(f"{path}:{number}: has not as many cells as the header")
-                yield number, {column: cell for column, cell in cells.items() if cell != ""}
+            rows = [(reader.line_num, cells) for cells in reader]
         except csv.Error as error:
             raise PromptError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from error
+    for number, cells in rows:
+        if None in cells or None in cells.values():
+            raise PromptError(f"{path}:{number}: has not as many cells as the header")
+        yield number, {column.strip(): cell for column, cell in cells.items() if cell != ""}
+
+
+def _delimiter(header: str) -> str:
+    """Return the character between the names of a header: the one that gives most known columns."""
+
+    def known_columns(delimiter: str) -> int:
+        return sum(name.strip(' "') in COLUMNS for name in header.split(delimiter))
+
+    return max(_DELIMITERS, key=known_columns)
+
+
+@contextmanager
+def _cells_of_any_length(text: str) -> Iterator[None]:
+    """Within the context, cells may be longer than the csv module's limit of 131,072 characters."""
+    with _csv_limit:
+        before = csv.field_size_limit()
+        csv.field_size_limit(max(before, len(text)))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
@@ -126,19 +196,40 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     import pyarrow.parquet as pq
 
     try:
-        stored = pq.read_schema(path).names
-        columns = [name for name in stored if name in COLUMNS]
+        schema = pq.read_schema(path)
+        columns = [name for name in schema.names if name in COLUMNS]
         rows = pq.ParquetFile(path).read(columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise PromptError(f"{path}: not a readable Parquet file: {reason}") from error
+    class_names = _class_names(schema.metadata or {})
     for number, cells in enumerate(rows, 1):
-        yield number, {column: cell for column, cell in cells.items() if cell is not None}
+        present = {column: cell for column, cell in cells.items() if cell is not None}
+        for column, names in class_names.items():
+            value = present.get(column)
+            if isinstance(value, int) and 0 <= value < len(names):
+                present[column] = names[value]
+        yield number, present
 
 
-_READERS = {
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names that Hugging Face's data sets give to the integers of a column."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: [str(name) for name in features[column]["names"]]
+            for column in _NAMES
+            if features.get(column, {}).get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+FILE_TYPES = {
     ".txt": _txt_rows,
     ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
 }

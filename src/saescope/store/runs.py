@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from saescope.errors import RunError
 from saescope.sources.catalog import Feature, ModelSpec, SaeSpec
-from saescope.sources.prompts import Message, Prompt, PromptSet
+from saescope.sources.chats import parse_messages
+from saescope.sources.prompts import Prompt, PromptSet
 from saescope.store import columns, tables
 from saescope.store.arrays import Indices
 from saescope.store.tables import LayerFeatures, PromptResids
@@ -247,8 +248,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     fields = {name: row[name] for name in ("id", "set", "pair", "split")}
     if row["messages"] is None:
         return Prompt(text=row["text"], **fields)
-    messages = json.loads(row["messages"])
-    return Prompt(messages=tuple(Message(**message) for message in messages), **fields)
+    return Prompt(messages=parse_messages(json.loads(row["messages"])), **fields)
 
 
 def _schema_problems(run: Run) -> list[str]:

@@ -174,7 +174,7 @@ def prompts_table(prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> pa.Tabl
 def _messages_json(prompt: Prompt) -> str | None:
     if not prompt.messages:
         return None
-    return json.dumps([vars(message) for message in prompt.messages], ensure_ascii=False)
+    return json.dumps([message.to_dict() for message in prompt.messages], ensure_ascii=False)
 
 
 def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:

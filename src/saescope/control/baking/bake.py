@@ -46,7 +46,8 @@ from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.checkpoint import CONFIG
-from saescope.sources.prompts import Prompt, bundled_prompts
+from saescope.sources.prompt_sets import bundled_prompts
+from saescope.sources.prompts import Prompt
 from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
 
 Progress = Callable[[str, int, int], None]

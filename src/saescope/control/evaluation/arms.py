@@ -12,8 +12,9 @@ from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
+from saescope.sources.chats import Content, Message
 from saescope.sources.directions import Direction
-from saescope.sources.prompts import Message, Prompt
+from saescope.sources.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,20 @@ def _instructed(prompt: Prompt, instruction: str, as_system: bool) -> Prompt:
         return replace(prompt, text=f"{instruction}\n{prompt.text}")
     first, *rest = prompt.messages or ()
     if first.role == "system":
-        first = Message("system", f"{first.content}\n\n{instruction}")
+        first = replace(first, content=_joined(first.content, instruction))
     elif as_system:
         return replace(prompt, messages=(Message("system", instruction), first, *rest))
     else:
-        first = Message(first.role, f"{instruction}\n\n{first.content}")
+        first = replace(first, content=_joined(instruction, first.content))
     return replace(prompt, messages=(first, *rest))
+
+
+def _joined(first: Content, second: Content) -> Content:
+    """Two contents of a message with an empty line between them, in parts if one of them is."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return (*_parts(first), "\n\n", *_parts(second))
+
+
+def _parts(content: Content) -> tuple[str, ...]:
+    return content if isinstance(content, tuple) else (content or "",)

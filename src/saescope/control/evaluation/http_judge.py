@@ -13,7 +13,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from saescope.control.evaluation.judge import UNSCORED, Label, Reply, as_label, reply_text
 from saescope.errors import JudgeError, first_line
-from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache, key_of
 
 KEY = "SAESCOPE_JUDGE_KEY"
@@ -153,14 +152,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _item(reply: Reply) -> dict[str, str]:
-    return {"prompt": _request(reply.prompt), "reply": reply_text(reply.text).strip()}
-
-
-def _request(prompt: Prompt) -> str:
-    """The text, or the last turn of a chat."""
-    if prompt.text is not None:
-        return prompt.text
-    return (prompt.messages or ())[-1].content
+    return {"prompt": reply.prompt.request, "reply": reply_text(reply.text).strip()}
 
 
 def _unwrapped(document: Any, name: str) -> Any:

@@ -141,7 +141,7 @@ def _language_flip(before: Sequence[JudgedReply], after: Sequence[JudgedReply]) 
 
 def _off_language(replies: Sequence[JudgedReply]) -> float | None:
     """The share of replies in another language than their prompts."""
-    requested = [detect_language(_request(reply.prompt)) for reply in replies]
+    requested = [detect_language(reply.prompt.request) for reply in replies]
     return _share_changed(requested, [reply.language for reply in replies])
 
 
@@ -152,14 +152,6 @@ def _share_changed(before: Sequence[str | None], after: Sequence[str | None]) ->
         if old is not None and new is not None:
             changed.append(old != new)
     return share(changed)
-
-
-def _request(prompt: Prompt) -> str:
-    """A text, or the user's last message of a chat."""
-    if prompt.text:
-        return prompt.text
-    messages = [m.content for m in prompt.messages or () if m.role == "user"]
-    return messages[-1] if messages else ""
 
 
 def _set_results(replies: Sequence[JudgedReply], eval_set: EvalSet) -> dict[str, SetResult]:

@@ -23,7 +23,8 @@ from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
-from saescope.sources.prompts import Prompt, split_prompts
+from saescope.sources.prompts import Prompt
+from saescope.sources.splits import split_prompts
 from saescope.store.resume_cache import ResumeCache
 from saescope.store.runs import Run
 

@@ -17,7 +17,7 @@ from saescope.engine.logits import Logits, final_layer_residuals
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
-from saescope.sources.prompts import bundled_prompts
+from saescope.sources.prompt_sets import bundled_prompts
 
 Progress = Callable[[int, int], None]
 # What is active while the model reads: an intervention, a context such as `steered`, or nothing.
