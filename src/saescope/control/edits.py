@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from saescope.errors import EditError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
+from saescope.sources.direction_files import is_direction_file
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
@@ -245,7 +246,7 @@ def parse_edit(text: str) -> Edit:
     if when:
         values["when"] = when
     try:
-        if ".safetensors" in target:
+        if is_direction_file(target):
             values["direction"] = read_direction(*parse_direction_ref(target))
         else:
             values["feature"] = Feature.parse(target)

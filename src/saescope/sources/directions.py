@@ -1,11 +1,9 @@
-"""Directions of the residual, such as a difference of means, in memory and in safetensors files.
+"""Directions of the residual, such as a difference of means, in memory and in files.
 
-A file is self-contained: its metadata hold each direction's name, layer, model and origin. Files of
-other tools are read too: one vector, or vectors named `direction.{layer}`. `store/directions.py`
-writes files.
+A file of saescope is self-contained: its metadata hold each direction's name, layer, model and
+origin. Files of other tools are read too: `direction_files.py`. `store/directions.py` writes files.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.errors import SourceError
+from saescope.sources.direction_files import (
+    layer_in_name,
+    read_direction_file,
+    refuse_other_place,
+)
+from saescope.sources.saes import ranges
 
-METADATA_KEY = "saescope_directions"
-_MAX_FILE_BYTES = 2**30
-_DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _NAMES_LISTED = 5
 
 
@@ -83,9 +84,11 @@ class Direction:
 def read_direction(
     path: str | Path, tensor: str | None = None, layer: int | None = None
 ) -> Direction:
-    """One direction of a safetensors file: the named tensor, or that of a layer, or the only one.
+    """One direction of a file: the named tensor, or that of a layer, or the only one.
 
-    Raises SourceError if the file is damaged, has no such direction, or does not say its layer.
+    The file is safetensors, a GGUF control vector, or what torch or NumPy saved; a layer is the
+    block to whose output the direction belongs. Raises SourceError if the file is damaged, has no
+    such direction, or does not say its layer.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -99,7 +102,7 @@ def read_direction(
     ('japanese', 2, 5.0)
     """
     path = Path(path).expanduser()
-    file = _read_file(path)
+    file = read_direction_file(path)
     name = tensor or _choose_tensor(path, list(file.tensors), layer)
     if name not in file.tensors:
         raise SourceError(f"{path} has no tensor {name!r}: it has {_list_names(file.tensors)}")
@@ -108,7 +111,7 @@ def read_direction(
     try:
         return Direction(
             layer=_resolve_layer(name, metadata, layer),
-            values=_values(file.tensors[name]),
+            values=file.tensors[name](),
             name=texts.get("name", path.stem),
             model=texts.get("model", ""),
             origin=texts.get("made", ""),
@@ -118,7 +121,10 @@ def read_direction(
 
 
 def _resolve_layer(name: str, metadata: Mapping[str, Any], requested: int | None) -> int:
-    stored = metadata.get("layer", _layer_in_name(name))
+    stored = metadata.get("layer")
+    if stored is None:
+        refuse_other_place(name)
+        stored = layer_in_name(name)
     layer = requested if stored is None else stored
     if layer is None:
         raise SourceError(f"{name} does not say its layer: add it, as FILE@17 or layer = 17")
@@ -147,58 +153,19 @@ def parse_direction_ref(text: str) -> DirectionRef:
     return DirectionRef(path, tensor or None, layer)
 
 
-@dataclass(frozen=True)
-class _DirectionFile:
-    """A file's tensors as safetensors gives them, and the metadata of each direction."""
-
-    tensors: Mapping[str, Mapping[str, Any]]
-    metadata: Mapping[str, Mapping[str, Any]]
-
-
-def _read_file(path: Path) -> _DirectionFile:
-    from safetensors import SafetensorError, deserialize, safe_open
-
-    try:
-        size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            raise SourceError(f"{path} has {size:,} bytes: that is too large for directions")
-        tensors = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"{path} does not exist: give a safetensors file with a direction"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise SourceError(f"{path} is not a readable safetensors file: {error}") from error
-    return _DirectionFile(tensors, _parse_metadata(path, metadata.get(METADATA_KEY, "{}")))
-
-
-def _parse_metadata(path: Path, text: str) -> Mapping[str, Mapping[str, Any]]:
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict) or not all(map(_is_metadata, metadata.values())):
-        raise SourceError(f"{path} has damaged metadata of its directions")
-    return metadata
-
-
-def _is_metadata(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    layer = value.get("layer")
-    if layer is None:
-        return True
-    return isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
-
-
 def _choose_tensor(path: Path, names: Sequence[str], layer: int | None) -> str:
     if len(names) == 1:
         return names[0]
-    matching = [name for name in names if _layer_in_name(name) == layer]
-    if layer is not None and len(matching) == 1:
-        return matching[0]
+    layers = [layer_in_name(name) for name in names]
+    if layer is not None and layers.count(layer) == 1:
+        return names[layers.index(layer)]
+    known = sorted({found for found in layers if found is not None})
+    if names and len(known) == len(names):  # one direction per layer
+        missing = "" if layer is None else f"none of layer {layer}: "
+        raise SourceError(
+            f"{path} has directions of layers {ranges(known)}, {missing}"
+            f"choose one, as {path.name}@{known[len(known) // 2]}"
+        )
     example = names[0] if names else "NAME"
     raise SourceError(
         f"{path} has {len(names)} tensors, say which: {path.name}#{example}; "
@@ -206,30 +173,8 @@ def _choose_tensor(path: Path, names: Sequence[str], layer: int | None) -> str:
     )
 
 
-def _layer_in_name(name: str) -> int | None:
-    """The layer of a tensor named `direction.LAYER`, or None."""
-    prefix, _, rest = name.partition(".")
-    layer = rest.partition(".")[0]
-    if prefix != "direction" or not layer.isdecimal():
-        return None
-    return int(layer)
-
-
 def _list_names(names: Sequence[str] | Mapping[str, Any]) -> str:
     listed = sorted(names)[:_NAMES_LISTED]
     if len(names) > _NAMES_LISTED:
         listed.append("…")
     return ", ".join(listed) or "none"
-
-
-def _values(tensor: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    dtype, data = tensor["dtype"], tensor["data"]
-    if dtype == "BF16":  # the upper half of a float32
-        upper_halves = np.frombuffer(data, "<u2").astype(np.uint32)
-        flat = (upper_halves << 16).view(np.float32)
-    elif dtype in _DTYPES:
-        with np.errstate(over="ignore"):  # becomes infinite, which Direction refuses
-            flat = np.frombuffer(data, _DTYPES[dtype]).astype(np.float32)
-    else:
-        raise SourceError(f"a direction of {dtype} is not of floating point numbers")
-    return flat.reshape(tensor["shape"])

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from saescope.sources.directions import METADATA_KEY, Direction
+from saescope.sources.direction_files import METADATA_KEY
+from saescope.sources.directions import Direction
 from saescope.store.atomic import replace_file
 
 
