@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from saescope.engine.chat_template import chat_ids
 from saescope.engine.lm import LM
 from saescope.engine.text_ids import text_ids
 from saescope.errors import PromptError, SourceError
@@ -33,8 +34,7 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
         of_text = text_ids(lm.tokenizer, prompt.text)
         ids = [*of_text.added, *of_text.own]
     else:
-        text = _apply_chat_template(lm.tokenizer, prompt, thinking)
-        ids = list(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = chat_ids(lm.tokenizer, prompt, thinking)
     if not ids:
         raise PromptError(f"prompt {prompt.id} has no tokens: remove it")
     if len(ids) > lm.max_length:
@@ -48,24 +48,6 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
             f"({lm.vocab_size:,}): the tokenizer does not belong to this model"
         )
     return ids
-
-
-def _apply_chat_template(tokenizer: Any, prompt: Prompt, thinking: bool | None) -> str:
-    if tokenizer.chat_template is None:
-        raise PromptError(
-            f"prompt {prompt.id} is a chat, but this tokenizer has no chat template: "
-            "pass text instead of messages"
-        )
-    turns = [{"role": m.role, "content": m.content} for m in prompt.messages or ()]
-    options = {} if thinking is None else {"enable_thinking": thinking}
-    awaits_answer = turns[-1]["role"] != "assistant"
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=awaits_answer, **options
-        )
-    except Exception as error:  # templates may raise any exception
-        raise PromptError(f"prompt {prompt.id} does not fit the chat template: {error}") from error
-    return str(text)
 
 
 def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
