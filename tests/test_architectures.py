@@ -15,7 +15,6 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
     Gemma2Config,
@@ -430,7 +429,7 @@ def _other_models(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ),
         (
             "gemma3 with images",
-            lambda s: {re.sub("^language_model.model", "model", n): t for n, t in s.items()},
+            lambda s: {re.sub("^language_model.model", "model.language_model", n): s[n] for n in s},
         ),
         ("llama", lambda s: {n.removeprefix("model."): t for n, t in s.items()}),
     ],
@@ -536,13 +535,17 @@ class DoctoredModel(LlamaModel):
 
 
 class DoctoredForCausalLM(LlamaForCausalLM):
-    """Only there to be known as a causal LM."""
+    """A causal LM around the doctored decoder."""
 
     config_class = DoctoredConfig
 
+    def __init__(self, config: DoctoredConfig) -> None:
+        super().__init__(config)
+        self.model = DoctoredModel(config)
+        self.post_init()
+
 
 AutoConfig.register("doctored", DoctoredConfig)
-AutoModel.register(DoctoredConfig, DoctoredModel)
 AutoModelForCausalLM.register(DoctoredConfig, DoctoredForCausalLM)
 
 

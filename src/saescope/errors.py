@@ -51,6 +51,10 @@ class ResourceError(SaescopeError):
     """Too little memory or disk."""
 
 
+class CheckpointWarning(UserWarning):
+    """Something in a checkpoint that is not used, although its numbers might have been meant."""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of another library's exception, or its class name if it has no text."""
     lines = str(error).strip().splitlines()

@@ -23,7 +23,7 @@ from saescope.control.receipts import Receipt
 from saescope.engine.lm import LM
 from saescope.engine.residual import Pass, intervene, mark_edited
 from saescope.engine.sae import Sae
-from saescope.engine.whole import decoder_of
+from saescope.engine.stock import decoder_of
 
 _ACTIVE: ContextVar[tuple[ActiveEdits, ...]] = ContextVar("active", default=())
 _HOOKS: dict[int, "_Hooks"] = {}

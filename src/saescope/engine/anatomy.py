@@ -4,18 +4,15 @@ Identified by name (`ports.py`); verified numerically in `control/baking/anatomy
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Size, nn
+from torch import nn
 
-from saescope.engine.config import read_config
-from saescope.engine.names import sources
+from saescope.engine.contents import Contents
 from saescope.engine.ports import block_ports
-from saescope.engine.whole import blocks_of, causal_lm, final_norm
+from saescope.engine.stock import blocks_of, final_norm
 from saescope.errors import SourceError
-from saescope.sources.checkpoint import read_index
 from saescope.sources.files import Files
 
 EMBEDDING = -1
@@ -41,6 +38,7 @@ class Port:
 class Anatomy:
     """A decoder's ports, the modules whose output is added to the residual, and their stored names.
 
+    `names` are the stored tensors of every parameter; a new one is named after `prefix`.
     `head.stored` is empty if the lm_head has no stored tensor. `tied`: the lm_head uses the
     embedding's weight. `kinds`: the layer where each block type first appears.
     """
@@ -49,6 +47,7 @@ class Anatomy:
     n_layers: int
     d_model: int
     prefix: str
+    names: Mapping[str, tuple[str, ...]]
     writes: tuple[Port, ...]
     reads: tuple[Port, ...]
     head: Port
@@ -79,50 +78,72 @@ class Anatomy:
 
 def read_anatomy(files: Files) -> Anatomy:
     """Read the anatomy of a checkpoint's decoder from its config, headers and index alone."""
-    config = read_config(files)
-    model = causal_lm(config, torch.float32)
-    decoder: nn.Module = getattr(model, model.base_model_prefix)
-    path, blocks = blocks_of(decoder, config.num_hidden_layers)
-    stored, _ = read_index(files)
-    shapes = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    tensor_sources = sources(shapes, stored, usual=f"{model.base_model_prefix}.")
-    names = {name: tuple(source.flat) for name, source in tensor_sources.items()}
-    needed = [name for stored_names in names.values() for name in stored_names]
-    missing = [name for name in needed if name not in stored]
-    if missing:
-        raise SourceError(f"{files.name} has no tensor {missing[0]} ({len(missing)} missing)")
+    contents = Contents.open(files, torch.float32)
+    config, decoder = contents.config.text, contents.decoder
+    path, blocks = blocks_of(decoder, config)
+    sources = contents.require(
+        contents.decoder_path + name for name, _ in decoder.named_parameters()
+    )
+    names = {
+        name.removeprefix(contents.decoder_path): source.names for name, source in sources.items()
+    }
     kind, d_model = str(config.model_type), int(config.hidden_size)
     writes = list(_embeddings(decoder, path, names, d_model))
     reads: list[Port] = []
     sites: dict[str, int] = {}
-    for layer, block in enumerate(blocks):
-        before = f"{path}.{layer}."
-        for found in block_ports(block, d_model):
-            name, norm = before + found.name, found.norm and before + found.norm
-            port = Port(name, layer, found.axis, norm, names[name])
-            if found.writes:
-                writes.append(port)
-                sites[before + found.site] = layer
-            else:
-                reads.append(port)
+    for port, site in _block_ports(blocks, path, names, d_model):
+        stored = _as_stored(port, contents)
+        if site is None:
+            reads.append(stored)
+        else:
+            writes.append(stored)
+            sites[site] = port.layer
     if {port.layer for port in writes} != set(range(EMBEDDING, len(blocks))):
         raise SourceError(
             f"architecture {kind!r}: cannot tell which parameters write to the residual"
         )
-    head = _head(model, stored, len(blocks), _final_norm(decoder, path))
+    own_head = contents.sources.get(contents.head_name)
+    head_stored = own_head.names if own_head is not None else ()
+    head = Port(contents.head_name, len(blocks), -1, final_norm(decoder, config), head_stored)
     return Anatomy(
         kind=kind,
         n_layers=len(blocks),
         d_model=d_model,
         prefix=_stored_prefix(names),
+        names=names,
         writes=tuple(writes),
         reads=tuple(reads),
         head=head,
-        tied=bool(config.tie_word_embeddings) or not head.stored,
+        tied=contents.tied,
         sites=tuple((layer, site) for site, layer in sites.items()),
         kinds=tuple(_kinds(blocks)),
-        has_other_inputs=_has_other_inputs(stored),
+        has_other_inputs=_has_other_inputs(contents.shard_of),
     )
+
+
+def _block_ports(
+    blocks: nn.ModuleList, path: str, names: Mapping[str, tuple[str, ...]], d_model: int
+) -> Iterator[tuple[Port, str | None]]:
+    """Yield every block's ports; those that write with the module that adds to the residual."""
+    for layer, block in enumerate(blocks):
+        before = f"{path}.{layer}."
+        for found in block_ports(block, d_model):
+            name, norm = before + found.name, found.norm and before + found.norm
+            port = Port(name, layer, found.axis, norm, names[name])
+            yield port, before + found.site if found.writes else None
+
+
+def _as_stored(port: Port, contents: Contents) -> Port:
+    """Return the port with its axis in the stored tensors, which transformers may transpose."""
+    name = contents.decoder_path + port.name
+    source, shape = contents.source(name), contents.model.get_parameter(name).shape
+    axis = source.stored_axis(port.axis, len(shape)) if source is not None else None
+    if source is None or axis is None:
+        raise SourceError(
+            f"architecture {contents.config.text.model_type!r}: the stored tensors of {name} "
+            "mix parameters along the residual, so its weights cannot be edited"
+        )
+    return replace(port, axis=axis)
 
 
 def _embeddings(
@@ -145,23 +166,6 @@ def _embeddings(
             embeddings.append(name)
     for name in embeddings:
         yield Port(f"{name}.weight", EMBEDDING, -1, None, names[f"{name}.weight"])
-
-
-def _head(model: Any, stored: Mapping[str, str], n_layers: int, norm: str) -> Port:
-    head = model.get_output_embeddings()
-    path = next(name for name, module in model.named_modules() if module is head)
-    name = f"{path}.weight"
-    head_source = sources({name: Size(head.weight.shape)}, stored, usual="")[name]
-    stored_name = head_source.flat[0]
-    stored_names = (stored_name,) if stored_name in stored else ()
-    return Port(name, n_layers, -1, norm, stored_names)
-
-
-def _final_norm(decoder: nn.Module, blocks_path: str) -> str:
-    """Return the name of the norm beside the blocks, which some decoders (OPT) hold deeper."""
-    owner = blocks_path.rpartition(".")[0]
-    name = final_norm(decoder.get_submodule(owner))
-    return f"{owner}.{name}" if owner else name
 
 
 def _stored_prefix(names: Mapping[str, tuple[str, ...]]) -> str:

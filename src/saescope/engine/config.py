@@ -1,5 +1,6 @@
 """A checkpoint's config, read by transformers and refused unless it is a causal decoder's."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,50 @@ from saescope.sources.files import Files
 FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
 
 
-def read_config(files: Files) -> Any:
-    """Return the config of a checkpoint's text decoder; raise SourceError if there is none."""
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint's whole config, and the part that describes its text decoder."""
+
+    outer: Any
+    text: Any
+
+
+def read_config(files: Files) -> ModelConfig:
+    """Return the config of a checkpoint; raise SourceError unless it has a causal text decoder."""
     from transformers import AutoConfig
 
     path = files.path("config.json")
     try:
         outer = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
-        config = outer.get_text_config()
+        text = outer.get_text_config(decoder=True)
     except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
             f"{path} is no model config this transformers knows: "
             f"{custom_code(files, (path.name,)) or first_line(error)}"
         ) from error
-    _refuse_other_architectures(outer, config)
-    if getattr(outer, "quantization_config", None) or getattr(config, "quantization_config", None):
+    _refuse_other_architectures(outer, text)
+    if getattr(outer, "quantization_config", None) or getattr(text, "quantization_config", None):
         raise SourceError(
             f"{files.name} is quantised, which is not supported: use the model it was made from"
         )
-    _refuse_missing_sizes(path, config)
-    if config.dtype is None:
+    _refuse_missing_sizes(path, text)
+    if text.dtype is None:
         # A multimodal model may state its dtype once for all its parts.
-        config.dtype = outer.dtype
-    return config
+        text.dtype = outer.dtype
+    return ModelConfig(outer, text)
 
 
-def _refuse_other_architectures(outer: Any, config: Any) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def _refuse_other_architectures(outer: Any, text: Any) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     if getattr(outer, "is_encoder_decoder", False):
         raise unsupported(outer, "it is an encoder and a decoder, not a decoder alone")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise unsupported(config, "it is no causal language model")
-    is_bidirectional = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    if is_bidirectional or not getattr(config, "is_causal", True):
-        raise unsupported(config, "its attention looks to the right")
+    is_causal_lm = type(outer) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not is_causal_lm and type(outer) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise unsupported(outer, "it is no causal language model")
+    is_bidirectional = getattr(text, "use_bidirectional_attention", None) in (True, "all")
+    if is_bidirectional or not getattr(text, "is_causal", True):
+        raise unsupported(text, "its attention looks to the right")
 
 
 def unsupported(config: Any, why: str) -> SourceError:
@@ -53,18 +63,18 @@ def unsupported(config: Any, why: str) -> SourceError:
     return SourceError(f"architecture {config.model_type!r} is not supported: {why}")
 
 
-def _refuse_missing_sizes(path: Path, config: Any) -> None:
+def _refuse_missing_sizes(path: Path, text: Any) -> None:
     for name in ("num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(config, name, None), int):
+        if not isinstance(getattr(text, name, None), int):
             raise SourceError(
                 f"{path} does not describe a decoder: it has no num_hidden_layers and hidden_size"
             )
 
 
-def max_length(config: Any) -> int:
+def max_length(text: Any) -> int:
     """Return the maximum length of a prompt in tokens."""
-    limit = int(getattr(config, "max_position_embeddings", None) or 2**31)
-    rope = getattr(config, "rope_parameters", None) or {}
+    limit = int(getattr(text, "max_position_embeddings", None) or 2**31)
+    rope = getattr(text, "rope_parameters", None) or {}
     # Some models have one set of parameters per type of layer.
     for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         original = int(parameters.get("original_max_position_embeddings") or limit)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.config import read_config
 from saescope.engine.shards import Shards
-from saescope.engine.whole import causal_lm
+from saescope.engine.stock import decoder_of, stock_model
 from saescope.errors import SourceError
 
 _LARGE = 1e4  # so large that a norm's epsilon does not matter
@@ -22,8 +22,7 @@ def norm_gains(
     """Return γ of these norms in float64; raise SourceError unless all are h ↦ γ ⊙ h / rms(h)."""
     if not names:
         return {}
-    model = causal_lm(read_config(shards.files), torch.float32)
-    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    decoder = decoder_of(stock_model(read_config(shards.files), torch.float32))
     return {
         name: _gain(shards, anatomy, name, decoder.get_submodule(name)) for name in sorted(names)
     }
@@ -34,7 +33,7 @@ def _gain(
 ) -> Float[Tensor, "d_model"]:
     norm = copy.deepcopy(on_meta).to_empty(device="cpu")
     state: Mapping[str, Tensor] = {
-        key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in norm.state_dict()
+        key: shards.tensor(anatomy.names[f"{name}.{key}"][0]) for key in norm.state_dict()
     }
     norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     random = _LARGE * torch.randn(4, anatomy.d_model, generator=torch.Generator().manual_seed(0))

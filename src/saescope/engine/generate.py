@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from saescope.engine.lm import LM
+from saescope.engine.residual import replace_outputs
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.chats import Message, parse_messages
@@ -142,17 +143,22 @@ def _continue(
 ) -> list[_Reply]:
     ids, mask = _left_padded(rows, lm.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache()
+    # The config says which layers keep a window or a state instead of all keys and values.
+    cache = DynamicCache(config=_text_config(lm.whole))
     end_tokens = _end_tokens(lm)
     replies = [_Reply() for _ in rows]
+    head = lm.whole.get_output_embeddings()  # type: ignore[operator]
     for _ in range(max_new_tokens):
-        logits = lm.whole(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        # The logits of a whole prompt could fill the memory.
+        with replace_outputs((), inputs=[(head, _last_position)]):
+            output = lm.whole(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        logits = output.logits[:, -1]
         chosen = sampler.choose(logits)
         for prompt_index, (reply, token) in enumerate(zip(replies, chosen.tolist(), strict=True)):
             if reply.ended:
@@ -170,6 +176,14 @@ def _continue(
         mask = torch.cat([mask, unfinished], dim=1)
         positions = positions[:, -1:] + 1
     return replies
+
+
+def _text_config(whole: Any) -> Any:
+    return whole.config.get_text_config(decoder=True)
+
+
+def _last_position(hidden: Tensor) -> Tensor:
+    return hidden[:, -1:]
 
 
 def _left_padded(

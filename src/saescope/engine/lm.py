@@ -5,7 +5,6 @@ found by structure. Only prompt packing uses a list of tested architectures.
 """
 
 import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from saescope.engine.config import FINAL_NORMS, max_length, read_config, unsupported
+from saescope.engine.config import max_length, read_config
+from saescope.engine.contents import Contents
 from saescope.engine.devices import Device, DType, choose_device, choose_dtype
 from saescope.engine.pages import Pages, mapped_pages, release_pages
+from saescope.engine.stock import blocks_of, final_norm, path_of
 from saescope.engine.weights import Weights
 from saescope.engine.whole import load_whole
 from saescope.errors import SourceError, first_line
@@ -55,8 +56,8 @@ def load_lm(
 
     `ref` is a folder or a hub id (`owner/name@revision`). `layers` defaults to all. `dtype` `auto`:
     bfloat16 for bfloat16 checkpoints, float32 otherwise. If `streamed`, each forward pass reads
-    one block at a time. A streamed model cannot generate. Raises SourceError for anything missing,
-    damaged or unsupported.
+    one block at a time. A streamed model cannot generate. Warns (CheckpointWarning) of tensors that
+    the config does not know. Raises SourceError for anything missing, damaged or unsupported.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -64,15 +65,15 @@ def load_lm(
     (3, 6, 192)
     """
     files = open_files(str(ref), offline=offline)
-    config = read_config(files)
-    layers = range(config.num_hidden_layers) if layers is None else layers
-    _refuse_missing_layers(files, layers, config.num_hidden_layers)
+    config = read_config(files).text
+    last = _last_layer(files, layers, config.num_hidden_layers)
     torch_device = choose_device(device)
-    torch_dtype = choose_dtype(dtype, config)
-    model = _model_without_weights(config, torch_dtype)
-    blocks = _cut(model, config, last=max(layers))
-    weights = Weights.open(model, files, torch_dtype, torch_device)
-    _fill(weights, exclude=f"{_path_of(blocks, model)}." if streamed else None)
+    contents = Contents.open(files, choose_dtype(dtype, config))
+    contents.warn()
+    model = contents.decoder
+    blocks = _cut(model, config, last=last)
+    weights = Weights(contents, model, contents.decoder_path, torch_device)
+    _fill(weights, exclude=f"{path_of(blocks, model)}." if streamed else None)
     tokenizer, tokenizer_files = read_tokenizer(files)
     packs_prompts = config.model_type in _PACKING_ARCHITECTURES
     return LM(
@@ -87,7 +88,7 @@ def load_lm(
         shares_prefixes=packs_prompts and not streamed,
         max_length=max_length(config),
         vocab_size=int(config.vocab_size),
-        dtype=torch_dtype,
+        dtype=contents.dtype,
         device=torch_device,
         source=files.source,
         streamed=weights if streamed else None,
@@ -143,7 +144,7 @@ class LM:
     @property
     def decoder(self) -> nn.Module:
         """Return the module whose forward pass runs the blocks."""
-        path = _path_of(self.blocks, self.model)
+        path = path_of(self.blocks, self.model)
         return self.model.get_submodule(path.rpartition(".")[0])
 
     @contextmanager
@@ -162,7 +163,7 @@ class LM:
             finally:
                 release_pages(self.block_pages[layer])
             return
-        path = _path_of(self.blocks, self.model)
+        path = path_of(self.blocks, self.model)
         next_prefix = None
         if read_ahead and layer + 1 < len(self.blocks):
             next_prefix = f"{path}.{layer + 1}."
@@ -170,15 +171,13 @@ class LM:
             yield
 
 
-def _refuse_missing_layers(files: Files, layers: Sequence[int], n_layers: int) -> None:
+def _last_layer(files: Files, layers: Sequence[int] | None, n_layers: int) -> int:
+    if layers is None:
+        return n_layers - 1
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         requested = ", ".join(map(str, layers))
         raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {requested}")
-
-
-def _path_of(part: nn.Module, model: nn.Module) -> str:
-    paths = (name for name, module in model.named_modules() if module is part)
-    return str(next(paths))
+    return max(layers)
 
 
 def _fill(weights: Weights, exclude: str | None) -> None:
@@ -190,50 +189,31 @@ def _fill(weights: Weights, exclude: str | None) -> None:
         weights.fill([name for name in weights.names if not name.startswith(exclude)])
 
 
-def _model_without_weights(config: Any, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModel
-
-    auto: Any = AutoModel  # its methods have no types
-    try:
-        with torch.device("meta"):
-            model: nn.Module = auto.from_config(config, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # config validation raises model-specific exceptions
-        raise unsupported(config, first_line(error)) from error
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise unsupported(config, "its forward() takes no position_ids, which saescope needs")
-    return model.eval().requires_grad_(False)
-
-
 def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
     """Remove the blocks above `last` and the final norm; return the remaining blocks.
 
     The whole model is built first and the config is not changed, because a block's type may depend
     on num_hidden_layers.
     """
-    n_layers = config.num_hidden_layers
-    candidates = [
-        (path, modules) for path, modules in _outer_lists(model) if len(modules) == n_layers
-    ]
-    if len(candidates) != 1:
-        raise unsupported(
-            config, f"expected one ModuleList of {n_layers} blocks, found {len(candidates)}"
-        )
-    [(path, blocks)] = candidates
-    decoder = model.get_submodule(path.rpartition(".")[0])
-    norms = [name for name in FINAL_NORMS if isinstance(getattr(decoder, name, None), nn.Module)]
-    if len(norms) != 1:
-        raise unsupported(config, f"expected one final norm beside the blocks, found {len(norms)}")
+    _, blocks = blocks_of(model, config)
+    name = final_norm(model, config)
     del blocks[last + 1 :]
-    setattr(decoder, norms[0], nn.Identity())
+    # A norm without weights costs nothing to keep: some models also use it before their blocks.
+    if any(True for _ in model.get_submodule(name).parameters()):
+        setattr(model, name, SkippedNorm())
     return blocks
 
 
-def _outer_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Yield the path and list of each ModuleList that is not inside another one."""
-    for path, module in model.named_modules():
-        is_inner = any(part.isdigit() for part in path.split("."))
-        if isinstance(module, nn.ModuleList) and not is_inner:
-            yield path, module
+@final
+class SkippedNorm(nn.Identity):
+    """Stands for a final norm that is not loaded, and counts its uses."""
+
+    uses = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input."""
+        self.uses += 1
+        return input
 
 
 def _embedding(model: Any) -> nn.Module:

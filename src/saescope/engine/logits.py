@@ -16,8 +16,8 @@ from saescope.engine.batches import lay_out
 from saescope.engine.config import read_config
 from saescope.engine.lm import LM
 from saescope.engine.shards import Shards
+from saescope.engine.stock import decoder_of, stock_model
 from saescope.engine.stream import stream_blocks
-from saescope.engine.whole import causal_lm
 
 _CHUNK_VALUES = 2**24  # lm_head values converted to float32 at a time
 
@@ -27,12 +27,13 @@ class Logits:
     """Logits from the last block's residuals. Hook `norm` (the final norm) to change its output."""
 
     def __init__(self, shards: Shards, anatomy: Anatomy, device: torch.device) -> None:
-        model = causal_lm(read_config(shards.files), torch.float32)
-        decoder = getattr(model, model.base_model_prefix)
+        config = read_config(shards.files)
+        model = stock_model(config, torch.float32)
+        decoder = decoder_of(model)
         name = str(anatomy.head.norm)
         self.norm: nn.Module = decoder.get_submodule(name).to_empty(device=device)
         state = {
-            key: shards.tensor(f"{anatomy.prefix}{name}.{key}") for key in self.norm.state_dict()
+            key: shards.tensor(anatomy.names[f"{name}.{key}"][0]) for key in self.norm.state_dict()
         }
         self.norm.load_state_dict({key: tensor.float() for key, tensor in state.items()})
         stored = (anatomy.embedding if anatomy.tied else anatomy.head).stored[0]

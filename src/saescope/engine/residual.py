@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from saescope.engine.lm import LM
+from saescope.engine.lm import LM, SkippedNorm
 from saescope.engine.pages import Pages, release_pages
 from saescope.errors import SourceError
 
@@ -205,9 +205,12 @@ def check_hook_points(lm: LM) -> Iterator[None]:
     """Within the context, the LM's first pass raises SourceError if its hook points are wrong.
 
     A block's output must reach the next block unchanged: otherwise block outputs are not the
-    residual stream. Costs one copy and one comparison per block, once per LM.
+    residual stream. The final norm, which is not loaded, must not run before the last block. Costs
+    one copy and one comparison per block, once per LM.
     """
     outputs: dict[int, Tensor] = {}
+    for norm in _skipped_norms(lm):
+        norm.uses = 0
     with ExitStack() as stack:
         for layer, block in enumerate(lm.blocks if lm.blocks not in _CHECKED else ()):
             before = block.register_forward_pre_hook(
@@ -230,12 +233,21 @@ def _compare(
     kwargs: dict[str, Any],
 ) -> None:
     read = args[0] if args else kwargs.get("hidden_states")
+    if any(norm.uses for norm in _skipped_norms(lm)):
+        raise SourceError(
+            f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
+            f"its final norm also runs before layer {layer}"
+        )
     if layer - 1 in outputs and not (isinstance(read, Tensor) and _same(read, outputs[layer - 1])):
         raise SourceError(
             f"architecture {type(lm.model).__name__} of {lm.spec.repo} is not supported: "
             f"the residual is changed between layers {layer - 1} and {layer}, "
             "so block outputs are not the residual stream"
         )
+
+
+def _skipped_norms(lm: LM) -> list[SkippedNorm]:
+    return [module for module in lm.model.children() if isinstance(module, SkippedNorm)]
 
 
 def _remember(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -35,6 +36,45 @@ class Place:
 
 
 @final
+class TensorReader:
+    """Stored tensors by name, each a view of its file. A shard is opened when first needed."""
+
+    def __init__(self, files: Files, shard_of: Mapping[str, str]) -> None:
+        self.files = files
+        self.shard_of = shard_of
+        self._opened: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor: do not write to it. Raises SourceError if its shard is damaged."""
+        shard = self.shard_of[name]
+        if shard not in self._opened:
+            if Path(shard).name != shard:
+                raise SourceError(
+                    f"{self.files.name}: its index names a file in another folder: {shard!r}"
+                )
+            self._opened[shard] = self._stack.enter_context(_open_shard(self.files.path(shard)))
+        try:
+            tensor: Tensor = self._opened[shard].get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise SourceError(
+                f"{shard} does not give tensor {name}: {first_line(error)}"
+            ) from error
+        return tensor
+
+    def close(self) -> None:
+        """Read nothing more; tensors that were read stay mapped."""
+        self._stack.close()
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged or truncated: {first_line(error)}") from error
+
+
+@final
 class Shards:
     """All tensors of a checkpoint by name, in the order of its shards."""
 
@@ -44,7 +84,7 @@ class Shards:
         self.files = files
         self.places = places
         self.metadata = metadata
-        self._opened: dict[str, Any] = {}
+        self._reader = TensorReader(files, {name: place.shard for name, place in places.items()})
 
     @classmethod
     def open(cls, files: Files) -> "Shards":
@@ -80,16 +120,7 @@ class Shards:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as a view of its file: do not write to it."""
-        place = self.places[name]
-        try:
-            if place.shard not in self._opened:
-                self._opened[place.shard] = safe_open(self.files.path(place.shard), framework="pt")
-            tensor: Tensor = self._opened[place.shard].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"cannot read tensor {name} from {place.shard}: {first_line(error)}"
-            ) from error
-        return tensor
+        return self._reader.read(name)
 
 
 def _read_header(path: Path, shard: str) -> tuple[dict[str, str], dict[str, Place]]:

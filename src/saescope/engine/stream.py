@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saescope.engine.batches import TokenBatch
-from saescope.engine.lm import LM
+from saescope.engine.lm import LM, SkippedNorm
 from saescope.engine.matmul_kernels import NATIVE, KernelMode
 from saescope.engine.pages import Pages, pages_of_file, release_pages
 from saescope.errors import SourceError
@@ -46,7 +46,7 @@ def stream_blocks(
     """
     mode = mode or KernelMode(NATIVE)
     with torch.inference_mode(), _placeholders(lm) as active:
-        _refuse_changes_between_blocks(lm, active, batches[0])
+        _refuse_unstreamable(lm, active, batches[0])
         residuals = _ResidualStore(folder)
         for layer in range(max(layers) + 1):
             active.layer = layer
@@ -170,35 +170,47 @@ def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tenso
     )
 
 
-def _refuse_changes_between_blocks(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> None:
-    """Raise SourceError unless the model, with pass-through blocks, keeps the residual.
+def _refuse_unstreamable(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> None:
+    """Raise SourceError unless each block needs the residual before it and nothing else.
 
-    Older architectures' blocks return tuples (Falcon): try both.
+    Checked with pass-through blocks. Older architectures' blocks return tuples (Falcon): try both.
     """
+    config: Any = lm.model.config
+    if getattr(config, "num_kv_shared_layers", None):
+        raise SourceError(
+            f"{lm.spec.repo} cannot be streamed: its last layers read keys and values of others"
+        )
     for active.in_tuple in (False, True):
         if _keeps_residual(lm, active, tokens):
             return
     raise SourceError(
-        f"{lm.spec.repo} cannot be streamed: it changes the residual between or after its blocks"
+        f"{lm.spec.repo} cannot be streamed: it changes the residual between its blocks"
     )
 
 
 def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
+    """Whether all pass-through blocks see the same residual."""
     inputs: list[Tensor] = []
-    first = lm.blocks[0]
+    norms = [module for module in lm.model.children() if isinstance(module, SkippedNorm)]
+    for norm in norms:
+        norm.uses = 0
 
     def keep_input(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
         inputs.append(resid)
         return (resid,) if active.in_tuple else resid
 
-    object.__setattr__(first, "forward", keep_input)
+    for block in lm.blocks:
+        object.__setattr__(block, "forward", keep_input)
     try:
-        output = lm.model(input_ids=tokens.ids[:1, :2], use_cache=False).last_hidden_state
+        lm.model(input_ids=tokens.ids[:1, :2], use_cache=False)
     except (AttributeError, IndexError, TypeError, ValueError):
         return False  # the model cannot use what the blocks returned
     finally:
-        object.__delattr__(first, "forward")
-    return len(inputs) == 1 and torch.equal(inputs[0], output)
+        for block in lm.blocks:
+            object.__delattr__(block, "forward")
+    if len(inputs) != len(lm.blocks) or any(norm.uses > 1 for norm in norms):
+        return False
+    return all(torch.equal(inputs[0], resid) for resid in inputs[1:])
 
 
 class _ResidualStore:

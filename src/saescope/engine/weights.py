@@ -5,22 +5,20 @@ are experts that the checkpoint holds one by one: each parameter is copied strai
 and the pages it was read from are released at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor, nn
 
-from saescope.engine.names import Source, sources
+from saescope.engine.contents import Contents
+from saescope.engine.names import Source
 from saescope.engine.pages import mapped_pages, release_pages
-from saescope.errors import SourceError, first_line
-from saescope.sources.checkpoint import read_index
-from saescope.sources.files import Files
+from saescope.engine.shards import TensorReader
+from saescope.errors import SourceError
 
 # Reads the next block while one computes; a single thread, so that no more than one is ever ahead.
 _READER = ThreadPoolExecutor(1, "weights")
@@ -28,66 +26,57 @@ _READER = ThreadPoolExecutor(1, "weights")
 
 @final
 class Weights:
-    """The parameters of a module and where each comes from: filled at once, or block by block."""
+    """The parameters of a part of a model and where each comes from.
+
+    They are filled at once, or block by block. Names are those of the part.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        files: Files,
-        shard_of: Mapping[str, str],
-        found: Mapping[str, Source],
-        dtype: torch.dtype,
-        device: torch.device,
+        self, contents: Contents, part: nn.Module, path: str, device: torch.device
     ) -> None:
-        self._model = model
-        self._found = found
-        self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        self._dtype, self._device = dtype, device
-        self._stack = ExitStack()
-        self._checkpoint = _Checkpoint(files, shard_of, self._stack, {})
-        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        """Find every parameter's tensors; raise SourceError if one is missing.
 
-    @classmethod
-    def open(
-        cls, model: nn.Module, files: Files, dtype: torch.dtype, device: torch.device
-    ) -> "Weights":
-        """Find every parameter's tensor in the checkpoint; raises SourceError if one is missing."""
-        shard_of, _ = read_index(files)
-        kind = str(getattr(model.config, "model_type", type(model).__name__))
-        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        found = sources(wanted, shard_of, usual=f"{model.base_model_prefix}.")
-        _refuse_missing(files, found, shard_of, kind)
-        _fill_buffers(model, kind)
-        return cls(model, files, shard_of, found, dtype, device)
+        `part` is a module without weights that stands at `path` (empty, or with a dot at its end)
+        in the contents' model.
+        """
+        self._part, self._path, self._device = part, path, device
+        self._model = contents.model
+        wanted = _given_parameters(contents, part, path)
+        self._expected = {name: part.state_dict()[name] for name in wanted}
+        found = contents.require(path + name for name in wanted)
+        self._sources = {name: found[path + name] for name in wanted}
+        self._dtypes = _dtypes(contents, path, self._expected)
+        self._reader = TensorReader(contents.files, contents.shard_of)
+        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        _compute_buffers(contents.model, part, set(wanted))
 
     @property
     def names(self) -> list[str]:
         """All parameters."""
-        return list(self._found)
+        return list(self._sources)
 
     @property
     def shards(self) -> list[str]:
         """Files of the checkpoint that hold them."""
-        names = [name for source in self._found.values() for name in source.flat]
-        return sorted({self._checkpoint.shard_of[name] for name in names})
+        names = [name for source in self._sources.values() for name in source.names]
+        return sorted({self._reader.shard_of[name] for name in names})
 
     def fill(self, names: Sequence[str]) -> None:
         """Give parameters their tensors; raises SourceError for damage or another shape."""
-        self._model.load_state_dict(self._read(names), assign=True, strict=False)
-        for (
-            module
-        ) in self._model.modules():  # buffers follow; blocks that have no weights yet stay without
-            module._buffers.update(
-                {n: b.to(self._device) for n, b in module._buffers.items() if b is not None}
-            )
+        self._part.load_state_dict(self._read(names), assign=True, strict=False)
+        for module in self._part.modules():
+            for name, buffer in module._buffers.items():
+                # Blocks that have no weights yet stay without.
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(self._device)
 
     def close(self) -> None:
         """Nothing more will be read; what is mapped stays so."""
-        self._stack.close()
+        self._reader.close()
 
     @contextmanager
-    def lent(self, part: nn.Module, prefix: str, following: str | None) -> Iterator[None]:
-        """Within the context, `part` of the module, under `prefix`, has its tensors.
+    def lent(self, block: nn.Module, prefix: str, following: str | None) -> Iterator[None]:
+        """Within the context, a block of the part, under `prefix`, has its tensors.
 
         Meanwhile those under `following` are being read.
         """
@@ -98,133 +87,152 @@ class Weights:
         self._ahead = None
         if following is not None:
             self._ahead = following, _READER.submit(self._read, self._under(following))
+        given = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         empty = {
-            n: torch.empty(t.shape, dtype=t.dtype, device="meta")
-            for n, t in part.state_dict().items()
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            for name, tensor in block.state_dict().items()
+            if name in given
         }
-        part.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in state.items()}, assign=True
-        )
+        block.load_state_dict(given, assign=True, strict=False)
         try:
             yield
         finally:
             release_pages(mapped_pages(state.values()))
-            part.load_state_dict(empty, assign=True)
+            block.load_state_dict(empty, assign=True, strict=False)
 
     def _under(self, prefix: str) -> list[str]:
-        return [name for name in self._found if name.startswith(prefix)]
+        return [name for name in self._sources if name.startswith(prefix)]
 
     def _read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        read = self._checkpoint.read
-        return {
-            name: read(self._found[name], self._shapes[name], self._dtype, self._device)
-            for name in names
-        }
+        converted: dict[str, dict[str, Tensor]] = {}
+        tensors = {}
+        for name in names:
+            source = self._sources[name]
+            if source.converter is None:
+                tensors[name] = self._read_as_stored(name, source)
+            elif source.is_stack:
+                tensors[name] = self._read_stack(name, source)
+            else:
+                if source.first not in converted:
+                    converted = {source.first: self._convert(source)}
+                tensors[name] = self._pick(name, converted[source.first])
+        return tensors
 
-
-def read_tensors(
-    files: Files, wanted: Mapping[str, Size], dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """Some tensors of a checkpoint by a module's names; raises SourceError as `Weights` does."""
-    shard_of, _ = read_index(files)
-    found = sources(wanted, shard_of, usual="")
-    _refuse_missing(files, found, shard_of, "lm_head")
-    with ExitStack() as stack:
-        checkpoint = _Checkpoint(files, shard_of, stack, {})
-        return {
-            name: checkpoint.read(source, wanted[name], dtype, device)
-            for name, source in found.items()
-        }
-
-
-def _refuse_missing(
-    files: Files, found: Mapping[str, Source], stored: Mapping[str, str], kind: str
-) -> None:
-    missing = [name for source in found.values() for name in source.flat if name not in stored]
-    if missing:
-        raise SourceError(
-            f"{files.name} has no tensor {missing[0]} ({len(missing)} missing): "
-            f"not the weights of its config ({kind})"
-        )
-
-
-@final
-@dataclass(frozen=True)
-class _Checkpoint:
-    """Tensors by name; a shard is opened when one of its tensors is first asked for."""
-
-    files: Files
-    shard_of: Mapping[str, str]
-    stack: ExitStack
-    opened: dict[str, Any]
-
-    def read(self, source: Source, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The parameter of this shape, assembled if its experts are stored one by one."""
-        stored = [self._stored(name) for name in source.flat]
-        part = Size((shape[1] // len(source.names[0]), shape[2])) if source.stacked else shape
-        for name, tensor in zip(source.flat, stored, strict=True):
-            if tensor.shape != part:
-                raise SourceError(
-                    f"{self.files.name}: {name} has shape {tuple(tensor.shape)}, "
-                    f"its config says {tuple(part)}"
-                )
-        if source.stacked:
-            filled = torch.empty(shape, dtype=dtype, device=device)
-            for place, tensor in zip(filled.view(-1, *part), stored, strict=True):
-                place.copy_(tensor)
-        else:
-            filled = stored[0].to(device=device, dtype=dtype)
-        if filled is not stored[0]:
-            release_pages(mapped_pages(stored))
+    def _read_as_stored(self, name: str, source: Source) -> Tensor:
+        stored = self._reader.read(source.names[0])
+        self._refuse_unfitting(source.names[0], stored, self._expected[name].shape)
+        filled = stored.to(device=self._device, dtype=self._dtypes[name])
+        if filled is not stored:
+            release_pages(mapped_pages([stored]))
         return filled
 
-    def _stored(self, name: str) -> Tensor:
-        shard = self.shard_of[name]
-        if shard not in self.opened:
-            self.opened[shard] = self.stack.enter_context(_open_shard(self.files.path(shard)))
-        try:
-            tensor: Tensor = self.opened[shard].get_tensor(name)
-        except SafetensorError as error:
+    def _read_stack(self, name: str, source: Source) -> Tensor:
+        """Copy experts, stored one by one, straight to their places in the parameter."""
+        shape = self._expected[name].shape
+        n_parts = len(source.converter.source_patterns)
+        part_shape = Size((shape[1] // n_parts, shape[2]))
+        filled = torch.empty(shape, dtype=self._dtypes[name], device=self._device)
+        places = filled.view(-1, *part_shape)
+        for place, stored_name in zip(places, source.stack_order(), strict=True):
+            stored = self._reader.read(stored_name)
+            self._refuse_unfitting(stored_name, stored, part_shape)
+            place.copy_(stored)
+            release_pages(mapped_pages([stored]))
+        return filled
+
+    def _convert(self, source: Source) -> dict[str, Tensor]:
+        stored = {name: self._reader.read(name) for name in source.names}
+        for name, tensor in stored.items():
+            self._refuse_unfitting(name, tensor, tensor.shape)
+        return source.convert(stored, self._model)
+
+    def _pick(self, name: str, converted: Mapping[str, Tensor]) -> Tensor:
+        tensor = converted.get(self._path + name)
+        if tensor is None:
             raise SourceError(
-                f"{shard} does not give tensor {name}: {first_line(error)}"
-            ) from error
-        return tensor
+                f"{self._reader.files.name}: its tensors give no {self._path + name}: "
+                "not the weights of its config"
+            )
+        self._refuse_unfitting(name, tensor, self._expected[name].shape)
+        # A copy of its own: a converted tensor may be a view of a file or of another parameter.
+        return tensor.to(device=self._device, dtype=self._dtypes[name], copy=True)
+
+    def _refuse_unfitting(self, name: str, tensor: Tensor, shape: Size) -> None:
+        if tensor.shape != shape:
+            raise SourceError(
+                f"{self._reader.files.name}: {name} has shape {tuple(tensor.shape)}, "
+                f"its config says {tuple(shape)}"
+            )
+        is_number = tensor.is_floating_point() and tensor.element_size() > 1
+        if not is_number and self._is_weight(name):
+            raise SourceError(
+                f"{self._reader.files.name}: {name} is stored as {_dtype_name(tensor.dtype)}, "
+                "which needs scales: use the model it was quantised from"
+            )
+
+    def _is_weight(self, name: str) -> bool:
+        """Whether a tensor fills a parameter of floats, not a buffer of integers."""
+        fills = [own for own, source in self._sources.items() if name in (own, *source.names)]
+        return any(self._expected[own].is_floating_point() for own in fills)
 
 
-def _fill_buffers(model: nn.Module, kind: str) -> None:
-    """Compute buffers that checkpoints do not hold by the architecture's own rule.
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _given_parameters(contents: Contents, part: nn.Module, path: str) -> list[str]:
+    """Return the parameters that the checkpoint must hold.
+
+    A buffer that it lacks is computed by the architecture, as transformers does.
+    """
+    buffers = {name for name, _ in part.named_buffers()}
+    names = part.state_dict().keys()
+    return [name for name in names if name not in buffers or contents.source(path + name)]
+
+
+def _dtypes(
+    contents: Contents, path: str, expected: Mapping[str, Tensor]
+) -> dict[str, torch.dtype]:
+    """Return each parameter's dtype: some architectures keep a few in float32."""
+    kept: Mapping[str, torch.dtype] = contents.model._get_dtype_plan(contents.dtype)
+    patterns = [(re.compile(glob.replace("*", ".*")), other) for glob, other in kept.items()]
+    dtypes = {}
+    for name, tensor in expected.items():
+        planned = (other for pattern, other in patterns if pattern.search(path + name))
+        dtypes[name] = next(planned, tensor.dtype)
+    return dtypes
+
+
+def _compute_buffers(model: Any, part: nn.Module, stored: set[str]) -> None:
+    """Compute buffers that the checkpoint does not hold by the architecture's own rule.
 
     Parameters stay without memory meanwhile: the rule would draw random numbers for them.
     """
-    for module in model.modules():
+    initialise = getattr(part, "_init_weights", model._init_weights)
+    for owner, module in part.named_modules():
+        prefix = f"{owner}." if owner else ""
         names = [
-            name for name in module._non_persistent_buffers_set if module._buffers[name] is not None
+            name
+            for name, buffer in module._buffers.items()
+            if buffer is not None and prefix + name not in stored
         ]
         if not names:
             continue
-        first, second = (_computed(model, module, names, begin) for begin in (0, 1))
+        first, second = (_computed(initialise, module, names, begin) for begin in (0, 1))
         for name in names:
-            if not torch.equal(
-                first[name], second[name]
-            ):  # what it held before, so the rule left it alone
+            # A value that is still what it was before the rule: the rule left it alone.
+            if not torch.equal(first[name], second[name]):
                 raise SourceError(
-                    f"architecture {kind!r} is not supported: "
+                    f"architecture {model.config.model_type!r} is not supported: "
                     f"it does not say how the buffer {name} "
                     f"of its {type(module).__name__} is computed"
                 )
 
 
 def _computed(
-    model: nn.Module, module: nn.Module, names: list[str], begin: int
+    initialise: Callable[[nn.Module], None], module: nn.Module, names: list[str], begin: int
 ) -> dict[str, Tensor]:
     for name in names:
         module._buffers[name] = torch.full_like(module.get_buffer(name), begin, device="cpu")
-    model._init_weights(module)  # type: ignore[operator]
+    initialise(module)
     return {name: module.get_buffer(name).clone() for name in names}
-
-
-def _open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged or truncated: {first_line(error)}") from error

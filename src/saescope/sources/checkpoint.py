@@ -129,6 +129,10 @@ def read_index(files: Files) -> WeightIndex:
 
     Raises SourceError for a damaged index, and for a checkpoint without safetensors weights.
     """
+    if SINGLE in files.names():  # before an index, as transformers does: one may be left over
+        header = read_header(files, SINGLE)
+        total_bytes = sum(tensor.bytes for tensor in header.values())
+        return WeightIndex(dict.fromkeys(header, SINGLE), total_bytes)
     if INDEX in files.names():
         path = files.path(INDEX)
         try:
@@ -137,12 +141,7 @@ def read_index(files: Files) -> WeightIndex:
             total = index.get("metadata", {}).get("total_size")
         except _MALFORMED as error:
             raise SourceError(f"{path} is not a safetensors index: {error}") from error
-        total_bytes = int(total) if isinstance(total, int | float) else None
-        return WeightIndex(shard_of, total_bytes)
-    if SINGLE in files.names():
-        header = read_header(files, SINGLE)
-        total_bytes = sum(tensor.bytes for tensor in header.values())
-        return WeightIndex(dict.fromkeys(header, SINGLE), total_bytes)
+        return WeightIndex(shard_of, int(total) if isinstance(total, int | float) else None)
     raise SourceError(
         f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
     )

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,14 +17,15 @@ from saescope.control.baking.methods import (
 from saescope.control.baking.residual_map import ResidualMap
 from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import Anatomy
-from saescope.engine.whole import causal_lm
+from saescope.engine.config import ModelConfig
+from saescope.engine.stock import decoder_of, stock_model
 from saescope.errors import EditError
 
 Shapes = Mapping[str, tuple[int, ...]]
 _ALTERNATIVE = "use a GGUF control vector (export it), or steer it at run time"
 
 
-def plan_biases(anatomy: Anatomy, config: Any, edits: Sequence[EditVectors]) -> BakePlan:
+def plan_biases(anatomy: Anatomy, config: ModelConfig, edits: Sequence[EditVectors]) -> BakePlan:
     """Return the plan of the method `bias`; raise EditError if no bias can hold the constants.
 
     The plan is exact if the MLP output has a bias (GPT-2, Phi) or can have one (`mlp_bias` in
@@ -76,20 +76,20 @@ def _add_update(v: Float[Tensor, "d_model"]) -> WeightUpdate:
     return WeightUpdate(axis=-1, map=ResidualMap(U=torch.zeros_like(unit), V=unit, s=s, k=v))
 
 
-def _parameters_of_flag(anatomy: Anatomy, config: Any, flag: str) -> Shapes:
+def _parameters_of_flag(anatomy: Anatomy, config: ModelConfig, flag: str) -> Shapes:
     """Return the parameters that only this flag creates; none if it is already set or unknown."""
-    if getattr(config, flag, None) is not False:
+    if getattr(config.text, flag, None) is not False:
         return {}
-    with_flag = copy.deepcopy(config)
-    setattr(with_flag, flag, True)
+    outer = copy.deepcopy(config.outer)
+    text = outer.get_text_config(decoder=True)
+    setattr(text, flag, True)
     before = _parameter_shapes(config)
-    after = _parameter_shapes(with_flag)
+    after = _parameter_shapes(ModelConfig(outer, text))
     return {name: shape for name, shape in after.items() if name not in before}
 
 
-def _parameter_shapes(config: Any) -> Shapes:
-    model = causal_lm(config, torch.float32)
-    state = getattr(model, model.base_model_prefix).state_dict()
+def _parameter_shapes(config: ModelConfig) -> Shapes:
+    state = decoder_of(stock_model(config, torch.float32)).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

@@ -82,7 +82,7 @@ def export_gguf(
     out = Path(out).expanduser()
     refuse_existing(out)
     files = open_files(str(model), offline=settings.offline)
-    config = read_config(files)
+    config = read_config(files).text
     _check(edits, config.num_hidden_layers)
     bound = edit_vectors(edits, saes, n_layers=config.num_hidden_layers, d_model=config.hidden_size)
     vectors = _float32(summed_constants(bound))

@@ -4,16 +4,18 @@ import inspect
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cyclopts import App, CycloptsError, Group
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
-from saescope.errors import SaescopeError
+from saescope.errors import CheckpointWarning, SaescopeError
 from saescope.surfaces.cli.options import HELP_GROUPS
 from saescope.version import __version__
 
@@ -134,7 +136,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         _check_command(arguments)
         _check_config(Path(CONFIG))
-        code = app(arguments, result_action="return_value")
+        with _warnings_as_lines():
+            code = app(arguments, result_action="return_value")
         sys.stdout.flush()
         return code or DONE
     except (SaescopeError, CycloptsError) as error:
@@ -193,6 +196,32 @@ def _read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Within the context, each warning about a checkpoint is one line on stderr, shown once."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+        if issubclass(category, CheckpointWarning):
+            text = f"saescope: warning: {message}"
+        if text not in shown:
+            print(text, file=file or sys.stderr)
+        shown.add(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _refuse(reason: str) -> int:
