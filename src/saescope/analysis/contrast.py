@@ -26,6 +26,7 @@ from saescope.analysis.search import (
     SearchResult,
     check_alpha,
     max_pairwise_p,
+    power_warnings,
     search,
     shuffled_confirmed,
 )
@@ -36,6 +37,7 @@ from saescope.sources.splits import split_prompts
 from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.store.sae_fit import SaeFits
 from saescope.table import Table
 
 
@@ -110,7 +112,8 @@ def contrast(
         settings=settings,
         discovery=_prompts_per_set(run, is_discovery),
         holdout=holdout,
-        warnings=_power_warnings(holdout, settings.alpha),
+        warnings=power_warnings(holdout, settings.alpha),
+        sae_fits=run.sae_fits(layers),
     )
 
 
@@ -125,6 +128,7 @@ class Contrast(Table):
     discovery: dict[str, int]
     holdout: dict[str, int]
     warnings: list[str]
+    sae_fits: SaeFits
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope contrast --json` prints."""
@@ -144,7 +148,8 @@ class Contrast(Table):
                 "seed": self.settings.seed,
                 **vars(self.settings.masking),
             },
-            "warnings": self.warnings,
+            "sae_fit": self.sae_fits.to_dict(),
+            "warnings": [*self.sae_fits.warnings, *self.warnings],
             "run": self.run,
         }
 
@@ -337,13 +342,3 @@ def _element(values: Any, index: int) -> Any:
 def _prompts_per_set(run: Run, included: Bools) -> dict[str, int]:
     n_prompts = np.bincount(run.set_of_prompt[included], minlength=len(run.sets))
     return dict(zip(run.sets, n_prompts.tolist(), strict=True))
-
-
-def _power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
-    smallest, second_smallest = sorted(holdout.values())[:2]
-    if stats.min_attainable_p(smallest, second_smallest, smallest) <= alpha:
-        return []
-    return [
-        f"too few held-out prompts ({smallest} and {second_smallest}) for any feature to be "
-        "confirmed: use at least 8 prompts per set"
-    ]

@@ -61,8 +61,7 @@ def detect(
     settings = settings or DetectSettings()
     settings.check()
     others = check_sets(run.sets, target, against, transfer)
-    if transfer is None:
-        transfer = similar_comparisons(run.sets, target, others)
+    tried = similar_comparisons(run.sets, target, others) if transfer is None else transfer
     comparison = Comparison(run, target, others, settings.seed)
     searched = [_search_layer(comparison, n, settings) for n in layers or run.layers]
     features = [row for layer in searched for row in _detected(comparison, layer, settings)]
@@ -77,10 +76,11 @@ def detect(
         by_chance=float(np.mean(by_chance)),
         by_chance_95=float(np.quantile(by_chance, 0.95)),
         firings=_firings(comparison, searched),
-        classifier=_classifier(comparison, best, transfer, settings.max_k),
+        classifier=_classifier(comparison, best, tried, settings.max_k),
         sets=measure_sets(run, best.stored, best.positions.scored),
         masked={layer.number: layer.positions.masked for layer in searched},
         warnings=_warnings(comparison),
+        sae_fits=run.sae_fits(layers),
     )
 
 

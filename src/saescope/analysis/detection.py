@@ -9,6 +9,7 @@ from saescope.analysis.search import check_alpha
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import MaskedCounts, Masking
+from saescope.store.sae_fit import SaeFits
 from saescope.table import Table
 
 
@@ -82,6 +83,7 @@ class Detection(Table):
     sets: dict[str, SetMeasures]
     masked: dict[int, MaskedCounts]
     warnings: list[str]
+    sae_fits: SaeFits
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dict that `saescope detect --json` prints, without the edits file."""
@@ -98,7 +100,8 @@ class Detection(Table):
             "classifier": self.classifier.to_dict(),
             "sets": {name: vars(measures) for name, measures in self.sets.items()},
             "masked": {str(layer): masked._asdict() for layer, masked in self.masked.items()},
-            "warnings": self.warnings,
+            "sae_fit": self.sae_fits.to_dict(),
+            "warnings": [*self.sae_fits.warnings, *self.warnings],
             "run": self.run,
         }
 

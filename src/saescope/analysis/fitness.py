@@ -13,6 +13,7 @@ from saescope.errors import RunError
 from saescope.store.arrays import Float32s
 from saescope.store.masking import MaskedCounts, Masking
 from saescope.store.runs import Run
+from saescope.store.sae_fit import unexplained_share
 from saescope.store.tables import PromptResids
 from saescope.table import Table
 
@@ -184,9 +185,8 @@ def _fvu(norms: Float32s, errors: Float32s, resids: PromptResids) -> float:
     mean = np.average(resids.mean.astype(np.float64), axis=0, weights=weights)
     squares = float((norms.astype(np.float64) ** 2).sum())
     variance = squares - len(norms) * float(mean @ mean)
-    if variance <= 0:
-        return float("inf")
-    return float((errors.astype(np.float64) ** 2).sum()) / variance
+    unexplained = unexplained_share(float((errors.astype(np.float64) ** 2).sum()), variance)
+    return float("inf") if unexplained is None else unexplained
 
 
 def _layer_fitness(

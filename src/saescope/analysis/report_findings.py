@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 from saescope.analysis.contrast import (
@@ -16,6 +17,7 @@ from saescope.analysis.profile import Profile, Sink, profile
 from saescope.errors import PromptError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
+from saescope.store.sae_fit import SaeFits
 
 # These limits keep the report of many layers and sets small. It says where they cut something off.
 MAX_SINKS = 40
@@ -64,10 +66,16 @@ class ReportFindings:
 
     @property
     def warnings(self) -> list[str]:
-        """All warnings of the analyses."""
-        if self.contrast is None:
-            return self.profile.warnings
-        return [*self.profile.warnings, *self.contrast.warnings]
+        """All warnings of the analyses, those of SAEs that do not fit first."""
+        warnings = [*self.sae_fits.warnings, *self.profile.warnings]
+        if self.contrast is not None:
+            warnings += self.contrast.warnings
+        return warnings
+
+    @cached_property
+    def sae_fits(self) -> SaeFits:
+        """How well the SAE of every layer fits."""
+        return self.run.sae_fits()
 
     @property
     def n_confirmed_sets(self) -> int:

@@ -167,3 +167,14 @@ def _testable(counts: FiringCounts, alpha: float) -> Bools:
         if stats.min_attainable_p(smallest, total - smallest, fired) <= alpha:
             return np.asarray(counts.prompts_fired() >= fired)
     return np.zeros(counts.hits.shape[1], bool)
+
+
+def power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
+    """Return a line if too few prompts are held out per set for any confirmation."""
+    smallest, second_smallest = sorted(holdout.values())[:2]
+    if stats.min_attainable_p(smallest, second_smallest, smallest) <= alpha:
+        return []
+    return [
+        f"too few held-out prompts ({smallest} and {second_smallest}) for any feature to be "
+        "confirmed: use at least 8 prompts per set"
+    ]

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -13,6 +15,7 @@ from saescope.engine.residual import is_edited
 from saescope.engine.tokens import tokenize
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
+from saescope.store.arrays import Indices
 
 # Larger batches are not faster: every layer would allocate its activations anew.
 BATCH_TOKENS = 2048
@@ -91,6 +94,21 @@ class BatchPlan:
     def prompt_lengths(self, batch_index: int) -> list[int]:
         """Token counts, in `prompt_order`."""
         return [len(self.token_ids[prompt]) for prompt in self.prompt_order(batch_index)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Token counts of all prompts."""
+        return [len(ids) for ids in self.token_ids]
+
+    def token_indices(self, batch_index: int) -> Indices:
+        """Return each token's index among the tokens of all prompts, in `prompt_order`."""
+        starts = self._token_starts
+        prompts = self.prompt_order(batch_index)
+        return np.concatenate([np.arange(starts[prompt], starts[prompt + 1]) for prompt in prompts])
+
+    @cached_property
+    def _token_starts(self) -> Indices:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
 
     def prefix_ids(self, batch_index: int) -> list[int]:
         """Return the token ids of a batch's shared prefix."""

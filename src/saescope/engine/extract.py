@@ -16,6 +16,7 @@ from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
 from saescope.engine.forward import Unit, compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_kernels
+from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.residual import is_edited
 from saescope.engine.sae import Sae, check_fit
 from saescope.engine.tokens import TokenText
@@ -24,6 +25,7 @@ from saescope.sources.prompts import PromptSet, fingerprint
 from saescope.store.arrays import Float32s, Indices
 from saescope.store.masking import Masking
 from saescope.store.runs import Job, Run
+from saescope.store.sae_fit import sample_tokens
 from saescope.store.tables import LayerFeatures, PromptResids, id_type
 from saescope.store.writer import RunWriter
 from saescope.version import __version__
@@ -66,20 +68,21 @@ def extract(
     if published is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    tokens_per_batch = [sum(plan.prompt_lengths(index)) for index in range(len(plan.batches))]
+    tokens_per_batch = [sum(plan.prompt_lengths(n)) for n in range(len(plan.batches))]
     with writer.collecting() as finished:
-        kernels_in_use = _kernels_in_use(writer, lm, plan, kernels)
+        kernels = _kernels_in_use(writer, lm, plan, kernels)
         n_done = sum(tokens_per_batch[batch] for batch, _ in finished)
-        spill = writer.spill_folder()
         for unit in compute_features(
-            lm, saes, plan, finished, errors=errors, spill=spill, kernels=kernels_in_use
+            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=kernels
         ):
-            writer.put(unit.batch, unit.layer, unit.features, unit.resids)
+            writer.put(unit.batch, unit.layer, unit.features, unit.resids, unit.sample)
             n_done += tokens_per_batch[unit.batch]
             if progress:
                 progress(n_done, sum(tokens_per_batch) * len(saes))
-        record = _manifest_record(lm, saes, command, kernels_in_use)
-        return writer.publish(sets, _tokens_with_text(lm, plan), plan.prompt_orders, record)
+        record = _manifest_record(lm, saes, command, kernels)
+        tokens = _tokens_with_text(lm, plan)
+        measure = fit_measurer(saes, plan.lengths)
+        return writer.publish(sets, tokens, plan.prompt_orders, record, measure)
 
 
 def _refuse_edits(lm: LM) -> None:
@@ -126,12 +129,16 @@ def _kernels_in_use(writer: RunWriter, lm: LM, plan: BatchPlan, requested: Kerne
 
 @dataclass(frozen=True)
 class BatchFeatures:
-    """Features and residuals of one batch at one layer, in `BatchPlan.prompt_order`."""
+    """Features and residuals of one batch at one layer, in `BatchPlan.prompt_order`.
+
+    `sample` holds the residuals of those of its tokens that are among `sample_tokens`.
+    """
 
     batch: int
     layer: int
     features: LayerFeatures
     resids: PromptResids
+    sample: Float32s
 
 
 def compute_features(
@@ -152,12 +159,19 @@ def compute_features(
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
     mode = KernelMode(kernels)
+    sample = sample_tokens(plan.lengths)
     for unit in compute_residuals(lm, sorted(sae_of), plan, finished, spill, kernels):
         lengths = plan.prompt_lengths(unit.batch)
         rows = plan.residual_rows(unit.batch)
         with mode:
             features, resids = _encode(sae_of[unit.layer], unit.resid, rows, lengths, errors)
-        yield BatchFeatures(unit.batch, unit.layer, features, resids)
+        sampled = np.flatnonzero(np.isin(plan.token_indices(unit.batch), sample))
+        if rows is not None:
+            sampled = rows.numpy()[sampled]
+        sampled_resid = unit.resid[torch.from_numpy(sampled).to(unit.resid.device)]
+        yield BatchFeatures(
+            unit.batch, unit.layer, features, resids, sampled_resid.float().cpu().numpy()
+        )
 
 
 def _encode(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saescope.engine.pages import mapped_pages, release_pages
-from saescope.engine.sae import Sae
+from saescope.engine.sae import Decoder, Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import Format, SaeSpec
 from saescope.sources.files import fingerprint
@@ -61,11 +61,7 @@ def load_sae(
     path = source.files.path(place.weights)
     config = read_sae_config(source.files, place.config) if place.config else {}
     weights = _READERS[place.format](path, config)
-    stored = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
-    if weights.threshold is not None:
-        stored["threshold"] = weights.threshold
-    if decoder:
-        stored |= {"W_dec": weights.W_dec, "b_dec": weights.b_dec}
+    stored = _needed_tensors(weights, decoder)
     tensors = {name: _checked(path, name, stored[name], device) for name in stored}
     config_path = source.files.path(place.config) if place.config and config else None
     spec = SaeSpec(
@@ -84,7 +80,32 @@ def load_sae(
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     release_pages(mapped)
     reopen = "/".join(filter(None, [source.files.source, place.folder]))
-    return Sae(spec, **tensors, source=reopen, mapped=mapped)
+    reader = _decoder_reader(path, config, place.format, weights)
+    return Sae(spec, **tensors, source=reopen, mapped=mapped, read_decoder=reader)
+
+
+def _decoder_reader(
+    path: Path, config: Config, kind: Format, weights: SaeWeights
+) -> Callable[[], Decoder]:
+    """Return what gives the decoder, without holding it in memory until then."""
+    mapped = Decoder(weights.W_dec, weights.b_dec)
+    if mapped_pages([mapped.W_dec]):
+        return lambda: mapped
+
+    def read_again() -> Decoder:
+        weights = _READERS[kind](path, config)
+        return Decoder(weights.W_dec, weights.b_dec)
+
+    return read_again
+
+
+def _needed_tensors(weights: SaeWeights, decoder: bool) -> dict[str, Tensor]:
+    tensors = {"W_enc": weights.W_enc, "b_enc": weights.b_enc}
+    if weights.threshold is not None:
+        tensors["threshold"] = weights.threshold
+    if decoder:
+        tensors |= {"W_dec": weights.W_dec, "b_dec": weights.b_dec}
+    return tensors
 
 
 def _checked(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:

@@ -5,7 +5,7 @@ time. Encoding holds one chunk of (tokens × d_sae) at a time. Pre-activations a
 produces ties at the k-th value, and the selected features would then depend on the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -45,6 +45,13 @@ class Encoding(NamedTuple):
     next_pre_act: Float[Tensor, "*b"]
 
 
+class Decoder(NamedTuple):
+    """A decoder as it is stored: in any dtype, on the CPU, and not checked for finite values."""
+
+    W_dec: Float[Tensor, "d_model d_sae"]
+    b_dec: Float[Tensor, "d_model"]
+
+
 @final
 @dataclass(frozen=True)
 class Sae:
@@ -56,7 +63,7 @@ class Sae:
 
     Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
     memory-mapped pages of the encoder. They are released after use, so that a job over many layers
-    holds one encoder at a time.
+    holds one encoder at a time. `read_decoder` reads the decoder from its file, also without W_dec.
 
     >>> import torch, saescope as ss
     >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
@@ -73,6 +80,15 @@ class Sae:
     source: str = ""
     mapped: tuple[Pages, ...] = ()
     threshold: Float[Tensor, "d_sae"] | None = None
+    read_decoder: Callable[[], Decoder] | None = None
+
+    def decoder(self) -> Decoder | None:
+        """Return the decoder as stored, read again if it was not loaded; None without a file."""
+        if self.read_decoder is not None:
+            return self.read_decoder()
+        if self.W_dec is None or self.b_dec is None:
+            return None
+        return Decoder(self.W_dec, self.b_dec)
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
         """Return resid · W_encᵀ + b_enc in float32."""

@@ -9,13 +9,14 @@ import numpy as np
 from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
 from saescope.engine.extract import choose_batch_kernels, compute_features
 from saescope.engine.lm import LM
+from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
-from saescope.store.arrays import Indices
 from saescope.store.masking import Masking
+from saescope.store.sae_fit import SaeFit, SaeFits, sample_order
 from saescope.store.tables import LayerFeatures
 from saescope.table import Table
 
@@ -46,7 +47,7 @@ def scan(
     if n_top < 1:
         raise PromptError(f"n_top must be at least 1, got {n_top}")
     plan = plan_batches(lm, prompts, batch_tokens)
-    layers = _features_by_layer(lm, saes, plan)
+    layers, sae_fits = _features_by_layer(lm, saes, plan)
     positions = np.concatenate([np.arange(len(ids)) for ids in plan.token_ids])
     rule = masking or Masking()
     sinks_by_layer = [rule.apply(positions, layer.norms).sinks for layer in layers.values()]
@@ -68,32 +69,30 @@ def scan(
             tokens.append(token)
             row += 1
         scanned.append(ScannedPrompt(prompt.display_text, tokens))
-    return Scan(scanned)
+    return Scan(scanned, sae_fits)
 
 
-def _features_by_layer(lm: LM, saes: Sequence[Sae], plan: BatchPlan) -> dict[int, LayerFeatures]:
-    """Return the features of all tokens in the order of the prompts."""
+def _features_by_layer(
+    lm: LM, saes: Sequence[Sae], plan: BatchPlan
+) -> tuple[dict[int, LayerFeatures], SaeFits]:
+    """Return the features of all tokens in the order of the prompts, and how well the SAEs fit."""
+    kernels = choose_batch_kernels(lm, plan)
     by_unit = {
-        (unit.layer, unit.batch): unit.features
-        for unit in compute_features(lm, saes, plan, kernels=choose_batch_kernels(lm, plan))
+        (unit.layer, unit.batch): unit for unit in compute_features(lm, saes, plan, kernels=kernels)
     }
-    order = np.argsort(_computed_order(plan))
+    computed_order = np.concatenate([plan.token_indices(n) for n in range(len(plan.batches))])
+    order = np.argsort(computed_order)
+    order_of_sample = sample_order(computed_order, plan.lengths)
+    measure_fit = fit_measurer(saes, plan.lengths)
     layers = {}
+    fits: dict[int, SaeFit | None] = {}
     for sae in saes:
         layer = sae.spec.layer
-        batches = [by_unit[layer, index] for index in range(len(plan.batches))]
-        layers[layer] = LayerFeatures.joined(batches).take(order)
-    return layers
-
-
-def _computed_order(plan: BatchPlan) -> Indices:
-    """Return each token's index in prompt order, for the tokens in batch order."""
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in plan.token_ids])])
-    places = []
-    for batch_index in range(len(plan.batches)):
-        for prompt in plan.prompt_order(batch_index):
-            places.append(np.arange(starts[prompt], starts[prompt + 1]))
-    return np.concatenate(places)
+        units = [by_unit[layer, index] for index in range(len(plan.batches))]
+        layers[layer] = LayerFeatures.joined([unit.features for unit in units]).take(order)
+        sample = np.concatenate([unit.sample for unit in units])[order_of_sample]
+        fits[layer] = measure_fit(layer, layers[layer], sample)
+    return layers, SaeFits(fits, {sae.spec.layer: sae.spec for sae in saes})
 
 
 def _strongest(
@@ -111,13 +110,18 @@ def _strongest(
 @final
 @dataclass(frozen=True)
 class Scan(Table):
-    """The prompts that `scan` read, token by token."""
+    """The prompts that `scan` read, token by token, and how well the SAEs fit on them."""
 
     prompts: "list[ScannedPrompt]"
+    sae_fits: SaeFits
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of `saescope scan`."""
-        return {"prompts": [prompt.to_dict() for prompt in self.prompts]}
+        return {
+            "sae_fit": self.sae_fits.to_dict(),
+            "warnings": self.sae_fits.warnings,
+            "prompts": [prompt.to_dict() for prompt in self.prompts],
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per token, layer and feature that fires, strongest first."""

@@ -22,6 +22,7 @@ from saescope.sources.chats import parse_messages
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.store import columns, tables
 from saescope.store.arrays import Indices
+from saescope.store.sae_fit import SaeFit, SaeFits
 from saescope.store.tables import LayerFeatures, PromptResids
 
 MANIFEST = "manifest.json"
@@ -135,6 +136,21 @@ class Run:
     @cached_property
     def _tokens(self) -> pa.Table:
         return self.read("tokens.parquet")
+
+    def sae_fits(self, layers: Sequence[int] | None = None) -> SaeFits:
+        """Return how well the SAEs fit; None for a layer if an earlier version made the run."""
+        recorded = self.manifest.get("sae_fit", {})
+        fits: dict[int, SaeFit | None] = {}
+        for layer in layers or self.layers:
+            self.check_layer(layer)
+            figures = recorded.get(str(layer))
+            try:
+                fits[layer] = None if figures is None else SaeFit(**figures)
+            except TypeError as error:
+                raise RunError(
+                    f"{self.path / MANIFEST} is damaged: sae_fit is {figures}"
+                ) from error
+        return SaeFits(fits, self.saes)
 
     def features(self, layer: int) -> LayerFeatures:
         """Return one layer's features; raises RunError if the run does not hold that layer."""

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from saescope.errors import RunError
 from saescope.sources.prompts import PromptSet
 from saescope.store import tables
-from saescope.store.arrays import Indices
+from saescope.store.arrays import Float32s, Indices
 from saescope.store.atomic import disk_errors, partial_path, publish, write_then_rename
 from saescope.store.runs import MANIFEST, Job, Run
+from saescope.store.sae_fit import MeasureFit, sample_order
 from saescope.store.tables import LayerFeatures, PromptResids
 
+_SAMPLE = "sample"  # name of the sampled residuals in the archive of a batch
 Archive = Mapping[str, npt.NDArray[Any]]
 Tokens = Sequence[Sequence[tuple[int, str]]]
 
@@ -89,9 +91,18 @@ class RunWriter:
                 write_then_rename(path, json.dumps(make()).encode(), durable=False)
             return json.loads(path.read_text())
 
-    def put(self, number: int, layer: int, features: LayerFeatures, resid: PromptResids) -> None:
-        """Store one layer of one finished batch."""
+    def put(
+        self,
+        number: int,
+        layer: int,
+        features: LayerFeatures,
+        resid: PromptResids,
+        sample: Float32s | None = None,
+    ) -> None:
+        """Store one layer of one finished batch; `sample`: residuals of its `sample_tokens`."""
         arrays = _arrays(features) | _arrays(resid)
+        if sample is not None:
+            arrays[_SAMPLE] = sample
         archive = io.BytesIO()
         np.savez(archive, **arrays)
         path = self._partial / f"layer{layer}-batch{number:06d}.npz"
@@ -104,11 +115,13 @@ class RunWriter:
         tokens: Tokens,
         batches: Sequence[Sequence[int]],
         record: Mapping[str, Any],
+        measure_fit: MeasureFit | None = None,
     ) -> Run:
         """Write the tables in prompt order and the manifest, then rename.
 
         `tokens` holds the (id, text) of every token of every prompt; `batches` lists, per batch,
-        the prompt indices in batch order. `record` goes into the manifest beside the job.
+        the prompt indices in batch order. `record` goes into the manifest beside the job, and so
+        do the figures of `measure_fit`.
         """
         with self._disk():
             folder = self._partial / "run"
@@ -116,10 +129,18 @@ class RunWriter:
             folder.mkdir()
             _write_prompts(folder, sets, tokens)
             prompt_order = np.array([prompt for batch in batches for prompt in batch])
-            token_order = _token_order(prompt_order, [len(row) for row in tokens])
+            lengths = [len(row) for row in tokens]
+            token_order = _token_order(prompt_order, lengths)
+            sae_fit = {}
             for spec in self.job.saes:
-                self._write_layer(folder, spec.layer, spec.d_sae, prompt_order, token_order)
-            self._write_manifest(folder, record)
+                features = self._write_layer(
+                    folder, spec.layer, spec.d_sae, prompt_order, token_order
+                )
+                sample = self._sample(spec.layer)
+                if measure_fit is not None and sample is not None:
+                    resid = sample[sample_order(token_order, lengths)]
+                    sae_fit[str(spec.layer)] = asdict(measure_fit(spec.layer, features, resid))
+            self._write_manifest(folder, {**record, "sae_fit": sae_fit})
             publish(folder, self.out)
             shutil.rmtree(self._partial)
         return Run.open(self.out)
@@ -145,7 +166,7 @@ class RunWriter:
 
     def _write_layer(
         self, folder: Path, layer: int, d_sae: int, prompt_order: Indices, token_order: Indices
-    ) -> None:
+    ) -> LayerFeatures:
         with ExitStack() as stack:
             paths = self._batch_files(layer)
             archives: list[Archive] = [
@@ -158,6 +179,20 @@ class RunWriter:
             )
         _write(folder / tables.features_name(layer), tables.features_table(features, d_sae))
         _write(folder / tables.resid_name(layer), tables.resid_table(resid))
+        return features
+
+    def _sample(self, layer: int) -> Float32s | None:
+        """Return a layer's sampled residuals in batch order.
+
+        None if batches of an earlier version, which stored none, were resumed.
+        """
+        samples = []
+        for path in self._batch_files(layer):
+            with np.load(path) as archive:
+                if _SAMPLE not in archive:
+                    return None
+                samples.append(archive[_SAMPLE])
+        return np.concatenate(samples)
 
     def _write_manifest(self, folder: Path, record: Mapping[str, Any]) -> None:
         manifest = {

@@ -11,6 +11,7 @@ from saescope.surfaces.cli.show import (
     interval,
     percent,
     present_answer,
+    print_sae_fits,
     print_warnings,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -23,6 +24,7 @@ def contrast(request: ContrastRequest = ContrastRequest(), *, output: Output = O
 
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
     """Print one table per layer, then what was masked and the control."""
+    print_sae_fits(console, result.sae_fits)
     for layer, found in result.layers.items():
         _features(layer, found, n_top).print(console)
         console.print(

@@ -18,6 +18,7 @@ from saescope.surfaces.cli.show import (
     number,
     percent,
     present,
+    print_sae_fits,
     print_warnings,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -49,6 +50,7 @@ def _note_files(answer: DetectAnswer) -> None:
 
 def show_detection(console: Console, result: Detection) -> None:
     """Print the features, the prompts they fire on, the detectors, and Qwen-Scope's measures."""
+    print_sae_fits(console, result.sae_fits)
     _features(result).print(console)
     console.print(_chance_sentence(result))
     _firings(result).print(console)

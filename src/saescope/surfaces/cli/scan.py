@@ -6,7 +6,7 @@ from rich.console import Console
 
 from saescope.jobs.scan import ScanRequest
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, present
+from saescope.surfaces.cli.show import TERMINAL, cell, present, print_sae_fits
 from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def scan(request: ScanRequest = ScanRequest(), *, output: Output = Output()) -> 
 
 
 def show_scan(console: Console, scanned: "Scan") -> None:
-    """Print one table per prompt and layer; `*` marks sinks."""
+    """Print misfits, then one table per prompt and layer; `*` marks sinks."""
+    print_sae_fits(console, scanned.sae_fits)
     for prompt in scanned.prompts:
         for layer in prompt.tokens[0].norm:
             _tokens(prompt, layer).print(console)

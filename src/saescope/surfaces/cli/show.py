@@ -17,6 +17,7 @@ from rich.progress import (
 
 from saescope.jobs.reporter import Advance, Reporter
 from saescope.jobs.runs import Answer
+from saescope.store.sae_fit import SaeFits
 from saescope.surfaces.cli.options import Output
 from saescope.surfaces.visible import visible
 from saescope.table import Table
@@ -110,6 +111,16 @@ def print_warnings(console: Console, warnings: list[str]) -> None:
     """Print warnings, one per line."""
     for text in warnings:
         console.print(f"[yellow]warning:[/] {cell(text)}")
+
+
+def print_sae_fits(console: Console, fits: SaeFits) -> None:
+    """Warn of SAEs that do not fit, or say that an earlier version did not record it."""
+    print_warnings(console, fits.warnings)
+    if fits.unrecorded:
+        console.print(
+            "how well the SAE fits is not recorded: an earlier version made this run; "
+            "run it again to check"
+        )
 
 
 def masked_sentence(masked: Mapping[int, tuple[int, int]]) -> str:

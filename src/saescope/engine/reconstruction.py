@@ -1,0 +1,90 @@
+"""A sample of residuals, reconstructed once per layer, to measure how well the SAE fits them.
+
+Gathering single columns of a stored (d_model, d_sae) decoder touches nearly all of its pages. So
+batches only keep their sampled residuals, and the decoder is read once, at the end.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from saescope.engine.pages import mapped_pages, release_pages, within
+from saescope.engine.sae import Sae
+from saescope.errors import SourceError
+from saescope.store.arrays import Float32s, Indices
+from saescope.store.masking import Masking
+from saescope.store.sae_fit import MeasureFit, SaeFit, positions_of, sample_tokens
+from saescope.store.tables import LayerFeatures
+
+# Rows of a (d_model, d_sae) decoder that are read at a time.
+_ROWS = 64
+# Features that may fire on the sample in all. If absurdly many fire, fewer tokens are measured.
+_MAX_ENTRIES = 2**16
+
+
+def fit_measurer(saes: Sequence[Sae], lengths: Sequence[int]) -> MeasureFit:
+    """Return what measures a layer's fit from its features and its sampled residuals.
+
+    `lengths` are those of all prompts. Features and residuals are in prompt order.
+    """
+    sae_of = {sae.spec.layer: sae for sae in saes}
+    positions, sample = positions_of(lengths), sample_tokens(lengths)
+
+    def measure(layer: int, features: LayerFeatures, resid: Float32s) -> SaeFit:
+        scored = Masking().apply(positions, features.norms).scored
+        sampled = features.take(sample)
+        measured = _affordable(sampled, np.flatnonzero(scored[sample]))
+        reconstruction = _reconstruct(sae_of[layer], sampled.take(measured))
+        return SaeFit.measure(features.counts[scored], resid[measured], reconstruction)
+
+    return measure
+
+
+def _affordable(features: LayerFeatures, tokens: Indices) -> Indices:
+    """Return these tokens, or evenly spaced ones of them if too many features fire."""
+    n_entries = int(features.counts[tokens].sum())
+    return tokens[:: max(1, -(-n_entries // _MAX_ENTRIES))]
+
+
+@torch.inference_mode()
+def _reconstruct(sae: Sae, features: LayerFeatures) -> Float32s | None:
+    """Return what the decoder makes of each token's features; None without a decoder."""
+    decoder = sae.decoder()
+    if decoder is None:
+        return None
+    W_dec, b_dec = decoder
+    if not len(features.ids):
+        return np.tile(b_dec.float().cpu().numpy(), (len(features.counts), 1))
+    device = W_dec.device
+    ids = torch.from_numpy(features.ids.astype(np.int64)).to(device)
+    columns, places = ids.unique(return_inverse=True)
+    acts = torch.from_numpy(features.acts).to(device)
+    starts = torch.from_numpy(features.starts[:-1]).to(device)
+    mapped = mapped_pages([W_dec])
+    parts = []
+    for rows in W_dec.split(_ROWS):
+        weights = _columns_of(rows, columns)
+        parts.append(embedding_bag(places, weights, starts, mode="sum", per_sample_weights=acts))
+        if rows.is_contiguous():
+            release_pages(within(mapped, rows))
+    release_pages(mapped)
+    out = torch.cat(parts, dim=1) + b_dec.float()
+    if not torch.isfinite(out).all():
+        raise SourceError(
+            f"the decoder of {sae.source or sae.spec.release}, layer {sae.spec.layer}, has values "
+            "that are not finite: the file is damaged"
+        )
+    return out.cpu().numpy()
+
+
+def _columns_of(
+    rows: Float[Tensor, "rows d_sae"], columns: Int[Tensor, "n"]
+) -> Float[Tensor, "n rows"]:
+    """Return columns as rows, in float32; reads memory in its order in both layouts."""
+    if rows.stride(1) == 1:
+        return rows.index_select(1, columns).float().T.contiguous()
+    return rows.T.index_select(0, columns).float()
