@@ -16,12 +16,14 @@ from conftest import Pair
 from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.analysis.detect import detect
 from saescope.analysis.fitness import fitness
+from saescope.analysis.layers import layers
 from saescope.analysis.report_findings import gather
 from saescope.engine.extract import extract
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
+from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import PromptSet, texts
@@ -143,6 +145,7 @@ def test_misfit_is_noticed_everywhere(
     assert all(word in line for word in ("this layer", "this model", "this scale"))
     assert contrast(run, ContrastSettings(shuffles=0)).to_dict()["warnings"][0] == line
     assert line in detect(run, sets[0].name).to_dict()["warnings"]
+    assert layers(run).to_dict()["warnings"] == [line]
     assert "does not fit" in scanned(lm, wrong).warnings[0]
     page = render(gather(run))
     assert page.index("the SAE does not fit") < page.index('id="findings"')
@@ -229,6 +232,42 @@ def test_earlier_run_says_not_recorded(tmp_path: Path, capsys: pytest.CaptureFix
     assert "not recorded" in render(gather(Run.open(run.path)))
     assert run_command(["contrast", str(run.path)]) == 0
     assert "how well the SAE fits is not recorded" in capsys.readouterr().out
+
+
+def test_rerun_of_an_earlier_run_records_it(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm, saes = pair.load(1)
+    run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    figures = manifest.pop("sae_fit")
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert run_command(["rerun", str(run.path), "--out", str(tmp_path / "new")]) == 0
+    assert Run.open(tmp_path / "new").manifest["sae_fit"] == figures
+
+
+def test_decoder_that_is_not_mapped_is_read_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saescope.engine.load.mapped_pages", lambda tensors: [])
+    unmapped = load_sae(str(pair.sae), 1, decoder=False)
+    decoder, loaded = unmapped.decoder(), load_sae(str(pair.sae), 1)
+    assert unmapped.W_dec is None
+    assert decoder is not None
+    assert loaded.W_dec is not None
+    assert torch.equal(decoder.W_dec, loaded.W_dec)
+
+
+def test_damaged_decoder_is_refused(lm: LM, sae: Sae) -> None:
+    assert sae.W_dec is not None
+    with pytest.raises(SourceError, match=r"decoder of .* not finite"):
+        scanned(lm, altered(sae, W_dec=torch.full_like(sae.W_dec, torch.nan)))
+
+
+def test_notebooks_show_the_warning_first(lm: LM, sae: Sae) -> None:
+    html = scan(lm, [random_sae(sae)], texts([TEXT])[0].prompts)._repr_html_()
+    assert html.startswith("<p>warning: layer 2: the SAE does not fit")
+    assert "warning" not in scan(lm, [sae], texts([TEXT])[0].prompts)._repr_html_()
 
 
 def test_warning_stands_at_the_top_of_the_terminal_output(

@@ -25,6 +25,11 @@ class Table(ABC):
     def to_dict(self) -> dict[str, Any]:
         """The whole result as JSON values."""
 
+    @property
+    def top_warnings(self) -> list[str]:
+        """Warnings that a reader needs before the rows."""
+        return []
+
     def to_arrow(self) -> "pa.Table":
         """The rows as an Arrow table."""
         import pyarrow as pa
@@ -46,6 +51,8 @@ class Table(ABC):
         head = _html_row("th", columns)
         body = "".join(_html_row("td", row.values()) for row in rows[:_ROWS_SHOWN])
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        warnings = [f"<p>warning: {html.escape(text)}</p>" for text in self.top_warnings]
+        table = "".join([*warnings, table])
         hidden = len(rows) - _ROWS_SHOWN
         if hidden > 0:
             table += f"<p>{hidden} more rows</p>"

@@ -130,6 +130,11 @@ class Contrast(Table):
     warnings: list[str]
     sae_fits: SaeFits
 
+    @property
+    def top_warnings(self) -> list[str]:
+        """SAEs that do not fit."""
+        return self.sae_fits.warnings
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope contrast --json` prints."""
         shuffles = self.settings.shuffles

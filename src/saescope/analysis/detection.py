@@ -85,6 +85,11 @@ class Detection(Table):
     warnings: list[str]
     sae_fits: SaeFits
 
+    @property
+    def top_warnings(self) -> list[str]:
+        """SAEs that do not fit."""
+        return self.sae_fits.warnings
+
     def to_dict(self) -> dict[str, Any]:
         """Return the dict that `saescope detect --json` prints, without the edits file."""
         return {

@@ -15,6 +15,7 @@ from saescope.sources.splits import split_key, split_prompts
 from saescope.store.arrays import Bools, Floats
 from saescope.store.masking import MaskedCounts
 from saescope.store.runs import Run
+from saescope.store.sae_fit import SaeFits
 from saescope.table import Table
 
 _DRAWS = 1000
@@ -66,6 +67,7 @@ def layers(
             n: MaskedCounts(layer.masked_pos0, layer.masked_sinks)
             for n, layer in contrasts.layers.items()
         },
+        sae_fits=contrasts.sae_fits,
     )
 
 
@@ -80,6 +82,12 @@ class Layers(Table):
     feature: "FollowedFeature | None"
     matches: list[Match]
     masked: dict[int, MaskedCounts]
+    sae_fits: SaeFits
+
+    @property
+    def top_warnings(self) -> list[str]:
+        """SAEs that do not fit."""
+        return self.sae_fits.warnings
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope layers --json` prints."""
@@ -91,6 +99,8 @@ class Layers(Table):
             "best": self.best,
             "feature": self.feature and self.feature.to_dict(),
             "matches": [match.to_dict() for match in self.matches],
+            "sae_fit": self.sae_fits.to_dict(),
+            "warnings": self.sae_fits.warnings,
             "run": self.run,
         }
 

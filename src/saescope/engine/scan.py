@@ -115,6 +115,11 @@ class Scan(Table):
     prompts: "list[ScannedPrompt]"
     sae_fits: SaeFits
 
+    @property
+    def top_warnings(self) -> list[str]:
+        """SAEs that do not fit."""
+        return self.sae_fits.warnings
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of `saescope scan`."""
         return {

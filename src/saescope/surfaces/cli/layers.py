@@ -15,6 +15,7 @@ from saescope.surfaces.cli.show import (
     number,
     percent,
     present_answer,
+    print_sae_fits,
 )
 from saescope.surfaces.cli.tables import ResultTable
 
@@ -28,6 +29,7 @@ def layers(request: LayersRequest = LayersRequest(), *, output: Output = Output(
 
 def show_layers(console: Console, result: Layers) -> None:
     """Print separation and best features by layer, the rates of a followed id, and the matches."""
+    print_sae_fits(console, result.sae_fits)
     first_layer = next(iter(result.layers.values()))
     names = list(first_layer.sets)
     shown, hidden = names[:_SETS_SHOWN], names[_SETS_SHOWN:]

@@ -118,8 +118,8 @@ def print_sae_fits(console: Console, fits: SaeFits) -> None:
     print_warnings(console, fits.warnings)
     if fits.unrecorded:
         console.print(
-            "how well the SAE fits is not recorded: an earlier version made this run; "
-            "run it again to check"
+            "how well the SAE fits is not recorded, because an earlier version made this run: "
+            "saescope rerun RUN --out NEW records it"
         )
 
 
