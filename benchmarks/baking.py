@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
         for method in methods:
             out = folder / f"{edit.op}-{method}"
             try:
-                settings = ss.BakeSettings(method=method, convert="project")
+                settings = ss.BakeSettings(method=method, convert="project", force=True)
                 baked = ss.bake(MODEL, [sae], [edit], out, settings)
             except SaescopeError as error:
                 print(f"| {name} | `{method}` | {error} |")

@@ -65,7 +65,6 @@ CONFIGS: dict[str, Mapping[str, Any]] = {
     "llama": SIZES,
     "olmo2": SIZES,
     "olmo3": SIZES | SLIDING,
-    "gpt_neox": SIZES,
     "opt": COMMON | OPT,
     "granite": SIZES | GRANITE,
     "glm4": SIZES,

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.diff_measures import ResidualSides, measure_change
+from saescope.control.diff_measures import ChangeSize, ResidualSides, measure_change
 from saescope.control.diff_result import Diff, Status, TensorChange
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.pages import mapped_pages, release_pages
@@ -55,7 +55,7 @@ def diff(
         if progress is not None:
             progress(done, len(pairs))
     names = (first.shards.files.name, second.shards.files.name)
-    return Diff(*names, changes, same, list(_notes(first, second)))
+    return Diff(*names, changes, same, [*_notes(first, second), *_notes_on_values(changes)])
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,19 @@ def _compare(
         return TensorChange(pair.name, "reshaped", a.shape, dtype, note=note)
     x, y = first.tensor(pair.a), second.tensor(pair.b)
     try:
-        if a.dtype == b.dtype and torch.equal(x, y):
+        if a.dtype == b.dtype and (torch.equal(x, y) or _same_bytes(x, y)):
             return TensorChange(pair.name, "same", a.shape, dtype)
         if not {a.dtype, b.dtype} <= WIDTHS.keys() or not a.numel:
             return TensorChange(pair.name, "changed", a.shape, dtype, note=pair.note)
         return _measured(pair, x, y, dtype, sides)
     finally:
         release_pages(mapped_pages([x, y]))
+
+
+def _same_bytes(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are stored alike: values that are no numbers never equal themselves."""
+    first, second = (t.contiguous().reshape(-1).view(torch.uint8) for t in (x, y))
+    return torch.equal(first, second)
 
 
 def _unmatched(shards: Shards, name: str, status: Status) -> TensorChange:
@@ -196,8 +202,22 @@ def _measured(
         rank1=size.rank1,
         written=written,
         read=read,
-        note=pair.note,
+        note=_note(pair, size),
     )
+
+
+def _notes_on_values(changes: Sequence[TensorChange]) -> Iterator[str]:
+    for change in changes:
+        if "not finite" in change.note:
+            yield f"{change.name}: {change.note}"
+
+
+def _note(pair: _Pair, size: ChangeSize) -> str:
+    """Return the pair's note, and how many values the figures leave out."""
+    parts = [pair.note] if pair.note else []
+    if size.not_finite:
+        parts.append(f"{size.not_finite} values are not finite in A or in B: left out")
+    return "; ".join(parts)
 
 
 def _notes(first: _DiffSide, second: _DiffSide) -> Iterator[str]:

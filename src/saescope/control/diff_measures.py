@@ -11,25 +11,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.residual_map import projection
+from saescope.control.baking.residual_map import at_zeros, projection
 from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.gains import norm_gains
 from saescope.engine.shards import Shards
 from saescope.errors import SourceError
 
 _PIECE_VALUES = 2**22  # float32 values held at a time
+_DEPENDENT = 1e-9  # relative singular value below which directions depend on one another
 _POWER_ITERATIONS = 3  # of a change of rank one, the first finds it all
 
 
 @dataclass(frozen=True)
 class ChangeSize:
-    """Sizes of a change Δ from A; `along` is the share of |Δ|² along a basis."""
+    """Sizes of a change Δ from A; `along` is the share of |Δ|² along a basis.
+
+    Values that are no finite numbers in A or in B are left out of all of them, and counted.
+    """
 
     differs: bool
     relative: float | None
     largest: float
     rank1: float | None
     along: float
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +52,12 @@ def measure_change(x: Tensor, y: Tensor, side: ResidualSide | None) -> ChangeSiz
     x, y = _as_matrix(x), _as_matrix(y)
     components = _components(shape, side)
     squares = base_squares = largest = 0.0
+    not_finite = 0
     v = _random_unit_vector(x.shape[1])
     next_v = torch.zeros_like(v)
     for piece in _pieces(x, y):
         delta = piece.delta
+        not_finite += piece.not_finite
         squares += float(delta.double().pow(2).sum())
         base_squares += float(piece.before.double().pow(2).sum())
         largest = max(largest, float(delta.abs().max()))
@@ -58,13 +65,15 @@ def measure_change(x: Tensor, y: Tensor, side: ResidualSide | None) -> ChangeSiz
         if components is not None:
             components.add(piece.start, delta)
     if not squares:
-        return ChangeSize(False, relative=None, largest=0.0, rank1=None, along=0.0)
+        # What differs, if anything, has no size.
+        return ChangeSize(not_finite > 0, None, 0.0, None, 0.0, not_finite)
     return ChangeSize(
         differs=True,
         relative=(squares / base_squares) ** 0.5 if base_squares else None,
         largest=largest,
         rank1=_rank1_share(x, y, next_v, squares) if len(shape) > 1 else None,
         along=components.squares() / squares if components is not None else 0.0,
+        not_finite=not_finite,
     )
 
 
@@ -107,9 +116,18 @@ class ResidualSides:
         if port.norm is not None and port.norm in self._gains:
             # The same before a norm and after it: the direction that γ makes this one of, or that
             # it makes of this one, read back.
-            gain = self._gains[port.norm][:, None]
-            basis = torch.where(basis == 0, 0, basis / gain)
-        return ResidualSide(port.axis, torch.linalg.qr(basis)[0], writes)
+            gain = self._gains[port.norm]
+            # Coordinates with γ = 0 are not seen past the norm.
+            basis = torch.where(at_zeros(gain)[:, None], 0, basis / gain[:, None])
+        return ResidualSide(port.axis, _orthonormal(basis), writes)
+
+
+def _orthonormal(vectors: Float[Tensor, "d_model n"]) -> Float[Tensor, "d_model m"]:
+    """Return a basis of what the columns span; none is left of columns that are zero."""
+    U, S, _ = torch.linalg.svd(vectors, full_matrices=False)
+    smallest = _DEPENDENT * S.max().clamp(min=1e-30)
+    basis: Tensor = U[:, smallest < S]
+    return basis
 
 
 def _gains_if_known(shards: Shards, anatomy: Anatomy) -> dict[str, Tensor]:
@@ -130,19 +148,27 @@ def _random_unit_vector(n: int) -> Float[Tensor, "n"]:
 
 
 class _Piece(NamedTuple):
-    """Some rows: the number of the first one, the change, and A's values."""
+    """Some rows: the number of the first one, the change, and A's values.
+
+    Both are 0 at the `not_finite` places where A or B has no finite number.
+    """
 
     start: int
     delta: Float[Tensor, "m n"]
     before: Float[Tensor, "m n"]
+    not_finite: int
 
 
 def _pieces(x: Tensor, y: Tensor) -> Iterator[_Piece]:
     n_rows = max(1, _PIECE_VALUES // x.shape[1])
     for start in range(0, len(x), n_rows):
         rows = slice(start, start + n_rows)
-        before = x[rows].float()
-        yield _Piece(start, y[rows].float() - before, before)
+        before, after = x[rows].float(), y[rows].float()
+        infinite = ~(before.isfinite() & after.isfinite())
+        n = int(infinite.sum())
+        if n:
+            before, after = (t.masked_fill(infinite, 0.0) for t in (before, after))
+        yield _Piece(start, after - before, before, n)
 
 
 def _rank1_share(x: Tensor, y: Tensor, v: Tensor, squares: float) -> float:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saescope.control.baking.methods import read_update, write_update
-from saescope.control.baking.residual_map import ResidualMap, projection
+from saescope.control.baking.residual_map import ResidualMap, at_zeros, projection
 from saescope.control.baking.weight_update import RoundingSums, WeightUpdate, apply_update
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM
@@ -37,10 +37,9 @@ def check_anatomy(lm: LM, anatomy: Anatomy, gains: Mapping[str, Tensor], *, read
 
     `lm` is streamed and reaches up to the last kind of block.
     """
-    probe = _random_probe(anatomy.d_model)
     for layer in anatomy.kinds:
         try:
-            _check_block(_Block(lm, anatomy, layer), probe, gains, reads=reads)
+            _check_block(_Block(lm, anatomy, layer), gains, reads=reads)
         except SaescopeError:
             raise
         except Exception as error:  # blocks raise whatever their architecture's code raises
@@ -75,14 +74,12 @@ class _Block:
         )
 
 
-def _check_block(
-    block: _Block, probe: "_Probe", gains: Mapping[str, Tensor], *, reads: bool
-) -> None:
+def _check_block(block: _Block, gains: Mapping[str, Tensor], *, reads: bool) -> None:
     writers = block.ports(block.anatomy.writes)
+    readers = block.ports(block.anatomy.reads) if reads else []
+    probe = _random_probe(_coordinates_read(block, readers, gains))
     updates = {port: write_update(port, probe.map, gains) for port in writers}
-    if reads:
-        readers = block.ports(block.anatomy.reads)
-        updates |= {port: read_update(port, probe.map, gains) for port in readers}
+    updates |= {port: read_update(port, probe.map, gains) for port in readers}
     base, one, reflected = _outputs(block, [probe.base, probe.resid, probe.reflected], updates)
     largest = (base - probe.base).abs().max()
     # The component is spread over all coordinates: compare it with the largest single one.
@@ -98,6 +95,22 @@ def _check_block(
             "reads the residual by weights or norms that are not known",
             then="cannot be baked into its readers: use method 'every-write'",
         )
+
+
+def _coordinates_read(
+    block: _Block, readers: Sequence[Port], gains: Mapping[str, Tensor]
+) -> Bool[Tensor, "d_model"]:
+    """Return the coordinates of the residual that no norm before these readers zeroes."""
+    seen = torch.ones(block.anatomy.d_model, dtype=torch.bool)
+    for port in readers:
+        if port.norm is not None:
+            seen &= ~at_zeros(gains[port.norm])
+    if not seen.any():
+        raise block.error(
+            "has norms that zero every coordinate between them (γ = 0)",
+            then="cannot be baked into its readers: use method 'every-write'",
+        )
+    return seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +131,15 @@ class _Probe:
         return (resid.double() @ self.direction).abs().max()
 
 
-def _random_probe(d_model: int) -> _Probe:
+def _random_probe(coordinates: Bool[Tensor, "d_model"]) -> _Probe:
+    """Return a probe whose direction has no other coordinates than these."""
+    d_model = len(coordinates)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    r = draw(d_model)
+    r = draw(d_model) * coordinates
     unit = r / r.norm()
     without_r = projection([r], [1.0])
     base = without_r(draw(1, _POSITIONS, d_model))

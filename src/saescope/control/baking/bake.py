@@ -1,17 +1,18 @@
 """Write a checkpoint whose weights implement the edits.
 
 Steps: 1 check eligibility, 2 plan (`planning.py`), 3 record base outputs, 4 write to a staging
-folder (`checkpoint_writer.py`), 5 measure, 6 rename the folder to its final name.
+folder (`checkpoint_writer.py`), 5 measure (`measuring.py`, `stock.py`) and refuse what is far from
+its hook, 6 rename the folder to its final name.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.bake_result import MANIFEST, BakeResult, Distances
 from saescope.control.baking.card import (
     build_manifest,
@@ -28,30 +29,37 @@ from saescope.control.baking.checkpoint_writer import (
     write_checkpoint,
 )
 from saescope.control.baking.companions import CARD, copy_companions
-from saescope.control.baking.distance import RecordedOutputs, distance, record_outputs
+from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import (
     nearest_bakeable,
     reads_another_layer,
     why_not_bakeable,
 )
-from saescope.control.baking.methods import BakePlan
+from saescope.control.baking.measuring import (
+    BakeInputs,
+    Progress,
+    measure,
+    record_base,
+    refuse_distant,
+)
 from saescope.control.baking.planning import BaseCheckpoint, checkpoint_changes, make_plan
-from saescope.control.baking.settings import BakeSettings, Method
+from saescope.control.baking.settings import BakeSettings
+from saescope.control.baking.stock import StockReading
 from saescope.control.edits import Edit
-from saescope.control.steer import steered
 from saescope.engine.devices import Device
-from saescope.engine.lm import LM
-from saescope.engine.logits import Logits
 from saescope.engine.sae import Sae
-from saescope.engine.tokens import prompt_ids
 from saescope.errors import EditError, PromptError, SourceError
 from saescope.sources.checkpoint import CONFIG
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
 
-Progress = Callable[[str, int, int], None]
-
+# What stands in for a measurement of approximate methods, and how much chance may add to it.
+_QUICK_PROMPTS, _QUICK_CHARACTERS, _QUICK_TOLERANCE = 8, 30, 1.5
+_QUICK = (
+    f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to see that the weights stand "
+    "for their hook: measure for figures to rely on."
+)
 _STREAMED_CONDITION = (
     "Nothing was measured: a condition reads another layer than its edit's, which a model that is "
     "streamed block by block cannot evaluate."
@@ -77,8 +85,10 @@ def bake(
     `kl_steered_baked` measures the distance to the edit as steered.
 
     `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
-    condition reads another layer than its edit's; `notes` then says so. `progress` gets the stage,
-    done and total. On EditError, SourceError, PromptError or ResourceError no folder is left.
+    condition reads another layer than its edit's; `notes` then says so. Raises EditError for a
+    checkpoint that is further from its reference than the reference is from the model, unless
+    `settings.force`. `progress` gets the stage, done and total. On EditError, SourceError,
+    PromptError or ResourceError no folder is left.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -102,7 +112,7 @@ def bake(
     if settings.measure and not any(reads_another_layer(edit) for edit in acting):
         neutral_prompts = _neutral_prompts(neutral)
     base = BaseCheckpoint.open(model, device=device, offline=offline)
-    inputs = _BakeInputs(base, saes, acting, neutral_prompts, progress or _no_progress)
+    inputs = BakeInputs(base, saes, acting, neutral_prompts, progress or _no_progress)
     return _bake(inputs, out, settings)
 
 
@@ -116,19 +126,10 @@ def _neutral_prompts(neutral: Sequence[Prompt] | None) -> Sequence[Prompt]:
     return neutral
 
 
-@dataclass(frozen=True)
-class _BakeInputs:
-    """What is baked, and the prompts to measure on (empty: nothing is measured)."""
-
-    base: BaseCheckpoint
-    saes: Sequence[Sae]
-    edits: Sequence[Edit]
-    neutral_prompts: Sequence[Prompt]
-    progress: Progress
-
-    def token_ids(self, lm: LM) -> list[list[int]]:
-        """Return the token ids of each prompt."""
-        return [prompt_ids(lm, prompt) for prompt in self.neutral_prompts]
+def _quick_prompts() -> list[Prompt]:
+    """Return the beginnings of some bundled sentences, which any model has the context for."""
+    prompts = bundled_prompts("neutral")[0].prompts[:_QUICK_PROMPTS]
+    return [replace(prompt, text=str(prompt.text)[:_QUICK_CHARACTERS]) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -142,27 +143,34 @@ class _Decision:
     "Why weights cannot express the edits, if so: the plan then bakes the closest edits."
 
 
-def _bake(inputs: _BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
+def _bake(inputs: BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
     decision = _decide(inputs, settings)
+    quick = not settings.measure and not decision.plan.exact
+    if quick and not any(reads_another_layer(edit) for edit in inputs.edits):
+        inputs = replace(inputs, neutral_prompts=_quick_prompts())
     refuse_full_disk(out, output_bytes(inputs.base.shards, decision.changes))
     before = None
     if inputs.neutral_prompts:
-        plans = [decision.plan] if decision.unbakeable_reason is None else []
-        before = _record_base(inputs, plans)
+        before = record_base(inputs, [decision.plan])
     with atomic_folder(out) as staging:
         rounding = _write_model(inputs, decision, staging)
-        distances = Distances()
+        distances = Distances(stock="nothing was measured")
         if before is not None:
-            distances = _measure(inputs, before, staging)
+            distances = measure(inputs, before, staging, with_transformers=settings.measure)
+            if not settings.force:
+                tolerance = _QUICK_TOLERANCE if quick else 1.0
+                refuse_distant(distances, decision.plan, tolerance=tolerance)
         files = [*written_files(staging), CARD, MANIFEST]
         result = _result(inputs, decision, distances, rounding, out=out, files=sorted(files))
         if settings.measure and before is None:
             result.notes.append(_STREAMED_CONDITION)
+        if quick and before is not None:
+            result.notes.append(_QUICK)
         _write_descriptions(inputs, result, staging)
     return result
 
 
-def _decide(inputs: _BakeInputs, settings: BakeSettings) -> _Decision:
+def _decide(inputs: BakeInputs, settings: BakeSettings) -> _Decision:
     """Plan the edits, or with `convert` the closest ones that weights can express."""
     reason = _unbakeable_reason(inputs.edits)
     if reason is not None and settings.convert is None:
@@ -181,7 +189,7 @@ def _unbakeable_reason(edits: Sequence[Edit]) -> str | None:
     return None
 
 
-def _write_model(inputs: _BakeInputs, decision: _Decision, staging: Path) -> list[RoundingLoss]:
+def _write_model(inputs: BakeInputs, decision: _Decision, staging: Path) -> list[RoundingLoss]:
     """Write the weights and the config; copy the other files."""
     files, progress = inputs.base.files, partial(inputs.progress, "writing")
     rounding = write_checkpoint(inputs.base.shards, staging, decision.changes, progress)
@@ -191,7 +199,7 @@ def _write_model(inputs: _BakeInputs, decision: _Decision, staging: Path) -> lis
 
 
 def _result(
-    inputs: _BakeInputs,
+    inputs: BakeInputs,
     decision: _Decision,
     distances: Distances,
     rounding: list[RoundingLoss],
@@ -202,10 +210,11 @@ def _result(
     plan = decision.plan
     converted = decision.unbakeable_reason is not None
     reference = plan.reference.description
-    kl_reference = distances.reference
+    kl_reference, effect = distances.reference, distances.effect
     if converted:
         reference = "the edits as they are steered"
-        kl_reference = distances.steered
+        kl_reference, effect = distances.steered, distances.steered_effect
+    stock = distances.stock
     return BakeResult(
         out=out,
         method=plan.method,
@@ -217,13 +226,16 @@ def _result(
         kl_hook_baked=kl_reference,
         kl_steered_baked=distances.steered,
         kl_base_baked=distances.base,
+        kl_base_hook=effect,
+        judged_by_transformers=stock if isinstance(stock, StockReading) else None,
+        not_judged=stock if isinstance(stock, str) else None,
         rounding=rounding,
         notes=notes(inputs.base.anatomy, inputs.edits, inputs.saes),
         files=files,
     )
 
 
-def _write_descriptions(inputs: _BakeInputs, result: BakeResult, staging: Path) -> None:
+def _write_descriptions(inputs: BakeInputs, result: BakeResult, staging: Path) -> None:
     """Write the manifest and the model card."""
     manifest = build_manifest(inputs.base.files, inputs.saes, result, staging)
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
@@ -231,53 +243,7 @@ def _write_descriptions(inputs: _BakeInputs, result: BakeResult, staging: Path) 
     (staging / CARD).write_text(model_card(manifest), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class _BaseOutputs:
-    """The base model's outputs: unedited, with the edits applied by steered(), and references."""
-
-    unedited: RecordedOutputs
-    steered: RecordedOutputs
-
-    references: Mapping[Method, RecordedOutputs]
-    "Outputs under each method's reference intervention."
-
-
-def _record_base(inputs: _BakeInputs, plans: Sequence[BakePlan]) -> _BaseOutputs:
-    base = inputs.base
-    lm = base.load_streamed()
-    token_ids = inputs.token_ids(lm)
-    logits = Logits(base.shards, base.anatomy, lm.device)
-    interventions: list[Any] = [None, steered(lm, inputs.saes, inputs.edits)]
-    interventions += [plan.reference for plan in plans]
-    outputs = []
-    for intervention in interventions:
-        outputs.append(record_outputs(lm, logits, token_ids, base.anatomy, intervention))
-        inputs.progress("measuring", len(outputs), len(interventions))
-    unedited, steered_outputs, *reference_outputs = outputs
-    methods = [plan.method for plan in plans]
-    references = dict(zip(methods, reference_outputs, strict=True))
-    return _BaseOutputs(unedited, steered_outputs, references)
-
-
-def _measure(inputs: _BakeInputs, before: _BaseOutputs, staging: Path) -> Distances:
-    """Return the distances from the base model's outputs to the written checkpoint."""
-    written = BaseCheckpoint.open(staging, device=inputs.base.device)
-    lm = written.load_streamed()
-    logits = Logits(written.shards, written.anatomy, lm.device)
-    baked = record_outputs(lm, logits, inputs.token_ids(lm), written.anatomy)
-    inputs.progress("comparing", 1, 1)
-    reference = next(iter(before.references.values()), None)
-    kl_reference = None
-    if reference is not None:
-        kl_reference = distance(reference, baked)
-    return Distances(
-        reference=kl_reference,
-        steered=distance(before.steered, baked),
-        base=distance(before.unedited, baked),
-    )
-
-
-def _advice(inputs: _BakeInputs) -> str:
+def _advice(inputs: BakeInputs) -> str:
     """Suggest an alternative and its measured distance."""
     try:
         bakeable = [nearest_bakeable(edit) for edit in inputs.edits]
@@ -290,7 +256,7 @@ def _advice(inputs: _BakeInputs) -> str:
     if plans[0].method == "every-write":
         with suppress(SourceError, EditError):  # norms without a simple γ
             plans.append(make_plan(inputs.base, inputs.saes, bakeable, "readers-above"))
-    outputs = _record_base(inputs, plans)
+    outputs = record_base(inputs, plans)
     effect = distance(outputs.steered, outputs.unedited)
     distances = {
         method: distance(outputs.steered, reference)

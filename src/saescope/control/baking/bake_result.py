@@ -9,6 +9,7 @@ import numpy as np
 from saescope.control.baking.checkpoint_writer import RoundingLoss
 from saescope.control.baking.distance import Distance
 from saescope.control.baking.settings import Method
+from saescope.control.baking.stock import StockReading
 from saescope.table import Table
 
 MANIFEST = "saescope_bake.json"
@@ -24,6 +25,15 @@ class Distances:
     reference: Distance | None = None
     steered: Distance | None = None
     base: Distance | None = None
+
+    effect: Distance | None = None
+    "KL from the unedited model to the reference intervention."
+
+    steered_effect: Distance | None = None
+    "KL from the unedited model to the edits as steered."
+
+    stock: StockReading | str | None = None
+    "What transformers' own model says of both folders, or why it was not asked."
 
 
 @final
@@ -62,6 +72,15 @@ class BakeResult(Table):
     kl_base_baked: Distance | None
     "Distance from the model without edits."
 
+    kl_base_hook: Distance | None
+    "The hook's own effect: from the model without edits to what `kl_hook_baked` starts from."
+
+    judged_by_transformers: StockReading | None
+    "Model and baked folder as transformers' own `from_pretrained` reads them; None: not asked."
+
+    not_judged: str | None
+    "Why transformers was not asked; None if it was."
+
     rounding: list[RoundingLoss]
     notes: list[str]
     files: list[str]
@@ -93,6 +112,9 @@ class BakeResult(Table):
             "kl_hook_baked": _as_dict(self.kl_hook_baked),
             "kl_steered_baked": _as_dict(self.kl_steered_baked),
             "kl_base_baked": _as_dict(self.kl_base_baked),
+            "kl_base_hook": _as_dict(self.kl_base_hook),
+            "judged_by_transformers": _as_dict(self.judged_by_transformers),
+            "not_judged": self.not_judged,
             "rounding": self._rounding_dict(),
             "tensors_changed": len(self.rounding),
             "notes": self.notes,
@@ -118,5 +140,5 @@ class BakeResult(Table):
         return {"mean": mean, "worst": worst.fraction_lost, "tensor": worst.tensor}
 
 
-def _as_dict(measured: Distance | None) -> dict[str, float | int] | None:
+def _as_dict(measured: Distance | StockReading | None) -> dict[str, Any] | None:
     return None if measured is None else measured.to_dict()

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.bake_result import BakeResult
-from saescope.control.baking.methods import BakePlan
 from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
@@ -152,6 +152,13 @@ def _distance_lines(bake: Mapping[str, Any]) -> Iterator[str]:
     for label, kl in measured.items():
         figures = " | ".join(f"{kl[key]:.2g}" for key in ("mean", "p95", "p99"))
         yield f"| {label} | {figures} | {100 * kl['flips']:.2g} % |"
+    judged = bake["judged_by_transformers"]
+    if judged:
+        yield ""
+        yield (
+            f"Judged by transformers' own `{judged['model_class']}` on {judged['tokens']} of these "
+            f"tokens: {judged['kl_base_baked']:.2g} nats per token from the model without edits."
+        )
 
 
 def _rounding_lines(bake: Mapping[str, Any]) -> Iterator[str]:

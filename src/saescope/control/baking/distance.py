@@ -5,7 +5,7 @@ represented by its final residuals.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saescope.control.baking.methods import ReferenceIntervention
-from saescope.control.baking.residual_map import ResidualMap
+from saescope.control.baking.bake_plan import ReferenceIntervention
+from saescope.control.baking.residual_map import NormProjection, ResidualMap
 from saescope.control.divergence import kl_divergence, top1_flips
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.lm import LM
 from saescope.engine.logits import Logits, final_layer_residuals
-from saescope.engine.residual import replace_outputs
+from saescope.engine.residual import map_output, replace_outputs
 
 _TOKENS_PER_CHUNK = 32  # float64 logits over the whole vocabulary are held for one chunk
 TokenIds = Sequence[Sequence[int]]
@@ -50,12 +50,14 @@ class RecordedOutputs:
 
     resid: Float[Tensor, "n d_model"]
     logits: Logits
-    final_norm_map: ResidualMap | None = None
+    final_norm_map: ResidualMap | NormProjection | None = None
 
     def log_probs(self, tokens: slice) -> Float[Tensor, "m vocab"]:
         """Return log probabilities of the next token in float64, for a slice of the tokens."""
         at_final_norm: AbstractContextManager[None] = nullcontext()
-        if self.final_norm_map is not None:
+        if isinstance(self.final_norm_map, NormProjection):
+            at_final_norm = map_output(self.logits.norm, self.final_norm_map)
+        elif self.final_norm_map is not None:
             at_final_norm = replace_outputs([(self.logits.norm, self.final_norm_map)])
         with at_final_norm:
             logits = self.logits(self.resid[tokens])
@@ -99,7 +101,8 @@ def record_outputs(
         resid = final_layer_residuals(lm, token_ids)
     # Logits are computed from residuals later, so the intervention at the final norm is applied
     # again then.
-    final_norm_map = intervention.module_outputs.get(str(anatomy.head.norm))
+    norm = str(anatomy.head.norm)
+    final_norm_map = intervention.module_outputs.get(norm) or intervention.norm_outputs.get(norm)
     return RecordedOutputs(resid, logits, final_norm_map)
 
 
@@ -114,8 +117,15 @@ def _applied_in_blocks(
     for name, residual_map in intervention.module_outputs.items():
         if name != anatomy.head.norm:
             outputs.append((lm.model.get_submodule(name), residual_map))
-    inputs = []
+    inputs = [
+        (lm.model.get_submodule(name), residual_map)
+        for name, residual_map in intervention.module_inputs.items()
+    ]
     if intervention.first_input is not None:
         inputs.append((lm.blocks[0], intervention.first_input))
-    with replace_outputs(outputs, inputs):
+    with ExitStack() as stack:
+        stack.enter_context(replace_outputs(outputs, inputs))
+        for name, projection in intervention.norm_outputs.items():
+            if name != anatomy.head.norm:
+                stack.enter_context(map_output(lm.model.get_submodule(name), projection))
         yield

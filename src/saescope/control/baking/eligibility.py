@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from saescope.control.baking.methods import EditVectors
+from saescope.control.baking.bake_plan import EditVectors
 from saescope.control.edits import Edit
 from saescope.control.formulae import bind_edits
 from saescope.engine.sae import Sae

@@ -3,8 +3,8 @@
 method         parameters changed                reference intervention        exact
 every-write    all that write to the residual    map at every residual write   unless a norm
                                                                                follows a write
-readers-above  all that read the residual above  map after every norm above    always
-               the edit's layer, and lm_head     the edit's layer
+readers-above  all that read the residual above  map after every norm above    unless its γ
+               the edit's layer, and lm_head     the edit's layer              holds zeros
 next-layer     all that read the residual in     map after the edit's layer    never
                the next layer
 writers-up-to  all that write to the residual    map after the edit's layer    never
@@ -19,17 +19,23 @@ every residual write, not only after the edit's layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.residual_map import ResidualMap, projection, readout_clamp, shift
+from saescope.control.baking.bake_plan import BakePlan, EditVectors, ReferenceIntervention
+from saescope.control.baking.residual_map import (
+    NormProjection,
+    ResidualMap,
+    at_zeros,
+    projection,
+    readout_clamp,
+    shift,
+)
 from saescope.control.baking.settings import Method
 from saescope.control.baking.weight_update import WeightUpdate
-from saescope.control.edits import Edit
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.errors import EditError
 
@@ -46,77 +52,6 @@ DEFAULT_METHODS: Mapping[str, Method] = {
     "add": "bias",
 }
 _NORM_FOLLOWS = "a following norm rescales each write, so only its direction can be projected"
-
-
-@dataclass(frozen=True, eq=False)
-class EditVectors:
-    """An edit and its vectors in float64: it reads w·h + b and writes along d."""
-
-    edit: Edit
-    w: Float[Tensor, "d_model"]
-    b: Float[Tensor, ""]
-    d: Float[Tensor, "d_model"]
-
-    @property
-    def layer(self) -> int:
-        """The layer after which the edit acts."""
-        return self.edit.layer
-
-
-@dataclass(frozen=True)
-class ReferenceIntervention:
-    """The run-time intervention that a method reproduces or approximates, at every position.
-
-    It maps outputs of modules and blocks, and the input of the first block.
-    """
-
-    description: str
-
-    module_outputs: Mapping[str, ResidualMap] = field(default_factory=dict)
-    "Maps by the module's name in the decoder."
-
-    block_outputs: Mapping[int, ResidualMap] = field(default_factory=dict)
-    "Maps by layer."
-
-    first_input: ResidualMap | None = None
-    "The map of the first block's input: the embedding."
-
-
-class NewParameter(NamedTuple):
-    """A parameter that the checkpoint lacks; it is zero if `values` is None."""
-
-    shape: tuple[int, ...]
-    values: Tensor | None
-
-
-@dataclass(frozen=True)
-class BakePlan:
-    """What a method changes in a checkpoint, and its reference intervention."""
-
-    method: Method
-    changes: Mapping[str, WeightUpdate]
-    "Updates by stored name."
-
-    reference: ReferenceIntervention
-    approximation_reason: str | None = None
-    "Why the bake is approximate; None if it is exact up to rounding."
-
-    new: Mapping[str, NewParameter] = field(default_factory=dict)
-    "Parameters to add, by stored name."
-
-    flags: Mapping[str, bool] = field(default_factory=dict)
-    "Keys to set in the config."
-
-    head: WeightUpdate | None = None
-    "The update of the lm_head."
-
-    untie_lm_head: bool = False
-    "Whether the lm_head gets separate weights instead of sharing the embedding's."
-
-    @property
-    def exact(self) -> bool:
-        """Whether the checkpoint equals the reference intervention up to rounding."""
-        return self.approximation_reason is None
 
 
 def choose_method(edits: Sequence[EditVectors], requested: Method | None) -> Method:
@@ -197,18 +132,50 @@ def _readers_above(
     head = anatomy.head
     layers = range(head.layer + 1)
     maps = _maps_by_layer({layer: [v for v in edits if v.layer < layer] for layer in layers})
-    norm_outputs = {}
-    for port in (*anatomy.reads, head):
-        if port.layer in maps and port.norm:
-            norm_outputs[port.norm] = maps[port.layer].after_norm(gains[port.norm])
+    ports = [port for port in (*anatomy.reads, head) if port.layer in maps]
     return BakePlan(
         "readers-above",
         _read_updates(anatomy.reads, maps, gains),
-        ReferenceIntervention(
-            "project after every norm above the layer, the final one included", norm_outputs
-        ),
+        _projection_after_norms(ports, maps, gains),
+        _lost_at_zeros(ports, maps, gains),
         head=read_update(head, maps[head.layer], gains),
         untie_lm_head=anatomy.tied,
+    )
+
+
+def _projection_after_norms(
+    ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
+) -> ReferenceIntervention:
+    """Return the intervention that projects what these ports read, before γ of their norms."""
+    outputs, inputs, norms = {}, {}, {}
+    for port in ports:
+        residual_map = maps[port.layer]
+        if port.norm is None:
+            inputs[port.name.rpartition(".")[0]] = residual_map
+        elif residual_map.share_at_zeros(gains[port.norm]):
+            norms[port.norm] = NormProjection(residual_map, gains[port.norm])
+        else:
+            outputs[port.norm] = residual_map.after_norm(gains[port.norm])
+    description = "project after every norm above the layer, the final one included"
+    return ReferenceIntervention(description, outputs, inputs, norms)
+
+
+def _lost_at_zeros(
+    ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
+) -> str | None:
+    """Say how much of a direction is not seen past norms whose γ holds zeros, if any is."""
+    shares = {
+        port.norm: maps[port.layer].share_at_zeros(gains[port.norm])
+        for port in ports
+        if port.norm is not None
+    }
+    worst = max(shares, key=lambda norm: shares[norm], default=None)
+    if worst is None or not shares[worst]:
+        return None
+    n_zeros, share = int(at_zeros(gains[worst]).sum()), 100 * shares[worst]
+    return (
+        f"norms hold zeros (γ = 0): past {worst} weights do not see {n_zeros} of the direction's "
+        f"coordinates, {share:.2g} % of its square"
     )
 
 

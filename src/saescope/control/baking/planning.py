@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saescope.control.baking.anatomy_check import check_anatomy, embedding_scale
+from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.biases import plan_biases
 from saescope.control.baking.checkpoint_writer import CheckpointChanges, NewTensor
 from saescope.control.baking.eligibility import edit_vectors
-from saescope.control.baking.methods import BakePlan, choose_method, plan_projection
+from saescope.control.baking.methods import choose_method, plan_projection
 from saescope.control.baking.settings import Method
 from saescope.control.edits import Edit
 from saescope.engine.anatomy import Anatomy, read_anatomy

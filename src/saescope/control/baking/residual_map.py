@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saescope.errors import EditError
@@ -51,17 +51,16 @@ class ResidualMap:
     def after_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
         """Return the equivalent map after the norm: γ ⊙ M(γ⁻¹ ⊙ n).
 
-        M is the linear part of this map, and n is the norm's output. Raises EditError if γ is 0 at
-        a coordinate that M reads.
+        M is the linear part of this map, and n is the norm's output. Coordinates at which γ is 0
+        are dropped from what M reads, because n does not show them: see `share_at_zeros`.
         """
-        zeroed = gain.abs() <= _ZERO_GAIN * gain.abs().max()
-        if (self.V[zeroed] != 0).any():
-            raise EditError(
-                f"a norm zeroes {int(zeroed.sum())} coordinates of the direction (γ = 0), so "
-                "weights after the norm cannot read the component: use method 'every-write'"
-            )
-        V = torch.where(self.V == 0, 0, self.V / gain[:, None])
+        V = torch.where(at_zeros(gain)[:, None], 0, self.V / gain[:, None])
         return ResidualMap(gain[:, None] * self.U, V, self.s)
+
+    def share_at_zeros(self, gain: Float[Tensor, "d_model"]) -> float:
+        """Return the share of what this map reads, as |V|², at coordinates with γ = 0."""
+        squares = self.V.pow(2).sum(-1)
+        return float(squares[at_zeros(gain)].sum() / squares.sum())
 
     def before_norm(self, gain: Float[Tensor, "d_model"]) -> "ResidualMap":
         """Return a map before the norm that removes about the same from its output as this map.
@@ -92,6 +91,33 @@ class ResidualMap:
         scale_error = (U @ V.T).pow(2).sum() / (2 * len(gain))
         collateral = ((gain[:, None] * U - self.U) @ self.V.T).pow(2).sum() / len(gain)
         return float(scale_error**2 + collateral)
+
+
+@dataclass(frozen=True, eq=False)
+class NormProjection:
+    """Maps what a norm divides by its size, before γ multiplies it.
+
+    Unlike `ResidualMap.after_norm` it also reads coordinates with γ = 0, from the norm's input.
+    """
+
+    map: ResidualMap
+    gain: Float[Tensor, "d_model"]
+
+    def __call__(
+        self, h: Float[Tensor, "*b d_model"], normed: Float[Tensor, "*b d_model"]
+    ) -> Float[Tensor, "*b d_model"]:
+        """Return the norm's output with the mapped residual; h is its input."""
+        h, out = (x if x.dtype == torch.float64 else x.float() for x in (h, normed))
+        gain, U, V, s = (x.to(h) for x in (self.gain, self.map.U, self.map.V, self.map.s))
+        scaled = gain * h
+        # The norm's own factor, whatever its epsilon is.
+        factor = (out * scaled).sum(-1, keepdim=True) / scaled.pow(2).sum(-1, keepdim=True)
+        return (out - factor * ((h @ V) * s) @ (gain[:, None] * U).T).to(normed.dtype)
+
+
+def at_zeros(gain: Float[Tensor, "d_model"]) -> Bool[Tensor, "d_model"]:
+    """Return where a norm's γ is 0, or so small that only rounding is left."""
+    return gain.abs() <= _ZERO_GAIN * gain.abs().max()
 
 
 def projection(

@@ -35,7 +35,14 @@ class BakeSettings:
     measure: bool = True
     (
         "Measure the KL from the reference intervention, the edits as steered, and the unedited "
-        "model to the written checkpoint."
+        "model to the written checkpoint, and let transformers' own model judge the folder. "
+        "Without it, methods that are approximate are still checked on a few short texts."
+    )
+
+    force: bool = False
+    (
+        "Write the checkpoint even if it is further from its hook than the hook is from the "
+        "model, or if transformers reads it otherwise."
     )
 
     def check(self) -> None:

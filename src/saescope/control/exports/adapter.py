@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.methods import BakePlan
+from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.engine.lm import LM

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.anatomy_check import check_anatomy
+from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import edit_vectors, why_not_bakeable
-from saescope.control.baking.methods import BakePlan, plan_projection
+from saescope.control.baking.methods import plan_projection
 from saescope.control.edits import Edit
 from saescope.control.exports.adapter import LoraAdapter, adapted, compute_adapter
 from saescope.control.exports.export_result import ExportResult, files_in

@@ -7,8 +7,8 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
+from saescope.control.baking.bake_plan import ReferenceIntervention
 from saescope.control.baking.distance import RecordedOutputs, record_outputs
-from saescope.control.baking.methods import ReferenceIntervention
 from saescope.control.exports.settings import ExportSettings
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.devices import DType

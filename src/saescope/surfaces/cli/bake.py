@@ -1,5 +1,6 @@
 """`saescope bake`: edits put into weights, labelled exact or approximate, and measured."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,6 +26,8 @@ def show_bake(console: Console, result: "BakeResult") -> None:
     console.print(f"{result.out}: {result.method}, [bold]{result.label}[/bold]{cell(why)}")
     if result.kl_hook_baked is not None:
         _distances(result).print(console)
+    for line in _proofs(result):
+        console.print(line, markup=False)
     worst = result.worst_rounding
     if worst is not None:
         mean = sum(rounding.fraction_lost for rounding in result.rounding) / len(result.rounding)
@@ -35,6 +38,21 @@ def show_bake(console: Console, result: "BakeResult") -> None:
         )
     for line in result.notes:
         note(line)
+
+
+def _proofs(result: "BakeResult") -> Iterator[str]:
+    """Yield what the hook itself does, and what transformers says of the folder."""
+    if result.kl_base_hook is not None:
+        yield f"the hook itself changes the model by {result.kl_base_hook.mean:.2g} nats per token"
+    judged = result.judged_by_transformers
+    if judged is not None:
+        yield (
+            f"judged by transformers ({judged.model_class}): {judged.kl_base_baked:.2g} nats per "
+            f"token from the model on {judged.tokens} tokens, read here as "
+            f"{judged.own_kl_base_baked:.2g}"
+        )
+    if result.not_judged is not None:
+        yield f"not judged by transformers: {result.not_judged}"
 
 
 def _distances(result: "BakeResult") -> ResultTable:
