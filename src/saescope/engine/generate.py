@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from saescope.engine.answers import reply_parts
 from saescope.engine.lm import LM
 from saescope.engine.residual import replace_outputs
 from saescope.engine.tokens import prompt_ids
@@ -64,11 +65,16 @@ def _messages(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
 
 @dataclass(frozen=True)
 class Generation:
-    """Generated token ids without the EOS token, their text, and whether the model ended."""
+    """Generated token ids without the EOS token, their text, and whether the model ended.
+
+    `answer` is the text without thinking; a reply is `unfinished` if it ends inside its thinking.
+    """
 
     ids: list[int]
     text: str
     ended: bool
+    answer: str
+    unfinished: bool
 
 
 @torch.inference_mode()
@@ -102,7 +108,10 @@ def generate_batch(
             )
     sampler = _Sampler(temperature, [torch.Generator().manual_seed(seed) for _ in rows])
     replies = _continue(lm, rows, max_new_tokens, sampler, on_token)
-    return [_generation(lm, reply) for reply in replies]
+    return [
+        _generation(lm, prompt, row, reply)
+        for prompt, row, reply in zip(prompts, rows, replies, strict=True)
+    ]
 
 
 @dataclass
@@ -113,9 +122,10 @@ class _Reply:
     ended: bool = False
 
 
-def _generation(lm: LM, reply: _Reply) -> Generation:
+def _generation(lm: LM, prompt: Prompt, row: Sequence[int], reply: _Reply) -> Generation:
     text = str(lm.tokenizer.decode(reply.ids, skip_special_tokens=True))
-    return Generation(reply.ids, text, reply.ended)
+    parts = reply_parts(lm.tokenizer, prompt, row, reply.ids)
+    return Generation(reply.ids, text, reply.ended, parts.answer, parts.unfinished)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ArmResult:
     name: str
     strength: float | None
     behaviour_rate: float | None
-    "Over the `scored` replies: `empty` and `unscored` ones count neither way."
+    "Over the `scored` replies: `empty`, `unscored` and `unfinished` ones count neither way."
     ci: tuple[float, float]
     mcnemar_p: float | None
     "Against the unedited replies to the same prompts; of several draws, the smallest."
@@ -57,6 +57,8 @@ class ArmResult:
     applied: bool
     damage: Damage | None
     sets: dict[str, SetResult]
+    unfinished: int = 0
+    "Replies that end inside their thinking, before an answer."
     languages: dict[str, int] = field(default_factory=dict)
     draws: int = 1
     spread: tuple[float, float] | None = None
@@ -115,6 +117,7 @@ def pooled(results: Sequence[ArmResult], draws: Sequence[str]) -> ArmResult:
         scored=scored,
         empty=sum(one.empty for one in results),
         unscored=sum(one.unscored for one in results),
+        unfinished=sum(one.unfinished for one in results),
         applied=any(one.applied for one in results),
         damage=mean_damage([one.damage for one in results if one.damage is not None]),
         sets=sets,

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from saescope.control.evaluation.judge import (
     EMPTY,
+    UNFINISHED,
     UNSCORED,
     Label,
     Reply,
@@ -17,6 +18,7 @@ from saescope.control.evaluation.judge import (
     reply_text,
 )
 from saescope.control.evaluation.languages import KNOWN_LANGUAGES, detect_language
+from saescope.engine.answers import read_answer
 from saescope.errors import PromptError, SourceError
 from saescope.sources.catalog import Feature
 
@@ -64,7 +66,9 @@ class PhraseJudge:
     "Search only this many characters of the reply."
 
     def label(self, text: str) -> Label:
-        """`LANGUAGE: PHRASE` of the earliest phrase, EMPTY without letters or digits, or None."""
+        """`LANGUAGE: PHRASE` of the earliest phrase, None, or EMPTY or UNFINISHED."""
+        if read_answer(text).unfinished:
+            return UNFINISHED
         if not has_words(text):
             return EMPTY
         matches = list(self._matches(normalised(text)))
@@ -111,7 +115,9 @@ class LanguageJudge:
             )
 
     def label(self, text: str) -> Label:
-        """The language if the text is in it, UNSCORED if its language cannot be told, or None."""
+        """The language if the text is in it, None, or UNSCORED if it cannot be told."""
+        if read_answer(text).unfinished:
+            return UNFINISHED
         detected = detect_language(reply_text(text))
         if detected is None:
             return UNSCORED

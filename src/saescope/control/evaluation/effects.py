@@ -87,14 +87,19 @@ def _generation_losses(unedited: ArmResult, arm: ArmResult) -> Iterator[str]:
         yield f"replies repeat themselves ({after} of trigrams, {before} before)"
     if arm.ended < unedited.ended - FEWER_ENDED:
         yield f"replies end less often ({percent(arm.ended)}, {percent(unedited.ended)} before)"
-    for label in ("empty", "unscored"):
+    for label in ("empty", "unscored", "unfinished"):
         before_share, share = _label_share(unedited, label), _label_share(arm, label)
         if share > before_share + MORE_WITHOUT_LABEL:
             yield f"{percent(share)} of the replies are {label} ({percent(before_share)} before)"
 
 
 def _label_share(arm: ArmResult, label: str) -> float:
-    counts = {"scored": arm.scored, "empty": arm.empty, "unscored": arm.unscored}
+    counts = {
+        "scored": arm.scored,
+        "empty": arm.empty,
+        "unscored": arm.unscored,
+        "unfinished": arm.unfinished,
+    }
     return counts[label] / max(1, sum(counts.values()))
 
 

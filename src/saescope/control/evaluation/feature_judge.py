@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saescope.control.evaluation.behaviour import FeatureRule
 from saescope.control.evaluation.judge import UNSCORED, Label, Reply
+from saescope.engine.answers import reply_parts
 from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM
 from saescope.engine.residual import capture
@@ -29,8 +30,8 @@ Bools = npt.NDArray[np.bool_]
 class FeatureJudge:
     """Labels a reply by the share of its tokens on which any feature of the rule fires.
 
-    Attention sinks do not count; a reply without tokens that count is UNSCORED. Use it outside of
-    `steered`. Raises PromptError if no SAE has one of the features.
+    Tokens of its thinking and attention sinks do not count; a reply without tokens that count is
+    UNSCORED. Use it outside of `steered`. Raises PromptError if no SAE has one of the features.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[1])
@@ -75,6 +76,10 @@ class FeatureJudge:
         starts = [prompt_ids(self.lm, reply.prompt, thinking=self.thinking) for reply in replies]
         rows = [[*start, *reply.ids] for start, reply in zip(starts, replies, strict=True)]
         layers = sorted({feature.layer for feature in self.rule.features})
+        answers = [
+            len(start) + self._n_thinking(reply, start)
+            for start, reply in zip(starts, replies, strict=True)
+        ]
         shares: list[float | None] = [None] * len(rows)
         for batch in divide_into_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
             tokens = lay_out(batch, rows, self.lm.device)
@@ -84,11 +89,15 @@ class FeatureJudge:
             for line, [number] in enumerate(batch):
                 length = len(rows[number])
                 of_row = {layer: resid[layer][line, :length] for layer in layers}
-                shares[number] = self._share(of_row, len(starts[number]))
+                shares[number] = self._share(of_row, answers[number])
         return shares
 
+    def _n_thinking(self, reply: Reply, start: Sequence[int]) -> int:
+        """The number of a reply's tokens that come before its answer."""
+        return reply_parts(self.lm.tokenizer, reply.prompt, start, reply.ids).n_thinking
+
     def _share(self, resid: dict[int, Float[Tensor, "pos d_model"]], start: int) -> float | None:
-        """The share of a reply that begins at position `start`; `resid` by layer."""
+        """The share of an answer that begins at position `start`; `resid` by layer."""
         n_pos = len(next(iter(resid.values())))
         fires, counts = np.zeros(n_pos, bool), np.ones(n_pos, bool)
         for sae in self.saes:

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from saescope.control.evaluation.judge import Judge, Label, Reply, as_label
+from saescope.control.evaluation.judge import UNFINISHED, Judge, Label, Reply, as_label
+from saescope.engine.answers import read_answer
 from saescope.errors import JudgeError, first_line
 
 JudgeFunction = Callable[[str], str | bool | None]
-"Takes a reply's text. Returns a name for what it shows, True, None or False, or UNSCORED."
+"Takes a reply's answer. Returns a name for what it shows, True, None or False, or UNSCORED."
 
 
 @final
@@ -47,8 +48,11 @@ class FunctionJudge:
         return str(getattr(self.function, "__name__", type(self.function).__name__))
 
     def _label(self, text: str) -> Label:
+        answer = read_answer(text)
+        if answer.unfinished:
+            return UNFINISHED
         try:
-            return as_label(self.function(text))
+            return as_label(self.function(answer.text))
         except Exception as error:  # the user's code may raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise JudgeError(

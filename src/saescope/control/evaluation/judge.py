@@ -3,22 +3,28 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from saescope.engine.answers import read_answer
 from saescope.sources.prompts import Prompt
 
 EMPTY = "empty"
 "Label of a reply without a letter or digit. No rate counts it."
 UNSCORED = "unscored"
 "Label of a reply that the judge cannot decide. No rate counts it."
+UNFINISHED = "unfinished"
+"Label of a reply that ends inside its thinking, before an answer. No rate counts it."
 Label = str | None
-"A name for what a reply shows, None if it shows nothing of the kind, EMPTY or UNSCORED."
+"A name for what a reply shows, None if it shows nothing of the kind, or one of the three above."
 
 
 @dataclass(frozen=True)
 class Reply:
     """A model's reply to a prompt: token ids and text.
+
+    Judges get the answer alone as `text`, and all `ids`. A reply is `unfinished` if it ends inside
+    its thinking.
 
     >>> import saescope as ss
     >>> ss.judges.Reply(ss.Prompt("q-01", "questions", text="Why?"), [], "Because.").text
@@ -28,6 +34,7 @@ class Reply:
     prompt: Prompt
     ids: Sequence[int]
     text: str
+    unfinished: bool = False
 
 
 @runtime_checkable
@@ -49,21 +56,31 @@ class Judge(Protocol):
 
 
 def label_replies(judge: Judge, replies: Sequence[Reply]) -> list[Label]:
-    """One label per reply: EMPTY for replies without a letter or digit, the judge's for the others.
+    """One label per reply.
 
-    Raises JudgeError if the judge fails or returns something that is no label.
+    UNFINISHED for replies without an answer yet, EMPTY for answers without a letter or digit, the
+    judge's for the others. The judge sees the answer alone. Raises JudgeError if the judge fails or
+    returns something that is no label.
     """
-    labels: list[Label] = [EMPTY] * len(replies)
-    scored = [n for n, reply in enumerate(replies) if has_words(reply.text)]
-    judged = judge.label_all([replies[n] for n in scored])
-    for n, label in zip(scored, judged, strict=True):
+    labels: list[Label] = []
+    to_judge: dict[int, Reply] = {}
+    for n, reply in enumerate(replies):
+        answer = read_answer(reply.text)
+        if reply.unfinished or answer.unfinished:
+            labels.append(UNFINISHED)
+            continue
+        labels.append(EMPTY)
+        if has_words(answer.text):
+            to_judge[n] = replace(reply, text=answer.text)
+    judged = judge.label_all(list(to_judge.values()))
+    for n, label in zip(to_judge, judged, strict=True):
         labels[n] = label
     return labels
 
 
 def shows_behaviour(label: Label) -> bool | None:
-    """Whether the behaviour shows; None if the reply is empty or unscored."""
-    if label in (EMPTY, UNSCORED):
+    """Whether the behaviour shows; None if the reply is empty, unscored or unfinished."""
+    if label in (EMPTY, UNSCORED, UNFINISHED):
         return None
     return label is not None
 
@@ -89,17 +106,17 @@ def describe_judge(judge: Judge) -> dict[str, Any]:
 
 
 def reply_text(reply: str) -> str:
-    """The reply after any thinking."""
-    return reply.rpartition("</think>")[2]
+    """The reply without its thinking."""
+    return read_answer(reply).text
 
 
 def normalised(reply: str) -> str:
-    """The reply after any thinking, in one case and width, with plain quotes and single spaces."""
+    """The reply without thinking, in one case and width, with plain quotes and single spaces."""
     text = unicodedata.normalize("NFKC", reply_text(reply)).casefold()
     text = text.replace("’", "'").replace("`", "'")
     return re.sub(r"\s+", " ", text).strip()
 
 
 def has_words(reply: str) -> bool:
-    """Whether a reply has a letter or digit after any thinking."""
+    """Whether a reply has a letter or digit outside of its thinking."""
     return any(c.isalnum() for c in normalised(reply))

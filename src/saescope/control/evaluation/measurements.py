@@ -64,7 +64,7 @@ class Measurements:
         """A label per reply. The judge sees prompts as the arm puts them."""
         prompts = arm.prompts(self.runner.lm, self.eval_set.prompts)
         replies = [
-            Reply(prompt, generation.ids, generation.text)
+            Reply(prompt, generation.ids, generation.answer, generation.unfinished)
             for prompt, generation in zip(prompts, output.replies, strict=True)
         ]
         return label_replies(self.judge, replies)

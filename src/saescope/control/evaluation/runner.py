@@ -115,7 +115,7 @@ class ArmRunner:
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
         neutral = [[text.set, text.ids] for text in self.neutral]
         replies = [settings.max_new_tokens, settings.thinking]
-        return key_of("arm", model, arm.key_parts, prompts, neutral, replies)
+        return key_of("arm 2", model, arm.key_parts, prompts, neutral, replies)
 
 
 def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> list[NeutralText]:

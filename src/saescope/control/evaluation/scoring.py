@@ -12,10 +12,10 @@ from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.damage import repetition
 from saescope.control.evaluation.judge import (
     EMPTY,
+    UNFINISHED,
     UNSCORED,
     Label,
     normalised,
-    reply_text,
     shows_behaviour,
 )
 from saescope.control.evaluation.languages import detect_language
@@ -47,13 +47,13 @@ class JudgedReply:
 
     @property
     def shows(self) -> bool | None:
-        """Whether the behaviour shows; None if the reply is empty or unscored."""
+        """Whether the behaviour shows; None if the reply is empty, unscored or unfinished."""
         return shows_behaviour(self.label)
 
     @cached_property
     def language(self) -> str | None:
-        """The reply's language; None if it cannot be told."""
-        return detect_language(reply_text(self.generation.text))
+        """The answer's language; None if it cannot be told."""
+        return detect_language(self.generation.answer)
 
 
 def score(
@@ -79,6 +79,7 @@ def score(
         scored=behaviour.scored,
         empty=labels.count(EMPTY),
         unscored=labels.count(UNSCORED),
+        unfinished=labels.count(UNFINISHED),
         right_rate=_right_rate(replies, eval_set.answers),
         repetition=float(np.mean([repetition(one.ids) for one in generations])),
         mean_tokens=float(np.mean([len(one.ids) for one in generations])),
@@ -105,7 +106,7 @@ class Rate:
 
 
 def behaviour_rate(replies: Sequence[JudgedReply]) -> Rate:
-    """The rate over all replies but empty and unscored ones."""
+    """The rate over all replies but empty, unscored and unfinished ones."""
     scored = [reply.shows for reply in replies if reply.shows is not None]
     rate = share(scored)
     return Rate(rate, wilson_interval(rate, len(scored)), len(scored))
@@ -130,7 +131,7 @@ def _right_rate(replies: Sequence[JudgedReply], answers: Mapping[str, str]) -> f
     for reply in replies:
         answer = answers.get(reply.prompt.id)
         if answer is not None:
-            right.append(normalised(reply.generation.text) == normalised(answer))
+            right.append(normalised(reply.generation.answer) == normalised(answer))
     return share(right)
 
 

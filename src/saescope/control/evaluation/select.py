@@ -93,7 +93,9 @@ def _select(
 ) -> Selection:
     """Tries the detected features alone, then the greedy set on both parts."""
     if choosing.baseline.unedited.behaviour_rate is None:
-        raise PromptError("no reply could be judged: nothing to choose by")
+        unfinished = choosing.baseline.unedited.unfinished
+        why = f" ({unfinished} end inside their thinking)" if unfinished else ""
+        raise PromptError(f"no reply could be judged{why}: nothing to choose by")
     settings = choosing.settings
     strongest = _strongest_acts(run, detected, detection.target)
     tries = {feature: _edits(feature, act, settings) for feature, act in strongest.items()}

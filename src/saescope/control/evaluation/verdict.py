@@ -28,6 +28,7 @@ Name = Literal[
     "difference of means",
     "prompt alone",
     "capability lost",
+    "unfinished",
 ]
 
 
@@ -73,21 +74,21 @@ def verdict(evidence: Evidence) -> list[Finding]:
     for arm, which in ((unedited, "without edits"), (chosen, "with the edits")):
         if arm.behaviour_rate is None:
             text = f"Nothing can be said: no reply {which} could be judged."
-            return [Finding("nothing scored", text)]
+            return [Finding("nothing scored", text), *_unfinished(evidence)]
     findings = [_effect(evidence)]
     if not chosen.applied:
         text = (
             "Nothing was changed: no edited feature fired. "
             "Detection and control may lie at different sites."
         )
-        return [*findings, Finding("nothing applied", text)]
+        return [*findings, Finding("nothing applied", text), *_unfinished(evidence)]
     findings += _reasons(evidence)
     findings += _same_as_controls(evidence)
     findings += _same_as_prompt(evidence)
     losses = evidence.baseline.losses(chosen)
     if losses:
         findings.append(Finding("capability lost", f"Capability is lost: {'; '.join(losses)}."))
-    return findings
+    return [*findings, *_unfinished(evidence)]
 
 
 def choose(baseline: Baseline, tried: Sequence[ArmResult]) -> ArmResult:
@@ -246,3 +247,14 @@ def _same_as_prompt(evidence: Evidence) -> Iterator[Finding]:
     if baseline.effect(prompt_only, change) >= WHOLE:
         text = f"An instruction in the prompt does it too, without any edit ({rate(prompt_only)})."
         yield Finding("prompt alone", text)
+
+
+def _unfinished(evidence: Evidence) -> Iterator[Finding]:
+    """Whether replies end inside their thinking, where nothing can be judged."""
+    unedited, chosen = evidence.baseline.unedited, evidence.chosen
+    if unedited.unfinished or chosen.unfinished:
+        text = (
+            f"Replies that end inside their thinking are not judged: {unedited.unfinished} without "
+            f"edits, {chosen.unfinished} with them. Raise max_new_tokens, or turn thinking off."
+        )
+        yield Finding("unfinished", text)

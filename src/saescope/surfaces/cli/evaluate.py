@@ -83,6 +83,8 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
 
 
 def _arms(result: "Evaluation") -> ResultTable:
+    # Only some models think, and few columns fit.
+    unfinished = ["unfinished"] if any(arm.unfinished for arm in result.arms) else []
     targets = ", ".join(map(cell, result.target))
     table = ResultTable(
         f"{cell(str(result.behaviour['name']))} on {targets}",
@@ -90,6 +92,7 @@ def _arms(result: "Evaluation") -> ResultTable:
         numbers=(
             "shown, 95 % CI",
             "p",
+            *unfinished,
             "unscored",
             "lang.",
             "rep.",
@@ -105,7 +108,9 @@ def _arms(result: "Evaluation") -> ResultTable:
     )
     for arm in result.arms:
         name = f"[bold]{_name(arm)}[/]" if arm is result.chosen else _name(arm)
-        table.add(name, number(arm.strength, "g"), *_reply_cells(arm), *_damage_cells(arm))
+        rate, p, *others = _reply_cells(arm)
+        counts = [str(arm.unfinished) for _ in unfinished]
+        table.add(name, number(arm.strength, "g"), rate, p, *counts, *others, *_damage_cells(arm))
     return table
 
 
