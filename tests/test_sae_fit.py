@@ -151,6 +151,16 @@ def test_misfit_is_noticed_everywhere(
     assert page.index("the SAE does not fit") < page.index('id="findings"')
 
 
+@pytest.mark.parametrize(("of", "at"), [(0, 4), (4, 0)])
+def test_sae_of_a_far_layer_is_noticed(of: int, at: int) -> None:
+    far = load_sae("saescope-tiny-sae", of)
+    misplaced = altered(far, spec=replace(far.spec, layer=at))
+    prompts = [prompt for group in bundled_prompts() for prompt in group.prompts[:2]]
+    [line] = scan(load_lm("saescope-tiny", [at]), [misplaced], prompts).sae_fits.warnings
+    assert line.startswith(f"layer {at}: the SAE")
+    assert "this layer" in line
+
+
 def test_wrong_scale_of_an_sae_with_thresholds_shows_in_its_l0(lm: LM, sae: Sae) -> None:
     [silent] = scanned(lm, with_thresholds(sae, 1000.0)).warnings
     assert "0 features per token" in silent
