@@ -52,9 +52,9 @@ def sets() -> list[PromptSet]:
     return [replace(group, prompts=group.prompts[:8]) for group in bundled_prompts()[:2]]
 
 
-def altered(sae: Sae, **changes: Tensor | SaeSpec) -> Sae:
+def altered(sae: Sae, **changes: Tensor | SaeSpec | None) -> Sae:
     """The SAE with other weights, which are in no file."""
-    return replace(sae, read_decoder=None, mapped=(), **changes)
+    return replace(sae, mapped=(), **changes)
 
 
 def random_sae(sae: Sae) -> Sae:
@@ -319,6 +319,6 @@ def test_prompts_of_one_token_measure_nothing(lm: LM, sae: Sae) -> None:
 
 
 def test_sae_without_decoder_records_its_l0(lm: LM, sae: Sae) -> None:
-    fit = scanned(lm, altered(sae, W_dec=None, b_dec=None)).layers[LAYER]
+    fit = scanned(lm, altered(sae, W_dec=None, b_dec=None, read_decoder=None)).layers[LAYER]
     assert fit is not None
     assert (fit.l0, fit.measured, fit.explained_variance) == (sae.spec.k, 0, None)

@@ -46,7 +46,7 @@ class Encoding(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A decoder as it is stored: in any dtype, on the CPU, and not checked for finite values."""
+    """A decoder. From a file it is as stored: in any dtype, not checked for finite values."""
 
     W_dec: Float[Tensor, "d_model d_sae"]
     b_dec: Float[Tensor, "d_model"]
@@ -63,7 +63,7 @@ class Sae:
 
     Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
     memory-mapped pages of the encoder. They are released after use, so that a job over many layers
-    holds one encoder at a time. `read_decoder` reads the decoder from its file, also without W_dec.
+    holds one encoder at a time. `read_decoder` reads the decoder if W_dec is not loaded.
 
     >>> import torch, saescope as ss
     >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
@@ -83,12 +83,10 @@ class Sae:
     read_decoder: Callable[[], Decoder] | None = None
 
     def decoder(self) -> Decoder | None:
-        """Return the decoder as stored, read again if it was not loaded; None without a file."""
-        if self.read_decoder is not None:
-            return self.read_decoder()
-        if self.W_dec is None or self.b_dec is None:
-            return None
-        return Decoder(self.W_dec, self.b_dec)
+        """Return the loaded decoder, or else the one in the SAE's file; None without a file."""
+        if self.W_dec is not None and self.b_dec is not None:
+            return Decoder(self.W_dec, self.b_dec)
+        return None if self.read_decoder is None else self.read_decoder()
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
         """Return resid · W_encᵀ + b_enc in float32."""
