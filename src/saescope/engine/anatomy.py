@@ -79,6 +79,11 @@ class Anatomy:
 def read_anatomy(files: Files) -> Anatomy:
     """Read the anatomy of a checkpoint's decoder from its config, headers and index alone."""
     contents = Contents.open(files, torch.float32)
+    if contents.dequantizer is not None:
+        raise SourceError(
+            f"{files.name} is quantised ({contents.dequantizer.method}), so its tensors cannot "
+            "be edited: load it with transformers, dequantised, and save it with save_pretrained"
+        )
     config, decoder = contents.config.text, contents.decoder
     path, blocks = blocks_of(decoder, config)
     sources = contents.require(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from saescope.errors import SourceError, first_line
+from saescope.sources.checkpoint import gguf_name
 from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files
 
@@ -14,19 +15,25 @@ FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A checkpoint's whole config, and the part that describes its text decoder."""
+    """A checkpoint's whole config, and the part that describes its text decoder.
+
+    `gguf` names the file that holds config, weights and tokenizer, if it is a GGUF file.
+    """
 
     outer: Any
     text: Any
+    gguf: str | None = None
 
 
 def read_config(files: Files) -> ModelConfig:
     """Return the config of a checkpoint; raise SourceError unless it has a causal text decoder."""
     from transformers import AutoConfig
 
-    path = files.path("config.json")
+    gguf = gguf_name(files)
+    path = files.path(gguf or "config.json")
+    source: dict[str, Any] = {"gguf_file": gguf} if gguf is not None else {}
     try:
-        outer = AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+        outer = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, **source)
         text = outer.get_text_config(decoder=True)
     except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
@@ -34,15 +41,11 @@ def read_config(files: Files) -> ModelConfig:
             f"{custom_code(files, (path.name,)) or first_line(error)}"
         ) from error
     _refuse_other_architectures(outer, text)
-    if getattr(outer, "quantization_config", None) or getattr(text, "quantization_config", None):
-        raise SourceError(
-            f"{files.name} is quantised, which is not supported: use the model it was made from"
-        )
     _refuse_missing_sizes(path, text)
     if text.dtype is None:
         # A multimodal model may state its dtype once for all its parts.
         text.dtype = outer.dtype
-    return ModelConfig(outer, text)
+    return ModelConfig(outer, text, gguf)
 
 
 def _refuse_other_architectures(outer: Any, text: Any) -> None:

@@ -6,7 +6,7 @@ weights. Loading, planning, baking, exporting and comparing all ask here.
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from saescope.engine.config import ModelConfig, read_config
 from saescope.engine.names import Source, assign_tensors
+from saescope.engine.quantized import Dequantizer, GgufReader, find_dequantizer
 from saescope.engine.shards import TensorReader
 from saescope.engine.stock import (
     blocks_of,
@@ -25,7 +26,7 @@ from saescope.engine.stock import (
     stock_model,
 )
 from saescope.errors import CheckpointWarning, SourceError
-from saescope.sources.checkpoint import read_index
+from saescope.sources.checkpoint import gguf_name, read_index
 from saescope.sources.files import Files
 
 _NAMED_UNUSED = 3  # unused tensors that a message names
@@ -42,6 +43,7 @@ class Contents:
     Attributes:
         model: That class on the meta device: names, shapes and dtypes, without weights.
         decoder_path: The text decoder inside `model`; its blocks are at `blocks_path`.
+        dequantizer: How full weights are made of a quantised checkpoint; None if it is not.
         sources: The stored tensors of each parameter of `model`.
         unused: Tensors of the text decoder that no parameter takes, as transformers leaves them.
     """
@@ -52,22 +54,27 @@ class Contents:
     model: Any
     decoder_path: str
     blocks_path: str
+    dequantizer: Dequantizer | None
     shard_of: Mapping[str, str]
     sources: Mapping[str, Source]
     unused: tuple[str, ...]
 
     @classmethod
-    def open(cls, files: Files, dtype: torch.dtype) -> "Contents":
+    def open(
+        cls, files: Files, dtype: torch.dtype, config: ModelConfig | None = None
+    ) -> "Contents":
         """Read config and index; raise SourceError for an architecture that cannot be used."""
-        config = read_config(files)
+        config = config or read_config(files)
         _refuse_adapter(files)
         model = stock_model(config, dtype)
         decoder = decoder_of(model)
         check_decoder(decoder, config.text)
         decoder_path = path_of(decoder, model)
         blocks_path, _ = blocks_of(decoder, config.text)
-        shard_of, _ = read_index(files)
-        sources, unmatched = assign_tensors(model, shard_of)
+        dequantizer = find_dequantizer(files, config, model, dtype)
+        reader = _open_reader(files, dequantizer)
+        quantizer = dequantizer.quantizer if dequantizer is not None else None
+        sources, unmatched = assign_tensors(model, reader.shard_of, quantizer)
         contents = cls(
             files=files,
             config=config,
@@ -75,13 +82,19 @@ class Contents:
             model=model,
             decoder_path=_joined(decoder_path),
             blocks_path=_joined(decoder_path) + _joined(blocks_path),
-            shard_of=shard_of,
+            dequantizer=dequantizer,
+            shard_of=reader.shard_of,
             sources=sources,
             unused=(),
         )
         unused = [name for name, new_name in unmatched.items() if contents._is_text(new_name)]
-        _refuse_scales(files, unused)
-        return cls(**{**vars(contents), "unused": tuple(unused)})
+        if dequantizer is None:
+            _refuse_scales(files, unused)
+        return replace(contents, unused=tuple(unused))
+
+    def again(self) -> "Contents":
+        """Return the same contents with another, untouched model."""
+        return replace(self, model=stock_model(self.config, self.dtype))
 
     @property
     def decoder(self) -> nn.Module:
@@ -114,8 +127,12 @@ class Contents:
         head, embedding = self.sources.get(self.head_name), self.sources.get(self.embedding_name)
         if head is None or embedding is None:
             return True
-        reader = TensorReader(self.files, self.shard_of)
+        reader = self.reader()
         return _equal(reader.read(head.names[0]), reader.read(embedding.names[0]))
+
+    def reader(self) -> TensorReader | GgufReader:
+        """Return what reads stored tensors."""
+        return _open_reader(self.files, self.dequantizer)
 
     def source(self, name: str) -> Source | None:
         """Return the source of a parameter, or that of a parameter it is tied to; None if unknown.
@@ -180,6 +197,13 @@ class Contents:
             )
         layer = name.removeprefix(self.blocks_path).partition(".")[0]
         return layer.isdigit() and int(layer) < self.config.text.num_hidden_layers
+
+
+def _open_reader(files: Files, dequantizer: Dequantizer | None) -> TensorReader | GgufReader:
+    if dequantizer is not None and dequantizer.stored is not None:
+        return GgufReader(files, str(gguf_name(files)), dequantizer.stored)
+    shard_of, _ = read_index(files)
+    return TensorReader(files, shard_of)
 
 
 def _joined(path: str) -> str:

@@ -5,7 +5,7 @@ found by structure. Only prompt packing uses a list of tested architectures.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from saescope.engine.weights import Weights
 from saescope.engine.whole import load_whole
 from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
-from saescope.sources.checkpoint import TOKENIZER_FILES
+from saescope.sources.checkpoint import TOKENIZER_FILES, gguf_name
 from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files, fingerprint, open_files
 
@@ -65,34 +65,12 @@ def load_lm(
     (3, 6, 192)
     """
     files = open_files(str(ref), offline=offline)
-    config = read_config(files).text
-    last = _last_layer(files, layers, config.num_hidden_layers)
+    config = read_config(files)
+    last = _last_layer(files, layers, config.text.num_hidden_layers)
     torch_device = choose_device(device)
-    contents = Contents.open(files, choose_dtype(dtype, config))
+    contents = Contents.open(files, choose_dtype(dtype, config.text), config)
     contents.warn()
-    model = contents.decoder
-    blocks = _cut(model, config, last=last)
-    weights = Weights(contents, model, contents.decoder_path, torch_device)
-    _fill(weights, exclude=f"{path_of(blocks, model)}." if streamed else None)
-    tokenizer, tokenizer_files = read_tokenizer(files)
-    packs_prompts = config.model_type in _PACKING_ARCHITECTURES
-    return LM(
-        spec=_spec(files, config, [*tokenizer_files, *weights.shards]),
-        model=model,
-        tokenizer=tokenizer,
-        blocks=blocks,
-        block_pages=tuple([] if streamed else mapped_pages(b.parameters()) for b in blocks),
-        embedding_pages=mapped_pages(_embedding(model).parameters()),
-        packs_prompts=packs_prompts,
-        # A streamed model runs block by block and has no KV cache.
-        shares_prefixes=packs_prompts and not streamed,
-        max_length=max_length(config),
-        vocab_size=int(config.vocab_size),
-        dtype=contents.dtype,
-        device=torch_device,
-        source=files.source,
-        streamed=weights if streamed else None,
-    )
+    return _load(contents, last, torch_device, streamed=streamed)
 
 
 @final
@@ -110,7 +88,7 @@ class LM:
         packs_prompts: Whether one row may hold several prompts.
         shares_prefixes: Whether prompts may reuse the KV cache of a common prefix.
         max_length: Maximum prompt length in tokens.
-        source: The path or hub id that opens the same checkpoint again.
+        contents: Which stored tensor fills which parameter.
         streamed: Source of the block weights if streamed; None if all are loaded.
     """
 
@@ -126,8 +104,13 @@ class LM:
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
-    source: str
+    contents: Contents
     streamed: Weights | None = None
+
+    @property
+    def source(self) -> str:
+        """Return the path or hub id that opens the same checkpoint again."""
+        return self.contents.files.source
 
     @cached_property
     def whole(self) -> nn.Module:
@@ -139,7 +122,7 @@ class LM:
             raise SourceError(
                 f"{self.spec.repo} is streamed and cannot generate: load it with streamed=False"
             )
-        return load_whole(self.source, self.blocks, self.dtype, self.device)
+        return load_whole(self.contents, self.blocks, self.device)
 
     @property
     def decoder(self) -> nn.Module:
@@ -169,6 +152,32 @@ class LM:
             next_prefix = f"{path}.{layer + 1}."
         with self.streamed.lent(block, f"{path}.{layer}.", next_prefix):
             yield
+
+
+def _load(contents: Contents, last: int, device: torch.device, *, streamed: bool) -> LM:
+    files, config, model = contents.files, contents.config.text, contents.decoder
+    blocks = _cut(model, config, last=last)
+    weights = Weights(contents, model, contents.decoder_path, device)
+    _fill(weights, exclude=f"{path_of(blocks, model)}." if streamed else None)
+    tokenizer, tokenizer_files = read_tokenizer(files)
+    packs_prompts = config.model_type in _PACKING_ARCHITECTURES
+    return LM(
+        spec=_spec(files, config, [*tokenizer_files, *weights.shards]),
+        model=model,
+        tokenizer=tokenizer,
+        blocks=blocks,
+        block_pages=tuple([] if streamed else mapped_pages(b.parameters()) for b in blocks),
+        embedding_pages=mapped_pages(_embedding(model).parameters()),
+        packs_prompts=packs_prompts,
+        # A streamed model runs block by block and has no KV cache.
+        shares_prefixes=packs_prompts and not streamed,
+        max_length=max_length(config),
+        vocab_size=int(config.vocab_size),
+        dtype=contents.dtype,
+        device=device,
+        contents=contents,
+        streamed=weights if streamed else None,
+    )
 
 
 def _last_layer(files: Files, layers: Sequence[int] | None, n_layers: int) -> int:
@@ -225,13 +234,17 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     """Return the tokenizer and the names of its files; raise SourceError if it cannot be read."""
     from transformers import AutoTokenizer
 
+    gguf = gguf_name(files)
     present = [name for name in TOKENIZER_FILES if name in files.names()]
+    if gguf is not None:
+        present = [gguf]
     if not present:
         raise SourceError(f"{files.name} has no tokenizer files (tokenizer.json, …)")
     paths = [files.path(name) for name in present]
+    source: dict[str, Any] = {"gguf_file": paths[0].name} if gguf is not None else {}
     folder = paths[0].parent
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), present
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
         raise SourceError(
             f"the tokenizer in {folder} cannot be read: {custom_code(files) or first_line(error)}"
@@ -244,11 +257,11 @@ def _spec(files: Files, config: Any, names: Sequence[str]) -> ModelSpec:
         revision=files.revision,
         n_layers=int(config.num_hidden_layers),
         d_model=int(config.hidden_size),
-        fingerprint=_digest(files, ["config.json", *names]),
+        fingerprint=_digest(files, {gguf_name(files) or "config.json", *names}),
     )
 
 
-def _digest(files: Files, names: Sequence[str]) -> str:
+def _digest(files: Files, names: Collection[str]) -> str:
     digest = hashlib.sha256()
     for path in sorted(map(files.path, names), key=lambda path: path.name):
         digest.update(f"{path.name}={fingerprint(path)}\n".encode())

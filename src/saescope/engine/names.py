@@ -114,9 +114,12 @@ class Assignment(NamedTuple):
     unused: dict[str, str]
 
 
-def assign_tensors(model: Any, stored: Collection[str]) -> Assignment:
-    """Match a checkpoint's tensor names with the parameters and buffers of a stock model."""
-    rules = _Rules.of(model)
+def assign_tensors(model: Any, stored: Collection[str], quantizer: Any = None) -> Assignment:
+    """Match a checkpoint's tensor names with the parameters and buffers of a stock model.
+
+    `quantizer` is transformers' own of a quantised checkpoint.
+    """
+    rules = _Rules.of(model, quantizer)
     sources: dict[str, Source] = {}
     unused: dict[str, str] = {}
     for name in sorted(stored, key=_natural_order):
@@ -144,11 +147,11 @@ class _Rules:
     parameters: Mapping[str, Size]
 
     @classmethod
-    def of(cls, model: Any) -> "_Rules":
+    def of(cls, model: Any, quantizer: Any) -> "_Rules":
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
 
-        rules = get_model_conversion_mapping(model)
+        rules = get_model_conversion_mapping(model, hf_quantizer=quantizer)
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

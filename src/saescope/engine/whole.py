@@ -7,12 +7,9 @@ from torch import Tensor, nn
 from saescope.engine.contents import Contents
 from saescope.engine.stock import blocks_of, decoder_of, final_norm, head_path
 from saescope.engine.weights import Weights
-from saescope.sources.files import open_files
 
 
-def load_whole(
-    source: str, loaded: nn.ModuleList, dtype: torch.dtype, device: torch.device
-) -> nn.Module:
+def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) -> nn.Module:
     """Return the full causal LM as stock transformers opens it; its first blocks are `loaded`.
 
     Parts for images or sound stay without weights. Raises SourceError if the rest of the text model
@@ -20,8 +17,7 @@ def load_whole(
     """
     from transformers import GenerationConfig
 
-    files = open_files(source)
-    contents = Contents.open(files, dtype)
+    files, contents = contents.files, contents.again()
     model, decoder = contents.model, contents.decoder
     path, blocks = blocks_of(decoder, contents.config.text)
     weights = Weights(contents, decoder, contents.decoder_path, device)

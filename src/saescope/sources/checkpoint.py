@@ -9,9 +9,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 from saescope.errors import SourceError
-from saescope.sources.files import Files, HubFiles, call_hub
+from saescope.sources.files import GGUF, Files, HubFiles, call_hub
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_PROJECTORS = "mmproj"  # GGUF files of image towers
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -115,6 +116,25 @@ def open_checkpoint(files: Files) -> Checkpoint:
     config = read_decoder_config(files)
     index = read_index(files)
     return Checkpoint(files, config, index.shard_of, index.total_bytes)
+
+
+def gguf_name(files: Files) -> str | None:
+    """The GGUF file that holds the model: the one the user named, or the only one of its folder.
+
+    None for a checkpoint of safetensors. Raises SourceError if several files could be meant.
+    """
+    if files.chosen is not None:
+        return files.chosen
+    names = files.names()
+    if SINGLE in names or INDEX in names:
+        return None
+    found = [name for name in names if name.endswith(GGUF) and not name.startswith(_PROJECTORS)]
+    if len(found) > 1:
+        raise SourceError(
+            f"{files.name} holds {len(found)} GGUF files: name one, such as "
+            f"{files.name}/{min(found)}"
+        )
+    return found[0] if found else None
 
 
 class WeightIndex(NamedTuple):

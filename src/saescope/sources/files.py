@@ -14,13 +14,14 @@ from saescope.errors import NotCachedError, SourceError, first_line
 from saescope.sources.references import parse_hub_ref
 
 T = TypeVar("T")
+GGUF = ".gguf"
 
 _WHOLE_HASH_LIMIT = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
 def open_files(ref: str, *, offline: bool = False) -> "Files":
-    """The checkpoint `ref`: a folder, an embedded checkpoint, a hub id or an address of the hub.
+    """The checkpoint `ref`: a folder, an embedded one, a GGUF file, a hub id or a hub address.
 
     Raises SourceError if it is none of these. A hub repository is first asked when it is used.
     """
@@ -29,9 +30,13 @@ def open_files(ref: str, *, offline: bool = False) -> "Files":
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return LocalFiles(folder)
+    if folder.suffix == GGUF and folder.is_file():
+        return LocalFiles(folder.parent, chosen=folder.name)
     if folder.exists():
-        raise SourceError(f"{ref} is a file: give the folder it lies in")
+        raise SourceError(f"{ref} is a file: give the folder it lies in, or a GGUF file")
     hub = parse_hub_ref(ref)
+    if hub is not None and hub.parts and hub.parts[-1].endswith(GGUF):
+        return HubFiles(hub.repo, hub.revision, is_offline(offline), "/".join(hub.parts))
     if hub is None or (hub.parts and hub.revision is None):
         whole = f" such as {hub.repo}" if hub else " such as Qwen/Qwen3-8B-Base"
         raise SourceError(f"{ref} does not exist: give a folder or a hub id{whole}")
@@ -68,7 +73,9 @@ class FileEntry:
 
 
 class Files(ABC):
-    """The files of one checkpoint, by name."""
+    """The files of one checkpoint, by name. `chosen`: the one GGUF file that the user named."""
+
+    chosen: str | None
 
     @property
     @abstractmethod
@@ -105,16 +112,17 @@ class LocalFiles(Files):
 
     folder: Path
     title: str | None = None
+    chosen: str | None = None
 
     @property
     def name(self) -> str:
-        """The folder as the user gave it, or the embedded checkpoint's name."""
-        return self.title or str(self.folder)
+        """The folder or file as the user gave it, or the embedded checkpoint's name."""
+        return self.title or str(self.folder / (self.chosen or ""))
 
     @property
     def source(self) -> str:
         """The absolute path, or the embedded checkpoint's name."""
-        return self.title or str(self.folder.resolve())
+        return self.title or str(self.folder.resolve() / (self.chosen or ""))
 
     @property
     def revision(self) -> None:
@@ -162,16 +170,17 @@ class HubFiles(Files):
     repo: str
     requested_revision: str | None
     offline: bool
+    chosen: str | None = None
 
     @property
     def name(self) -> str:
-        """The repository id."""
-        return self.repo
+        """The repository id, and the file in it that was named."""
+        return "/".join(filter(None, [self.repo, self.chosen]))
 
     @property
     def source(self) -> str:
         """The repository at its commit."""
-        return f"{self.repo}@{self.revision}"
+        return "/".join(filter(None, [f"{self.repo}@{self.revision}", self.chosen]))
 
     @property
     def revision(self) -> str:
