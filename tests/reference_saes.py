@@ -21,6 +21,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE, SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import save_file
 
 from reference_answers import (
@@ -63,6 +64,24 @@ def saelens(out: Path) -> Answers:
             JumpReLUSAEConfig(**sizes, apply_b_dec_to_input=False, metadata=about())
         ),
         "gated": GatedSAE(GatedSAEConfig(**sizes, metadata=about())),
+        "standard-layer-norm": StandardSAE(
+            StandardSAEConfig(**sizes, normalize_activations="layer_norm", metadata=about())
+        ),
+        "topk-layer-norm": TopKSAE(
+            TopKSAEConfig(**sizes, k=K, normalize_activations="layer_norm", metadata=about())
+        ),
+        "jumprelu-constant-norm": JumpReLUSAE(
+            JumpReLUSAEConfig(
+                **sizes,
+                normalize_activations="constant_norm_rescale",
+                apply_b_dec_to_input=False,
+                metadata=about(),
+            )
+        ),
+        "gated-layer-norm": GatedSAE(
+            GatedSAEConfig(**sizes, normalize_activations="layer_norm", metadata=about())
+        ),
+        "topk-float16": TopKSAE(TopKSAEConfig(**sizes, k=K, dtype="float16", metadata=about())),
         "standard-bfloat16": StandardSAE(
             StandardSAEConfig(**sizes, dtype="bfloat16", metadata=about())
         ),
@@ -84,7 +103,26 @@ def saelens(out: Path) -> Answers:
     for name in saes:
         loaded = SAE.load_from_disk(out / "saelens" / name, dtype="float32")
         answers[f"saelens/{name}"] = answer(loaded, 3)
-    return answers | {"saelens/before-6": before_6(out / "saelens" / "before-6")}
+    answers |= {"saelens/before-6": before_6(out / "saelens" / "before-6")}
+    return answers | {"saelens/training-checkpoint": not_folded(out / "saelens", about())}
+
+
+def not_folded(out: Path, metadata: SAEMetadata) -> Answer:
+    """A checkpoint within training: the scale of its input lies beside it, not in its weights."""
+    sae = StandardSAE(
+        StandardSAEConfig(
+            d_in=D_MODEL,
+            d_sae=D_SAE,
+            normalize_activations="expected_average_only_in",
+            metadata=metadata,
+        )
+    )
+    randomise(sae)
+    folder = out / "training-checkpoint"
+    sae.save_model(folder)
+    ActivationScaler(scaling_factor=0.37).save(str(folder / "activation_scaler.json"))
+    sae.fold_activation_norm_scaling_factor(0.37)
+    return answer(sae, 3)
 
 
 def before_6(folder: Path) -> Answer:

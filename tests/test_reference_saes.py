@@ -27,6 +27,12 @@ CASES = {
         "batchtopk",
         "batchtopk-by-decoder-norm",
         "before-6",
+        "standard-layer-norm",
+        "topk-layer-norm",
+        "jumprelu-constant-norm",
+        "gated-layer-norm",
+        "topk-float16",
+        "training-checkpoint",
     ],
     "gemma-scope-2b-pt-res": ["layer_5/width_16k/average_l0_71", "layer_5/width_65k/average_l0_80"],
     "gemma-scope-2-1b-pt": ["resid_post/layer_9_width_16k_l0_small"],
@@ -78,7 +84,7 @@ def test_maker_and_saescope_agree(name: str, reference_folder: Path) -> None:
     dense = torch.zeros_like(acts).scatter_add(1, sparse.ids, sparse.acts)
     assert torch.equal(dense > 0, acts > 0)
     torch.testing.assert_close(dense, acts, atol=1e-5, rtol=0)
-    torch.testing.assert_close(sae.decode(sparse), decoded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae.decode(sparse, resid), decoded, atol=1e-5, rtol=1e-5)
     mean_l0 = float((acts > 0).sum(1).float().mean())
     assert mean_l0 > 1
     encoder_only = load_sae(reference_folder / name, layer, decoder=False)

@@ -320,8 +320,7 @@ def test_files_are_mapped_not_read(gemma: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalised per token .*cannot be folded"),
-        ({"normalize_activations": "constant_norm_rescale"}, "normalised per token"),
+        ({"normalize_activations": "covariance_whitening"}, "normalised .*cannot be folded"),
         (
             {"normalize_activations": "expected_average_only_in"},
             "by a constant that its files do not hold",

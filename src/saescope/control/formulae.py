@@ -17,6 +17,10 @@ the component along d̂ is t.
 The activation a is relu(z). With the gate `topk` it is z if the SAE itself activates the feature,
 otherwise 0. An edit with a condition applies only at positions where the condition's feature has an
 activation, under the edit's gate, above the condition's threshold.
+
+An SAE that normalises its input per token (`engine/input_norm.py`) has z = f·(w·h) + b with a
+factor f per token, and a and t in its own unit u: `scale` and `clamp` then add u·s·a·d and
+u·(t - a)·d.
 """
 
 from collections.abc import Sequence
@@ -28,23 +32,44 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saescope.control.edits import Edit
+from saescope.engine.input_norm import token_scale
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
 from saescope.sources.catalog import Feature
+from saescope.sources.formats.tensors import InputNorm
 
 _MIN_READOUT_GAIN = 1e-6  # below this, clamping is ill-conditioned
 
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Linear read-outs z = w·h + b of the residual, one row per edit."""
+    """Linear read-outs z = w·h + b of the residual, one row per edit.
+
+    Rows that `normalised` marks read a normalised residual (None: no row does), as `input_norm`
+    says.
+    """
 
     w: Float[Tensor, "n d_model"]
     b: Float[Tensor, "n"]
+    normalised: Bool[Tensor, "n"] | None = None
+    input_norm: InputNorm = "none"
 
     def __call__(self, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b n"]:
         """Return the read-outs of each residual."""
-        return torch.nn.functional.linear(h, self.w, self.b)
+        scale = token_scale(self.input_norm, h)
+        if scale is None or self.normalised is None:
+            return torch.nn.functional.linear(h, self.w, self.b)
+        factor = torch.where(self.normalised, scale.factor.to(h), 1)
+        return torch.nn.functional.linear(h, self.w) * factor + self.b
+
+    def units(
+        self, h: Float[Tensor, "*b d_model"], rows: Bool[Tensor, "n"]
+    ) -> Float[Tensor, "*b n"] | None:
+        """Return what one unit of these rows' activations is in the residual; None if 1."""
+        scale = token_scale(self.input_norm, h)
+        if scale is None or self.normalised is None:
+            return None
+        return torch.where(self.normalised & rows, scale.unit.to(h), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +104,8 @@ class EditTensors:
 
     The coefficient of column d is `constant + by_act·a + by_read·r`, where a is the activation and
     r the read-out: d̂·h for `project`, otherwise z. `by_act` and `by_read` are None if all zero.
-    `coefficient_readout` computes r; it is None if r is z for every edit.
+    `coefficient_readout` computes r; it is None if r is z for every edit. `in_activations` marks
+    the edits whose coefficient is an amount of activation, in the SAE's unit.
     """
 
     edits: tuple[Edit, ...]
@@ -90,6 +116,7 @@ class EditTensors:
     by_act: Float[Tensor, "n"] | None
     by_read: Float[Tensor, "n"] | None
     coefficient_readout: Readout | None
+    in_activations: Bool[Tensor, "n"]
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
@@ -128,6 +155,9 @@ def coefficients(tensors: EditTensors, h: Float[Tensor, "*b d_model"]) -> Coeffi
     if tensors.by_read is not None:
         read = pre_acts if tensors.coefficient_readout is None else tensors.coefficient_readout(h)
         values = torch.addcmul(values, tensors.by_read, read)
+    units = tensors.reader.readout.units(h, tensors.in_activations)
+    if units is not None:
+        values = values * units
     return Coefficients(values.expand_as(acts), acts)
 
 
@@ -140,7 +170,7 @@ def bind_edits(
     """Return the tensors of one layer's edits, from its SAE; directions need no SAE.
 
     Raises EditError for a feature that the SAE does not have, and for a read-out clamp whose
-    direction is orthogonal to its read-out.
+    direction is orthogonal to its read-out, or of an SAE that normalises its input.
     """
     if device is None:
         device = torch.device("cpu") if sae is None else sae.W_enc.device
@@ -149,12 +179,21 @@ def bind_edits(
     d = torch.stack([_decoder_column(edit, sae) for edit in edits]).to(device, dtype)
     gain = (reader.readout.w * d).sum(1)
     for edit, c in zip(edits, gain.tolist(), strict=True):
+        if edit.op == "readout_clamp" and edit.feature is not None and _normalises(sae):
+            raise EditError(
+                f"edit of {edit.name}: its SAE normalises each residual, so a change of the "
+                "residual does not set the read-out: use clamp"
+            )
         if edit.op == "readout_clamp" and abs(c) < _MIN_READOUT_GAIN:
             raise EditError(
                 f"edit of {edit.name}: its direction is orthogonal to its read-out "
                 f"(gain {c:.1e}); use clamp"
             )
     return _assemble(tuple(edits), reader, d, gain)
+
+
+def _normalises(sae: Sae | None) -> bool:
+    return sae is not None and sae.input_norm != "none"
 
 
 class WatchedFeature(NamedTuple):
@@ -216,7 +255,11 @@ def _stack_rows(
     if sae is not None and needs_encode.any():
         encoder = replace(sae, mapped=())  # keep pages resident: every step needs them
     relu_mask = None if needs_encode.all() else ~needs_encode
-    return ActivationReader(Readout(w, b), ids, relu_mask, encoder)
+    if sae is None or sae.input_norm == "none":
+        readout = Readout(w, b)
+    else:
+        readout = Readout(w, b, normalised=ids >= 0, input_norm=sae.input_norm)
+    return ActivationReader(readout, ids, relu_mask, encoder)
 
 
 def _decoder_column(edit: Edit, sae: Sae | None) -> Float[Tensor, "d_model"]:
@@ -248,6 +291,7 @@ def _assemble(
         by_act=terms.by_act if terms.by_act.any() else None,
         by_read=terms.by_read if terms.by_read.any() else None,
         coefficient_readout=None if readout is reader.readout else readout,
+        in_activations=torch.tensor([edit.op in ("scale", "clamp") for edit in edits]).to(d.device),
     )
 
 

@@ -204,7 +204,7 @@ def _feature_chunks(
         end = start + len(next_pre_act)
         error = None
         if errors:
-            reconstruction = sae.decode(sparse)
+            reconstruction = sae.decode(sparse, resid[start:end])
             error = (resid[start:end].float() - reconstruction).norm(dim=-1).cpu().numpy()
         yield LayerFeatures.of_rows(
             norms=norms[start:end].cpu().numpy(),

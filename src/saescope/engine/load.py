@@ -1,8 +1,9 @@
 """From files to SAEs ready to encode: their weights, and whether they are whole."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.sae import Decoder, Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import Format, SaeSpec
-from saescope.sources.files import fingerprint
+from saescope.sources.files import Files, fingerprint
 from saescope.sources.formats import (
     dictionary_learning,
     gemma_scope,
@@ -58,30 +59,33 @@ def load_sae(
     if not isinstance(source, SaeSource):
         source = open_sae(str(source), k=k, offline=offline)
     place = source.locate(layer)
-    path = source.files.path(place.weights)
-    config = read_sae_config(source.files, place.config) if place.config else {}
-    weights = _READERS[place.format](path, config)
-    stored = _needed_tensors(weights, decoder)
-    tensors = {name: _checked(path, name, stored[name], device) for name in stored}
-    config_path = source.files.path(place.config) if place.config and config else None
+    path, settings = source.files.path(place.weights), _read_settings(source.files, place)
+    weights = _READERS[place.format](path, settings.config)
+    needed = _needed_tensors(weights, decoder)
+    tensors = {name: _checked(path, name, needed[name], device) for name in needed}
     spec = SaeSpec(
         release=release_name(source.files),
         revision=source.files.revision,
         layer=layer,
-        d_model=weights.W_enc.shape[1],
-        d_sae=weights.W_enc.shape[0],
+        d_model=len(weights.b_dec),
+        d_sae=len(weights.b_enc),
         k=_choose_k(path, source.k, weights),
         activation=weights.activation,
         trained_on=source.trained_on,
-        fingerprint=_fingerprint(path, config_path, place),
+        fingerprint=_fingerprint(path, settings.files, place),
         format=place.format,
         path=place.folder,
     )
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     release_pages(mapped)
-    reopen = "/".join(filter(None, [source.files.source, place.folder]))
-    reader = _decoder_reader(path, config, place.format, weights)
-    return Sae(spec, **tensors, source=reopen, mapped=mapped, read_decoder=reader)
+    return Sae(
+        spec,
+        **tensors,
+        source="/".join(filter(None, [source.files.source, place.folder])),
+        mapped=mapped,
+        read_decoder=_decoder_reader(path, settings.config, place.format, weights),
+        input_norm=weights.input_norm,
+    )
 
 
 def _decoder_reader(
@@ -108,6 +112,30 @@ def _needed_tensors(weights: SaeWeights, decoder: bool) -> dict[str, Tensor]:
     return tensors
 
 
+class _Settings(NamedTuple):
+    """An SAE's config, and the files that it was read from."""
+
+    config: Config
+    files: tuple[Path, ...]
+
+
+def _read_settings(files: Files, place: SaeLocation) -> _Settings:
+    """Read the config; for a checkpoint of SAELens' training, also the scale of its input."""
+    if not place.config:
+        return _Settings({}, ())
+    config = read_sae_config(files, place.config)
+    read = (files.path(place.config),) if config else ()
+    if place.format != "saelens" or not saelens.needs_scale(config):
+        return _Settings(config, read)
+    name = "/".join(filter(None, [place.folder, saelens.SCALE_FILE]))
+    try:
+        scale_file = files.path(name)
+    except SourceError:
+        return _Settings(config, read)
+    scale = read_sae_config(files, name).get("scaling_factor")
+    return _Settings({saelens.SCALE_KEYS[0]: scale, **config}, (*read, scale_file))
+
+
 def _checked(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:
     """In float32, on the device; raises SourceError for values that are not finite."""
     extremes = torch.stack(torch.aminmax(tensor))  # one pass, no copy; NaN carries through
@@ -131,11 +159,11 @@ def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | N
     return k
 
 
-def _fingerprint(path: Path, config: Path | None, place: SaeLocation) -> str:
+def _fingerprint(path: Path, settings: Sequence[Path], place: SaeLocation) -> str:
     """Return the fingerprint of the weights, and of the config if it decides what they mean."""
     of_weights = fingerprint(path)
-    if config is None or place.format == "qwen-scope":
+    if not settings or place.format == "qwen-scope":
         return of_weights
     kind, _, digest = of_weights.partition(":")
-    both = hashlib.sha256(f"{digest} {fingerprint(config)}".encode()).hexdigest()
-    return f"{kind}:{both}"
+    digests = " ".join([digest, *map(fingerprint, settings)])
+    return f"{kind}:{hashlib.sha256(digests.encode()).hexdigest()}"

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from saescope.engine.input_norm import denormalise
 from saescope.engine.pages import mapped_pages, release_pages, within
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
@@ -38,8 +39,9 @@ def fit_measurer(saes: Sequence[Sae], lengths: Sequence[int]) -> MeasureFit:
         scored = Masking().apply(positions, features.norms).scored
         sampled = features.take(sample)
         measured = _affordable(sampled, np.flatnonzero(scored[sample]))
-        reconstruction = _reconstruct(sae_of[layer], sampled.take(measured))
-        return SaeFit.measure(features.counts[scored], resid[measured], reconstruction)
+        h = resid[measured]
+        reconstruction = _reconstruct(sae_of[layer], sampled.take(measured), h)
+        return SaeFit.measure(features.counts[scored], h, reconstruction)
 
     return measure
 
@@ -51,14 +53,25 @@ def _affordable(features: LayerFeatures, tokens: Indices) -> Indices:
 
 
 @torch.inference_mode()
-def _reconstruct(sae: Sae, features: LayerFeatures) -> Float32s | None:
-    """Return what the decoder makes of each token's features; None without a decoder."""
+def _reconstruct(sae: Sae, features: LayerFeatures, resid: Float32s) -> Float32s | None:
+    """Return what the decoder makes of each residual's features; None without a decoder."""
     decoder = sae.decoder()
     if decoder is None:
         return None
-    W_dec, b_dec = decoder
-    if not len(features.ids):
-        return np.tile(b_dec.float().cpu().numpy(), (len(features.counts), 1))
+    out = decoder.b_dec.float().expand(len(features.counts), -1)
+    if len(features.ids):
+        out = out + _decoded(decoder.W_dec, features)
+    if not torch.isfinite(out).all():
+        raise SourceError(
+            f"the decoder of {sae.source or sae.spec.release}, layer {sae.spec.layer}, has values "
+            "that are not finite: the file is damaged"
+        )
+    return denormalise(sae.input_norm, out, torch.from_numpy(resid).to(out.device)).cpu().numpy()
+
+
+def _decoded(
+    W_dec: Float[Tensor, "d_model d_sae"], features: LayerFeatures
+) -> Float[Tensor, "n d_model"]:
     device = W_dec.device
     ids = torch.from_numpy(features.ids.astype(np.int64)).to(device)
     columns, places = ids.unique(return_inverse=True)
@@ -72,13 +85,7 @@ def _reconstruct(sae: Sae, features: LayerFeatures) -> Float32s | None:
         if rows.is_contiguous():
             release_pages(within(mapped, rows))
     release_pages(mapped)
-    out = torch.cat(parts, dim=1) + b_dec.float()
-    if not torch.isfinite(out).all():
-        raise SourceError(
-            f"the decoder of {sae.source or sae.spec.release}, layer {sae.spec.layer}, has values "
-            "that are not finite: the file is damaged"
-        )
-    return out.cpu().numpy()
+    return torch.cat(parts, dim=1)
 
 
 def _columns_of(

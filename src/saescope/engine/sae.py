@@ -1,8 +1,9 @@
 """Sparse autoencoders: encode and decode, for all supported activations.
 
-All SAEs use z = W_enc·h + b_enc. Format-specific preprocessing is folded into the weights at load
-time. Encoding holds one chunk of (tokens × d_sae) at a time. Pre-activations are float32: bfloat16
-produces ties at the k-th value, and the selected features would then depend on the batch.
+All SAEs use z = W_enc·h + b_enc, times a factor per token if they normalise their input
+(`input_norm.py`). Other preprocessing is folded into the weights at load time. Encoding holds one
+chunk of (tokens × d_sae) at a time. Pre-activations are float32: bfloat16 produces ties at the k-th
+value, and the selected features would then depend on the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saescope.engine.input_norm import denormalise, token_scale
 from saescope.engine.lm import LM
 from saescope.engine.pages import Pages, release_pages
 from saescope.engine.topk import largest_products
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
+from saescope.sources.formats.tensors import InputNorm
 
 # Most ids and activations of one padded chunk, which one dense token inflates for all its rows.
 _MAX_ENTRIES = ENCODE_BLOCK // 2
@@ -59,7 +62,8 @@ class Sae:
 
     The activation decides which features are active; an active feature's value is its
     pre-activation z. `topk`: the k largest positive pre-activations. `jumprelu` and `batchtopk`:
-    those above 0 and above the feature's `threshold`. `relu`: those above 0.
+    those above 0 and above the feature's `threshold`. `relu`: those above 0. `input_norm`: how the
+    input is normalised per token.
 
     Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
     memory-mapped pages of the encoder. They are released after use, so that a job over many layers
@@ -81,6 +85,7 @@ class Sae:
     mapped: tuple[Pages, ...] = ()
     threshold: Float[Tensor, "d_sae"] | None = None
     read_decoder: Callable[[], Decoder] | None = None
+    input_norm: InputNorm = "none"
 
     def decoder(self) -> Decoder | None:
         """Return the loaded decoder, or else the one in the SAE's file; None without a file."""
@@ -89,8 +94,13 @@ class Sae:
         return None if self.read_decoder is None else self.read_decoder()
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """Return resid · W_encᵀ + b_enc in float32."""
-        return torch.addmm(self.b_enc, resid.to(self.W_enc.device, torch.float32), self.W_enc.T)
+        """Return resid · W_encᵀ + b_enc in float32, of the normalised residuals if it says so."""
+        return torch.addmm(self.b_enc, self._encoder_input(resid).float(), self.W_enc.T)
+
+    def _encoder_input(self, resid: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
+        resid = resid.to(self.W_enc.device)
+        scale = token_scale(self.input_norm, resid)
+        return resid if scale is None else resid.float() * scale.factor
 
     def encode(self, resid: Float[Tensor, "*b d_model"]) -> SparseActs:
         """Return the features that fire on each residual, strongest first.
@@ -136,7 +146,7 @@ class Sae:
                 f"{_describe(self.spec)} reads {self.spec.d_model}"
             )
         if self.spec.activation == "topk":  # all rows have k entries, so one chunk
-            yield self._encode_top_k(resid.to(self.W_enc.device))
+            yield self._encode_top_k(self._encoder_input(resid))
         else:
             for rows in _row_chunks(len(resid), 4 * self.spec.d_sae):
                 yield self._encode_over_threshold(self.pre_acts(resid[rows]))
@@ -197,19 +207,29 @@ class Sae:
             sparse = self.encode(resid)
             is_feature = sparse.ids[..., :, None] == ids
             return (is_feature & (sparse.acts[..., :, None] > 0)).any(dim=-2)
-        resid_float32 = resid.to(self.W_enc.device, torch.float32)
-        z = torch.nn.functional.linear(resid_float32, self.W_enc[ids], self.b_enc[ids])
+        encoder_input = self._encoder_input(resid).float()
+        z = torch.nn.functional.linear(encoder_input, self.W_enc[ids], self.b_enc[ids])
         if self.threshold is None:
             return z > 0.0
         return z > self.threshold[ids].clamp(min=0)
 
     @torch.inference_mode()
-    def decode(self, sparse: SparseActs) -> Float[Tensor, "*b d_model"]:
-        """Return acts · W_decᵀ + b_dec, using only active features; needs the decoder."""
+    def decode(
+        self, sparse: SparseActs, resid: Float[Tensor, "*b d_model"] | None = None
+    ) -> Float[Tensor, "*b d_model"]:
+        """Return acts · W_decᵀ + b_dec, using only active features; needs the decoder.
+
+        An SAE that normalises its input per token needs the residuals too, for their scales.
+        """
         if self.W_dec is None or self.b_dec is None:
             raise SourceError(
                 f"{_describe(self.spec)} was loaded without its decoder: "
                 "load_sae(..., decoder=True)"
+            )
+        if self.input_norm != "none" and resid is None:
+            raise SourceError(
+                f"{_describe(self.spec)} normalises its input per token ({self.input_norm}): "
+                "decode needs the residuals too, decode(sparse, resid)"
             )
         shape = sparse.acts.shape[:-1]
         width = sparse.acts.shape[-1]
@@ -221,7 +241,10 @@ class Sae:
             longest = int((acts[rows] > 0).sum(1).max())  # the rest of the rows is padding
             weights = acts[rows, :longest]
             out[rows] = torch.einsum("nk,nkd->nd", weights, columns[ids[rows, :longest]])
-        return (out + self.b_dec).reshape(*shape, self.spec.d_model)
+        decoded = (out + self.b_dec).reshape(*shape, self.spec.d_model)
+        if resid is None:
+            return decoded
+        return denormalise(self.input_norm, decoded, resid.to(decoded.device))
 
 
 def _row_chunks(n: int, row_bytes: int) -> Iterator[slice]:

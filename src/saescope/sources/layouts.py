@@ -4,7 +4,7 @@
 | Qwen-Scope | layer<N>.sae.pt | cfg.json, optional |
 | SAELens | sae_weights.safetensors | cfg.json in the same folder |
 | sparsify | sae.safetensors | cfg.json in the same folder |
-| dictionary_learning | ae.pt | config.json in the same folder |
+| dictionary_learning | ae.pt | config.json in the same folder, optional |
 | Gemma Scope | params.npz, params.safetensors | config.json, optional |
 | Llama Scope | checkpoints/final.safetensors | hyperparams.json one folder above |
 """
@@ -30,7 +30,7 @@ from saescope.sources.hook_points import (
 SUPPORTED_FILES = (
     "layer<N>.sae.pt (Qwen-Scope), sae_weights.safetensors with cfg.json (SAELens), "
     "params.npz or params.safetensors (Gemma Scope), sae.safetensors with cfg.json (sparsify), "
-    "ae.pt with config.json (dictionary_learning), "
+    "ae.pt (dictionary_learning), "
     "checkpoints/final.safetensors with hyperparams.json (Llama Scope)"
 )
 _MAX_CONFIG_BYTES = 2**20
@@ -82,7 +82,7 @@ _LAYOUTS = (
     _Layout("qwen-scope", re.compile(r"layer\d+\.sae\.pt"), "cfg.json", config_required=False),
     _Layout("saelens", re.compile(r"sae_weights\.safetensors"), "cfg.json"),
     _Layout("sparsify", re.compile(r"sae\.safetensors"), "cfg.json"),
-    _Layout("dictionary-learning", re.compile(r"ae\.pt"), "config.json"),
+    _Layout("dictionary-learning", re.compile(r"ae\.pt"), "config.json", config_required=False),
     _Layout(
         "gemma-scope",
         re.compile(r"params\.(npz|safetensors)"),

@@ -81,7 +81,7 @@ def saelens_config(sae: Sae, model_name: str | None) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": sae.input_norm,
         "reshape_activations": "none",
         **_architecture(sae),
         "metadata": {

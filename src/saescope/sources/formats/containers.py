@@ -21,6 +21,10 @@ from saescope.errors import SourceError, first_line
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\x03\x04"
 _MAX_COMPRESSION = 100  # weights hardly shrink: an archive that grows more than this is no SAE
+# Where a training checkpoint keeps its tensors, and what wrapping modules put before their names.
+_NESTED = ("state_dict", "model_state_dict", "model", "sae", "sae_state_dict", "autoencoder", "ae")
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "sae.", "autoencoder.", "ae.")
+_MAX_NESTING = 3
 _MALFORMED_NPZ = (
     zipfile.BadZipFile,
     OSError,
@@ -47,7 +51,22 @@ def read_torch(path: Path) -> Mapping[str, Any]:
         raise _damaged(path) from error
     if not isinstance(state, dict):
         raise SourceError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
-    return state
+    return _state_dict(state)
+
+
+def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tensors of a training checkpoint: nested, and with the prefix of a wrapping module."""
+    for _ in range(_MAX_NESTING):
+        inner = [content[key] for key in _NESTED if isinstance(content.get(key), dict)]
+        if any(isinstance(value, torch.Tensor) for value in content.values()) or len(inner) != 1:
+            break
+        content = inner[0]
+    tensors = [name for name, value in content.items() if isinstance(value, torch.Tensor)]
+    for prefix in _WRAPPER_PREFIXES:
+        if tensors and all(str(name).startswith(prefix) for name in tensors):
+            content = {str(name).removeprefix(prefix): value for name, value in content.items()}
+            tensors = [name.removeprefix(prefix) for name in tensors]
+    return content
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:

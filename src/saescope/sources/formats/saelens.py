@@ -2,6 +2,10 @@
 
 W_enc (d_model, d_sae)   b_enc (d_sae,)   W_dec (d_sae, d_model)   b_dec (d_model,)
 threshold (d_sae,) for JumpReLU; gated SAEs have b_gate, b_mag, r_mag (d_sae,) instead of b_enc.
+
+normalize_activations: layer_norm and constant_norm_rescale are done per token by the engine;
+expected_average_only_in is a constant, which `activation_scaler.json` beside a checkpoint holds, or
+`norm_scaling_factor` in the config.
 """
 
 from collections.abc import Mapping
@@ -12,14 +16,24 @@ import torch
 from torch import Tensor
 
 from saescope.errors import SourceError
-from saescope.sources.formats.configs import Config, flag, positive_int, section, unsupported
+from saescope.sources.formats.configs import (
+    Config,
+    flag,
+    positive_float,
+    positive_int,
+    section,
+    unsupported,
+)
 from saescope.sources.formats.containers import read_safetensors
 from saescope.sources.formats.tensors import (
+    InputNorm,
     SaeWeights,
     TensorNames,
     fold_centring,
     fold_decoder_norm,
     fold_gate,
+    fold_input_scale,
+    fold_mean,
     get_tensor,
     read_weights,
     with_threshold,
@@ -27,27 +41,60 @@ from saescope.sources.formats.tensors import (
 
 _NAMES = TensorNames("W_enc", "b_enc", "W_dec", "b_dec", encoder_rows=False, decoder_rows=True)
 _ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+SCALE_FILE, SCALE_KEYS = "activation_scaler.json", ("norm_scaling_factor", "scaling_factor")
+_PER_TOKEN: Mapping[object, InputNorm] = {
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+}
 
 
 def read(path: Path, config: Config) -> SaeWeights:
     """The SAE with centring and decoder norms folded in.
 
-    Raises SourceError for damaged files, and for what cannot be folded: inputs normalised per
-    token, scales of finetuning, and other architectures.
+    Raises SourceError for damaged files, and for what cannot be folded: unknown scales of the
+    input, scales of finetuning, and other architectures.
     """
     architecture = _architecture(config)
     _refuse_unsupported(path, config, architecture)
     state = read_safetensors(path)
     _refuse_finetuning_scale(path, state)
-    weights = _activated(path, config, state, architecture)
-    if flag(config, "apply_b_dec_to_input", default=True):
+    weights = _activated(path, config, _with_pre_bias(path, state), architecture)
+    if flag(config, "apply_b_dec_to_input", default=True) or "b_pre" in state:
         weights = fold_centring(weights)
-    if _reads_centred_residuals(config):
-        w_enc = weights.W_enc.float()
-        weights = replace(weights, W_enc=w_enc - w_enc.mean(dim=1, keepdim=True))
+    input_norm = _PER_TOKEN.get(config.get("normalize_activations"), "none")
+    if _reads_centred_residuals(config) or input_norm == "layer_norm":
+        weights = fold_mean(weights)
+    if needs_scale(config):
+        weights = fold_input_scale(weights, _scale(path, config))
     if flag(config, "rescale_acts_by_decoder_norm"):
         weights = fold_decoder_norm(weights)
-    return weights
+    return replace(weights, input_norm=input_norm)
+
+
+def needs_scale(config: Config) -> bool:
+    """Whether the SAE was trained on residuals times a constant that is not in its weights."""
+    return config.get("normalize_activations") in ("expected_average_only_in", True)
+
+
+def _scale(path: Path, config: Config) -> float:
+    for key in SCALE_KEYS:
+        if config.get(key) is not None:
+            return positive_float(config, key)
+    raise SourceError(
+        f"{path}: its input is normalised by a constant that its files do not hold "
+        f"(normalize_activations {config['normalize_activations']!r:.40}): write it as "
+        f"{SCALE_KEYS[0]} into cfg.json, or save the SAE after fold_activation_norm_scaling_factor"
+    )
+
+
+def _with_pre_bias(path: Path, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`b_pre` alone is the bias subtracted before and added after; beside b_dec it is unknown."""
+    if "b_pre" not in state:
+        return state
+    if "b_dec" in state:
+        raise unsupported(path, "it has both b_pre and b_dec, which SAELens does not know")
+    others = {name: tensor for name, tensor in state.items() if name != "b_pre"}
+    return {**others, "b_dec": state["b_pre"]}
 
 
 def _architecture(config: Config) -> str:
@@ -72,12 +119,11 @@ def _refuse_unsupported(path: Path, config: Config, architecture: str) -> None:
     if activation not in ("relu", "topk"):
         raise SourceError(f"{path}: activation_fn {activation!r:.40} is not supported")
     normalization = config.get("normalize_activations", "none")
-    if normalization not in ("none", None, False):
-        how = "per token"
-        if normalization in ("expected_average_only_in", True):
-            how = "by a constant that its files do not hold"
-        setting = f"normalize_activations {normalization!r:.40}"
-        raise unsupported(path, f"its input is normalised {how} ({setting})")
+    known = (*_PER_TOKEN, "none", None, False)
+    if normalization not in known and not needs_scale(config):
+        raise unsupported(path, f"its input is normalised ({normalization!r:.40})")
+    if normalization == "constant_norm_rescale" and _reads_centred_residuals(config):
+        raise unsupported(path, "its input is centred, then rescaled per token")
     reshape = config.get("reshape_activations", "none")
     if reshape not in ("none", None):
         raise unsupported(path, f"its input is reshaped ({reshape!r:.40})")

@@ -1,20 +1,28 @@
 """An SAE's tensors in saescope's layout, with makers' extra steps folded in.
 
 All readers of formats end here. The engine knows one formula: z = W_enc·h + b_enc, then an
-activation a, then ĥ = W_dec·a + b_dec.
+activation a, then ĥ = W_dec·a + b_dec; and two ways to normalise h per token.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saescope.errors import SourceError
+from saescope.sources.formats.configs import unsupported
 
+# How an SAE normalises each residual, in SAELens' names; `engine/input_norm.py` has the formulas.
+InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
+_CHANGES_INPUT = re.compile(
+    r"(?:^|[._])(?P<shift>mean|mu|shift|b_pre|pre_bias|input_bias)$|"
+    r"(?:^|[._])(?:scale|input_scale|scaling_factor|norm_factor|std|sigma|var|whiten\w*|W_skip)$"
+)
 _ROWS_AT_ONCE = 4096  # of the encoder, in float64
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,7 +32,8 @@ class SaeWeights:
     """One SAE: features are rows of W_enc and columns of W_dec.
 
     Tensors have the dtype of their file, and are views of it unless something was folded in. `k`
-    is set for TopK, `threshold` for JumpReLU and BatchTopK.
+    is set for TopK, `threshold` for JumpReLU and BatchTopK. With an `input_norm`, the rows of W_enc
+    have mean 0 if it subtracts the mean.
     """
 
     W_enc: Float[Tensor, "d_sae d_model"]
@@ -34,6 +43,7 @@ class SaeWeights:
     activation: str = "topk"
     k: int | None = None
     threshold: Float[Tensor, "d_sae"] | None = None
+    input_norm: InputNorm = "none"
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,34 @@ def read_weights(path: Path, state: Mapping[str, Any], names: TensorNames) -> Sa
         w_enc = w_enc.T
     if names.decoder_rows:
         w_dec = w_dec.T
-    d_sae, d_model = w_enc.shape
-    fits = w_dec.shape == (d_model, d_sae) and b_enc.shape == (d_sae,) and b_dec.shape == (d_model,)
-    if not fits or not w_enc.numel():
+    d_sae, d_model = b_enc.numel(), b_dec.numel()
+    if d_sae > d_model:  # then the biases tell of matrices stored the other way round
+        w_enc = w_enc.T if w_enc.shape == (d_model, d_sae) else w_enc
+        w_dec = w_dec.T if w_dec.shape == (d_sae, d_model) else w_dec
+    fits = w_enc.shape == (d_sae, d_model) and w_dec.shape == (d_model, d_sae)
+    if not fits or b_enc.ndim != 1 or b_dec.ndim != 1 or not w_enc.numel():
         raise _shape_error(path, state, names)
+    _refuse_input_changes(path, state, names, d_model)
     return SaeWeights(w_enc, b_enc, w_dec, b_dec)
+
+
+def _refuse_input_changes(
+    path: Path, state: Mapping[str, Any], names: TensorNames, d_model: int
+) -> None:
+    """Refuse a file with other tensors that would scale, shift or turn the residual.
+
+    Left out, they would give wrong features without a word. Scales of 1 and shifts of 0 are taken.
+    """
+    used = {names.W_enc, names.b_enc, names.W_dec, names.b_dec}
+    for name, tensor in state.items():
+        match = _CHANGES_INPUT.search(str(name))
+        if match is None or name in used or not isinstance(tensor, Tensor):
+            continue
+        if tensor.numel() not in (1, d_model, d_model**2):
+            continue
+        neutral = 0.0 if match["shift"] else 1.0
+        if tensor.numel() == d_model**2 or not bool((tensor == neutral).all()):
+            raise unsupported(path, f"it holds {name}, which changes the SAE's input")
 
 
 def _shape_error(path: Path, state: Mapping[str, Any], names: TensorNames) -> SourceError:
@@ -133,6 +166,22 @@ def fold_centring(weights: SaeWeights) -> SaeWeights:
     blocks = weights.W_enc.split(_ROWS_AT_ONCE)
     shift = torch.cat([rows.double() @ b_dec for rows in blocks])
     return replace(weights, b_enc=(weights.b_enc.double() - shift).float())
+
+
+def fold_mean(weights: SaeWeights) -> SaeWeights:
+    """For makers who subtract each residual's mean before encoding: rows of W_enc get mean 0."""
+    w_enc = weights.W_enc.float()
+    return replace(weights, W_enc=w_enc - w_enc.mean(dim=1, keepdim=True))
+
+
+def fold_input_scale(weights: SaeWeights, scale: float) -> SaeWeights:
+    """For makers who encode scale·h and divide what they decode by it; activations stay theirs."""
+    return replace(
+        weights,
+        W_enc=weights.W_enc.float() * scale,
+        W_dec=weights.W_dec.float() / scale,
+        b_dec=weights.b_dec.float() / scale,
+    )
 
 
 def fold_decoder_norm(weights: SaeWeights) -> SaeWeights:
