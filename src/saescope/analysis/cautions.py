@@ -18,13 +18,16 @@ SINK_SHARE = 0.02
 def leading_tokens(run: Run) -> list[str]:
     """Return a line per set in which half the prompts or more begin with the same token.
 
-    The norm at position 0 then shows that token, not the set.
+    The norm at position 0 then shows that token, not the set. A special token such as a BOS is no
+    part of the prompts and the same in every set.
     """
     first_tokens: list[list[str]] = [[] for _ in run.sets]
-    for row in np.flatnonzero(run.token_pos == 0).tolist():
+    for row in np.flatnonzero((run.token_pos == 0) & run.is_text).tolist():
         first_tokens[run.set_of_token[row]].append(run.token_text[row])
     lines = []
     for name, tokens in zip(run.sets, first_tokens, strict=True):
+        if not tokens:
+            continue
         [(token, count)] = Counter(tokens).most_common(1)
         if count >= max(_MIN_PROMPTS, LEADING_SHARE * len(tokens)):
             # Bytes are stored as \xe5 already: escaped once is enough.

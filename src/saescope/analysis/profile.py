@@ -179,7 +179,9 @@ def _profile_layer(run: Run, masking: Masking, number: int) -> _LayerProfile:
     sinks = masking.apply(run.token_pos, values).sinks
     is_later = run.token_pos > 0
     counted = is_later if masking.keep_sinks else is_later & ~sinks
-    norms, n_later = {}, []
+    norms: dict[str, LayerNorms] = {}
+    means: dict[str, Means] = {}  # of the sets whose position 0 can differ from another set's
+    n_later, n_sinks = [], []
     for i, name in enumerate(run.sets):
         in_set = run.set_of_token == i
         first, later = values[in_set & ~is_later], values[in_set & counted]
@@ -189,13 +191,13 @@ def _profile_layer(run: Run, masking: Masking, number: int) -> _LayerProfile:
             n_sinks=int((in_set & is_later & sinks).sum()),
             n_pos0_sinks=int((in_set & ~is_later & sinks).sum()),
         )
-        n_later.append(int((in_set & is_later).sum()))
-    means = {
-        name: Means(of_set.with_pos0_norm_mean, of_set.later_norm_mean)
-        for name, of_set in norms.items()
-        if of_set.later_norm_mean
-    }
-    n_sinks = [of_set.sinks for of_set in norms.values()]
+        later_text = in_set & is_later & run.is_text
+        n_later.append(int(later_text.sum()))
+        n_sinks.append(int((later_text & sinks).sum()))
+        begins_with_text = bool((in_set & ~is_later & run.is_text).any())
+        of_set = norms[name]
+        if of_set.later_norm_mean and begins_with_text:
+            means[name] = Means(of_set.with_pos0_norm_mean, of_set.later_norm_mean)
     return _LayerProfile(
         number=number,
         median=masking.median(run.token_pos, values),

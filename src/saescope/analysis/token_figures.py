@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -19,6 +20,7 @@ Lengths = Mapping[str, Sequence[int]]  # of the prompts of one set, by pair
 class TokenFigures:
     """One set's tokens: how many, compared with the leanest set, and what they hold.
 
+    Special tokens, such as a BOS or the marks of a chat's turns, are no text and do not count.
     `ratio` compares `tokens_per_prompt` with the leanest set, `paired` prompt by prompt.
     `fragments` is the share of tokens that are not whole characters.
     """
@@ -46,11 +48,11 @@ class Paired:
 
 def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures]:
     """Return the figures of every set; `seed` draws the bootstrap of the paired ratios."""
-    lengths = np.bincount(run.token_prompt, minlength=len(run.prompts))
+    lengths = np.bincount(run.token_prompt[run.is_text], minlength=len(run.prompts))
     per_prompt = {}
     for i, name in enumerate(run.sets):
         per_prompt[name] = float(lengths[run.set_of_prompt == i].mean())
-    leanest = min(per_prompt.values())
+    leanest = min((length for length in per_prompt.values() if length), default=1.0)
     paired = _paired_ratios(run, lengths, per_prompt, seed)
     figures = {}
     for name, prompts in _pieces_per_set(run, lengths).items():
@@ -63,20 +65,21 @@ def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures
             tokens_per_prompt=per_prompt[name],
             ratio=per_prompt[name] / leanest,
             paired=paired.get(name),
-            bytes_per_token=n_bytes / tokens,
-            characters_per_token=sum(len(pieces.text) for pieces in all_pieces) / tokens,
-            fragments=sum(pieces.fragments for pieces in all_pieces) / tokens,
+            bytes_per_token=n_bytes / max(1, tokens),
+            characters_per_token=sum(len(pieces.text) for pieces in all_pieces) / max(1, tokens),
+            fragments=sum(pieces.fragments for pieces in all_pieces) / max(1, tokens),
             samples=samples(prompts[:_SAMPLED_PROMPTS], n_samples),
         )
     return figures
 
 
 def _pieces_per_set(run: Run, lengths: Ints) -> dict[str, list[tuple[str, Pieces]]]:
-    """Return every set's prompts by id, with their tokens."""
+    """Return every set's prompts by id, with their tokens of text: `lengths` of each prompt."""
     by_set: dict[str, list[tuple[str, Pieces]]] = {name: [] for name in run.sets}
     ends = np.cumsum(lengths)
+    texts = list(compress(run.token_text, run.is_text))
     for prompt, start, end in zip(run.prompts, ends - lengths, ends, strict=True):
-        pieces = Pieces.of(run.token_text[start:end], prompt.display_text)
+        pieces = Pieces.of(texts[start:end], prompt.display_text)
         by_set[prompt.set].append((prompt.id, pieces))
     return by_set
 
@@ -112,7 +115,7 @@ def _sharing_pairs(by_set: Mapping[str, Lengths]) -> list[str]:
 
 
 def _paired(leanest: str, lengths: Lengths, lean: Lengths, seed: int) -> Paired | None:
-    shared = [pair for pair in lengths if pair in lean]
+    shared = [pair for pair in lengths if any(lean.get(pair, []))]
     if not shared:
         return None
     ratios = np.array([np.mean(lengths[pair]) / np.mean(lean[pair]) for pair in shared])

@@ -19,6 +19,7 @@ from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_k
 from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.residual import is_edited
 from saescope.engine.sae import Sae, check_fit
+from saescope.engine.text_ids import special_ids
 from saescope.engine.tokens import TokenText
 from saescope.errors import SourceError
 from saescope.sources.prompts import PromptSet, fingerprint
@@ -79,7 +80,7 @@ def extract(
             n_done += tokens_per_batch[unit.batch]
             if progress:
                 progress(n_done, sum(tokens_per_batch) * len(saes))
-        record = _manifest_record(lm, saes, command, kernels)
+        record = _manifest_record(lm, saes, plan, command, kernels)
         tokens = _tokens_with_text(lm, plan)
         measure = fit_measurer(saes, plan.lengths)
         return writer.publish(sets, tokens, plan.prompt_orders, record, measure)
@@ -243,8 +244,17 @@ def _tokens_with_text(lm: LM, plan: BatchPlan) -> list[list[tuple[int, str]]]:
     return [[(token, text(token)) for token in ids] for ids in plan.token_ids]
 
 
+def _special_tokens(lm: LM, plan: BatchPlan) -> list[int]:
+    """Return the ids of the run's tokens that are no text."""
+    return sorted(special_ids(lm.tokenizer) & {token for ids in plan.token_ids for token in ids})
+
+
 def _manifest_record(
-    lm: LM, saes: Sequence[Sae], command: Mapping[str, Any] | None, kernels: Kernels
+    lm: LM,
+    saes: Sequence[Sae],
+    plan: BatchPlan,
+    command: Mapping[str, Any] | None,
+    kernels: Kernels,
 ) -> dict[str, Any]:
     """Provenance fields of the manifest."""
     return {
@@ -256,6 +266,7 @@ def _manifest_record(
         "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "threads": torch.get_num_threads(),
         "kernels": dict(kernels),
+        "special_tokens": _special_tokens(lm, plan),
     }
 
 

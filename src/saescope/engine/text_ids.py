@@ -52,6 +52,12 @@ def text_ids(tokenizer: Any, text: str) -> TextIds:
     return TextIds(added.before, ids[n:])
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of tokens that are no text, such as a BOS or the marks of a chat's turns."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+
+
 def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
     return list(tokenizer(text, verbose=False, **options)["input_ids"])
 

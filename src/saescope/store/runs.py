@@ -21,7 +21,7 @@ from saescope.sources.catalog import Feature, ModelSpec, SaeSpec
 from saescope.sources.chats import parse_messages
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.store import columns, tables
-from saescope.store.arrays import Indices
+from saescope.store.arrays import Bools, Indices
 from saescope.store.sae_fit import SaeFit, SaeFits
 from saescope.store.tables import LayerFeatures, PromptResids
 
@@ -132,6 +132,14 @@ class Run:
     def token_id(self) -> Int32s:
         """Each token's id in the vocabulary, (tokens,)."""
         return columns.values(self._tokens["token_id"])
+
+    @cached_property
+    def is_text(self) -> Bools:
+        """For each token, whether it is text and not a special token such as a BOS, (tokens,).
+
+        In runs of earlier versions, every token counts as text.
+        """
+        return np.isin(self.token_id, self.manifest.get("special_tokens", []), invert=True)
 
     @cached_property
     def _tokens(self) -> pa.Table:
