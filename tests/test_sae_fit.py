@@ -25,6 +25,7 @@ from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
 from saescope.errors import SourceError
 from saescope.sources.catalog import SaeSpec
+from saescope.sources.formats.tensors import InputNorm
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import PromptSet, texts
 from saescope.store.masking import Masking
@@ -52,7 +53,7 @@ def sets() -> list[PromptSet]:
     return [replace(group, prompts=group.prompts[:8]) for group in bundled_prompts()[:2]]
 
 
-def altered(sae: Sae, **changes: Tensor | SaeSpec | None) -> Sae:
+def altered(sae: Sae, **changes: Tensor | SaeSpec | InputNorm | None) -> Sae:
     """The SAE with other weights, which are in no file."""
     return replace(sae, mapped=(), **changes)
 
@@ -189,6 +190,21 @@ def test_decoder_of_any_layout_and_dtype_reconstructs_the_same(
     assert expected is not None
     assert other is not None
     assert other.explained_variance == pytest.approx(expected.explained_variance, abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_normalised_inputs_are_reconstructed_as_residuals(
+    norm: InputNorm, lm: LM, sae: Sae, tmp_path: Path
+) -> None:
+    normalised = altered(sae, input_norm=norm)
+    run = extract(lm, [normalised], texts([TEXT]), tmp_path / "run", errors=True)
+    fit, error, resid = run.sae_fits().layers[LAYER], run.features(LAYER).error, _residuals(lm, run)
+    assert fit is not None
+    assert error is not None
+    scored = Masking().apply(run.token_pos, run.features(LAYER).norms).scored
+    variance = ((resid[scored] - resid[scored].mean(0)) ** 2).sum()
+    expected = 1 - (error[scored].astype(np.float64) ** 2).sum() / variance
+    assert fit.explained_variance == pytest.approx(expected, rel=1e-4)
 
 
 def test_figures_do_not_depend_on_batches_streaming_or_interruption(
