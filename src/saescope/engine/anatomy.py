@@ -33,6 +33,11 @@ class Port:
     norm: str | None
     stored: tuple[str, ...]
 
+    @property
+    def is_bias(self) -> bool:
+        """Whether the parameter is added as it is; experts keep theirs in a matrix."""
+        return self.name.endswith((".bias", "_bias"))
+
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -42,7 +42,7 @@ class LoraAdapter:
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """One writer's adapter in float32: its weight, with d_model first, gets B·A.
+    """One writer's adapter in float32: its weight, as a map from width to d_model, gets B·A.
 
     For experts, A has one block per expert, (expert, rank, width), and all share B.
     """
@@ -69,7 +69,7 @@ def compute_adapter(shards: Shards, anatomy: Anatomy, plan: BakePlan) -> LoraAda
     n_biases = 0
     for port in anatomy.writes:
         update = plan.changes[port.stored[0]]
-        if shards.tensor(port.stored[0]).ndim == 1:
+        if port.is_bias:
             n_biases += 1
             continue
         blocks = [_compute_A(shards.tensor(name), update) for name in port.stored]
@@ -106,7 +106,9 @@ def _kind(port: Port, A: Tensor) -> Kind:
 def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank width"]:
     """Return diag(s)·Vᵀ·W, with the axis of W that lies along the residual contracted."""
     scaled_V = (update.map.V * update.map.s).float()
-    if W.ndim == 3:
+    if W.ndim == 3 and update.axis == -1:
+        A = torch.stack([(expert.float() @ scaled_V).T for expert in W])
+    elif W.ndim == 3:
         A = torch.stack([scaled_V.T @ expert.float() for expert in W])
     elif update.axis == -1:
         chunks = W.split(max(1, _CHUNK // W.shape[1]))
@@ -121,16 +123,21 @@ def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank 
 def _applied(lm: LM, factors: LoraFactors) -> AbstractContextManager[None]:
     module = lm.model.get_submodule(factors.module)
     if factors.kind == "experts":
-        return swap_parameter(module, factors.parameter, partial(_add_to_weight, factors))
+        transposed = bool(getattr(module, "is_transposed", False))
+        change = partial(_add_to_weight, factors, transposed)
+        return swap_parameter(module, factors.parameter, change)
     if factors.kind == "embedding":
         scale = float(getattr(module, "scalar_embed_scale", 1.0))
         return map_output(module, partial(_add_to_embedding, factors, scale))
     return map_output(module, partial(_add_to_output, factors))
 
 
-def _add_to_weight(factors: LoraFactors, W: Tensor) -> Tensor:
+def _add_to_weight(factors: LoraFactors, transposed: bool, W: Tensor) -> Tensor:
     A, B = factors.A.to(W.device), factors.B.to(W.device)
-    return W + (B @ A).to(W.dtype)
+    added = B @ A
+    if transposed:
+        added = added.mT
+    return W + added.to(W.dtype)
 
 
 def _add_to_embedding(factors: LoraFactors, scale: float, ids: Tensor, output: Tensor) -> Tensor:

@@ -36,14 +36,23 @@ from saescope.store.atomic import atomic_file, refuse_existing
 EQUALS = "h + s·d after each edited layer, at every position (scope all, skip_sinks = false)"
 # llama.cpp's architecture names by transformers' model_type, where more than punctuation differs.
 ARCHITECTURES: Final[Mapping[str, str]] = {
+    "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
     "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
     "gpt_neox": "gptneox",
+    "gpt_oss": "gpt-oss",
+    "ministral3": "mistral3",
     "mistral": "llama",
+    "mixtral": "llama",
+    "olmo3": "olmo2",
     "phi": "phi2",
     "qwen3_5": "qwen35",
     "qwen3_5_moe": "qwen35moe",
     "qwen3_5_moe_text": "qwen35moe",
     "qwen3_5_text": "qwen35",
+    "qwen3_vl_text": "qwen3vl",
 }
 _VERSION = 3
 _ALIGNMENT = 32

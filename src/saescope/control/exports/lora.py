@@ -18,7 +18,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from saescope.control.baking.anatomy_check import check_anatomy
+from saescope.control.baking.anatomy_check import check_anatomy, embedding_scale
 from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import edit_vectors, why_not_bakeable
@@ -135,6 +135,7 @@ def _plan(base: _BaseModel, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakeP
         streamed=True,
     )
     check_anatomy(lm, anatomy, gains, reads=False)
+    embedding_scale(lm, anatomy)  # raises if a norm stands between the embedding and block 0
     return plan_projection("every-write", anatomy, gains, bound)
 
 

@@ -1,5 +1,6 @@
 """A LoRA as peft stores it: the names of its modules and tensors, and its config."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,11 @@ def peft_names(files: Files, adapter: LoraAdapter) -> PeftNames:
     """Return the names; raises SourceError if AutoModelForCausalLM cannot load the checkpoint."""
     model = _empty_model(files)
     all_parameters = [name for name, _ in model.named_parameters()]
-    all_modules = [
-        name
-        for name, module in model.named_modules()
-        if getattr(module, "weight", None) is not None
-    ]
+    all_modules = [name for name, _ in model.named_modules()]
     prefix = _prefix(all_parameters, adapter.factors[0].port.name)
     modules, parameters = [], []
     for factors in adapter.factors:
+        _refuse_other_inputs(files, factors, model.get_submodule(prefix + factors.module))
         if _by_parameter(factors, adapter):
             parameters.append(prefix + factors.port.name)
         else:
@@ -113,6 +111,16 @@ def _prefix(parameters: Sequence[str], decoder_name: str) -> str:
         if name == decoder_name or name.endswith(f".{decoder_name}"):
             return name.removesuffix(decoder_name)
     return ""
+
+
+def _refuse_other_inputs(files: Files, factors: LoraFactors, module: nn.Module) -> None:
+    """Raise SourceError for an embedding that is not called with ids, as peft calls it (OPT)."""
+    first_input = next(iter(inspect.signature(module.forward).parameters))
+    if factors.kind == "embedding" and first_input not in ("input", "input_ids"):
+        raise SourceError(
+            f"peft cannot adapt {factors.module} of {files.name}, which reads {first_input}, "
+            "not token ids: bake the edits instead"
+        )
 
 
 def _by_parameter(factors: LoraFactors, adapter: LoraAdapter) -> bool:
