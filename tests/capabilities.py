@@ -102,8 +102,9 @@ class Subject:
 
     def opened(self, folder: Path) -> Any:
         """The model that stock transformers makes of a folder."""
-        opens = kinds.stock_class(self.kind).from_pretrained
-        return opens(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        stock = kinds.stock_class(self.kind)
+        model = stock.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        return model.eval()
 
     @cached_property
     def ids(self) -> list[list[int]]:

@@ -1,9 +1,12 @@
 """Fixtures shared by all tests."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Hashes and measurements of other sessions decide nothing here.
+os.environ["SAESCOPE_CACHE"] = tempfile.mkdtemp(prefix="saescope-cache-")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: one thread per worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import saescope
+from unsafe_calls import unsafe_calls
 
 ROOT = Path(saescope.__file__).parent
 # Each room may import from those listed with it, and from itself.
@@ -42,7 +43,26 @@ ALLOWED = {
     },
 }
 FILES = sorted(ROOT.rglob("*.py"))
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+REPOSITORY = Path(__file__).parents[1]
+BENCHMARKS = REPOSITORY / "benchmarks"
+# The test that first shows what a trap does where a file's code does run.
+SHOWS_A_TRAP = REPOSITORY / "tests" / "test_formats.py"
+# What runs text as code, asks on the terminal, or unpickles.
+UNSAFE = {
+    ("pickle", "load"),
+    ("pickle", "loads"),
+    ("pickle", "Unpickler"),
+    ("yaml", "load"),
+    ("yaml", "unsafe_load"),
+    ("yaml", "full_load"),
+    ("jinja2", "Template"),
+    ("dill", "load"),
+    ("joblib", "load"),
+    ("builtins", "exec"),
+    ("builtins", "eval"),
+    ("builtins", "input"),
+    ("builtins", "__import__"),
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -256,3 +276,27 @@ def is_counted_statement(node: ast.AST) -> bool:
     if not isinstance(node, ast.stmt) or isinstance(node, ast.Import | ast.ImportFrom):
         return False
     return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def test_every_opened_file_is_data() -> None:
+    sources = [
+        path
+        for folder in ("src", "benchmarks", "training", "tests")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    ]
+    found = {path: list(unsafe_calls(path.read_text(encoding="utf-8"))) for path in sources}
+    assert len(found.pop(SHOWS_A_TRAP)) == 1
+    assert {path: calls for path, calls in found.items() if calls} == {}
+
+
+def test_package_runs_no_text_and_asks_nothing() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name(id=name)):
+                    called = ("builtins", name)
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)):
+                    called = (owner, name)
+                case _:
+                    continue
+            assert called not in UNSAFE, f"{path}, line {node.lineno}: {'.'.join(called)}"

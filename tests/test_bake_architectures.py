@@ -90,7 +90,7 @@ def save(kind: str, folder: Path) -> Path:
     """A random checkpoint whose norms, biases and buffers are not those it starts with."""
     torch.manual_seed(1)
     config = CONFIG_MAPPING[kind](**CONFIGS[kind])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.data += 0.3 * torch.rand_like(parameter)
@@ -111,7 +111,9 @@ def attempt(kind: str, method: Method, tmp_path: Path) -> BakeResult:
 
 
 def stock(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
 
 def logits(model: Any) -> Tensor:

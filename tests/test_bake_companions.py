@@ -52,7 +52,10 @@ def test_everything_but_other_weights_comes_along(model: Path, tmp_path: Path) -
     for name in COMPANIONS:
         assert (out / name).read_text() == f"{{}} {name}"
     assert [name for name in WEIGHTS if (out / name).exists()] == []
-    assert AutoTokenizer.from_pretrained(out).chat_template == {"default": "D", "tool_use": "T"}
+    assert AutoTokenizer.from_pretrained(out, trust_remote_code=False).chat_template == {
+        "default": "D",
+        "tool_use": "T",
+    }
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert set(result.files) == written
     assert (out / "README.base.md").read_text() == "The card of the model."

@@ -71,7 +71,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LM:
 
 
 def with_template(lm: LM, template: Any) -> LM:
-    tokenizer: Any = type(lm.tokenizer).from_pretrained(lm.source)
+    tokenizer: Any = type(lm.tokenizer).from_pretrained(lm.source, trust_remote_code=False)
     tokenizer.chat_template = template
     return replace(lm, tokenizer=tokenizer)
 
@@ -162,7 +162,9 @@ def test_last_message_that_the_template_rewrites_is_continued(lm: LM) -> None:
 def test_assistant_turn_is_continued(template: str, lm: LM) -> None:
     lm = with_template(lm, template)
     ids = torch.tensor([right_ids(lm, CHATS["begun"])])
-    judge = AutoModelForCausalLM.from_pretrained(lm.source, dtype=torch.float32)
+    judge = AutoModelForCausalLM.from_pretrained(
+        lm.source, dtype=torch.float32, trust_remote_code=False
+    )
     new = judge.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
     )
@@ -207,7 +209,7 @@ def test_tokenizer_with_chats_in_its_own_code(lm: LM) -> None:
                 raise ValueError("not here")
             return [len(conversation), int(options["add_generation_prompt"])]
 
-    own = replace(lm, tokenizer=OwnCode.from_pretrained(lm.source))
+    own = replace(lm, tokenizer=OwnCode.from_pretrained(lm.source, trust_remote_code=False))
     assert ids_of(own, [HI]) == [1, 1]
     with pytest.raises(PromptError, match="not here"):
         ids_of(own, CHATS["begun"])

@@ -44,7 +44,9 @@ def configure(model: Path, **values: object) -> None:
 
 def assert_equals_stock(model: Path) -> None:
     """Logits of the whole model, and the last block's output, are those of stock transformers."""
-    stock = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    stock = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     lm = load_lm(model, dtype="float32")
     with torch.inference_mode():
         torch.testing.assert_close(lm.whole(input_ids=IDS).logits, stock(input_ids=IDS).logits)
@@ -162,7 +164,7 @@ RENAMED = {
 def test_names_that_transformers_converts(stored: str, tmp_path: Path) -> None:
     config: PreTrainedConfig = RENAMED[stored]
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     assert any(stored in name for name in load_file(tmp_path / "model.safetensors"))
     assert_equals_stock(tmp_path)

@@ -1,11 +1,9 @@
 """No code from a folder runs, nobody is asked, and the refusal says what was wanted."""
 
-import ast
 import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +13,7 @@ from conftest import Pair
 from saescope.engine.lm import load_lm
 from saescope.errors import SourceError
 from saescope.surfaces.cli import run
-
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted(
-    path
-    for folder in ("src", "benchmarks", "training", "tests")
-    for path in (ROOT / folder).rglob("*.py")
-)
-# Classes of other libraries whose from_pretrained runs no code and takes no such argument.
-OTHER_LOADERS = {"PeftModel", "SAE"}
-OPENERS = {"from_pretrained", "from_config"}
-# The test that first shows what a trap does where a file's code does run.
-SHOWS_A_TRAP = ROOT / "tests" / "test_formats.py"
-# Callables and the argument with which they run no code of the file that they open.
-SAFE_ARGUMENTS: dict[tuple[str, str], tuple[str, Any]] = {
-    ("torch", "load"): ("weights_only", True),
-    ("np", "load"): ("allow_pickle", False),
-    ("numpy", "load"): ("allow_pickle", False),
-}
-UNSAFE = {
-    ("pickle", "load"),
-    ("pickle", "loads"),
-    ("pickle", "Unpickler"),
-    ("yaml", "load"),
-    ("yaml", "unsafe_load"),
-    ("yaml", "full_load"),
-    ("jinja2", "Template"),
-    ("dill", "load"),
-    ("joblib", "load"),
-    ("builtins", "exec"),
-    ("builtins", "eval"),
-    ("builtins", "input"),
-    ("builtins", "__import__"),
-}
-
-
-def unsafe_calls(source: str) -> Iterator[str]:
-    """Yield each use of an opener of transformers, torch or numpy that could run a file's code."""
-    tree = ast.parse(source)
-    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute):
-            continue
-        owner = node.value.id if isinstance(node.value, ast.Name) else ""
-        call = calls.get(id(node))
-        if node.attr in OPENERS and owner not in OTHER_LOADERS:
-            # A bare reference, such as `build = AutoModel.from_config`, hides its call.
-            if call is None or not has(call, "trust_remote_code", False):
-                yield f"line {node.lineno}: {ast.unparse(node)} without trust_remote_code=False"
-        elif (owner, node.attr) in SAFE_ARGUMENTS:
-            name, value = SAFE_ARGUMENTS[owner, node.attr]
-            if call is None or not has(call, name, value):
-                yield f"line {node.lineno}: {owner}.{node.attr} without {name}={value}"
-
-
-def has(call: ast.Call, name: str, value: Any) -> bool:
-    return any(
-        keyword.arg == name
-        and isinstance(keyword.value, ast.Constant)
-        and keyword.value.value is value
-        for keyword in call.keywords
-    )
-
-
-def test_every_opened_file_is_data() -> None:
-    found = {path: list(unsafe_calls(path.read_text(encoding="utf-8"))) for path in SOURCES}
-    assert len(found.pop(SHOWS_A_TRAP)) == 1
-    assert {path: calls for path, calls in found.items() if calls} == {}
+from unsafe_calls import unsafe_calls
 
 
 @pytest.mark.parametrize(
@@ -100,19 +32,6 @@ def test_every_opened_file_is_data() -> None:
 )
 def test_an_unsafe_call_is_found(line: str) -> None:
     assert list(unsafe_calls(line))
-
-
-def test_package_runs_no_text_and_asks_nothing() -> None:
-    for path in sorted((ROOT / "src").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            match node:
-                case ast.Call(func=ast.Name(id=name)):
-                    called = ("builtins", name)
-                case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=name)):
-                    called = (owner, name)
-                case _:
-                    continue
-            assert called not in UNSAFE, f"{path}, line {node.lineno}: {'.'.join(called)}"
 
 
 # --- what a user sees

@@ -9,15 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import tiny
-from saescope.engine import extract as extract_module
 from saescope.engine import matmul_kernels
-from saescope.engine.batches import plan_batches
-from saescope.engine.extract import choose_batch_kernels, extract
+from saescope.engine.extract import choose_job_kernels, extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.matmul_kernels import LEAST_ROWS, Kernel, KernelMode, available_kernels
 from saescope.sources.prompts import texts
-from saescope.store.writer import RunWriter
 
 # Beginnings differ, so that no prefix is shared: streamed models share none.
 LONG = [f"{n}{text} {text}" for n in range(6) for text in tiny.TEXTS]
@@ -116,19 +113,19 @@ def test_few_rows_and_other_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_little_work_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAESCOPE_CACHE", str(tmp_path / "cache"))
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
-    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
-    assert choose_batch_kernels(lm, work) == {"float32": "native"}
+    assert choose_job_kernels(lm, 20) == {"float32": "native"}
     monkeypatch.setattr(matmul_kernels, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(
         matmul_kernels,
         "_rates",
         lambda dtype, threads: {"native": 1.0, "onednn": 1.16, "blas": 1.3},
     )
-    assert choose_batch_kernels(lm, work) == {"float32": "onednn"}
-    assert choose_batch_kernels(lm, work, {"float32": "native"}) == {"float32": "native"}
+    assert choose_job_kernels(lm, 20) == {"float32": "onednn"}
+    assert choose_job_kernels(lm, 20, {"float32": "native"}) == {"float32": "native"}
     # Float32 has no such kernel.
-    assert choose_batch_kernels(lm, work, {"float32": "blas"}) == {"float32": "onednn"}
+    assert choose_job_kernels(lm, 20, {"float32": "blas"}) == {"float32": "onednn"}
 
 
 @pytest.mark.slow
@@ -151,28 +148,44 @@ def test_streamed_equals_cut_with_every_kernel(kernel: Kernel, tmp_path: Path) -
     assert runs[0].manifest["tables"] == runs[1].manifest["tables"]
 
 
-def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path) -> None:
+def test_a_partial_run_of_other_kernels_is_not_taken_up(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model", dtype=torch.bfloat16), [0, 1])
     saes = [load_sae(tiny.save_sae(tmp_path / "sae"), layer) for layer in (0, 1)]
+    begun: matmul_kernels.Kernels = {"bfloat16": "blas", "float32": "native"}
 
     def stop(done: int, total: int) -> None:
         if done < total:
             raise KeyboardInterrupt
 
-    begun: matmul_kernels.Kernels = {"bfloat16": "blas", "float32": "native"}
     with pytest.raises(KeyboardInterrupt):
         extract(lm, saes, texts(LONG), tmp_path / "run", kernels=begun, progress=stop)
-    run = extract(lm, saes, texts(LONG), tmp_path / "run")
-    assert run.manifest["kernels"] == begun
+    counted: dict[str, list[int]] = {"run": [], "whole": []}
+    run, whole = (
+        extract(
+            lm,
+            saes,
+            texts(LONG),
+            tmp_path / name,
+            progress=lambda done, _, steps=steps: steps.append(done),
+        )
+        for name, steps in counted.items()
+    )
+    assert run.manifest["kernels"] == {"bfloat16": "native", "float32": "native"}
+    assert run.manifest["tables"] == whole.manifest["tables"]
+    assert counted["run"] == counted["whole"]
+    assert run.manifest["fingerprint"] == whole.manifest["fingerprint"]
 
 
-def test_remembered_values_are_computed_once(tmp_path: Path) -> None:
-    lm = load_lm(tiny.save_model(tmp_path / "model"), [0])
-    saes = [load_sae(tiny.save_sae(tmp_path / "sae"), 0)]
-    writer = RunWriter(tmp_path / "run", extract_module.job(lm, saes, texts(LONG), 10))
-    with writer.collecting():
-        assert writer.remember("kernels", lambda: {"a": "b"}) == {"a": "b"}
-        assert writer.remember("kernels", lambda: {"a": "c"}) == {"a": "b"}
+def test_a_choice_is_kept_so_that_the_same_job_stays_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAESCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(matmul_kernels, "_WORTH_MEASURING", 0)
+    lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
+    for onednn in (2.0, 1.0):  # the second measurement would choose otherwise
+        rates = {"native": 1.0, "onednn": onednn}
+        monkeypatch.setattr(matmul_kernels, "_rates", lambda dtype, threads, of=rates: of)
+        assert choose_job_kernels(lm, 20) == {"float32": "onednn"}
 
 
 def test_rates_are_measured_for_every_kernel() -> None:

@@ -54,7 +54,8 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 def save(folder: Path, config: PreTrainedConfig) -> Path:
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    model.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
@@ -152,7 +153,10 @@ def test_dequantised_weights_are_those_of_transformers(kind: str, tmp_path: Path
     config, settings, change, loading = QUANTISED[kind]
     model = quantise(save(tmp_path / "model", config), settings, change)
     stock = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, quantization_config=loading(dequantize=True)
+        model,
+        dtype=torch.float32,
+        quantization_config=loading(dequantize=True),
+        trust_remote_code=False,
     )
     lm = load_lm(model, dtype="float32")
     torch.testing.assert_close(logits(lm.whole), logits(stock.float().eval()))
@@ -225,6 +229,7 @@ def test_gguf_file_or_its_folder_is_a_model(gguf_file: Path) -> None:
         gguf_file=gguf_file.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
+        trust_remote_code=False,
     ).eval()
     for ref in (gguf_file, gguf_file.parent):
         lm = load_lm(ref, dtype="float32")

@@ -240,7 +240,7 @@ def test_batches_of_an_earlier_version_leave_it_unrecorded(pair: Pair, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         extract(lm, saes, sets, tmp_path / "run", batch_tokens=16, progress=stop)
     for path in (tmp_path / ".run.partial").glob("*.npz"):
-        with np.load(path) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive if name != "sample"}
         np.savez(path, **arrays)
     run = extract(lm, saes, sets, tmp_path / "run", batch_tokens=16)

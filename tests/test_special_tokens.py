@@ -77,7 +77,9 @@ def test_text_is_continued_before_the_end_that_a_tokenizer_adds(
     assert ids_of(lm, TEXT) == read[:-1]
     # An end that the text itself has is the user's.
     assert ids_of(lm, TEXT + EOS) == read
-    judge = AutoModelForCausalLM.from_pretrained(lm.source, dtype=torch.float32)
+    judge = AutoModelForCausalLM.from_pretrained(
+        lm.source, dtype=torch.float32, trust_remote_code=False
+    )
     ids = torch.tensor([read[:-1]])
     mask = torch.ones_like(ids)
     new = judge.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False)
@@ -119,7 +121,7 @@ def test_yarn_beyond_the_positions_of_the_config_is_read_as_transformers_does(
     tmp_path: Path,
 ) -> None:
     folder = tiny.save_model(tmp_path, max_length=16)
-    config = Qwen3Config.from_pretrained(folder)
+    config = Qwen3Config.from_pretrained(folder, trust_remote_code=False)
     config.rope_parameters = {
         **YARN,
         "rope_theta": 1e4,
@@ -130,7 +132,9 @@ def test_yarn_beyond_the_positions_of_the_config_is_read_as_transformers_does(
     assert lm.max_length == 64
     text = "ab cd " * 8
     ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
-    judge = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    judge = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     new = judge.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
     )

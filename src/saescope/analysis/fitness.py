@@ -3,13 +3,15 @@
 Compares runs that keep each token's reconstruction error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
 from saescope.analysis.agreement import LayerAgreement, agreement
 from saescope.errors import RunError
+from saescope.sources.catalog import SaeSpec
+from saescope.sources.fingerprints import scheme_of
 from saescope.store.arrays import Float32s
 from saescope.store.masking import MaskedCounts, Masking
 from saescope.store.runs import Run
@@ -137,14 +139,21 @@ class LayerFitness:
 
 
 def _check_same_saes(run: Run, base: Run) -> None:
-    here, there = (
-        {layer: sae.fingerprint for layer, sae in each.saes.items()} for each in (run, base)
-    )
-    if here != there:
+    layers = run.saes.keys()
+    if layers != base.saes.keys() or not all(
+        _is_same_sae(run.saes[layer], base.saes[layer]) for layer in layers
+    ):
         raise RunError(
             f"{run.path} and {base.path} have different SAEs: "
             "compare two models under the same SAEs"
         )
+
+
+def _is_same_sae(one: SaeSpec, other: SaeSpec) -> bool:
+    if scheme_of(one.fingerprint) == scheme_of(other.fingerprint):
+        return one.fingerprint == other.fingerprint
+    # Fingerprints of an earlier version cannot be compared: the rest has to be the same.
+    return replace(one, fingerprint="") == replace(other, fingerprint="")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from saescope.engine.load import load_sae
+from saescope.engine.load import fingerprint_as, load_sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import Feature
 from saescope.store.runs import Run
@@ -67,7 +67,8 @@ class DecoderCosines:
                 f"{self._run.path} does not say where its SAE of layer {layer} came from"
             )
         sae = load_sae(source, layer, k=spec.k, offline=self._offline)
-        if sae.spec.fingerprint != spec.fingerprint or sae.W_dec is None:
+        made_with = fingerprint_as(sae, spec.fingerprint)
+        if made_with != spec.fingerprint or sae.W_dec is None:
             raise SourceError(
                 f"{source} is not the SAE that {self._run.path} was made with: "
                 f"its layer {layer} differs"

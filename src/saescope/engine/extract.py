@@ -1,9 +1,9 @@
 """The main path: prompts → tokens → residuals → sparse features → run on disk."""
 
 import platform
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
 from saescope.engine.forward import Unit, compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_kernels
+from saescope.engine.numerics import library_versions, numerics
 from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.residual import is_edited
 from saescope.engine.sae import Sae, check_fit
@@ -23,6 +24,7 @@ from saescope.engine.text_ids import special_ids
 from saescope.engine.tokens import TokenText
 from saescope.errors import SourceError
 from saescope.sources.prompts import PromptSet, fingerprint
+from saescope.sources.stored_files import file_records
 from saescope.store.arrays import Float32s, Indices
 from saescope.store.masking import Masking
 from saescope.store.runs import Job, Run
@@ -32,6 +34,7 @@ from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
 Progress = Callable[[int, int], None]
+_BYTES_PER_TOKEN = 4
 
 
 def extract(
@@ -45,14 +48,16 @@ def extract(
     command: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     kernels: Kernels = NATIVE,
+    hash_files: bool = False,
 ) -> Run:
     """Compute the features of all prompts and publish them as the run `out`.
 
     If `out` already holds the same job's run, it is returned. An interrupted job resumes after its
     last finished batch. `errors` also stores each token's reconstruction error, which needs SAEs
     with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and in
-    total. `kernels` overrides the automatic choice of matmul kernels. Raises SourceError,
-    PromptError, RunError or ResourceError. Nothing is published on error.
+    total. `kernels` overrides the automatic choice of matmul kernels. `hash_files` also records the
+    SHA-256 of large local files. Raises SourceError, PromptError, RunError or ResourceError.
+    Nothing is published on error.
 
     >>> import tempfile, saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -64,26 +69,40 @@ def extract(
     """
     _refuse_edits(lm)
     check_fit(lm, saes)
-    writer = RunWriter(Path(out), job(lm, saes, sets, batch_tokens, errors=errors))
-    published = writer.published()
-    if published is not None:
+    this_job = job(lm, saes, sets, batch_tokens, errors=errors, kernels=kernels)
+    writer = RunWriter(Path(out), this_job)
+    if (published := writer.published()) is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    tokens_per_batch = [sum(plan.prompt_lengths(n)) for n in range(len(plan.batches))]
-    with writer.collecting() as finished:
-        kernels = _kernels_in_use(writer, lm, plan, kernels)
-        n_done = sum(tokens_per_batch[batch] for batch, _ in finished)
+    kernels = this_job.numerics["kernels"]
+    with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
+        files = pool.submit(_file_records, lm, saes, hash_files)
+        count = _counter(plan, len(saes), finished, progress)
         for unit in compute_features(
             lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=kernels
         ):
             writer.put(unit.batch, unit.layer, unit.features, unit.resids, unit.sample)
-            n_done += tokens_per_batch[unit.batch]
-            if progress:
-                progress(n_done, sum(tokens_per_batch) * len(saes))
-        record = _manifest_record(lm, saes, plan, command, kernels)
+            count(unit.batch)
+        record = _manifest_record(lm, saes, plan, command, kernels) | {"files": files.result()}
         tokens = _tokens_with_text(lm, plan)
-        measure = fit_measurer(saes, plan.lengths)
-        return writer.publish(sets, tokens, plan.prompt_orders, record, measure)
+        fit = fit_measurer(saes, plan.lengths)
+        return writer.publish(sets, tokens, plan.prompt_orders, record, fit)
+
+
+def _counter(
+    plan: BatchPlan, n_layers: int, finished: Iterable[Unit], progress: Progress | None
+) -> Callable[[int], None]:
+    """Return a function that counts one layer of a batch as done, in tokens × layers."""
+    tokens = [sum(plan.prompt_lengths(index)) for index in range(len(plan.batches))]
+    n_done = sum(tokens[batch] for batch, _ in finished)
+
+    def count(batch: int) -> None:
+        nonlocal n_done
+        n_done += tokens[batch]
+        if progress:
+            progress(n_done, sum(tokens) * n_layers)
+
+    return count
 
 
 def _refuse_edits(lm: LM) -> None:
@@ -101,8 +120,10 @@ def job(
     batch_tokens: int,
     *,
     errors: bool = False,
+    kernels: Kernels = NATIVE,
 ) -> Job:
     """Return the job that identifies a run of these inputs; its fingerprint names the run."""
+    chosen = choose_job_kernels(lm, _estimated_tokens(sets), kernels)
     return Job(
         model=lm.spec,
         saes=tuple(sorted((sae.spec for sae in saes), key=lambda spec: spec.layer)),
@@ -111,21 +132,26 @@ def job(
         device=lm.device.type,
         batch_tokens=batch_tokens,
         errors=errors,
-        versions={name: metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+        versions=library_versions(),
+        numerics={**numerics(lm.device), "kernels": chosen, "shares_prefixes": lm.shares_prefixes},
     )
 
 
-def choose_batch_kernels(lm: LM, plan: BatchPlan, requested: Kernels = NATIVE) -> Kernels:
-    """Return the requested matmul kernels, or else the fastest ones for these batches."""
+def _estimated_tokens(sets: Sequence[PromptSet]) -> int:
+    """Return about how many tokens the prompts have, which decides whether kernels are measured."""
+    prompts = [prompt for group in sets for prompt in group.prompts]
+    contents = [
+        prompt.text or "".join(str(turn.content or "") for turn in prompt.messages or ())
+        for prompt in prompts
+    ]
+    return sum(len(text.encode("utf-8", "replace")) for text in contents) // _BYTES_PER_TOKEN
+
+
+def choose_job_kernels(lm: LM, n_tokens: int, requested: Kernels = NATIVE) -> Kernels:
+    """Return the requested matmul kernels, or else the fastest ones for this many tokens."""
     matrices = [p for p in lm.blocks.parameters() if p.ndim > 1]
-    flops = 2 * plan.n_distinct_tokens * sum(matrix.numel() for matrix in matrices)
+    flops = 2 * n_tokens * sum(matrix.numel() for matrix in matrices)
     return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, flops, requested)
-
-
-def _kernels_in_use(writer: RunWriter, lm: LM, plan: BatchPlan, requested: Kernels) -> Kernels:
-    """Return the kernels of the interrupted job if it resumes, since others round differently."""
-    kernels: Kernels = writer.remember("kernels", lambda: choose_batch_kernels(lm, plan, requested))
-    return kernels
 
 
 @dataclass(frozen=True)
@@ -265,8 +291,23 @@ def _manifest_record(
         "numpy": np.__version__,
         "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "threads": torch.get_num_threads(),
+        "streamed": lm.streamed is not None,
         "kernels": dict(kernels),
         "special_tokens": _special_tokens(lm, plan),
+    }
+
+
+def _file_records(lm: LM, saes: Sequence[Sae], hash_files: bool) -> dict[str, Any]:
+    """Return what tells later whether the model's and the SAEs' files are still the same."""
+    return {
+        "model": {"source": lm.source, "files": file_records(lm.files, hash_all=hash_files)},
+        "saes": {
+            str(sae.spec.layer): {
+                "source": sae.files_source,
+                "files": file_records(sae.files, hash_all=hash_files),
+            }
+            for sae in saes
+        },
     }
 
 

@@ -4,8 +4,7 @@ Layers above it, the final norm and the lm_head are neither fetched nor read. Th
 found by structure. Only prompt packing uses a list of tested architectures.
 """
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +23,13 @@ from saescope.engine.weights import Weights
 from saescope.engine.whole import load_whole
 from saescope.errors import SourceError, first_line
 from saescope.sources.catalog import ModelSpec
-from saescope.sources.checkpoint import TOKENIZER_FILES, gguf_name
+from saescope.sources.checkpoint import CONFIG, INDEX, SINGLE, TOKENIZER_FILES, gguf_name
 from saescope.sources.custom_code import custom_code
-from saescope.sources.files import Files, fingerprint, open_files
+from saescope.sources.files import Files, open_files
+from saescope.sources.stored_files import StoredFile, digest_of, stored_files, text_files
 
+# Files that decide what a whole model writes, beside its weights.
+_GENERATION_FILES = ("generation_config.json",)
 # Architectures for which packed rows were tested: attention does not cross prompts.
 _PACKING_ARCHITECTURES = {
     "gemma2",
@@ -90,6 +92,7 @@ class LM:
         max_length: Maximum prompt length in tokens.
         contents: Which stored tensor fills which parameter.
         streamed: Source of the block weights if streamed; None if all are loaded.
+        files: The files that decide what the model computes, as far as it is loaded.
     """
 
     spec: ModelSpec
@@ -106,6 +109,7 @@ class LM:
     device: torch.device
     contents: Contents
     streamed: Weights | None = None
+    files: tuple[StoredFile, ...] = ()
 
     @property
     def source(self) -> str:
@@ -123,6 +127,15 @@ class LM:
                 f"{self.spec.repo} is streamed and cannot generate: load it with streamed=False"
             )
         return load_whole(self.contents, self.blocks, self.device)
+
+    @cached_property
+    def whole_fingerprint(self) -> str:
+        """The fingerprint of all files that decide generated text, not only of the cut model's."""
+        files = self.contents.files
+        names = [file.name for file in self.files]
+        optional = [name for name in _GENERATION_FILES if name in files.names()]
+        shards = sorted(set(self.contents.shard_of.values()))
+        return digest_of(stored_files(files, [*names, *optional, *shards]))
 
     @property
     def decoder(self) -> nn.Module:
@@ -160,9 +173,10 @@ def _load(contents: Contents, last: int, device: torch.device, *, streamed: bool
     weights = Weights(contents, model, contents.decoder_path, device)
     _fill(weights, exclude=f"{path_of(blocks, model)}." if streamed else None)
     tokenizer, tokenizer_files = read_tokenizer(files)
+    stored = stored_files(files, [*_text_names(files, tokenizer_files), *weights.shards])
     packs_prompts = config.model_type in _PACKING_ARCHITECTURES
     return LM(
-        spec=_spec(files, config, [*tokenizer_files, *weights.shards]),
+        spec=_spec(files, config, stored),
         model=model,
         tokenizer=tokenizer,
         blocks=blocks,
@@ -177,6 +191,7 @@ def _load(contents: Contents, last: int, device: torch.device, *, streamed: bool
         device=device,
         contents=contents,
         streamed=weights if streamed else None,
+        files=stored,
     )
 
 
@@ -251,18 +266,21 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
         ) from error
 
 
-def _spec(files: Files, config: Any, names: Sequence[str]) -> ModelSpec:
+def _text_names(files: Files, tokenizer_files: Sequence[str]) -> list[str]:
+    """Return the names of the files that decide the config, the token ids and the shards."""
+    gguf = gguf_name(files)
+    if gguf is not None:
+        return [gguf]
+    uses_index = SINGLE not in files.names() and INDEX in files.names()
+    index = [INDEX] if uses_index else []
+    return [CONFIG, *index, *tokenizer_files, *text_files(files)]
+
+
+def _spec(files: Files, config: Any, stored: Sequence[StoredFile]) -> ModelSpec:
     return ModelSpec(
         repo=files.name,
         revision=files.revision,
         n_layers=int(config.num_hidden_layers),
         d_model=int(config.hidden_size),
-        fingerprint=_digest(files, {gguf_name(files) or "config.json", *names}),
+        fingerprint=digest_of(stored),
     )
-
-
-def _digest(files: Files, names: Collection[str]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(map(files.path, names), key=lambda path: path.name):
-        digest.update(f"{path.name}={fingerprint(path)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"

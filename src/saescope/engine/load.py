@@ -12,7 +12,8 @@ from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.sae import Decoder, Sae
 from saescope.errors import SourceError
 from saescope.sources.catalog import Format, SaeSpec
-from saescope.sources.files import Files, fingerprint
+from saescope.sources.files import Files
+from saescope.sources.fingerprints import EARLIER, fingerprint_like, scheme_of
 from saescope.sources.formats import (
     dictionary_learning,
     gemma_scope,
@@ -25,6 +26,7 @@ from saescope.sources.formats.configs import Config
 from saescope.sources.formats.tensors import SaeWeights
 from saescope.sources.layouts import SaeLocation, read_sae_config
 from saescope.sources.saes import SaeSource, open_sae, release_name
+from saescope.sources.stored_files import StoredFile, stored_files
 
 _READERS: Mapping[Format, Callable[[Path, Config], SaeWeights]] = {
     "qwen-scope": qwen_scope.read,
@@ -63,19 +65,8 @@ def load_sae(
     weights = _READERS[place.format](path, settings.config)
     needed = _needed_tensors(weights, decoder)
     tensors = {name: _checked(path, name, needed[name], device) for name in needed}
-    spec = SaeSpec(
-        release=release_name(source.files),
-        revision=source.files.revision,
-        layer=layer,
-        d_model=len(weights.b_dec),
-        d_sae=len(weights.b_enc),
-        k=_choose_k(path, source.k, weights),
-        activation=weights.activation,
-        trained_on=source.trained_on,
-        fingerprint=_fingerprint(path, settings.files, place),
-        format=place.format,
-        path=place.folder,
-    )
+    files = stored_files(source.files, _decisive_names(place, settings.files))
+    spec = _spec(source, layer, weights, files)
     mapped = tuple(mapped_pages([tensors["W_enc"]]))
     release_pages(mapped)
     return Sae(
@@ -85,6 +76,27 @@ def load_sae(
         mapped=mapped,
         read_decoder=_decoder_reader(path, settings.config, place.format, weights),
         input_norm=weights.input_norm,
+        files=files,
+        files_source=source.files.source,
+    )
+
+
+def _spec(
+    source: SaeSource, layer: int, weights: SaeWeights, files: Sequence[StoredFile]
+) -> SaeSpec:
+    place = source.locate(layer)
+    return SaeSpec(
+        release=release_name(source.files),
+        revision=source.files.revision,
+        layer=layer,
+        d_model=len(weights.b_dec),
+        d_sae=len(weights.b_enc),
+        k=_choose_k(files[0].path, source.k, weights),
+        activation=weights.activation,
+        trained_on=source.trained_on,
+        fingerprint=_fingerprint([file.fingerprint for file in files]),
+        format=place.format,
+        path=place.folder,
     )
 
 
@@ -116,7 +128,7 @@ class _Settings(NamedTuple):
     """An SAE's config, and the files that it was read from."""
 
     config: Config
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
 
 
 def _read_settings(files: Files, place: SaeLocation) -> _Settings:
@@ -124,16 +136,31 @@ def _read_settings(files: Files, place: SaeLocation) -> _Settings:
     if not place.config:
         return _Settings({}, ())
     config = read_sae_config(files, place.config)
-    read = (files.path(place.config),) if config else ()
+    read = (place.config,) if config else ()
     if place.format != "saelens" or not saelens.needs_scale(config):
         return _Settings(config, read)
     name = "/".join(filter(None, [place.folder, saelens.SCALE_FILE]))
     try:
-        scale_file = files.path(name)
+        files.path(name)
     except SourceError:
         return _Settings(config, read)
     scale = read_sae_config(files, name).get("scaling_factor")
-    return _Settings({saelens.SCALE_KEYS[0]: scale, **config}, (*read, scale_file))
+    return _Settings({saelens.SCALE_KEYS[0]: scale, **config}, (*read, name))
+
+
+def _decisive_names(place: SaeLocation, settings: Sequence[str]) -> list[str]:
+    """Return the files that decide what the SAE computes; of Qwen-Scope's config k is known."""
+    return [place.weights, *(settings if place.format != "qwen-scope" else ())]
+
+
+def fingerprint_as(sae: Sae, stored: str) -> str:
+    """The SAE's fingerprint in the scheme of a stored one, which an earlier version may have made.
+
+    Raises SourceError if the SAE's files are gone.
+    """
+    if scheme_of(stored) != EARLIER or not sae.files:
+        return sae.spec.fingerprint
+    return _fingerprint([fingerprint_like(file.path, stored) for file in sae.files])
 
 
 def _checked(path: Path, name: str, tensor: Tensor, device: str | torch.device) -> Tensor:
@@ -159,11 +186,11 @@ def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | N
     return k
 
 
-def _fingerprint(path: Path, settings: Sequence[Path], place: SaeLocation) -> str:
+def _fingerprint(fingerprints: Sequence[str]) -> str:
     """Return the fingerprint of the weights, and of the config if it decides what they mean."""
-    of_weights = fingerprint(path)
-    if not settings or place.format == "qwen-scope":
+    of_weights, *of_settings = fingerprints
+    if not of_settings:
         return of_weights
-    kind, _, digest = of_weights.partition(":")
-    digests = " ".join([digest, *map(fingerprint, settings)])
-    return f"{kind}:{hashlib.sha256(digests.encode()).hexdigest()}"
+    scheme, _, digest = of_weights.partition(":")
+    digests = " ".join([digest, *of_settings])
+    return f"{scheme}:{hashlib.sha256(digests.encode()).hexdigest()}"

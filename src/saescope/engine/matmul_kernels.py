@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from saescope.sources.file_cache import recall, remember
+
 # `native`: torch's linear with the operands as they are. `blas`: widened, torch's float32 matmul.
 # `onednn`: widened, oneDNN's float32 matmul, which torch itself only uses for bfloat16.
 Kernel = Literal["native", "blas", "onednn"]
@@ -39,6 +41,7 @@ _REPEATS = 2
 # A kernel must be clearly faster than an earlier one: runs should not differ by chance.
 _LEAST_SPEEDUP = 1.15
 _SECONDS = 0.2
+_CHOICES = "matmul-kernels"  # where measured choices are remembered
 
 
 @final
@@ -146,7 +149,7 @@ def choose_kernels(
         if requested.get(dtype) in available_kernels(_DTYPES[dtype]):
             chosen[dtype] = requested[dtype]
         elif device == "cpu":
-            chosen[dtype] = _fastest(_rates(dtype, torch.get_num_threads()))
+            chosen[dtype] = _fastest_here(dtype)
         else:
             chosen[dtype] = "native"
     return chosen
@@ -184,6 +187,20 @@ def matmul_rate(dtype: str, device: str) -> float:
 
 def _multiply_and_wait(rows: Tensor, weight: Tensor) -> None:
     (rows @ weight.T)[0, 0].item()  # reading a value waits for an asynchronous device
+
+
+def _fastest_here(dtype: str) -> Kernel:
+    """Return the fastest kernel of this machine, measured once: other kernels round differently."""
+    threads = torch.get_num_threads()
+    processor = torch.backends.cpu.get_cpu_capability()
+    name = f"{torch.__version__} {processor} {dtype} {threads} threads"
+    known = recall(_CHOICES)
+    for kernel in available_kernels(_DTYPES[dtype]):
+        if known.get(name) == kernel:
+            return kernel
+    fastest = _fastest(_rates(dtype, threads))
+    remember(_CHOICES, {**known, name: fastest})
+    return fastest
 
 
 def _fastest(rates: Mapping[Kernel, float]) -> Kernel:

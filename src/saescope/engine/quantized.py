@@ -80,12 +80,12 @@ def _loading_options() -> Mapping[str, Any]:
 def _quantizer(files: Files, method: str, settings: dict[str, Any], loading: Any) -> Any:
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    auto: Any = AutoHfQuantizer  # its methods have no types
+    quantizers: Any = AutoHfQuantizer  # its methods have no types
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that options of the checkpoint are set again
-            merged = auto.merge_quantization_configs(settings, loading(dequantize=True))
-        quantizer = auto.from_config(merged, pre_quantized=True)
+            merged = quantizers.merge_quantization_configs(settings, loading(dequantize=True))
+        quantizer = quantizers.from_config(merged, pre_quantized=True)
         quantizer.validate_environment(device_map=None)
     except ImportError as error:
         raise _missing_extra(files, method) from error

@@ -22,6 +22,7 @@ from saescope.errors import ResourceError, SourceError
 from saescope.sources.budget import ENCODE_BLOCK
 from saescope.sources.catalog import SaeSpec
 from saescope.sources.formats.tensors import InputNorm
+from saescope.sources.stored_files import StoredFile
 
 # Most ids and activations of one padded chunk, which one dense token inflates for all its rows.
 _MAX_ENTRIES = ENCODE_BLOCK // 2
@@ -67,7 +68,8 @@ class Sae:
 
     Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
     memory-mapped pages of the encoder. They are released after use, so that a job over many layers
-    holds one encoder at a time. `read_decoder` reads the decoder if W_dec is not loaded.
+    holds one encoder at a time. `read_decoder` reads the decoder if W_dec is not loaded. `files`:
+    the files it was read from, in the folder or repository `files_source`.
 
     >>> import torch, saescope as ss
     >>> sae = ss.load_sae("saescope-tiny-sae", layer=2)
@@ -86,6 +88,8 @@ class Sae:
     threshold: Float[Tensor, "d_sae"] | None = None
     read_decoder: Callable[[], Decoder] | None = None
     input_norm: InputNorm = "none"
+    files: tuple[StoredFile, ...] = ()
+    files_source: str = ""
 
     def decoder(self) -> Decoder | None:
         """Return the loaded decoder, or else the one in the SAE's file; None without a file."""

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
-from saescope.engine.extract import choose_batch_kernels, compute_features
+from saescope.engine.extract import choose_job_kernels, compute_features
 from saescope.engine.lm import LM
 from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.sae import Sae
@@ -76,7 +76,7 @@ def _features_by_layer(
     lm: LM, saes: Sequence[Sae], plan: BatchPlan
 ) -> tuple[dict[int, LayerFeatures], SaeFits]:
     """Return the features of all tokens in the order of the prompts, and how well the SAEs fit."""
-    kernels = choose_batch_kernels(lm, plan)
+    kernels = choose_job_kernels(lm, plan.n_distinct_tokens)
     by_unit = {
         (unit.layer, unit.batch): unit for unit in compute_features(lm, saes, plan, kernels=kernels)
     }

@@ -1,7 +1,7 @@
 """The model class that stock transformers opens a checkpoint with, built without weights."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ def stock_model(config: ModelConfig, dtype: torch.dtype) -> Any:
     A multimodal checkpoint that has no class for its text alone gives the multimodal class. Raises
     SourceError if this transformers has no class, or if the config does not describe it.
     """
-    build: Callable[..., Any] = auto_class(config).from_config
+    auto = auto_class(config)
     try:
         with torch.device("meta"):
-            model = build(config.outer, dtype=dtype, trust_remote_code=False)
+            model = auto.from_config(config.outer, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # config validation raises model-specific exceptions
         raise unsupported(config.text, first_line(error)) from error
     return model.eval().requires_grad_(False)

@@ -98,5 +98,8 @@ def _check_same(what: str, requested: str | None, stored: str) -> None:
 
 
 def _check_sizes(edit_set: EditSet, saes: "Sequence[Sae]") -> None:
+    from saescope.engine.load import fingerprint_as
+
     for sae in saes:
-        edit_set.check_sae(sae.spec)
+        expected = edit_set.sae_files.get(str(sae.spec.layer), "")
+        edit_set.check_sae(replace(sae.spec, fingerprint=fingerprint_as(sae, expected)))

@@ -147,7 +147,7 @@ class EvaluateRequest(Request):
     ) -> ResumeCache:
         """Open the cache of finished arms; what decides their results decides its name."""
         key = key_of(
-            lm.spec.fingerprint,
+            lm.whole_fingerprint,
             [sae.spec.fingerprint for sae in saes],
             repr(edit_set.edits),
             [asdict(prompt) for prompt in prompts],

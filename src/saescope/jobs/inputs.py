@@ -61,6 +61,9 @@ class ModelInputs:
     offline: bool = False
     "Download nothing: use only local folders and the hub's cache."
 
+    hash_files: bool = False
+    "Record the SHA-256 of large local files too, so that verify --full can compare every byte."
+
     def __post_init__(self) -> None:
         """Replace addresses of the hub by plain ids, so that equal inputs are equal."""
         for field in ("model", "sae"):

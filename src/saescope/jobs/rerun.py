@@ -1,6 +1,6 @@
 """The `rerun` request: repeat the job that made a run, from its manifest alone."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, final
@@ -69,15 +69,20 @@ class RerunRequest(Request):
         from saescope.engine.extract import extract
         from saescope.engine.lm import load_lm
         from saescope.engine.load import load_sae
+        from saescope.engine.numerics import threads
 
         job, inputs = first.manifest["job"], first.manifest["inputs"]
+        numerics = job.get("numerics", {})  # earlier versions recorded only the threads
         lm = load_lm(
             inputs["model"],
             first.layers,
             dtype=job["dtype"],
             device=job["device"],
             offline=self.offline,
+            streamed=first.manifest.get("streamed", False),
         )
+        shares = numerics.get("shares_prefixes", lm.shares_prefixes)
+        lm = replace(lm, shares_prefixes=shares and lm.shares_prefixes)
         saes = [
             load_sae(
                 inputs["saes"][str(layer)],
@@ -89,7 +94,8 @@ class RerunRequest(Request):
             )
             for layer, spec in first.saes.items()
         ]
-        with reporter.progress("features") as advance:
+        n_threads = numerics.get("threads") or first.manifest.get("threads")
+        with reporter.progress("features") as advance, threads(n_threads):
             return extract(
                 lm,
                 saes,
@@ -110,8 +116,8 @@ def _differences(first: Run, second: Run) -> list[str]:
     lines = []
     repeated_job = second.manifest["job"]
     for key, before in first.manifest["job"].items():
-        if before != repeated_job[key]:
-            lines.append(f"{key}: was {before}, is {repeated_job[key]}")
+        if before != repeated_job.get(key):
+            lines.append(f"{key}: was {before}, is {repeated_job.get(key)}")
     for name, before in first.manifest["tables"].items():
         if before != second.manifest["tables"].get(name):
             lines.append(f"{name} differs")

@@ -105,4 +105,5 @@ def compute_run(
             errors=errors,
             command=extraction.command,
             progress=advance,
+            hash_files=extraction.inputs.hash_files,
         )

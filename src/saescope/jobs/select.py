@@ -154,7 +154,8 @@ class SelectRequest(Request):
             [shortened] = shorten(lm, [prompt], cut)
             return shortened
 
-        key = key_of(str(run.path.resolve()), str(settings), repr(judge), cut)
+        run_fingerprint = run.manifest["fingerprint"]
+        key = key_of(lm.whole_fingerprint, run_fingerprint, str(settings), repr(judge), cut)
         cache = ResumeCache(Path("runs") / f".select-{key[:12]}.jsonl")
         with reporter.progress("edits", "tried") as advance:
             result = select(

@@ -1,36 +1,73 @@
-"""The `verify` request: whether a run is still what was published."""
+"""The `verify` request: whether a run is still what was published, and its inputs are unchanged."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
+from saescope.errors import SourceError
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
-from saescope.store.runs import verify
+from saescope.sources.files import open_files
+from saescope.sources.stored_files import changed_files, without_hash
+from saescope.store.runs import Run, verify
+
+_NOTHING_RECORDED = "model and SAEs: an earlier version made this run and recorded no hashes"
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The problems found in a run; none if it is whole."""
+    """The problems found in a run; none if it is whole.
+
+    `unproven` lists input files of which only the fingerprint could be compared, None if the
+    inputs were not checked.
+    """
 
     run: Path
     problems: list[str]
+    unproven: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of `saescope verify`."""
-        return {"ok": not self.problems, "problems": self.problems, "run": str(self.run)}
+        document = {"ok": not self.problems, "problems": self.problems, "run": str(self.run)}
+        return document if self.unproven is None else {**document, "unproven": self.unproven}
 
 
 @final
 @dataclass(frozen=True)
 class VerifyRequest(Request):
-    """Check a run's hashes and schema."""
+    """Check a run's hashes and schema, and on request the files it was made from."""
 
     verb: ClassVar[str] = "verify"
 
     directory: Path
     "Directory of the run."
+    _: KW_ONLY
+    full: bool = False
+    "Also hash the model's and SAEs' files: are they those that the run was made from?"
+    offline: bool = False
+    "Download nothing: use only local folders and the hub's cache."
 
     def run(self, reporter: Reporter = SILENT) -> Verification:
-        """Check every table against the manifest."""
-        return Verification(self.directory, verify(self.directory))
+        """Check every table against the manifest, and if `full`, every input file."""
+        problems = verify(self.directory)
+        if not self.full:
+            return Verification(self.directory, problems)
+        recorded = Run.open(self.directory).manifest.get("files")
+        if recorded is None:
+            return Verification(self.directory, problems, [_NOTHING_RECORDED])
+        unproven = []
+        inputs = [recorded["model"], *recorded["saes"].values()]
+        with reporter.progress("inputs", "checked") as advance:
+            for number, one in enumerate(inputs, 1):
+                problems += _problems(one["source"], one["files"], self.offline)
+                unproven += [f"{one['source']}: {name}" for name in without_hash(one["files"])]
+                advance(number, len(inputs))
+        return Verification(self.directory, problems, unproven)
+
+
+def _problems(source: str, records: Mapping[str, Mapping[str, Any]], offline: bool) -> list[str]:
+    try:
+        return changed_files(open_files(source, offline=offline), records)
+    except SourceError as error:
+        return [f"cannot be checked: {error}"]

@@ -1,6 +1,5 @@
 """A checkpoint's files: in a local folder, or in a hub repository and fetched one by one."""
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,9 +14,6 @@ from saescope.sources.references import parse_hub_ref
 
 T = TypeVar("T")
 GGUF = ".gguf"
-
-_WHOLE_HASH_LIMIT = 64 * 2**20
-_SAMPLES, _SAMPLE_BYTES = 256, 16 * 2**10
 
 
 def open_files(ref: str, *, offline: bool = False) -> "Files":
@@ -325,23 +321,3 @@ def _hub_error(files: HubFiles, error: Exception) -> SourceError:
         case _:
             message = f"cannot fetch {ref}: {first_line(error)}"
     return SourceError(message)
-
-
-def fingerprint(path: Path) -> str:
-    """A hash of a file: SHA-256 up to 64 MiB, above that of its size and 256 samples of 16 KiB.
-
-    Reading all of a 16 GB checkpoint only to name it would cost more than the job. The prefix
-    (`sha256` or `sampled-sha256`) says which hash it is.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if size <= _WHOLE_HASH_LIMIT:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-            return f"sha256:{digest.hexdigest()}"
-        digest.update(str(size).encode())
-        for i in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
-    return f"sampled-sha256:{digest.hexdigest()}"

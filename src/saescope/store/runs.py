@@ -6,7 +6,7 @@ This file reads and checks runs; writer.py makes them.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -198,7 +198,7 @@ class Run:
 class Job:
     """Everything that decides a run's content.
 
-    On one machine, equal jobs computed with the same matmul kernels produce identical bytes.
+    Equal jobs produce identical bytes.
     """
 
     model: ModelSpec
@@ -209,6 +209,8 @@ class Job:
     batch_tokens: int
     errors: bool
     versions: Mapping[str, str]
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    "What decides the last bits: matmul kernels, threads, processor, shared prefixes."
 
     @cached_property
     def fingerprint(self) -> str:

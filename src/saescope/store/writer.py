@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -82,14 +82,6 @@ class RunWriter:
         folder = self._partial / "spill"
         folder.mkdir(exist_ok=True)
         return folder
-
-    def remember(self, name: str, make: Callable[[], Mapping[str, Any]]) -> Any:
-        """Return the stored value, or call `make` and store it as JSON."""
-        path = self._partial / f"{name}.json"
-        with self._disk():
-            if not path.is_file():
-                write_then_rename(path, json.dumps(make()).encode(), durable=False)
-            return json.loads(path.read_text())
 
     def put(
         self,
@@ -188,7 +180,7 @@ class RunWriter:
         """
         samples = []
         for path in self._batch_files(layer):
-            with np.load(path) as archive:
+            with np.load(path, allow_pickle=False) as archive:
                 if _SAMPLE not in archive:
                     return None
                 samples.append(archive[_SAMPLE])

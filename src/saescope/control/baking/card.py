@@ -16,7 +16,8 @@ from saescope.engine.anatomy import Anatomy
 from saescope.engine.sae import Sae
 from saescope.sources.catalog import QWEN_SCOPE_NOTICE, parse_sae_name
 from saescope.sources.checkpoint import CONFIG
-from saescope.sources.files import Files, fingerprint
+from saescope.sources.files import Files
+from saescope.sources.fingerprints import fingerprint
 from saescope.version import __version__
 
 

@@ -10,6 +10,7 @@ from saescope.control.evaluation.damage import Damage, damage
 from saescope.control.evaluation.settings import EvaluateSettings, SelectSettings
 from saescope.engine.generate import Generation, generate_batch
 from saescope.engine.lm import LM
+from saescope.engine.numerics import library_versions, numerics
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
@@ -111,11 +112,12 @@ class ArmRunner:
     def _key(self, arm: Arm) -> str:
         lm, settings = self.lm, self.settings
         saes = [(sae.spec.layer, sae.spec.fingerprint) for sae in self.saes]
-        model = [lm.spec.repo, lm.spec.fingerprint, str(lm.dtype), lm.device.type, saes]
+        model = [lm.spec.repo, lm.whole_fingerprint, str(lm.dtype), lm.device.type, saes]
+        computed = [library_versions(), numerics(lm.device)]
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
         neutral = [[text.set, text.ids] for text in self.neutral]
         replies = [settings.max_new_tokens, settings.thinking]
-        return key_of("arm 2", model, arm.key_parts, prompts, neutral, replies)
+        return key_of("arm 2", model, computed, arm.key_parts, prompts, neutral, replies)
 
 
 def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> list[NeutralText]:

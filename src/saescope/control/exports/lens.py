@@ -17,7 +17,7 @@ from saescope.control.exports.logit_effect import LogitEffect, TokenEffect
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
 from saescope.engine.lm import read_tokenizer
-from saescope.engine.load import load_sae
+from saescope.engine.load import fingerprint_as, load_sae
 from saescope.engine.sae import Sae
 from saescope.engine.shards import Shards
 from saescope.engine.tokens import TokenText
@@ -81,7 +81,7 @@ class LogitLens:
         spec = self._run.saes[layer]
         source = self._run.manifest["inputs"]["saes"][str(layer)]
         sae = load_sae(source, layer, k=spec.k, offline=self._offline)
-        if sae.spec.fingerprint != spec.fingerprint:
+        if fingerprint_as(sae, spec.fingerprint) != spec.fingerprint:
             raise SourceError(
                 f"{source} is not the SAE that made {self._run.path}: layer {layer} differs"
             )

@@ -1,4 +1,4 @@
-"""`saescope verify`: whether a run is still what was published."""
+"""`saescope verify`: whether a run is still what was published, and its inputs are unchanged."""
 
 from rich.console import Console
 
@@ -15,6 +15,12 @@ def verify(request: VerifyRequest, *, output: Output = Output()) -> int:
 
 
 def _show(console: Console, verification: Verification) -> None:
-    whole = f"{verification.run} is whole: every hash, table and row count is as published"
-    for line in verification.problems or [whole]:
+    lines = verification.problems or [
+        f"{verification.run} is whole: every hash, table and row count is as published"
+    ]
+    if verification.unproven == [] and not verification.problems:
+        lines.append("its model and SAEs are byte for byte those it was made from")
+    for name in verification.unproven or []:
+        lines.append(f"not proven byte for byte: {name}")
+    for line in lines:
         console.print(line, markup=False)
