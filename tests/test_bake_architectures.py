@@ -65,25 +65,33 @@ CONFIGS: dict[str, Mapping[str, Any]] = {
     "llama": SIZES,
     "olmo2": SIZES,
     "olmo3": SIZES | SLIDING,
+    "gpt_neox": SIZES,
     "opt": COMMON | OPT,
+    "mixtral": SIZES | EXPERTS,
     "granite": SIZES | GRANITE,
+    "granitemoe": SIZES | EXPERTS | GRANITE,
+    "deepseek_v3": SIZES | EXPERTS | MLA | SHARED,
     "glm4": SIZES,
+    "glm4_moe": SIZES | EXPERTS | SHARED,
     "gpt_oss": SIZES | EXPERTS | SLIDING | {"intermediate_size": D_MODEL},
     "gemma3_text": SIZES | SLIDING,
+    "gemma4_text": SIZES | GEMMA4,
+    "apertus": SIZES,
     "vaultgemma": SIZES | SLIDING,
     "phi": SIZES,
     "falcon": COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2},
     "qwen3_5_text": SIZES | LINEAR,
     "qwen3_next": SIZES | EXPERTS | LINEAR | SPARSE,
+    "nanochat": SIZES,
     "cohere": SIZES,
     "starcoder2": SIZES,
     "exaone4": SIZES | SLIDING,
     "bloom": COMMON | {"n_layer": 3, "n_head": 4},
 }
 # Norms follow the writers, so weights project the direction of a write and not its size.
-NORMED = ("olmo2", "olmo3", "glm4", "gemma3_text", "exaone4")
+NORMED = ("olmo2", "olmo3", "glm4", "gemma3_text", "gemma4_text", "exaone4")
 LAYER_NORMS = ("gpt_neox", "opt", "phi", "falcon", "cohere", "starcoder2", "bloom")
-REFUSED = ("bloom",)  # a norm stands between the embedding and the residual
+REFUSED = ("nanochat", "bloom")  # a norm stands between the embedding and the residual
 
 
 def save(kind: str, folder: Path) -> Path:

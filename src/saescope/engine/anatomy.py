@@ -22,7 +22,8 @@ EMBEDDING = -1
 class Port:
     """A parameter with one axis along the residual.
 
-    `norm` names the norm between the residual and the parameter; `stored` names its tensors.
+    `norm` names the norm between the residual and the parameter; `stored` names its tensors, and
+    `axis` is theirs. `parameter_axis` is the module's own, which transformers may transpose.
 
     Embeddings write at layer -1, the lm_head reads at the layer after the last.
     """
@@ -32,6 +33,7 @@ class Port:
     axis: int
     norm: str | None
     stored: tuple[str, ...]
+    parameter_axis: int = -1
 
     @property
     def is_bias(self) -> bool:
@@ -139,7 +141,7 @@ def _block_ports(
         before = f"{path}.{layer}."
         for found in block_ports(block, d_model):
             name, norm = before + found.name, found.norm and before + found.norm
-            port = Port(name, layer, found.axis, norm, names[name])
+            port = Port(name, layer, found.axis, norm, names[name], found.axis)
             yield port, before + found.site if found.writes else None
 
 

@@ -36,6 +36,20 @@ class NeuronpediaInputs:
     "Also export the tokens each feature promotes and suppresses; this loads the model and SAEs."
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoraInputs:
+    """Which names a LoRA has, and what it leaves out."""
+
+    model_class: Literal["causal", "multimodal"] | None = None
+    (
+        "Class whose names a LoRA has. causal: what AutoModelForCausalLM opens. multimodal: what "
+        "AutoModelForImageTextToText opens. Default: causal if there is such a class."
+    )
+
+    embedding: bool = True
+    "Whether a LoRA also adapts the embedding, which some servers (vLLM) do not load."
+
+
 @final
 @dataclass(frozen=True)
 class ExportRequest(Request):
@@ -53,6 +67,7 @@ class ExportRequest(Request):
     "What to write."
     edits: EditInputs = EditInputs()
     neuronpedia: NeuronpediaInputs = NeuronpediaInputs()
+    lora: LoraInputs = LoraInputs()
     neutral: str = "neutral"
     "Prompt sets of plain text to measure gguf and lora on. Default: the bundled sentences."
     measure: bool = True
@@ -70,6 +85,8 @@ class ExportRequest(Request):
             raise EditError(f"format {self.format} takes no edits: gguf and lora do")
         if self.neuronpedia.source_run is not None and self.format != "neuronpedia":
             raise RunError(f"format {self.format} takes no run: neuronpedia does")
+        if self.lora != LoraInputs() and self.format != "lora":
+            raise EditError(f"format {self.format} has no model class and no embedding: lora has")
         if takes_edits:
             return self._export_edits(out, reporter)
         if self.format == "saelens":
@@ -98,7 +115,12 @@ class ExportRequest(Request):
     def _settings(self, inputs: ModelInputs) -> ExportSettings:
         neutral = tuple(read_all_prompts(self.neutral)) if self.measure else None
         return ExportSettings(
-            measure=self.measure, neutral=neutral, device=inputs.device, offline=inputs.offline
+            measure=self.measure,
+            neutral=neutral,
+            device=inputs.device,
+            offline=inputs.offline,
+            model_class=self.lora.model_class,
+            embedding=self.lora.embedding,
         )
 
     def _export_saes(self, out: Path, reporter: Reporter) -> "ExportResult":

@@ -7,7 +7,7 @@ direction may differ along it alone (reflection keeps the norm).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -164,7 +164,8 @@ def _outputs(
         state = {name: _as_float(tensor) for name, tensor in module.state_dict().items()}
         for port, update in updates.items():
             name = port.name.removeprefix(block.path)
-            chunks = apply_update(state[name], update, RoundingSums())
+            own = replace(update, axis=port.parameter_axis)
+            chunks = apply_update(state[name], own, RoundingSums())
             flat = torch.cat([chunk.flatten() for chunk in chunks])
             state[name] = flat.reshape(state[name].shape)
         module.load_state_dict(state, assign=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -33,6 +33,12 @@ class LoraAdapter:
     def rank(self) -> int:
         """The number of directions."""
         return int(self.factors[0].B.shape[1])
+
+    @property
+    def without_embedding(self) -> "LoraAdapter":
+        """The same without what the embedding writes."""
+        kept = (factors for factors in self.factors if factors.kind != "embedding")
+        return replace(self, factors=tuple(kept))
 
     @property
     def has_experts(self) -> bool:
@@ -98,7 +104,7 @@ def _kind(port: Port, A: Tensor) -> Kind:
         return "embedding"
     if A.ndim == 3:
         return "experts"
-    if port.axis == -1:
+    if port.parameter_axis == -1:
         return "conv1d"
     return "linear"
 

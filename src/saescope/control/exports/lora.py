@@ -5,6 +5,9 @@ writes to the residual gets B·A, with A = s·Vᵀ W and B = −U: this removes 
 writes along the directions. For a plain projection U = V, orthonormal directions; past a norm, see
 `residual_map.py`. The rank is the number of directions, and alpha = rank, so the scaling is 1.
 
+The names in the files are those of one model class (`peft_format.py`): the result and the config
+say of which. In another class an adapter would load and do nothing.
+
 Embeddings get peft's embedding LoRA. It leaves a tied lm_head as it is, which is right: the edit
 changes what is written to the residual, not what is read from it.
 """
@@ -27,7 +30,7 @@ from saescope.control.edits import Edit
 from saescope.control.exports.adapter import LoraAdapter, adapted, compute_adapter
 from saescope.control.exports.export_result import ExportResult, files_in
 from saescope.control.exports.measuring import OutputRecorder, Progress, State
-from saescope.control.exports.peft_format import peft_config, peft_names, peft_tensors
+from saescope.control.exports.peft_format import PeftNames, peft_config, peft_names, peft_tensors
 from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import StoredTensor, write_safetensors
 from saescope.control.steer import steered
@@ -54,10 +57,11 @@ def export_lora(
 ) -> ExportResult:
     """Write `project` edits as a LoRA of the model; `PeftModel.from_pretrained` loads the folder.
 
-    If `settings.measure` is on, `measured` holds the KL per token in nats to the model with the
-    adapter: from the projection by hooks, from the edits as they are steered, and from the base
-    model. `component_left` is how large the component along the directions still is, as a share of
-    what it is without the adapter.
+    `measured["model_class"]` is the class that the names are meant for. If `settings.measure` is
+    on, `measured` holds the KL per token in nats to the model with the adapter: from the projection
+    by hooks, from the edits as they are steered, from the base model, and from the adapter with the
+    embedding if `settings.embedding` leaves it out. `component_left` is how large the component
+    along the directions still is, as a share of what it is without the adapter.
 
     Raises EditError for edits that a LoRA cannot express, and ResourceError if `out` exists.
 
@@ -72,6 +76,7 @@ def export_lora(
     (True, 1)
     """
     settings = settings or ExportSettings()
+    settings.check()
     out = Path(out).expanduser()
     refuse_existing(out)
     edits = [edit for edit in edits if not edit.is_noop]
@@ -79,17 +84,15 @@ def export_lora(
     files = open_files(str(model), offline=settings.offline)
     base = _BaseModel(files, Shards.open(files), read_anatomy(files), settings)
     plan = _plan(base, saes, edits)
-    adapter = compute_adapter(base.shards, base.anatomy, plan)
-    measured = {
-        "method": plan.method,
-        "rank": adapter.rank,
-        "writers": len(adapter.factors),
-    }
+    complete = compute_adapter(base.shards, base.anatomy, plan)
+    adapter = complete if settings.embedding else complete.without_embedding
+    names = peft_names(files, adapter, settings.model_class)
+    measured = _facts(plan, adapter, names)
     with atomic_folder(out) as folder:
-        _write(folder, files, adapter)
+        _write(folder, files, adapter, names)
         if settings.measure:
-            measured |= _measure(base, plan, adapter, saes, edits, progress)
-    limits = _limits(plan, adapter)
+            measured |= _measure(base, _Adapters(plan, complete, adapter), saes, edits, progress)
+    limits = _limits(plan, adapter, settings)
     return ExportResult("lora", out, files_in(out), not limits, EQUALS, limits, measured)
 
 
@@ -139,8 +142,17 @@ def _plan(base: _BaseModel, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakeP
     return plan_projection("every-write", anatomy, gains, bound)
 
 
-def _write(folder: Path, files: Files, adapter: LoraAdapter) -> None:
-    names = peft_names(files, adapter)
+def _facts(plan: BakePlan, adapter: LoraAdapter, names: PeftNames) -> dict[str, Any]:
+    return {
+        "method": plan.method,
+        "model_class": names.model_class.__name__,
+        "opened_by": names.opened_by,
+        "rank": adapter.rank,
+        "writers": len(adapter.factors),
+    }
+
+
+def _write(folder: Path, files: Files, adapter: LoraAdapter, names: PeftNames) -> None:
     tensors = peft_tensors(adapter, names)
     stored = {name: StoredTensor(tensor) for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})
@@ -148,9 +160,12 @@ def _write(folder: Path, files: Files, adapter: LoraAdapter) -> None:
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def _limits(plan: BakePlan, adapter: LoraAdapter) -> tuple[str, ...]:
+def _limits(plan: BakePlan, adapter: LoraAdapter, settings: ExportSettings) -> tuple[str, ...]:
     """Say in what the adapter differs from the projection."""
     limits = []
+    if not settings.embedding:
+        distance = "measured below" if settings.measure else "not measured"
+        limits.append(f"what the embedding writes along the directions stays ({distance})")
     if plan.approximation_reason:
         limits.append(plan.approximation_reason)
     if adapter.n_biases:
@@ -161,19 +176,29 @@ def _limits(plan: BakePlan, adapter: LoraAdapter) -> tuple[str, ...]:
     return tuple(limits)
 
 
+@dataclass(frozen=True)
+class _Adapters:
+    """The plan, its whole adapter, and the one that is written."""
+
+    plan: BakePlan
+    complete: LoraAdapter
+    written: LoraAdapter
+
+
 def _measure(
     base: _BaseModel,
-    plan: BakePlan,
-    adapter: LoraAdapter,
+    adapters: _Adapters,
     saes: Sequence[Sae],
     edits: Sequence[Edit],
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Measure the KL to the adapter in float32, and the component left in each dtype."""
     recorder = OutputRecorder(base.shards, base.anatomy, base.settings)
-    lm = recorder.lm
+    lm, plan, adapter = recorder.lm, adapters.plan, adapters.written
     states: list[State] = [adapted(lm, adapter), plan.reference, steered(lm, saes, edits), None]
-    with_adapter, with_hook, with_edits, without = recorder.record(states, progress)
+    if adapter is not adapters.complete:
+        states.append(adapted(lm, adapters.complete))
+    with_adapter, with_hook, with_edits, without, *complete = recorder.record(states, progress)
     component_left = {"float32": _component_left(plan, without.resid, with_adapter.resid)}
     native = OutputRecorder(base.shards, base.anatomy, base.settings, dtype="auto")
     if native.lm.dtype is not lm.dtype:
@@ -182,7 +207,10 @@ def _measure(
             after = native.residuals()
         dtype = str(native.lm.dtype).removeprefix("torch.")
         component_left[dtype] = _component_left(plan, before, after)
-    return {
+    left_out = {}
+    for with_embedding in complete:
+        left_out["kl_complete_adapter"] = distance(with_embedding, with_adapter).to_dict()
+    return left_out | {
         "kl_hook_adapter": distance(with_hook, with_adapter).to_dict(),
         "kl_steered_adapter": distance(with_edits, with_adapter).to_dict(),
         "kl_base_adapter": distance(without, with_adapter).to_dict(),

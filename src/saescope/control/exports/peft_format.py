@@ -9,25 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from saescope.control.exports.adapter import LoraAdapter, LoraFactors
+from saescope.control.exports.settings import ModelClass
 from saescope.errors import SourceError, first_line
 from saescope.sources.files import Files
+
+_OTHER_TOWERS = ("vision", "visual", "audio")
 
 
 @dataclass(frozen=True)
 class PeftNames:
-    """How peft finds what it adapts in the model that AutoModelForCausalLM loads.
+    """How peft finds what it adapts in a model of one class.
 
+    `model_class` is that class, which the automatic class `opened_by` opens the checkpoint with.
     `prefix` is what stands before the decoder's names; the targets are ends of names.
     """
 
+    model_class: type[nn.Module]
+    opened_by: str
     prefix: str
     target_modules: list[str]
     target_parameters: list[str]
 
 
-def peft_names(files: Files, adapter: LoraAdapter) -> PeftNames:
-    """Return the names; raises SourceError if AutoModelForCausalLM cannot load the checkpoint."""
-    model = _empty_model(files)
+def peft_names(
+    files: Files, adapter: LoraAdapter, model_class: ModelClass | None = None
+) -> PeftNames:
+    """Return the names in the class that is asked for; raises SourceError if there is none."""
+    model, opened_by = _empty_model(files, model_class)
     all_parameters = [name for name, _ in model.named_parameters()]
     all_modules = [name for name, _ in model.named_modules()]
     prefix = _prefix(all_parameters, adapter.factors[0].port.name)
@@ -39,6 +47,8 @@ def peft_names(files: Files, adapter: LoraAdapter) -> PeftNames:
         else:
             modules.append(prefix + factors.module)
     return PeftNames(
+        type(model),
+        opened_by,
         prefix,
         _shortest_ends(modules, all_modules, min_parts=1),
         _shortest_ends(parameters, all_parameters, min_parts=2),
@@ -70,6 +80,10 @@ def peft_config(files: Files, adapter: LoraAdapter, names: PeftNames) -> dict[st
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
+        "auto_mapping": {
+            "base_model_class": names.model_class.__name__,
+            "parent_library": names.model_class.__module__,
+        },
         "base_model_name_or_path": files.source,
         "revision": files.revision,
         "inference_mode": True,
@@ -87,30 +101,37 @@ def peft_config(files: Files, adapter: LoraAdapter, names: PeftNames) -> dict[st
     }
 
 
-def _empty_model(files: Files) -> nn.Module:
-    """Build the model that users load, without its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _empty_model(files: Files, model_class: ModelClass | None) -> tuple[nn.Module, str]:
+    """Build the model that users load, without its weights; return it and what opens it."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    auto: Any = AutoModelForCausalLM  # its methods have no types
-    try:
-        config = AutoConfig.from_pretrained(
-            files.path("config.json").parent, trust_remote_code=False
-        )
-        with torch.device("meta"):
-            model: nn.Module = auto.from_config(config, trust_remote_code=False)
-    except Exception as error:  # models raise their own exception types for configs
-        raise SourceError(
-            f"AutoModelForCausalLM cannot load {files.name}: {first_line(error)}"
-        ) from error
-    return model
+    classes: dict[ModelClass, Any] = {  # their methods have no types
+        "causal": AutoModelForCausalLM,
+        "multimodal": AutoModelForImageTextToText,
+    }
+    kinds: tuple[ModelClass, ...] = ("causal", "multimodal")
+    if model_class is not None:
+        kinds = (model_class,)
+    reasons = []
+    for kind in kinds:
+        auto = classes[kind]
+        try:
+            config = AutoConfig.from_pretrained(
+                files.path("config.json").parent, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                return auto.from_config(config, trust_remote_code=False), auto.__name__
+        except Exception as error:  # models raise their own exception types for configs
+            reasons.append(f"{auto.__name__} cannot load {files.name}: {first_line(error)}")
+    raise SourceError(reasons[0])
 
 
 def _prefix(parameters: Sequence[str], decoder_name: str) -> str:
     """Return what stands before a decoder parameter's name in the whole model."""
-    for name in parameters:
-        if name == decoder_name or name.endswith(f".{decoder_name}"):
-            return name.removesuffix(decoder_name)
-    return ""
+    found = [n for n in parameters if n == decoder_name or n.endswith(f".{decoder_name}")]
+    # Towers for images may have the same ending.
+    text = [name for name in found if not any(word in name for word in _OTHER_TOWERS)]
+    return (text or found or [decoder_name])[0].removesuffix(decoder_name)
 
 
 def _refuse_other_inputs(files: Files, factors: LoraFactors, module: nn.Module) -> None:

@@ -1,14 +1,17 @@
 """Settings of the exports. Imports no torch, so that `saescope export --help` starts at once."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from saescope.errors import RunError
+from saescope.errors import EditError, RunError
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 
 # Neuronpedia's converter names this user as the owner of imported rows.
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
+
+
+ModelClass = Literal["causal", "multimodal"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class ExportSettings:
 
     offline: bool = False
     "Download nothing: use only local folders and the hub's cache."
+
+    model_class: ModelClass | None = None
+    (
+        "Class whose names a LoRA has. causal: what AutoModelForCausalLM opens. multimodal: what "
+        "AutoModelForImageTextToText opens. Default: causal if there is such a class."
+    )
+
+    embedding: bool = True
+    "Whether a LoRA also adapts the embedding, which some servers (vLLM) do not load."
+
+    def check(self) -> None:
+        """Raise EditError for a value that is not among the choices."""
+        if self.model_class not in (None, *get_args(ModelClass)):
+            choices = ", ".join(get_args(ModelClass))
+            raise EditError(f"model_class must be one of {choices}, got {self.model_class!r}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ _DISTANCES = {
     "kl_hook_adapter": "from the projection by hooks to the adapter",
     "kl_steered_adapter": "from the edits as steered to the adapter",
     "kl_base_adapter": "from the model without edits to the adapter",
+    "kl_complete_adapter": "from the adapter with the embedding to the one without",
     "kl_steered_vector": "from the edits as steered to the control vector",
     "kl_base_vector": "from the model without edits to the control vector",
 }
@@ -32,6 +33,9 @@ def show_export(console: Console, result: "ExportResult") -> None:
     lines.append(f"does: {result.equals}")
     lines.append("exact" if result.exact else "not exact:")
     lines.extend(f"- {limit}" for limit in result.limits)
+    if "model_class" in result.measured:
+        name, opened_by = result.measured["model_class"], result.measured["opened_by"]
+        lines.append(f"for: {name}, which {opened_by} opens; in another class it may do nothing")
     for name, distance in result.measured.items():
         if name in _DISTANCES:
             lines.append(
