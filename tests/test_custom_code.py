@@ -114,6 +114,23 @@ def test_a_tokenizer_of_its_own_is_refused(pair: Pair, tmp_path: Path, form: str
     assert not (folder / "ran").exists()
 
 
+def test_a_refusal_is_one_line_whatever_else_is_odd(
+    pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A config that knows only some of the tensors is worth a warning, but not beside an error."""
+    folder = with_code(
+        pair,
+        tmp_path / "model",
+        config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        tokenizer_config={"tokenizer_class": "OwnTokenizer", "auto_map": TOKENIZER},
+    )
+    (folder / "tokenizer.json").unlink()
+    at = ["--model", str(folder), "--sae", str(pair.sae), "--layers", "1"]
+    assert run([*ASKED["scan"], *at]) == 2
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1, err
+
+
 @pytest.mark.usefixtures("says_yes")
 def test_a_known_architecture_is_read_without_its_code(
     pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -71,8 +71,9 @@ def load_lm(
     last = _last_layer(files, layers, config.text.num_hidden_layers)
     torch_device = choose_device(device)
     contents = Contents.open(files, choose_dtype(dtype, config.text), config)
-    contents.warn()
-    return _load(contents, last, torch_device, streamed=streamed)
+    lm = _load(contents, last, torch_device, streamed=streamed)
+    contents.warn()  # once it is loaded: a refusal is one line
+    return lm
 
 
 @final
