@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ from saescope.control.baking.bake import bake
 from saescope.control.baking.bake_result import BakeResult
 from saescope.control.baking.settings import BakeSettings, Method
 from saescope.control.edits import Edit
+from saescope.engine.load import load_sae
 from saescope.errors import SaescopeError
 from saescope.sources.directions import Direction
 from saescope.sources.prompts import texts
@@ -182,3 +184,57 @@ def shifted(sign: int, _module: Any, _inputs: Any, output: Any) -> Any:
     """The residual with a component along the direction, of either sign and so of equal norm."""
     h = (output[0] if isinstance(output, tuple) else output) + sign * 3 * UNIT
     return (h, *output[1:]) if isinstance(output, tuple) else h
+
+
+@pytest.mark.parametrize("kind", ["granite", "gpt_neox", "opt", "phi", "starcoder2", "falcon"])
+def test_constants_arrive_in_the_residual_as_they_are(kind: str, tmp_path: Path) -> None:
+    """Granite multiplies what blocks add by 0.3: its bias has to be so much larger."""
+    model = save(kind, tmp_path / "model")
+    edit = Edit(direction=Direction(LAYER, DIRECTION, "d"), op="add", strength=1.5)
+    if kind == "falcon":
+        with pytest.raises(SaescopeError, match="has no bias that could hold a constant"):
+            bake(model, (), [edit], tmp_path / "out", neutral=NEUTRAL)
+        return
+    result = bake(model, (), [edit], tmp_path / "out", neutral=NEUTRAL)
+    assert result.exact
+    plain, baked = stock(model), stock(tmp_path / "out")
+    vector = torch.from_numpy(1.5 * DIRECTION).float()
+
+    def add(_module: Any, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] + vector, *output[1:])
+        return output + vector
+
+    reference.blocks(plain)[LAYER].register_forward_hook(add)
+    torch.testing.assert_close(logits(baked), logits(plain), atol=1e-4, rtol=1e-3)
+
+
+def test_clamps_enter_a_scaled_embedding_as_they_are(tmp_path: Path) -> None:
+    """Granite multiplies its embedding by 3 outside of it."""
+    model, sae = save("granite", tmp_path / "model"), tiny.save_sae(tmp_path / "sae", layers=[1])
+    edit = Edit("1/3", "readout_clamp", 2.0)
+    loaded = load_sae(sae, 1)
+    result = bake(model, [loaded], [edit], tmp_path / "out", neutral=NEUTRAL)
+    assert result.exact
+    seen: list[Tensor] = []
+    baked = stock(tmp_path / "out")
+    for block in reference.blocks(baked):
+        block.register_forward_hook(lambda _m, _i, out: seen.append(reference.tensor(out)[0]))
+    logits(baked)
+    for resid in seen:
+        z = loaded.pre_acts(resid)[:, 3]
+        torch.testing.assert_close(z, torch.full_like(z, 2.0), atol=1e-4, rtol=0)
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """A norm with a tiny γ makes weights before it huge, or those after it."""
+    model = tiny.save_model(tmp_path / "model", dtype=torch.float16)
+    state = load_file(model / "model.safetensors")
+    state["model.layers.2.input_layernorm.weight"][0] = 1e-4
+    state["model.layers.2.input_layernorm.weight"][1] = 60.0
+    state["model.layers.2.self_attn.q_proj.weight"] *= 30
+    save_file(state, model / "model.safetensors", {"format": "pt"})
+    settings = BakeSettings(method="readers-above", measure=False)
+    with pytest.raises(SaescopeError, match=r"more than float16 holds"):
+        bake(model, (), [EDIT], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()

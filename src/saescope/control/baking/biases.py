@@ -1,7 +1,7 @@
 """Bake `add` edits as output biases: existing, or enabled by a config flag."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,24 @@ from saescope.control.baking.bake_plan import BakePlan, EditVectors, NewParamete
 from saescope.control.baking.methods import constant_intervention, summed_constants
 from saescope.control.baking.residual_map import ResidualMap
 from saescope.control.baking.weight_update import WeightUpdate
-from saescope.engine.anatomy import Anatomy
+from saescope.engine.anatomy import Anatomy, Port
 from saescope.engine.config import ModelConfig
 from saescope.engine.stock import decoder_of, stock_model
 from saescope.errors import EditError
 
 Shapes = Mapping[str, tuple[int, ...]]
+# From a module's name, and whether later parts of its block are left out.
+Factor = Callable[[str, bool], float]
 _ALTERNATIVE = "use a GGUF control vector (export it), or steer it at run time"
 
 
-def plan_biases(anatomy: Anatomy, config: ModelConfig, edits: Sequence[EditVectors]) -> BakePlan:
+def plan_biases(
+    anatomy: Anatomy, config: ModelConfig, edits: Sequence[EditVectors], factor: Factor
+) -> BakePlan:
     """Return the plan of the method `bias`; raise EditError if no bias can hold the constants.
+
+    `factor` returns by how much an output bias of a module arrives in the residual; its second
+    argument says whether what later parts of the block make of the bias is to be left out.
 
     The plan is exact if the MLP output has a bias (GPT-2, Phi) or can have one (`mlp_bias` in
     Llama). Otherwise `attention_bias` is used. The next attention output bias holds the constant;
@@ -34,18 +41,24 @@ def plan_biases(anatomy: Anatomy, config: ModelConfig, edits: Sequence[EditVecto
             f"{anatomy.kind} has a norm after its MLP, which would rescale a bias: {_ALTERNATIVE}"
         )
     biases = {layer: _mlp_output_bias(anatomy, layer) for layer in constants}
-    if all(biases.values()):
-        changes = {str(biases[layer]): _add_update(v) for layer, v in constants.items()}
+    ports = {layer: port for layer, port in biases.items() if port is not None}
+    if len(ports) == len(constants):
+        changes = {}
+        for layer, port in ports.items():
+            v = constants[layer] / factor(_module_of(port.name), False)
+            changes[port.stored[0]] = _add_update(v)
         return BakePlan("bias", changes, reference)
     shapes = _parameters_of_flag(anatomy, config, "mlp_bias")
     if shapes:
         values = {f"layers.{layer}.mlp.down_proj.bias": v for layer, v in constants.items()}
+        values = {name: v / factor(_module_of(name), False) for name, v in values.items()}
         new = _new_parameters(anatomy, shapes, values)
         return BakePlan("bias", {}, reference, new=new, flags={"mlp_bias": True})
     shapes = _parameters_of_flag(anatomy, config, "attention_bias")
     if not shapes:
         raise EditError(f"{anatomy.kind} has no bias that could hold a constant: {_ALTERNATIVE}")
     values = _values_at_next_attention(anatomy, shapes, constants)
+    values = {name: v / factor(_module_of(name), True) for name, v in values.items()}
     return BakePlan(
         "bias",
         {},
@@ -56,12 +69,18 @@ def plan_biases(anatomy: Anatomy, config: ModelConfig, edits: Sequence[EditVecto
     )
 
 
-def _mlp_output_bias(anatomy: Anatomy, layer: int) -> str | None:
-    """Return the stored name of the layer's MLP output bias, or None."""
+def _mlp_output_bias(anatomy: Anatomy, layer: int) -> Port | None:
+    """Return the layer's MLP output bias, if it has one that every token gets."""
     for port in anatomy.writes:
-        if port.layer == layer and port.name.endswith(".bias") and ".mlp." in port.name:
-            return port.stored[0]
+        if port.layer != layer or not port.name.endswith(".bias") or "expert" in port.name:
+            continue
+        if any(part in port.name for part in (".mlp.", ".fc2.")):
+            return port
     return None
+
+
+def _module_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
 
 
 def _add_update(v: Float[Tensor, "d_model"]) -> WeightUpdate:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saescope.control.baking.anatomy_check import check_anatomy, embedding_scale
+from saescope.control.baking.anatomy_check import bias_factor, check_anatomy, embedding_scale
 from saescope.control.baking.bake_plan import BakePlan
-from saescope.control.baking.biases import plan_biases
+from saescope.control.baking.biases import Factor, plan_biases
 from saescope.control.baking.checkpoint_writer import CheckpointChanges, NewTensor
 from saescope.control.baking.eligibility import edit_vectors
 from saescope.control.baking.methods import choose_method, plan_projection
@@ -59,7 +59,7 @@ def make_plan(
     vectors = edit_vectors(edits, saes, n_layers=anatomy.n_layers, d_model=anatomy.d_model)
     method = choose_method(vectors, method)
     if method == "bias":
-        return plan_biases(anatomy, read_config(base.files), vectors)
+        return plan_biases(anatomy, read_config(base.files), vectors, _bias_factors(base))
     reads = method in ("readers-above", "next-layer")
     gains = norm_gains(base.shards, anatomy, anatomy.norms(writes=True, reads=reads))
     lm = load_lm(base.files.source, [anatomy.last_kind], device=base.device, streamed=True)
@@ -68,6 +68,16 @@ def make_plan(
     if method in ("every-write", "writers-up-to"):
         scale = embedding_scale(lm, anatomy)
     return plan_projection(method, anatomy, gains, vectors, scale)
+
+
+def _bias_factors(base: BaseCheckpoint) -> Factor:
+    """Return a function that runs the blocks whose biases a plan wants to use."""
+    lm = base.load_streamed()
+
+    def factor(module: str, alone: bool) -> float:
+        return bias_factor(lm, base.anatomy, module, alone=alone)
+
+    return factor
 
 
 def checkpoint_changes(anatomy: Anatomy, plan: BakePlan) -> CheckpointChanges:

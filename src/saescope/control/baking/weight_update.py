@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.residual_map import ResidualMap
+from saescope.errors import EditError
 
 _CHUNK_VALUES = 2**22  # float32 values in memory at a time
 
@@ -88,9 +89,20 @@ def _update_rows(
             constant = k.float()
             updated += constant
             intended_component = intended_component + constant @ factors.V
-        stored = updated.to(rows.dtype)
+        stored = _rounded(updated, rows.dtype)
         sums.add(before, stored.float() @ factors.V, intended_component)
         yield stored
+
+
+def _rounded(updated: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the values as they are stored; raise EditError if they exceed what the dtype holds."""
+    stored = updated.to(dtype)
+    if dtype == torch.float16 and (stored.isinf() & updated.isfinite()).any():
+        raise EditError(
+            f"the edited weights reach {float(updated.abs().max()):.3g}, more than float16 holds: "
+            "convert the checkpoint to bfloat16 or float32, or use another method"
+        )
+    return stored
 
 
 def _update_columns(
@@ -106,7 +118,7 @@ def _update_columns(
     after = torch.zeros_like(before)
     for rows in chunks:
         updated = torch.addmm(matrix[rows].float(), factors.U[rows], removed, alpha=-1)
-        stored = updated.to(matrix.dtype)
+        stored = _rounded(updated, matrix.dtype)
         after.addmm_(factors.V[rows].T, stored.float())
         yield stored
     intended_component = before - factors.VU @ removed
