@@ -144,6 +144,21 @@ def test_a_partial_run_of_a_changed_model_is_not_taken_up(
     )
 
 
+def test_a_batch_that_was_cut_off_is_computed_again(model: Path, sae: Path, tmp_path: Path) -> None:
+    lm, saes = load_lm(model, [1]), [load_sae(sae, layer) for layer in (0, 1)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, saes, SHARED, tmp_path / "run", progress=stop)
+    [batch] = (tmp_path / ".run.partial").glob("*.npz")
+    batch.write_bytes(batch.read_bytes()[:1000])
+    resumed = extract(lm, saes, SHARED, tmp_path / "run")
+    whole = extract(lm, saes, SHARED, tmp_path / "whole")
+    assert resumed.manifest["tables"] == whole.manifest["tables"]
+
+
 # --- verify --full
 
 

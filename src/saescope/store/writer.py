@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -149,6 +150,9 @@ class RunWriter:
         units = set()
         for spec in self.job.saes:
             for path in self._batch_files(spec.layer):
+                if not zipfile.is_zipfile(path):  # cut off, such as by a power failure
+                    path.unlink()
+                    continue
                 number = path.stem.rpartition("-batch")[2]
                 units.add((int(number), spec.layer))
         return units
