@@ -474,8 +474,8 @@ REFUSED = {
         "'llama' is not supported: its attention looks to the right",
     ),
     "quantised": (
-        LlamaConfig(**SIZES, quantization_config={"quant_method": "fp8"}),
-        "is quantised, which is not supported",
+        LlamaConfig(**SIZES, quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"is quantised \(gptq\), which is not supported",
     ),
 }
 
