@@ -193,7 +193,8 @@ def _text_config(whole: Any) -> Any:
 
 
 def _last_position(hidden: Tensor) -> Tensor:
-    return hidden[:, -1:]
+    # Contiguous: a matmul with a slice would copy the lm_head once per prompt.
+    return hidden[:, -1:].contiguous()
 
 
 def _left_padded(
