@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.results import Results, median_of, values
-from benchmarks.shapes import LARGE, MAIN, SHAPES
+from benchmarks.shapes import LARGE, MAIN, SHAPES, SMALL
 from benchmarks.tables import NONE, costs_in_percent, fastest_rates, table
 
 ResultsByShape = Mapping[str, Results]
@@ -105,6 +105,13 @@ def _steering_cost(gate: str) -> Figure:
     return cost
 
 
+def _generation(dtype: str) -> Figure:
+    def seconds(name: str) -> Figure:
+        return _figure_of(SMALL, "generation", "generation", f"{dtype}, {name}")
+
+    return _ratio(seconds("saescope"), seconds("transformers"))
+
+
 def _gigabytes(figure: Figure) -> Figure:
     return _ratio(figure, lambda _results: 1e9)
 
@@ -199,6 +206,18 @@ GOALS = (
         1.5,
         ".2f",
         _main("startup", "one", "wall_s"),
+    ),
+    Goal(
+        "greedy generation of 32 prompts, bfloat16: time relative to transformers",
+        1.05,
+        ".2f",
+        _generation("bfloat16"),
+    ),
+    Goal(
+        "the same in float32",
+        1.05,
+        ".2f",
+        _generation("float32"),
     ),
     Goal("decoding with 8 edits (gate relu): cost, %", 2, ".1f", _steering_cost("relu")),
     Goal(

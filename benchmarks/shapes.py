@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 K = 50
-MAIN, LARGE = "qwen3-1.7b", "qwen3-8b"  # the shapes that the tables are measured on
+SMALL, MAIN, LARGE = "qwen3-0.1b", "qwen3-1.7b", "qwen3-8b"  # what the tables are measured on
 
 
 class Tensor(NamedTuple):
@@ -106,6 +106,8 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("Tiny", 4, 64, 128, 4, 2, 16, 8_192, True, 1_024),
+    # As large as SmolLM2-135M.
+    SMALL: Shape("Qwen3-0.1B", 30, 576, 1536, 9, 3, 64, 49_152, True, 4_096),
     MAIN: Shape("Qwen3-1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True, 32_768),
     LARGE: Shape("Qwen3-8B", 36, 4096, 12_288, 32, 8, 128, 151_936, False, 65_536),
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks import stored_run, tables, tasks
-from benchmarks.shapes import LARGE
+from benchmarks.shapes import LARGE, SMALL
 from benchmarks.subject import Setup, Subject, Task
 from benchmarks.tasks import (
     ARTICLE,
@@ -78,10 +78,12 @@ def _probes() -> Sequence[Subject]:
     prefix = tasks.probe("prefix", "a shared prefix", 780, needs_model=True)
     encode = tasks.probe("encode", "encoding", 60, needs_model=False)
     steered = tasks.probe("steered", "steering", 240, needs_model=True, repeats_factor=2)
+    generation = tasks.probe("generation", "generation", 150, needs_model=True)
     return (
         Subject("prefix", (prefix,), tables.prefix, rounds=1),
         Subject("encode", (encode,), tables.encoding, rounds=1, needs_model=False),
         Subject("steered", (steered,), tables.steering, rounds=1),
+        Subject("generation", (generation,), tables.generation, rounds=1, shape=SMALL),
     )
 
 

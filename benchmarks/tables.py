@@ -99,6 +99,25 @@ def steering(measured: SubjectResults) -> str:
     return table(head, rows)
 
 
+def generation(measured: SubjectResults) -> str:
+    """Greedy generation beside transformers' own, with the share of the same replies."""
+    records = measured.records("generation")
+    if not records:
+        return _not_measured(measured)
+    rows = []
+    for dtype in ("bfloat16", "float32"):
+        theirs, ours = (
+            values(records, f"{dtype}, {name}") for name in ("transformers", "saescope")
+        )
+        same = median(values(records, f"{dtype}, same"))
+        rows.append([f"transformers' `generate`, {dtype}", spread(theirs, ".2f"), NONE, NONE])
+        rows.append(
+            [f"**saescope**, {dtype}", spread(ours, ".2f"), _ratio(ours, theirs), f"{same:.0%}"]
+        )
+    head = ["32 prompts in one batch, 40 new tokens", "s", "relative", "same replies"]
+    return table(head, rows)
+
+
 def whole_processes(measured: SubjectResults) -> str:
     """Commands run from the shell."""
     columns = [

@@ -6,6 +6,7 @@ Prints seconds of both in bfloat16 and float32, and the share of replies that ar
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ def main(options: ModelOptions, n_tokens: int, texts: Sequence[str]) -> None:
     for dtype in ("bfloat16", "float32"):
         ours, theirs = _Saescope(options, dtype), _Transformers(options, dtype)
         runs = {
-            "saescope": lambda: ours.replies(texts, n_tokens),  # noqa: B023
-            "transformers": lambda: theirs.replies(texts, n_tokens),  # noqa: B023
+            "saescope": partial(ours.replies, texts, n_tokens),
+            "transformers": partial(theirs.replies, texts, n_tokens),
         }
         same = [a == b for a, b in zip(*(run() for run in runs.values()), strict=True)]
         figures[f"{dtype}, same"] = sum(same) / len(same)

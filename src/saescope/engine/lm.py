@@ -4,7 +4,7 @@ Layers above it, the final norm and the lm_head are neither fetched nor read. Th
 found by structure. Only prompt packing uses a list of tested architectures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,6 +143,17 @@ class LM:
         """Return the module whose forward pass runs the blocks."""
         path = path_of(self.blocks, self.model)
         return self.model.get_submodule(path.rpartition(".")[0])
+
+    def generate(self, prompt: str | Sequence[Mapping[str, Any]], **settings: Any) -> str:
+        """Return the model's continuation of a text or chat: `saescope.generate(lm, …)`.
+
+        >>> import saescope as ss
+        >>> ss.load_lm("saescope-tiny").generate("The cat", max_new_tokens=8)
+        ' was the most enormous in'
+        """
+        import saescope
+
+        return saescope.generate(self, prompt, **settings)
 
     @contextmanager
     def block_in_memory(

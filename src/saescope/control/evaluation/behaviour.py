@@ -77,6 +77,10 @@ class PhraseJudge:
         _, language, phrase = min(matches)
         return f"{language}: {phrase}"
 
+    def __call__(self, text: str) -> Label:
+        """Return `label(text)`."""
+        return self.label(text)
+
     def _matches(self, reply: str) -> Iterator[tuple[int, str, str]]:
         """Position, language and text of every phrase in the reply's beginning."""
         for language, phrases in self.by_language.items():
