@@ -291,9 +291,7 @@ def bakes(on: Subject) -> Outcome:
 def exports_lora(on: Subject) -> Outcome:
     """The same in peft: logits of hooks at every write; switched off, those of the model."""
     out = on.folder / "lora"
-    result = export_lora(on.model, (), [PROJECT], out, ExportSettings(neutral=NEUTRAL))
-    if result.exact:
-        assert result.measured["kl_hook_adapter"]["largest"] < 1e-6, "the adapter in memory"
+    result = export_lora(on.model, (), [PROJECT], out, ExportSettings(measure=False))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(on.opened(on.model), out).eval()

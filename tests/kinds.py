@@ -50,6 +50,9 @@ _LATENT: Values = {
     "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8, "v_head_dim": 8,
 }  # fmt: skip
+_MAMBA: Values = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+}  # fmt: skip
 _GEMMA4: Values = {
     **_SLIDING, "global_head_dim": 8, "vocab_size_per_layer_input": 264,
     "hidden_size_per_layer_input": 4,
@@ -112,6 +115,19 @@ DENSE = {
     "Gemma 3": Kind("gemma3_text", {**_TIED, **_SLIDING}),
     "Gemma 4": Kind("gemma4_text", {**_TIED, **_GEMMA4}),
     "VaultGemma": Kind("vaultgemma", {**_TIED, **_SLIDING}),
+    "Gemma 3n": Kind(
+        "gemma3n_text",
+        {
+            **_TIED,
+            **_SLIDING,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 264,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0] * LAYERS,
+        },
+    ),
     "GPT-2": Kind("gpt2", {**_COMMON, "tie_word_embeddings": True}),
     "GPT-J": Kind("gptj", {**_COMMON, "rotary_dim": 4}),
     "Pythia (GPT-NeoX)": Kind("gpt_neox", _SIZES),
@@ -146,6 +162,33 @@ MIXED = {
     "GraniteMoE": Kind("granitemoe", {**_SIZES, **_EXPERTS, "residual_multiplier": 0.3}),
     "DeepSeek-V3": Kind("deepseek_v3", {**_SIZES, **_EXPERTS, **_SHARED, **_LATENT}),
     "GLM-4.5 (GLM-4-MoE)": Kind("glm4_moe", {**_SIZES, **_EXPERTS, **_SHARED}),
+    "Llama 4": Kind(
+        "llama4_text",
+        {**_SIZES, **_EXPERTS, "intermediate_size_mlp": 64, "attention_chunk_size": 8},
+    ),
+    "LFM2": Kind("lfm2", {**_SIZES, "layer_types": ["conv", "full_attention"] * 2}),
+    "Granite 4": Kind(
+        "granitemoehybrid",
+        {
+            **_SIZES,
+            **_EXPERTS,
+            **_MAMBA,
+            "layer_types": ["mamba", "attention"] * 2,
+            "shared_intermediate_size": 32,
+            "residual_multiplier": 0.3,
+        },
+    ),
+    "Kimi Linear": Kind(
+        "kimi_linear",
+        {
+            **_SIZES,
+            **_EXPERTS,
+            **_SHARED,
+            **_LATENT,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        },
+    ),
+    "RecurrentGemma": Kind("recurrent_gemma", _TIED),
     "gpt-oss": Kind(
         "gpt_oss", {**_SIZES, **_EXPERTS, **_SLIDING, **_YARN, "intermediate_size": D_MODEL}
     ),
@@ -156,6 +199,42 @@ MIXED = {
     "Qwen3-VL": Kind(
         "qwen3_vl",
         {"text_config": {**_SIZES, **_MROPE}, "vision_config": _QWEN_VISION, **_QWEN_IMAGES},
+    ),
+    "Qwen2.5-VL": Kind(
+        "qwen2_5_vl",
+        {
+            "text_config": {**_SIZES, **_MROPE},
+            "vision_config": {**_QWEN_VISION, "embed_dim": 16},
+            **_QWEN_IMAGES,
+        },
+    ),
+    "Llama 4 with images": Kind(
+        "llama4",
+        {
+            "text_config": {
+                **_SIZES,
+                **_EXPERTS,
+                "intermediate_size_mlp": 64,
+                "attention_chunk_size": 8,
+            },
+            "vision_config": {
+                **_VISION,
+                "vision_output_dim": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+            },
+            "image_token_index": 260,
+            "boi_token_index": 261,
+            "eoi_token_index": 262,
+        },
+    ),
+    "Idefics3": Kind(
+        "idefics3",
+        {
+            "text_config": {**_SIZES, "model_type": "llama"},
+            "vision_config": _VISION,
+            "image_token_id": 260,
+        },
     ),
     "Gemma 3 with images": Kind(
         "gemma3",

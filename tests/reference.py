@@ -42,8 +42,9 @@ def features(model: Path, sae: Path, layer: int, k: int, texts: list[str]) -> li
 
 def blocks(lm: PreTrainedModel) -> nn.ModuleList:
     """Where transformers' own models keep their blocks."""
-    decoder = lm.get_decoder()
-    return decoder.h if hasattr(decoder, "h") else decoder.layers
+    n_layers = lm.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [m for m in lm.get_decoder().modules() if isinstance(m, nn.ModuleList)]
+    return next(blocks for blocks in lists if len(blocks) == n_layers)
 
 
 def tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:

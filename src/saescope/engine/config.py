@@ -10,7 +10,10 @@ from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files
 
 # Names that architectures give the norm after their last block.
-FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm")
+FINAL_NORMS = (
+    "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm", "layer_norm",
+    "embedding_norm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

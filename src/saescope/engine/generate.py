@@ -1,7 +1,9 @@
 """Generate text, greedily or by sampling. Results do not depend on batching."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from saescope.sources.chats import Message, parse_messages
 from saescope.sources.prompts import Prompt
 
 OnToken = Callable[[int, int], None]
+# Relative differences of logits that rounding explains, in float32 and in other dtypes.
+_PADDING_TOLERANCE = {True: 1e-4, False: 0.02}
 
 
 def generate(
@@ -107,7 +111,10 @@ def generate_batch(
                 f"ones more than the model's maximum of {lm.max_length:,}: shorten it"
             )
     sampler = _Sampler(temperature, [torch.Generator().manual_seed(seed) for _ in rows])
-    replies = _continue(lm, rows, max_new_tokens, sampler, on_token)
+    if _reads_padding(lm, rows):
+        replies = _continue_alone(lm, rows, max_new_tokens, sampler, on_token)
+    else:
+        replies = _continue(lm, rows, max_new_tokens, sampler, on_token)
     return [
         _generation(lm, prompt, row, reply)
         for prompt, row, reply in zip(prompts, rows, replies, strict=True)
@@ -142,6 +149,54 @@ class _Sampler:
         for row, stream in zip(probabilities, self.streams, strict=True):
             drawn.append(torch.multinomial(row, 1, generator=stream))
         return torch.cat(drawn)
+
+
+def _continue_alone(
+    lm: LM,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: _Sampler,
+    on_token: OnToken | None,
+) -> list[_Reply]:
+    """Continue one prompt after the other, for models that would read the padding of a batch."""
+    replies = []
+    for index, (row, stream) in enumerate(zip(rows, sampler.streams, strict=True)):
+        report = None if on_token is None else partial(_as_prompt, on_token, index)
+        alone = _Sampler(sampler.temperature, [stream])
+        replies += _continue(lm, [row], max_new_tokens, alone, report)
+    return replies
+
+
+def _as_prompt(on_token: OnToken, index: int, _row: int, token: int) -> None:
+    on_token(index, token)
+
+
+def _reads_padding(lm: LM, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether padding before a prompt changes what follows it: recurrent layers may read it.
+
+    Measured on the model itself, outside of all edits. Attention masks padding by its nature.
+    """
+    whole: Any = lm.whole
+    if len(set(map(len, rows))) == 1 or not whole._is_stateful:
+        return False
+    token = list(rows[0][:1])
+    alone, padded = (
+        Context().run(_next_logits, lm, [token, *other]) for other in ([], [token * 5])
+    )
+    tolerance = _PADDING_TOLERANCE[lm.dtype == torch.float32]
+    return not bool((alone - padded).abs().max() <= tolerance * alone.abs().max())
+
+
+def _next_logits(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "vocab"]:
+    """Return the logits after the first row, which is padded to the longest one."""
+    ids, mask = _left_padded(rows, lm.device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        output = lm.whole(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+    logits: Tensor = output.logits[0, -1].float()
+    return logits
 
 
 def _continue(

@@ -16,7 +16,7 @@ from saescope.engine.batches import lay_out
 from saescope.engine.config import read_config
 from saescope.engine.lm import LM
 from saescope.engine.shards import Shards
-from saescope.engine.stock import decoder_of, stock_model
+from saescope.engine.stock import decoder_of, path_of, stock_model
 from saescope.engine.stream import stream_blocks
 
 _CHUNK_VALUES = 2**24  # lm_head values converted to float32 at a time
@@ -40,8 +40,9 @@ class Logits:
         bias = stored.removesuffix("weight") + "bias"
         bias_tensor = shards.tensor(bias) if bias in shards.places else None
         head = _Head(shards.tensor(stored), bias_tensor, device)
-        setattr(model, model.base_model_prefix, _PassThrough())
-        owner, _, leaf = anatomy.head.name.removesuffix(".weight").rpartition(".")
+        head_path = anatomy.head.name.removesuffix(".weight")
+        model.set_submodule(_outside_head(path_of(decoder, model), head_path), _PassThrough())
+        owner, _, leaf = head_path.rpartition(".")
         setattr(model.get_submodule(owner), leaf, head)
         self._model: Any = model.eval()
 
@@ -51,6 +52,13 @@ class Logits:
         normed = self.norm(resid.float())
         logits: Tensor = self._model(inputs_embeds=normed[None], use_cache=False).logits[0]
         return logits
+
+
+def _outside_head(decoder_path: str, head_path: str) -> str:
+    """Return the outermost module that holds the decoder and not the lm_head."""
+    parts = decoder_path.split(".")
+    paths = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return next(path for path in paths if not head_path.startswith(f"{path}."))
 
 
 class _PassThrough(nn.Module):

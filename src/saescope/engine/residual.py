@@ -121,11 +121,17 @@ def _real_positions(mask: Any, n_past: int, inputs: Tensor) -> Bool[Tensor, "bat
 def _change(
     change: Callable[[int, Tensor], Tensor | None],
     layer: int,
-    _block: nn.Module,
+    block: nn.Module,
     _inputs: Any,
     output: Any,
 ) -> Any:
-    changed = change(layer, _resid(output))
+    resid = _resid(output)
+    if resid.ndim != 3:
+        raise SourceError(
+            f"{type(block).__name__} gives {tuple(resid.shape)}, not (batch, position, width): "
+            "its residual cannot be edited"
+        )
+    changed = change(layer, resid)
     if changed is None:
         return None
     return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -37,8 +37,14 @@ def auto_class(config: ModelConfig) -> Any:
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """Return the module of a causal LM whose forward pass runs the text decoder's blocks."""
-    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-    return decoder
+    from transformers import PreTrainedModel
+
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    # Llama 4 answers with a causal LM: its decoder is the model around the token embedding.
+    owner = path_of(decoder.get_input_embeddings(), decoder).rpartition(".")[0]
+    inner: nn.Module = decoder.get_submodule(owner)
+    found: nn.Module = inner if isinstance(inner, PreTrainedModel) else decoder
+    return found
 
 
 def check_decoder(decoder: nn.Module, config: Any) -> None:

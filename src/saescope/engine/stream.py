@@ -164,6 +164,11 @@ def _run_active_block(lm: LM, tokens: TokenBatch, resid: Tensor | None) -> Tenso
     try:
         lm.model(**inputs, position_ids=tokens.positions, use_cache=False)
     except _BlockFinished as finished:
+        if finished.output.ndim != 3:
+            raise SourceError(
+                f"{lm.spec.repo} cannot be streamed: its blocks give "
+                f"{tuple(finished.output.shape)}, not (batch, position, width)"
+            ) from None
         return finished.output
     raise SourceError(
         f"{lm.spec.repo} cannot be streamed: its forward pass does not run every block"

@@ -12,8 +12,8 @@ from saescope.engine.weights import Weights
 def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) -> nn.Module:
     """Return the full causal LM as stock transformers opens it; its first blocks are `loaded`.
 
-    Parts for images or sound stay without weights. Raises SourceError if the rest of the text model
-    is missing, damaged or does not fit.
+    Parts for images or sound have no weights: what they compute is NaN. Raises SourceError if the
+    rest of the text model is missing, damaged or does not fit.
     """
     from transformers import GenerationConfig
 
@@ -27,6 +27,7 @@ def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) 
     for layer, block in enumerate(loaded):
         blocks[layer] = block
     _fill_head(contents, device)
+    _fill_with_nan(model, device)
     if "generation_config.json" in files.names():
         folder = files.path("generation_config.json").parent
         model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
@@ -44,6 +45,20 @@ def _fill_head(contents: Contents, device: torch.device) -> None:
     weights = Weights(contents, head, path, device)
     weights.fill([name for name in weights.names if not (contents.tied and name == "weight")])
     weights.close()
+
+
+def _fill_with_nan(model: nn.Module, device: torch.device) -> None:
+    """Give parameters that were not loaded a single NaN in all places, which takes no memory.
+
+    transformers takes the model's device from its first parameter, often one that reads images.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                nan = torch.full((), torch.nan, dtype=parameter.dtype, device=device)
+                module.register_parameter(
+                    name, nn.Parameter(nan.expand(parameter.shape), requires_grad=False)
+                )
 
 
 def logit_lens(whole: nn.Module, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:

@@ -41,7 +41,7 @@ def peft_names(
     prefix = _prefix(all_parameters, adapter.factors[0].port.name)
     modules, parameters = [], []
     for factors in adapter.factors:
-        _refuse_other_inputs(files, factors, model.get_submodule(prefix + factors.module))
+        _refuse_unadaptable(files, factors, model.get_submodule(prefix + factors.module))
         if _by_parameter(factors, adapter):
             parameters.append(prefix + factors.port.name)
         else:
@@ -134,13 +134,23 @@ def _prefix(parameters: Sequence[str], decoder_name: str) -> str:
     return (text or found or [decoder_name])[0].removesuffix(decoder_name)
 
 
-def _refuse_other_inputs(files: Files, factors: LoraFactors, module: nn.Module) -> None:
-    """Raise SourceError for an embedding that is not called with ids, as peft calls it (OPT)."""
+def _refuse_unadaptable(files: Files, factors: LoraFactors, module: nn.Module) -> None:
+    """Raise SourceError for what peft would adapt wrongly.
+
+    It calls embeddings with token ids (OPT's positions are not), and takes stacked experts for
+    (expert, out, in) unless their module says otherwise (Llama 4's does not).
+    """
+    why = None
     first_input = next(iter(inspect.signature(module.forward).parameters))
     if factors.kind == "embedding" and first_input not in ("input", "input_ids"):
+        why = f"reads {first_input}, not token ids"
+    one_tensor = factors.kind == "experts" and len(factors.port.stored) == 1
+    if one_tensor and factors.port.axis == -1 and not getattr(module, "is_transposed", False):
+        why = "stores its experts transposed"
+    if why is not None:
         raise SourceError(
-            f"peft cannot adapt {factors.module} of {files.name}, which reads {first_input}, "
-            "not token ids: bake the edits instead"
+            f"peft cannot adapt {factors.module} of {files.name}, which {why}: "
+            "bake the edits instead"
         )
 
 
