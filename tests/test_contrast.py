@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from saescope.analysis.contrast import ContrastSettings, contrast
+from saescope.analysis.search import power_warnings
 from saescope.errors import PromptError
 from stored import write_run
 
@@ -122,7 +123,7 @@ def test_too_few_prompts_are_warned_of(tmp_path: Path) -> None:
     fires = np.ones((40, 1), bool)
     run = write_run(tmp_path / "run", {"a": [4] * 5, "b": [4] * 5}, {0: fires})
     [warning] = contrast(run, ContrastSettings(shuffles=0)).warnings
-    assert "too few held-out prompts (2 and 2) for any feature to be confirmed" in warning
+    assert "too few held-out prompts for a feature of these sets to be confirmed" in warning
 
 
 def test_one_set_alone_is_refused(tmp_path: Path) -> None:
@@ -146,3 +147,23 @@ def test_same_settings_give_the_same_answer(tmp_path: Path) -> None:
         contrast(run, ContrastSettings(seed=7)).to_dict()
         == contrast(run, ContrastSettings(seed=7)).to_dict()
     )
+
+
+@pytest.mark.parametrize(
+    ("holdout", "alpha", "named"),
+    [
+        ({"a": 2, "b": 2, "c": 100}, 0.05, "a 2, b 2; with 3 or more in every set, about 7"),
+        ({"a": 3, "b": 3}, 0.01, "a 3, b 3; with 5 or more in every set, about 12"),
+        ({"a": 3, "b": 0}, 0.05, "a 3, b 0"),
+    ],
+)
+def test_sets_that_cannot_be_confirmed_are_named(
+    holdout: dict[str, int], alpha: float, named: str
+) -> None:
+    [warning] = power_warnings(holdout, alpha)
+    assert f"at alpha {alpha:g}: {named}" in warning
+
+
+def test_advised_number_of_prompts_is_enough() -> None:
+    assert power_warnings({"a": 3, "b": 3}, 0.05) == []
+    assert power_warnings({"a": 5, "b": 5}, 0.01) == []

@@ -115,7 +115,7 @@ def test_thresholds_by_the_definition(activation: str, rows: int, block: int, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sae_module, "ENCODE_BLOCK", block * 4 * sae.spec.d_sae)
         sparse, next_pre_act = sae.encode_with_next(resid)
-        widths = [part.acts.shape[1] for part, _ in sae.encode_blocks(resid)]
+        widths = [part.acts.shape[1] for part, _ in sae.encode_chunks(resid)]
         decoded = sae.decode(sparse)
     expected = dense(sae, resid)
     assert (
@@ -172,4 +172,4 @@ def test_rows_that_would_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     sae, resid = thresholded("relu"), torch.randn(40, 32)
     with pytest.raises(ResourceError, match=r"one of 40 residuals activates \d+ features"):
         sae.encode(resid)
-    assert sum(len(next_pre_act) for _, next_pre_act in sae.encode_blocks(resid)) == 40
+    assert sum(len(next_pre_act) for _, next_pre_act in sae.encode_chunks(resid)) == 40

@@ -1,10 +1,10 @@
 """Which features set prompt sets apart, and whether they still do on held-out prompts.
 
-The unit is the prompt; tests are one-sided Fisher tests (`search.py`). A candidate separates its
-set's discovery prompts from all others. Benjamini-Hochberg corrects this over the features that
-fire on enough prompts to be significant (Tarone 1990). A candidate must also exceed each other set
-in a pairwise test. Held-out prompts confirm it by the same pairwise tests. The null control is the
-same search with shuffled labels. All of it comes from a stored run and needs no model.
+A feature of a set is confirmed in two steps (`search.py`), by one-sided Fisher tests that count
+prompts. 1. It becomes a candidate if it separates the set's discovery prompts from all others, and
+from each other set in a pairwise test. Benjamini-Hochberg corrects the first test over the features
+that fire on enough prompts to be significant (Tarone 1990). 2. The same pairwise tests on held-out
+prompts confirm it. The null control repeats both steps with shuffled labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class ContrastSettings:
     "False discovery rate of the candidates of a set and layer, and of those confirmed."
 
     n_top: int = 10
-    "Features to show per set."
+    "Maximum number of features to show per set."
 
     shuffles: int = 20
     "How often the null control repeats the search with shuffled labels."
@@ -81,10 +81,12 @@ def contrast(
     *,
     layers: Sequence[int] | None = None,
 ) -> "Contrast":
-    """Return the features that set each prompt set of the run apart from every other one.
+    """Return each set's features with the largest margin over every other set, best first.
 
-    `layers` defaults to all layers of the run. Raises PromptError for fewer than two sets or for a
-    set without a scored position, RunError for a layer that the run does not hold.
+    The margin is the firing rate in the set minus the highest rate in another set, on discovery
+    prompts. It may be negative: `confirmed` marks the features that do set their set apart, also on
+    held-out prompts. `layers` defaults to all. Raises PromptError for fewer than two sets or a set
+    without a scored position, RunError for a layer that the run does not hold.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -105,12 +107,12 @@ def contrast(
         )
     split = split_prompts(run.prompts, seed=settings.seed)
     is_discovery = np.array([subset == "discovery" for subset in split])
-    holdout = _prompts_per_set(run, ~is_discovery)
+    holdout = run.prompts_per_set(~is_discovery)
     return Contrast(
         run=str(run.path),
         layers={n: _contrast_layer(run, n, is_discovery, settings) for n in layers or run.layers},
         settings=settings,
-        discovery=_prompts_per_set(run, is_discovery),
+        discovery=run.prompts_per_set(is_discovery),
         holdout=holdout,
         warnings=power_warnings(holdout, settings.alpha),
         sae_fits=run.sae_fits(layers),
@@ -142,6 +144,7 @@ class Contrast(Table):
         confirmed = sum(layer.shuffled_confirmed for layer in layers)
         return {
             "layers": {str(n): layer.to_dict(shuffles) for n, layer in self.layers.items()},
+            # Position 0 is the same in every layer; sinks differ.
             "masked": {
                 "pos0": max((layer.masked_pos0 for layer in layers), default=0),
                 "sinks": sum(layer.masked_sinks for layer in layers),
@@ -170,7 +173,11 @@ class Contrast(Table):
 
 @dataclass(frozen=True)
 class LayerContrast:
-    """One layer: a result per set, masked positions, and confirmations under shuffled labels."""
+    """One layer: a result per set, and what was left out.
+
+    `tested` features fire on enough discovery prompts to be significant. `shuffled_confirmed` ones
+    were confirmed under shuffled labels, in all shuffles together.
+    """
 
     sets: dict[str, "SetContrast"]
     masked_pos0: int
@@ -190,7 +197,7 @@ class LayerContrast:
 
 @dataclass(frozen=True)
 class SetContrast:
-    """One set's features, best on discovery prompts first, and the sample size."""
+    """One set: scored tokens, prompts, how many features passed, and the best, passed or not."""
 
     tokens: int
     prompts: int
@@ -207,14 +214,14 @@ class SetContrast:
 class FeatureContrast:
     """One feature in one set, compared with the other sets.
 
-    A rate is the share of scored positions on which the feature fires, or the share of prompts if
-    so named. `other_` marks the highest rate in any other set, a score is the difference of the
-    two, and intervals are at 95 %.
+    A rate is the share of scored positions on which the feature fires; a prompt rate is the share
+    of prompts. `other_` marks the highest rate in any other set, a score is the rate minus that
+    one, and intervals are at 95 %.
 
     - All prompts: `rate`, `other_rate`, `other_set`, `score`, `rate_ci`, `prompt_rate`,
       `prompt_other_rate`, `ci` (of `prompt_rate`) and `mean_act` (where the feature fires).
-    - Discovery prompts: `p` and `q` against all others, `discovery_score` against the next set.
-    - Held-out prompts: `holdout_*`; `holdout_p` is the largest p over the other sets.
+    - Discovery prompts: `p` and `q` against all other prompts together, `discovery_score`.
+    - Held-out prompts: `holdout_*`; `holdout_p` is the largest p against another set.
     """
 
     feature: Feature
@@ -290,7 +297,8 @@ def _set_contrast(
     """
     counts = evidence.counts
     in_set = counts.labels == set_index
-    ranked = np.argsort(-rate_margin(evidence.discovery.rates(), set_index), kind="stable")[:n_top]
+    margins = rate_margin(evidence.discovery.rates(), set_index)
+    ranked = np.argsort(-margins, kind="stable")[:n_top]
     shown = ranked[counts.rates()[set_index, ranked] > 0]
     field_arrays = _field_arrays(run.sets, set_index, evidence, shown)
     features = []
@@ -339,11 +347,4 @@ def _field_arrays(
 
 def _element(values: Any, index: int) -> Any:
     """Return one element as a plain value."""
-    if isinstance(values, Interval):
-        return values.at(index)
-    return values[index].item()
-
-
-def _prompts_per_set(run: Run, included: Bools) -> dict[str, int]:
-    n_prompts = np.bincount(run.set_of_prompt[included], minlength=len(run.sets))
-    return dict(zip(run.sets, n_prompts.tolist(), strict=True))
+    return values.at(index) if isinstance(values, Interval) else values[index].item()

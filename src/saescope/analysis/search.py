@@ -9,6 +9,7 @@ merely more frequent in the set.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from saescope.analysis import stats
 from saescope.analysis.counts import FiringCounts
 from saescope.analysis.rates import largest_other
 from saescope.errors import PromptError
+from saescope.sources.splits import DISCOVERY_SHARE
 from saescope.store.arrays import Bools, Floats, Ints
 
 
@@ -169,12 +171,38 @@ def _testable(counts: FiringCounts, alpha: float) -> Bools:
     return np.zeros(counts.hits.shape[1], bool)
 
 
-def power_warnings(holdout: dict[str, int], alpha: float) -> list[str]:
-    """Return a line if too few prompts are held out per set for any confirmation."""
-    smallest, second_smallest = sorted(holdout.values())[:2]
-    if stats.min_attainable_p(smallest, second_smallest, smallest) <= alpha:
+def power_warnings(holdout: Mapping[str, int], alpha: float) -> list[str]:
+    """Return a line that names the sets with too few held-out prompts for any confirmation.
+
+    `holdout` is the number of held-out prompts per set.
+    """
+    weak = [name for name in holdout if not _confirmable(holdout, name, alpha)]
+    if not weak:
         return []
+    counts = ", ".join(f"{name} {holdout[name]}" for name in weak)
+    needed = _needed_holdout(alpha)
     return [
-        f"too few held-out prompts ({smallest} and {second_smallest}) for any feature to be "
-        "confirmed: use at least 8 prompts per set"
+        f"too few held-out prompts for a feature of these sets to be confirmed at alpha {alpha:g}: "
+        f"{counts}; with {needed} or more in every set, about {_prompts_for(needed)} prompts, it "
+        "could be"
     ]
+
+
+def _confirmable(holdout: Mapping[str, int], name: str, alpha: float) -> bool:
+    """Whether a feature could be significant against each other set.
+
+    The smallest p is that of a feature which fires on all prompts of the set and on no other.
+    """
+    n = holdout[name]
+    others = [other_n for other, other_n in holdout.items() if other != name]
+    return all(stats.min_attainable_p(n, other_n, n) <= alpha for other_n in others)
+
+
+def _needed_holdout(alpha: float) -> int:
+    """Return how many held-out prompts per set suffice if all sets have as many."""
+    return next(n for n in count(1) if stats.min_attainable_p(n, n, n) <= alpha)
+
+
+def _prompts_for(needed: int) -> int:
+    """Return how many prompts of a set leave this many held out."""
+    return next(n for n in count(needed) if n - round(DISCOVERY_SHARE * n) >= needed)

@@ -1,8 +1,9 @@
 """Steering: edits applied while a model runs, and removed without a trace on exit.
 
-Only the layers that edits change or read are hooked, and only within a `steered` context. Hooks
-read the active edits from a ContextVar. Nested contexts add up, all computed from the same
-residual. Other threads are unaffected. A receipt records what the edits did.
+Only the layers that edits change or read are hooked, and only within a `with steered(...)` block.
+If blocks are nested, the edits of each see the same residual, not each other's changes at that
+layer, and the changes are summed. The hooks read the active edits from a ContextVar, so other
+threads are unaffected. A receipt records what the edits did.
 """
 
 import threading
@@ -25,7 +26,9 @@ from saescope.engine.residual import Pass, intervene, mark_edited
 from saescope.engine.sae import Sae
 from saescope.engine.stock import decoder_of
 
+# The edits of every `steered` block that this thread or task is in, outermost first.
 _ACTIVE: ContextVar[tuple[ActiveEdits, ...]] = ContextVar("active", default=())
+# By the id of `lm.blocks`: a model loaded once may be in several LMs.
 _HOOKS: dict[int, "_Hooks"] = {}
 _LOCK = threading.Lock()
 
@@ -34,10 +37,10 @@ _LOCK = threading.Lock()
 def steered(
     lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
-    """Apply edits to every forward pass within the context, and yield a record of their effect.
+    """Apply edits to every forward pass within the `with` block, and yield a receipt.
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
-    none. Entering the context loads the rest of the model, so that it can generate, unless it is
+    none. Entering the block loads the rest of the model, so that it can generate, unless it is
     streamed. As a control, `random_directions` (a seed) makes every edit write along a random
     direction of the same length.
     Raises EditError, before anything changes, if an edit does not match these SAEs or this model.
@@ -62,7 +65,7 @@ def steered(
 
 
 def _hook(lm: LM, layers: Iterable[int]) -> None:
-    """Hook the decoder and these layers, unless another context has."""
+    """Hook the decoder and these layers, unless another `steered` block has."""
     decoders = [lm.decoder]
     if lm.streamed is None:  # a streamed model cannot generate
         decoders.append(decoder_of(lm.whole))
@@ -80,10 +83,10 @@ def _unhook(lm: LM, layers: Iterable[int]) -> None:
 
 @final
 class _Hooks:
-    """The hooks of one model, with the number of contexts that use each.
+    """The hooks of one model, with the number of `steered` blocks that use each.
 
-    A hook key is a layer, or None for the decoder's pre-hook. Hooks called from a context or thread
-    without active edits change nothing.
+    A hook key is a layer, or None for the hook that runs before the decoder. In a thread or task
+    without active edits, the hooks change nothing.
     """
 
     def __init__(self, blocks: nn.ModuleList, decoders: Sequence[nn.Module]) -> None:
@@ -95,7 +98,7 @@ class _Hooks:
 
     @property
     def in_use(self) -> bool:
-        """Whether any context uses a hook."""
+        """Whether any `steered` block uses a hook."""
         return bool(self._registered)
 
     def open(self, layers: Iterable[int]) -> None:
@@ -122,13 +125,14 @@ class _Hooks:
 
     def _begin(self, forward: Pass) -> None:
         self._local.edited_pass = None
-        contexts = [context for context in _ACTIVE.get() if context.lm.blocks is self._blocks]
+        active = [edits for edits in _ACTIVE.get() if edits.lm.blocks is self._blocks]
         positions = TargetPositions(forward)
-        positions.check_cache(tuple(context.key for context in contexts if context.key is not None))
-        if contexts:
-            self._local.edited_pass = EditedPass(contexts, positions)
-        for context in contexts:
-            context.receipt.steps += 1
+        # Keys and values that were computed under other edits must not be continued under these.
+        positions.check_cache(tuple(edits.key for edits in active if edits.key is not None))
+        if active:
+            self._local.edited_pass = EditedPass(active, positions)
+        for edits in active:
+            edits.receipt.steps += 1
 
     def _change(
         self, layer: int, resid: Float[Tensor, "batch pos d_model"]

@@ -24,13 +24,15 @@ MIN_PREFIX_LENGTH = 16
 MIN_SAVED_TOKENS = 64
 # Bounds the recursion for prompts that share ever longer prefixes.
 _MAX_GROUP_DEPTH = 50
-# All rows attend to the prefix: per so many tokens of it, a batch holds one division less.
+# Every row keeps the keys and values of the shared prefix, so a long prefix makes batches smaller:
+# their tokens are divided by 1 + prefix length // this.
 _PREFIX_TOKENS_PER_DIVISION = 512
-# Rows at least this wide hold several short prompts; in wider ones attention would dominate.
+# Minimum width of a packed row; only a longer prompt makes it wider. A wider row would hold more
+# prompts, and attention over the whole row would dominate.
 _PACKED_ROW_WIDTH = 64
 # Without packing, a batch ends before a prompt that fills less of its row than this.
 _MIN_ROW_FILL = 0.75
-# Any two prompts have more tokens than this, so each gets its own batch.
+# As `batch_tokens`: any two prompts have more tokens than this, so each gets its own batch.
 _ONE_PROMPT_PER_BATCH = 1
 
 Row = list[int]  # indices of the prompts packed into one row
@@ -39,13 +41,16 @@ Row = list[int]  # indices of the prompts packed into one row
 def plan_batches(
     lm: LM, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS
 ) -> "BatchPlan":
-    """Divide prompts into batches of at most `batch_tokens` tokens, including padding."""
+    """Divide prompts into batches of at most `batch_tokens` tokens, including padding.
+
+    A prompt that is longer gets its own batch. Prompts of an edited model get one batch each.
+    """
     if batch_tokens < 1:
         raise PromptError(f"batch_tokens must be at least 1, got {batch_tokens}")
     token_ids = tokenize(lm, prompts)
     if is_edited(lm):
-        # Edits detect the first position, the last one and sinks per row, so prompts must not be
-        # packed.
+        # Edits find the first position, the last one and sinks per row, and these passes have no
+        # padding mask. A row must therefore hold one prompt and no padding.
         return plan_token_batches(token_ids, _ONE_PROMPT_PER_BATCH, packed=False, shares=False)
     return plan_token_batches(
         token_ids, batch_tokens, packed=lm.packs_prompts, shares=lm.shares_prefixes
@@ -56,7 +61,7 @@ def plan_batches(
 class Batch:
     """The prompts of one forward pass, row by row, and the length of their shared prefix.
 
-    The prefix is computed once, before the rows, which then hold only the rest of each prompt.
+    The prefix is computed once. The rows then hold only what follows it in each prompt.
     """
 
     rows: list[Row]
@@ -72,7 +77,8 @@ class Batch:
 class BatchPlan:
     """Token ids of every prompt, the batches that compute them, and which prompts are duplicates.
 
-    `duplicates` maps a computed prompt to the prompts with the same tokens, which are not computed.
+    Prompts are named by their index in `token_ids`. `duplicates` maps a computed prompt to the
+    prompts with the same tokens, which are not computed.
     """
 
     token_ids: list[list[int]]
@@ -151,7 +157,8 @@ def plan_token_batches(
 ) -> BatchPlan:
     """Like `plan_batches`, but for tokenized prompts.
 
-    If `packed`, a row may hold several prompts. If `shares`, a common prefix is computed once.
+    If `packed`, a row may hold several prompts, unless they share a prefix. If `shares`, a common
+    prefix is computed once.
     """
     originals, duplicates = _find_duplicates(token_ids)
     groups: list[_PrefixGroup] = []
@@ -161,7 +168,6 @@ def plan_token_batches(
     single = [prompt for prompt in originals if prompt not in grouped]
     batches = list(_group_batches(token_ids, _PrefixGroup(single, 0), batch_tokens, packed))
     for group in groups:
-        # Attention to the prefix needs memory per row, so use smaller batches.
         divisor = 1 + group.prefix_length // _PREFIX_TOKENS_PER_DIVISION
         budget = max(1, batch_tokens // divisor)
         batches += _group_batches(token_ids, group, budget, packed=False)
@@ -254,10 +260,10 @@ class _Span:
 
 
 def _best_spans(common: Sequence[int], start: int, end: int, depth: int) -> list[_Span]:
-    """Partition sorted prompts into prefix groups.
+    """Partition sorted prompts `start` to `end` (exclusive) into prefix groups.
 
-    Recursively split where neighbours share the fewest tokens, and keep the split if it saves more.
-    `common` holds the number of first tokens that each prompt shares with the next.
+    Recursively split where neighbours share the fewest tokens, and keep the split if it saves more
+    than one group. `common[i]` is the length of the prefix that prompts i and i + 1 share.
     """
     if end - start < 2:
         return []

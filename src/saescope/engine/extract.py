@@ -47,7 +47,7 @@ def extract(
     errors: bool = False,
     command: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    kernels: Kernels = NATIVE,
+    kernels: Kernels | None = None,
     hash_files: bool = False,
 ) -> Run:
     """Compute the features of all prompts and publish them as the run `out`.
@@ -55,9 +55,9 @@ def extract(
     If `out` already holds the same job's run, it is returned. An interrupted job resumes after its
     last finished batch. `errors` also stores each token's reconstruction error, which needs SAEs
     with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and in
-    total. `kernels` overrides the automatic choice of matmul kernels. `hash_files` also records the
-    SHA-256 of large local files. Raises SourceError, PromptError, RunError or ResourceError.
-    Nothing is published on error.
+    total. `kernels`: matmul kernels; None chooses them for this machine (`choose_kernels`).
+    `hash_files` also records the SHA-256 of large local files. Raises SourceError, PromptError,
+    RunError or ResourceError. Nothing is published on error.
 
     >>> import tempfile, saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -120,9 +120,9 @@ def job(
     batch_tokens: int,
     *,
     errors: bool = False,
-    kernels: Kernels = NATIVE,
+    kernels: Kernels | None = None,
 ) -> Job:
-    """Return the job that identifies a run of these inputs; its fingerprint names the run."""
+    """Return the job that identifies a run; its fingerprint, in the manifest, tells runs apart."""
     chosen = choose_job_kernels(lm, _estimated_tokens(sets), kernels)
     return Job(
         model=lm.spec,
@@ -147,8 +147,8 @@ def _estimated_tokens(sets: Sequence[PromptSet]) -> int:
     return sum(len(text.encode("utf-8", "replace")) for text in contents) // _BYTES_PER_TOKEN
 
 
-def choose_job_kernels(lm: LM, n_tokens: int, requested: Kernels = NATIVE) -> Kernels:
-    """Return the requested matmul kernels, or else the fastest ones for this many tokens."""
+def choose_job_kernels(lm: LM, n_tokens: int, requested: Kernels | None = None) -> Kernels:
+    """Return the requested matmul kernels, or what `choose_kernels` finds for so many tokens."""
     matrices = [p for p in lm.blocks.parameters() if p.ndim > 1]
     flops = 2 * n_tokens * sum(matrix.numel() for matrix in matrices)
     return choose_kernels((_dtype_name(lm), "float32"), lm.device.type, flops, requested)
@@ -158,7 +158,8 @@ def choose_job_kernels(lm: LM, n_tokens: int, requested: Kernels = NATIVE) -> Ke
 class BatchFeatures:
     """Features and residuals of one batch at one layer, in `BatchPlan.prompt_order`.
 
-    `sample` holds the residuals of those of its tokens that are among `sample_tokens`.
+    `sample` holds the residuals of the batch's tokens that are among the run's `sample_tokens`: on
+    these, `publish` measures how well the SAE fits.
     """
 
     batch: int
@@ -178,10 +179,11 @@ def compute_features(
     spill: Path | None = None,
     kernels: Kernels = NATIVE,
 ) -> Iterator[BatchFeatures]:
-    """Yield the features and residuals of every batch and layer that is not finished.
+    """Yield the features and residuals of every batch and layer.
 
-    With `errors`, features include the norm of the reconstruction error. The other arguments are
-    those of `compute_residuals`.
+    (batch, layer) pairs in `finished` are skipped. With `errors`, features include the norm of the
+    reconstruction error. `spill`: folder for the residuals that a streamed model keeps between its
+    layers; None keeps them in memory. `kernels`: matmul kernels of the model and the SAEs.
     """
     check_fit(lm, saes)
     sae_of = {sae.spec.layer: sae for sae in saes}
@@ -192,10 +194,9 @@ def compute_features(
         rows = plan.residual_rows(unit.batch)
         with mode:
             features, resids = _encode(sae_of[unit.layer], unit.resid, rows, lengths, errors)
-        sampled = np.flatnonzero(np.isin(plan.token_indices(unit.batch), sample))
-        if rows is not None:
-            sampled = rows.numpy()[sampled]
-        sampled_resid = unit.resid[torch.from_numpy(sampled).to(unit.resid.device)]
+        sampled_tokens = np.flatnonzero(np.isin(plan.token_indices(unit.batch), sample))
+        sampled_rows = sampled_tokens if rows is None else rows.numpy()[sampled_tokens]
+        sampled_resid = unit.resid[torch.from_numpy(sampled_rows).to(unit.resid.device)]
         yield BatchFeatures(
             unit.batch, unit.layer, features, resids, sampled_resid.float().cpu().numpy()
         )
@@ -227,7 +228,7 @@ def _feature_chunks(
 ) -> Iterator[LayerFeatures]:
     """Encode chunk by chunk, so a token with many active features pads only its own chunk."""
     start = 0
-    for sparse, next_pre_act in sae.encode_blocks(resid):
+    for sparse, next_pre_act in sae.encode_chunks(resid):
         end = start + len(next_pre_act)
         error = None
         if errors:
@@ -246,7 +247,11 @@ def _feature_chunks(
 def _resids_by_prompt(
     resid: Float[Tensor, "n d_model"], rows: Indices, norms: Float32s, lengths: Sequence[int]
 ) -> PromptResids:
-    """Return each prompt's last residual and its mean over positions that are not masked."""
+    """Return each prompt's last residual and its mean over scored positions.
+
+    A run is made before anybody asks about it, so these positions follow `Masking`'s defaults, with
+    the median norm of each prompt. `rows` maps each token to its row of `resid`.
+    """
     masking = Masking()
     ends = np.cumsum(lengths)
     means = []
@@ -271,7 +276,7 @@ def _tokens_with_text(lm: LM, plan: BatchPlan) -> list[list[tuple[int, str]]]:
 
 
 def _special_tokens(lm: LM, plan: BatchPlan) -> list[int]:
-    """Return the ids of the run's tokens that are no text."""
+    """Return the ids of the run's tokens that are no text, such as a BOS."""
     return sorted(special_ids(lm.tokenizer) & {token for ids in plan.token_ids for token in ids})
 
 

@@ -1,7 +1,8 @@
 """A causal LM from transformers, cut after the last layer needed.
 
-Layers above it, the final norm and the lm_head are neither fetched nor read. The block list is
-found by structure. Only prompt packing uses a list of tested architectures.
+Layers above it, the final norm and the lm_head are neither fetched nor read. The ModuleList of
+blocks is found by structure, not by architecture. Packing of prompts and sharing of prefixes are
+limited to the architectures that were tested with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ from saescope.sources.stored_files import StoredFile, digest_of, stored_files, t
 
 # Files that decide what a whole model writes, beside its weights.
 _GENERATION_FILES = ("generation_config.json",)
-# Architectures for which packed rows were tested: attention does not cross prompts.
+# Architectures for which packed rows and shared prefixes were tested: attention does not cross
+# prompts.
 _PACKING_ARCHITECTURES = {
     "gemma2",
     "gemma3_text",
@@ -54,11 +56,11 @@ def load_lm(
     offline: bool = False,
     streamed: bool = False,
 ) -> "LM":
-    """Load a model up to the last of `layers`.
+    """Load a model up to the highest of `layers` (default: all layers).
 
-    `ref` is a folder or a hub id (`owner/name@revision`). `layers` defaults to all. `dtype` `auto`:
-    bfloat16 for bfloat16 checkpoints, float32 otherwise. If `streamed`, each forward pass reads
-    one block at a time. A streamed model cannot generate. Warns (CheckpointWarning) of tensors that
+    `ref` is a folder or a hub id (`owner/name@revision`). With `dtype="auto"`, bfloat16 checkpoints
+    run in bfloat16 and all others in float32. If `streamed`, each forward pass reads one block at a
+    time. A streamed model cannot generate. Warns (CheckpointWarning) of tensors that
     the config does not know. Raises SourceError for anything missing, damaged or unsupported.
 
     >>> import saescope as ss
@@ -79,13 +81,14 @@ def load_lm(
 @final
 @dataclass(frozen=True)
 class LM:
-    """A decoder truncated after the last requested layer, with its tokenizer and metadata.
+    """A causal LM truncated after the last requested layer, with its tokenizer and metadata.
 
     Weights are memory-mapped and their pages are released after use. Do not modify them in place:
     the changes would be lost.
 
     Attributes:
-        model: The decoder, without the blocks above the last requested layer and the final norm.
+        model: The AutoModel, without the blocks above the last requested layer and the final norm;
+            `decoder` is its submodule that runs the blocks.
         block_pages: Memory-mapped pages of each block's weights.
         embedding_pages: Memory-mapped pages of the embedding.
         packs_prompts: Whether one row may hold several prompts.
@@ -159,7 +162,7 @@ class LM:
     def block_in_memory(
         self, layer: int, block: nn.Module, *, read_ahead: bool = True
     ) -> Iterator[None]:
-        """Within the context, the block of `layer` has its weights; afterwards they are released.
+        """Within the `with` block, the block of `layer` has its weights; then they are released.
 
         Both `layer` and `block` are needed: `layer` says which weights to read, and `block` takes
         them, because `stream_blocks` puts placeholders into `lm.blocks`. A streamed model reads the
@@ -217,7 +220,7 @@ def _last_layer(files: Files, layers: Sequence[int] | None, n_layers: int) -> in
 
 
 def _fill(weights: Weights, exclude: str | None) -> None:
-    """Load all weights except those under `exclude`, which are loaded lazily."""
+    """Load all weights except those under `exclude`, which are read whenever their block runs."""
     if exclude is None:
         weights.fill(weights.names)
         weights.close()
@@ -235,14 +238,18 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
     name = final_norm(model, config)
     del blocks[last + 1 :]
     # A norm without weights costs nothing to keep: some models also use it before their blocks.
-    if any(True for _ in model.get_submodule(name).parameters()):
+    has_weights = next(model.get_submodule(name).parameters(), None) is not None
+    if has_weights:
         setattr(model, name, SkippedNorm())
     return blocks
 
 
 @final
 class SkippedNorm(nn.Identity):
-    """Stands for a final norm that is not loaded, and counts its uses."""
+    """Stands for a final norm that is not loaded.
+
+    A use before the last block would change residuals, so the uses are counted and refused.
+    """
 
     uses = 0
 

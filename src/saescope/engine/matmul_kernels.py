@@ -21,7 +21,7 @@ from saescope.sources.file_cache import recall, remember
 # `native`: torch's linear with the operands as they are. `blas`: widened, torch's float32 matmul.
 # `onednn`: widened, oneDNN's float32 matmul, which torch itself only uses for bfloat16.
 Kernel = Literal["native", "blas", "onednn"]
-Kernels = Mapping[str, Kernel]  # by the name of the weights' dtype; Default: native
+Kernels = Mapping[str, Kernel]  # by the name of the weights' dtype; native for any other
 NATIVE: Kernels = {}
 
 # With fewer rows than this, widening a weight costs more than the faster matmul saves.
@@ -136,18 +136,20 @@ def matmul(
 
 
 def choose_kernels(
-    dtypes: Sequence[str], device: str, flops: int, requested: Kernels = NATIVE
+    dtypes: Sequence[str], device: str, flops: int, requested: Kernels | None = None
 ) -> Kernels:
-    """Return the kernel for each dtype: the requested one if it exists, else the fastest.
+    """Return the kernel for each dtype: the requested one if this machine has it.
 
-    Small jobs use torch's default kernels without measuring.
+    Otherwise it is the fastest, measured. Small jobs and other devices than the CPU get `native`
+    unmeasured.
     """
-    if not requested and flops < _WORTH_MEASURING:
+    if requested is None and flops < _WORTH_MEASURING:
         return dict.fromkeys(dtypes, "native")
     chosen: dict[str, Kernel] = {}
     for dtype in dict.fromkeys(dtypes):
-        if requested.get(dtype) in available_kernels(_DTYPES[dtype]):
-            chosen[dtype] = requested[dtype]
+        kernel = None if requested is None else requested.get(dtype, "native")
+        if kernel is not None and kernel in available_kernels(_DTYPES[dtype]):
+            chosen[dtype] = kernel
         elif device == "cpu":
             chosen[dtype] = _fastest_here(dtype)
         else:

@@ -1,9 +1,9 @@
 """Sparse autoencoders: encode and decode, for all supported activations.
 
-All SAEs use z = W_enc·h + b_enc, times a factor per token if they normalise their input
-(`input_norm.py`). Other preprocessing is folded into the weights at load time. Encoding holds one
-chunk of (tokens × d_sae) at a time. Pre-activations are float32: bfloat16 produces ties at the k-th
-value, and the selected features would then depend on the batch.
+All SAEs use z = W_enc·h + b_enc, where h is the residual, or the residual times a factor per token
+if the SAE normalises its input (`input_norm.py`). Other preprocessing is folded into the weights at
+load time. Encoding holds one chunk of (tokens × d_sae) at a time. Pre-activations are float32:
+bfloat16 produces ties at the k-th value, and the selected features would then depend on the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,8 @@ from saescope.sources.catalog import SaeSpec
 from saescope.sources.formats.tensors import InputNorm
 from saescope.sources.stored_files import StoredFile
 
-# Most ids and activations of one padded chunk, which one dense token inflates for all its rows.
+# Maximum entries (tokens × width) of `encode`'s padded result: one token with many active features
+# widens every row.
 _MAX_ENTRIES = ENCODE_BLOCK // 2
 
 
@@ -40,9 +41,11 @@ class SparseActs(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """The active features of some tokens, and each token's largest inactive pre-activation.
+    """The active features of some tokens, and the pre-activation next in line on each token.
 
-    `next_pre_act` is NaN if every feature is active.
+    For TopK SAEs, `next_pre_act` is the (k+1)-th largest pre-activation, also if some of the k
+    largest are not above 0; NaN if k = d_sae. For all others, it is the largest pre-activation that
+    is not active; NaN if every feature is active.
     """
 
     sparse: SparseActs
@@ -50,7 +53,7 @@ class Encoding(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """A decoder. From a file it is as stored: in any dtype, not checked for finite values."""
+    """Decoder weights. Those read from a file are as stored: any dtype, perhaps not finite."""
 
     W_dec: Float[Tensor, "d_model d_sae"]
     b_dec: Float[Tensor, "d_model"]
@@ -61,10 +64,10 @@ class Decoder(NamedTuple):
 class Sae:
     """An SAE of one layer.
 
-    The activation decides which features are active; an active feature's value is its
-    pre-activation z. `topk`: the k largest positive pre-activations. `jumprelu` and `batchtopk`:
-    those above 0 and above the feature's `threshold`. `relu`: those above 0. `input_norm`: how the
-    input is normalised per token.
+    `spec.activation` decides which features are active; the value of an active feature is its
+    pre-activation z. `topk`: the k largest z, if above 0. `jumprelu` and `batchtopk`: every z above
+    0 and above the feature's `threshold`. `relu`: every z above 0. `input_norm`: how the input is
+    normalised per token.
 
     Weights have the nn.Linear layout (out, in). `source` opens the SAE again. `mapped`:
     memory-mapped pages of the encoder. They are released after use, so that a job over many layers
@@ -92,13 +95,13 @@ class Sae:
     files_source: str = ""
 
     def decoder(self) -> Decoder | None:
-        """Return the loaded decoder, or else the one in the SAE's file; None without a file."""
+        """Return the loaded decoder, or the one in the SAE's file; None if there is neither."""
         if self.W_dec is not None and self.b_dec is not None:
             return Decoder(self.W_dec, self.b_dec)
         return None if self.read_decoder is None else self.read_decoder()
 
     def pre_acts(self, resid: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
-        """Return resid · W_encᵀ + b_enc in float32, of the normalised residuals if it says so."""
+        """Return h · W_encᵀ + b_enc in float32; h is `resid`, normalised as `input_norm` says."""
         return torch.addmm(self.b_enc, self._encoder_input(resid).float(), self.W_enc.T)
 
     def _encoder_input(self, resid: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
@@ -110,16 +113,16 @@ class Sae:
         """Return the features that fire on each residual, strongest first.
 
         Raises SourceError for residuals of the wrong width and for pre-activations that are not
-        finite, and ResourceError if one residual activates so many features that the padded result
-        would not fit.
+        finite. Raises ResourceError if residuals × the largest number of active features exceeds
+        what the padded result may hold.
         """
         return self.encode_with_next(resid).sparse
 
     @torch.inference_mode()
     def encode_with_next(self, resid: Float[Tensor, "*b d_model"]) -> Encoding:
-        """Like `encode`, with each residual's largest inactive pre-activation."""
+        """Like `encode`, with `next_pre_act` of each residual."""
         shape = resid.shape[:-1]
-        chunks = list(self.encode_blocks(resid.reshape(-1, resid.shape[-1])))
+        chunks = list(self.encode_chunks(resid.reshape(-1, resid.shape[-1])))
         widths = [chunk.sparse.acts.shape[1] for chunk in chunks]
         width = max(widths, default=self.spec.k or 0)
         n = sum(len(chunk.next_pre_act) for chunk in chunks)
@@ -142,8 +145,8 @@ class Sae:
         return Encoding(sparse, next_pre_act.reshape(shape))
 
     @torch.inference_mode()
-    def encode_blocks(self, resid: Float[Tensor, "n d_model"]) -> Iterator[Encoding]:
-        """Encode chunk by chunk of rows; each chunk is padded only to its own maximum."""
+    def encode_chunks(self, resid: Float[Tensor, "n d_model"]) -> Iterator[Encoding]:
+        """Encode chunk by chunk of rows; each chunk is padded only to the width that it needs."""
         if resid.shape[-1] != self.spec.d_model:
             raise SourceError(
                 f"residuals are {resid.shape[-1]} wide, "
@@ -168,15 +171,17 @@ class Sae:
         return Encoding(SparseActs(top.values[:, :k].relu(), top.ids[:, :k]), next_pre_act)
 
     def _encode_over_threshold(self, z: Float[Tensor, "rows d_sae"]) -> Encoding:
-        """Sort active entries only; torch.topk would need the longest row's width for every row.
+        """Return the features over their thresholds; `z` is overwritten.
 
-        `z` is overwritten.
+        Only active entries are sorted: torch.topk would need the longest row's width for every row.
         """
         is_active = z > self._thresholds()
         token, ids = is_active.nonzero(as_tuple=True)
         acts = z[token, ids]
-        order = acts.argsort(descending=True, stable=True)
-        order = order[token[order].argsort(stable=True)]
+        # `nonzero` is row-major, so `token` ascends. `order` sorts the entries by token, and within
+        # each token by activation: `token[order]` equals `token`.
+        strongest_first = acts.argsort(descending=True, stable=True)
+        order = strongest_first[token[strongest_first].argsort(stable=True)]
         counts = torch.bincount(token, minlength=len(z))
         starts = counts.cumsum(0) - counts
         rank_in_row = torch.arange(len(token), device=z.device) - starts[token]
@@ -242,7 +247,7 @@ class Sae:
         columns = self.W_dec.T
         out = torch.empty(len(acts), self.spec.d_model, device=columns.device)
         for rows in _row_chunks(len(acts), 4 * width * self.spec.d_model):
-            longest = int((acts[rows] > 0).sum(1).max())  # the rest of the rows is padding
+            longest = int((acts[rows] > 0).sum(1).max())  # entries beyond it are padding
             weights = acts[rows, :longest]
             out[rows] = torch.einsum("nk,nkd->nd", weights, columns[ids[rows, :longest]])
         decoded = (out + self.b_dec).reshape(*shape, self.spec.d_model)
@@ -252,7 +257,7 @@ class Sae:
 
 
 def _row_chunks(n: int, row_bytes: int) -> Iterator[slice]:
-    """Return slices of n rows, each of at most ENCODE_BLOCK bytes."""
+    """Return slices of n rows, each of at most ENCODE_BLOCK bytes, or of one row."""
     size = max(1, ENCODE_BLOCK // max(1, row_bytes))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
@@ -262,7 +267,7 @@ def _describe(spec: SaeSpec) -> str:
 
 
 def check_fit(lm: LM, saes: Sequence[Sae]) -> None:
-    """Raise SourceError if an SAE has another width than the model, or its layer is not loaded."""
+    """Raise SourceError if two SAEs share a layer, or if one does not fit the loaded model."""
     if len({sae.spec.layer for sae in saes}) != len(saes):
         raise SourceError("more than one SAE for a layer: pass one SAE per layer")
     for sae in saes:

@@ -10,14 +10,10 @@ _PROBE = "a"
 
 @dataclass(frozen=True)
 class TextIds:
-    """The ids of a text.
+    """The ids of a text, and those that its tokenizer puts before it, such as a BOS."""
 
-    `added` are the tokens that the tokenizer puts before the text, such as a BOS; `own` are those
-    of the text itself.
-    """
-
-    added: list[int]
-    own: list[int]
+    before: list[int]
+    text: list[int]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _JOINERS = "\u200c\u200d"  # zero-width characters that belong to the word aroun
 def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the token ids of every prompt; chats go through the chat template.
 
-    Raises PromptError for a prompt that is empty or longer than the model's context.
+    Raises PromptError for a prompt without tokens or with more than `lm.max_length`.
     """
     return [prompt_ids(lm, prompt) for prompt in prompts]
 
@@ -27,12 +27,13 @@ def tokenize(lm: LM, prompts: Sequence[Prompt]) -> list[list[int]]:
 def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[int]:
     """Return one prompt's token ids: what the model reads before it continues.
 
-    A text gets the BOS that its tokenizer adds, once, and no token after its end. The chat template
-    gets `thinking` unless it is None.
+    Tokens that the tokenizer puts before a text, such as a BOS, occur once; those that it appends
+    are left out. `thinking` goes to the chat template of a chat; None leaves the template's
+    default. Raises like `tokenize`, and SourceError for an id that the model does not know.
     """
     if prompt.text is not None:
-        of_text = text_ids(lm.tokenizer, prompt.text)
-        ids = [*of_text.added, *of_text.own]
+        parts = text_ids(lm.tokenizer, prompt.text)
+        ids = [*parts.before, *parts.text]
     else:
         ids = chat_ids(lm.tokenizer, prompt, thinking)
     if not ids:
@@ -51,19 +52,19 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
 
 
 def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
-    """Return the prompt cut after about `share` of its tokens, at a word boundary.
+    """Return the prompt cut at the last word boundary within the first `share` of its tokens.
 
-    Scripts without spaces may be cut between any two tokens that are whole characters. Raises
-    PromptError for a share outside 0-1, a chat, and a text that is too short to be cut.
+    A script without spaces may be cut after any token that ends a character. Raises PromptError
+    for a share outside 0-1, a chat, and a text without such a boundary.
     """
     if not 0 < share < 1:
         raise PromptError(f"cut must lie between 0 and 1 (a share of each prompt), got {share}")
     if prompt.text is None:
         raise PromptError(f"prompt {prompt.id} is a chat: only texts can be cut")
-    own = text_ids(lm.tokenizer, prompt.text).own
-    text = str(lm.tokenizer.decode(own))
-    for n in range(round(share * len(own)), 0, -1):
-        head = str(lm.tokenizer.decode(own[:n]))
+    ids = text_ids(lm.tokenizer, prompt.text).text
+    text = str(lm.tokenizer.decode(ids))
+    for n in range(round(share * len(ids)), 0, -1):
+        head = str(lm.tokenizer.decode(ids[:n]))
         rest = text[len(head) :]
         if head.strip() and text.startswith(head) and _is_word_boundary(head, rest):
             return replace(prompt, text=head)
@@ -85,9 +86,9 @@ def _is_word_boundary(head: str, rest: str) -> bool:
 
 
 def refuse_single_tokens(lm: LM, sets: Sequence[PromptSet]) -> None:
-    """Raise PromptError if no prompt of a set has a second token; position 0 is masked.
+    """Raise PromptError for a set whose prompts are all one token long: position 0 does not count.
 
-    Stops at the first prompt of each set that has two tokens.
+    Each set is tokenized only up to its first longer prompt.
     """
     for group in sets:
         if all(len(prompt_ids(lm, prompt)) == 1 for prompt in group.prompts):
@@ -117,6 +118,7 @@ class TokenText:
             return text
         if "\ufffd" in text:
             return _escape(piece)
+        # SentencePiece writes a leading space as ▁, and drops it when it decodes a single token.
         lost_space = piece.startswith("▁") and not text.startswith(" ")
         return " " + text if lost_space else text
 

@@ -105,7 +105,7 @@ class RerunRequest(Request):
                 errors=job["errors"],
                 command=first.manifest["command"],
                 progress=advance,
-                kernels=first.manifest.get("kernels", {}),
+                kernels=first.manifest.get("kernels"),
             )
 
 

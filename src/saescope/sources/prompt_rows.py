@@ -1,7 +1,6 @@
 """Prompts from the rows of a file: which columns hold the text, the chat, the set and the rest."""
 
 from collections.abc import Mapping
-from typing import get_args
 
 from saescope.sources.chats import Message, parse_messages
 from saescope.sources.prompt_files import PromptRow
@@ -68,6 +67,5 @@ def _parse_subset(row: PromptRow) -> Split | None:
     if name is None:
         return None
     if name not in _SPLIT_NAMES:
-        allowed = ", ".join(get_args(Split))
-        raise row.error(f"split {name!r} is not one of {allowed} (or train, test)")
+        raise row.error(f"split {name!r} is not one of {', '.join(_SPLIT_NAMES)}")
     return _SPLIT_NAMES[name]

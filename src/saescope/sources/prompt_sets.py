@@ -23,14 +23,14 @@ _NUMBERED_PART = re.compile(r"^part\b|^part_|^\d+$|\d{4}|-of-")
 
 
 def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
-    """Read prompt sets from a folder (one file per set) or from one file.
+    """Read prompt sets from a folder, a file or a bundle.
 
     A folder holds `SET.txt`, `SET.jsonl`, `SET.json` or `SET.csv`, or Parquet files, which are the
-    parts of one table. A single .jsonl, .json, .csv, .tsv or .parquet file names each prompt's set
-    in a `set` or `label` column. The names of bundled sets, such as `languages` and `conlangs`, are
-    accepted too unless a path of that name exists. `+` joins several sources:
-    `languages+my/prompts`. Raises PromptError, with file and line, for unreadable rows, duplicate
-    ids, empty sets, and a set that occurs in two sources.
+    parts of one table. A file name is the set of those rows that name no set. A single .jsonl,
+    .json, .csv, .tsv or .parquet file names each prompt's set in a `set` or `label` column. A
+    bundle is a name of `bundled_prompts`, such as `languages`, unless a path of that name exists.
+    `+` joins several sources: `languages+my/prompts`. Raises PromptError for rows that cannot be
+    read (with file and line), duplicate ids, empty files, and a set that occurs in two sources.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -163,7 +163,7 @@ def _hive_columns(folders: Sequence[str]) -> dict[str, str]:
 
 
 def bundled_prompts(name: str = DEFAULT_BUNDLE) -> tuple[PromptSet, ...]:
-    """Return the prompt sets that come with saescope.
+    """Return the prompt sets of a bundle, which comes with saescope.
 
     `languages` holds six languages and code, `conlangs` the same sentences in constructed
     languages, `requests` and `neutral` belong to the bundled chat model. Raises PromptError for

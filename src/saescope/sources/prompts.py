@@ -42,11 +42,11 @@ class Prompt:
 
     @property
     def request(self) -> str:
-        """Return the text, or what the user of a chat says last; empty if that is nothing."""
+        """Return the text, or the last message of a chat's user; empty if there is none."""
         if self.text is not None:
             return self.text
-        said = [message.text for message in self.messages or () if message.role == "user"]
-        return said[-1] if said else ""
+        from_user = [message.text for message in self.messages or () if message.role == "user"]
+        return from_user[-1] if from_user else ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class PromptSet:
 
 
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
-    """Wrap texts as one prompt set; returns a 1-tuple like the other readers.
+    """Return one prompt set of these texts, in a tuple because `read_prompts` returns several.
 
-    Raises PromptError if a text is empty or if there are no texts.
+    Raises PromptError if there are no texts, or if one is empty or holds half a character.
 
     >>> import saescope as ss
     >>> [prompts] = ss.texts(["Good morning", "Good evening"])
@@ -87,7 +87,7 @@ def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
 
 
 def group_by_set(prompts: Iterable[Prompt]) -> tuple[PromptSet, ...]:
-    """Return the sets of the prompts; raises PromptError for a repeated id or no prompt."""
+    """Group prompts by the set of each; raises PromptError for a repeated id or no prompt."""
     by_set: dict[str, list[Prompt]] = {}
     ids: set[str] = set()
     for prompt in prompts:
@@ -98,7 +98,7 @@ def group_by_set(prompts: Iterable[Prompt]) -> tuple[PromptSet, ...]:
         ids.add(prompt.id)
         by_set.setdefault(prompt.set, []).append(prompt)
     if not by_set:
-        raise PromptError("no prompts: every file is empty")
+        raise PromptError("no prompts were given")
     return tuple(PromptSet(name, tuple(members)) for name, members in by_set.items())
 
 

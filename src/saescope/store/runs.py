@@ -108,6 +108,11 @@ class Run:
         index = {name: i for i, name in enumerate(self.sets)}
         return np.array([index[prompt.set] for prompt in self.prompts], dtype=np.intp)
 
+    def prompts_per_set(self, included: Bools) -> dict[str, int]:
+        """Return how many of the included prompts each set has; `included` is (prompts,)."""
+        n_prompts = np.bincount(self.set_of_prompt[included], minlength=len(self.sets))
+        return dict(zip(self.sets, n_prompts.tolist(), strict=True))
+
     @cached_property
     def set_of_token(self) -> Indices:
         """For each token, the index of its set in `sets`, (tokens,)."""
@@ -146,7 +151,7 @@ class Run:
         return self.read("tokens.parquet")
 
     def sae_fits(self, layers: Sequence[int] | None = None) -> SaeFits:
-        """Return how well the SAEs fit; None for a layer if an earlier version made the run."""
+        """Return how well each layer's SAE fits; None if the run's version did not measure it."""
         recorded = self.manifest.get("sae_fit", {})
         fits: dict[int, SaeFit | None] = {}
         for layer in layers or self.layers:
@@ -196,10 +201,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run's content.
-
-    Equal jobs produce identical bytes.
-    """
+    """Everything that decides a run's features: equal jobs publish byte-identical tables."""
 
     model: ModelSpec
     saes: tuple[SaeSpec, ...]
@@ -210,7 +212,7 @@ class Job:
     errors: bool
     versions: Mapping[str, str]
     numerics: Mapping[str, Any] = field(default_factory=dict)
-    "What decides the last bits: matmul kernels, threads, processor, shared prefixes."
+    "What decides how sums round: matmul kernels, threads, processor, shared prefixes."
 
     @cached_property
     def fingerprint(self) -> str:
@@ -289,6 +291,7 @@ def _schema_problems(run: Run) -> list[str]:
         if table.column_names != expected[name]:
             actual = ", ".join(table.column_names)
             problems.append(f"{name} has columns {actual}, not {', '.join(expected[name])}")
+    # A table that is missing is reported already, so nothing is compared with it.
     for name, n in n_rows.items():
         per_token = name == "tokens.parquet" or name.startswith("layer")
         reference_table = "tokens.parquet" if per_token else "prompts.parquet"

@@ -59,8 +59,8 @@ class LayerFeatures:
 
     `norms` (tokens,) are residual norms. `counts` (tokens,) says how many entries of `acts` and
     `ids` (fired,) belong to each token; every activation is above 0. `next_pre_act` (tokens,) is
-    the largest inactive pre-activation, NaN if there is none. `error` (tokens,) is the norm of the
-    reconstruction error, None if not requested.
+    the largest inactive pre-activation, or for TopK the (k+1)-th largest; NaN if there is none.
+    `error` (tokens,) is the norm of the reconstruction error, None if not requested.
     """
 
     norms: Float32s

@@ -1,8 +1,12 @@
 """Write a checkpoint whose weights implement the edits.
 
-Steps: 1 check eligibility, 2 plan (`planning.py`), 3 record base outputs, 4 write to a staging
-folder (`checkpoint_writer.py`), 5 measure (`measuring.py`, `stock.py`) and refuse what is far from
-its hook, 6 rename the folder to its final name.
+Steps: 1 check that weights can express the edits (`eligibility.py`), 2 plan (`planning.py`),
+3 record outputs of the base model, 4 write to a staging folder (`checkpoint_writer.py`), 5 measure
+(`measuring.py`, `stock.py`) and refuse a checkpoint far from its reference intervention, 6 rename
+the folder to its final name.
+
+The reference intervention is the run-time change that a method stands for (`methods.py`). Results
+and files call it `hook`.
 """
 
 import json
@@ -54,7 +58,8 @@ from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
 
-# What stands in for a measurement of approximate methods, and how much chance may add to it.
+# With measure=False, approximate bakes are still checked, on this little text. Its KL is noisy: the
+# checkpoint may be up to this many times as far from its reference as the reference from the model.
 _QUICK_PROMPTS, _QUICK_CHARACTERS, _QUICK_TOLERANCE = 8, 30, 1.5
 _QUICK = (
     f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to see that the weights stand "
@@ -80,7 +85,9 @@ def bake(
 ) -> BakeResult:
     """Write `model` with edits in its weights into the new folder `out`, atomically.
 
-    The result is "exact" if it equals the method's reference intervention up to rounding. The
+    Weights can express `project`, `readout_clamp` and `add` at every position, without a condition.
+    Any other edit raises EditError, unless `settings.convert` allows its nearest projection. The
+    result is "exact" if it equals the method's reference intervention up to rounding. The
     reference of every-write projects at every residual write, not only after the edit's layer, so
     `kl_steered_baked` measures the distance to the edit as steered.
 
@@ -211,10 +218,11 @@ def _result(
     converted = decision.unbakeable_reason is not None
     reference = plan.reference.description
     kl_reference, effect = distances.reference, distances.effect
-    if converted:
+    if converted:  # what counts is the distance from the edits that were asked for
         reference = "the edits as they are steered"
         kl_reference, effect = distances.steered, distances.steered_effect
     stock = distances.stock
+    # In field names, `hook` stands for the reference.
     return BakeResult(
         out=out,
         method=plan.method,
@@ -254,7 +262,7 @@ def _advice(inputs: BakeInputs) -> str:
         return f"{advice} (its distance from the edit is not measured)"
     plans = [make_plan(inputs.base, inputs.saes, bakeable, None)]
     if plans[0].method == "every-write":
-        with suppress(SourceError, EditError):  # norms without a simple γ
+        with suppress(SourceError, EditError):  # norms that are not γ ⊙ h/rms(h)
             plans.append(make_plan(inputs.base, inputs.saes, bakeable, "readers-above"))
     outputs = record_base(inputs, plans)
     effect = distance(outputs.steered, outputs.unedited)

@@ -1,8 +1,8 @@
-"""Bake methods: which parameters change, and which run-time intervention that reproduces. Pure.
+"""Bake methods: which parameters change, and the run-time intervention this equals. Pure.
 
 method         parameters changed                reference intervention        exact
-every-write    all that write to the residual    map at every residual write   unless a norm
-                                                                               follows a write
+every-write    all that write to the residual    linear part at every write,   unless a norm
+                                                 constant at the embedding     follows a write
 readers-above  all that read the residual above  map after every norm above    unless its γ
                the edit's layer, and lm_head     the edit's layer              holds zeros
 next-layer     all that read the residual in     map after the edit's layer    never
@@ -12,10 +12,11 @@ writers-up-to  all that write to the residual    map after the edit's layer    n
 bias           an MLP output bias, or else the   add a constant after the      if it is an MLP
                next attention output bias        edit's layer                  output bias
 
-The map is the affine map of `residual_map.py`: a projection or a read-out clamp. Interventions act
-at every position. "Exact" means that the checkpoint equals the reference intervention up to
-rounding. It does not mean that it equals the edit as steered: every-write, for example, projects at
-every residual write, not only after the edit's layer.
+The map is the affine map of `residual_map.py`: a projection, which is linear, or a read-out clamp,
+which has a constant too. A write is what the embedding, an attention or an MLP adds to the
+residual. Interventions act at every position. "Exact" means that the checkpoint equals the
+reference intervention up to rounding. It does not mean that it equals the edit as steered:
+every-write, for example, projects at every write, not only after the edit's layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,7 +109,7 @@ def _every_write(
     maps = dict.fromkeys(range(EMBEDDING, anatomy.n_layers), combined)
     changes = _write_updates(anatomy.writes, maps, gains)
     if combined.k is not None:
-        # The constant enters the residual once, with the token embedding.
+        # The constant enters the residual once, with the token embedding, which the model scales.
         stored_map = replace(combined, k=combined.k / embedding_scale)
         for name in anatomy.embedding.stored:
             changes[name] = WeightUpdate(-1, stored_map)
@@ -232,7 +233,7 @@ def _combined_map(edits: Sequence[EditVectors]) -> ResidualMap:
 def _write_updates(
     ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
 ) -> dict[str, WeightUpdate]:
-    """Return updates by stored name, for parameters in layers that have a map."""
+    """Return updates by tensor name in the checkpoint, for parameters in layers that have a map."""
     updates: dict[str, WeightUpdate] = {}
     for port in ports:
         if port.layer in maps:
@@ -244,7 +245,7 @@ def _write_updates(
 def _read_updates(
     ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
 ) -> dict[str, WeightUpdate]:
-    """Return updates by stored name, for parameters in layers that have a map."""
+    """Return updates by tensor name in the checkpoint, for parameters in layers that have a map."""
     updates: dict[str, WeightUpdate] = {}
     for port in ports:
         if port.layer in maps:
