@@ -61,7 +61,7 @@ def make(
         _save_weights(shape, files.model, seed)
         (files.model / RECIPE_FILE).write_text(json.dumps(recipe))
     for file in missing:
-        _save_sae(shape, file, seed, decoder=decoders)
+        save_sae(shape.d_model, shape.d_sae, file, seed, decoder=decoders)
     return files
 
 
@@ -161,18 +161,18 @@ def _values(tensor: Tensor, seed: int) -> Iterator[torch.Tensor]:
         yield piece.bfloat16()
 
 
-def _save_sae(shape: Shape, file: Path, seed: int, *, decoder: bool) -> None:
+def save_sae(d_model: int, d_sae: int, file: Path, seed: int = 0, *, decoder: bool) -> None:
     """Write one layer's SAE: four float32 tensors in Qwen-Scope's names and orientation."""
     generator = _generator(file.name, seed)
-    encoder = torch.randn(shape.d_sae, shape.d_model, generator=generator)
+    encoder = torch.randn(d_sae, d_model, generator=generator)
     tensors = {
-        "W_enc": encoder.mul_(shape.d_model**-0.5),
-        "b_enc": torch.randn(shape.d_sae, generator=generator).mul_(0.1),
-        "W_dec": torch.zeros(shape.d_model, shape.d_sae),
-        "b_dec": torch.randn(shape.d_model, generator=generator).mul_(0.1),
+        "W_enc": encoder.mul_(d_model**-0.5),
+        "b_enc": torch.randn(d_sae, generator=generator).mul_(0.1),
+        "W_dec": torch.zeros(d_model, d_sae),
+        "b_dec": torch.randn(d_model, generator=generator).mul_(0.1),
     }
     if decoder:
-        columns = torch.randn(shape.d_model, shape.d_sae, generator=generator)
+        columns = torch.randn(d_model, d_sae, generator=generator)
         tensors["W_dec"] = torch.nn.functional.normalize(columns, dim=0)
     with sparse_file(file) as out:
         torch.save(tensors, cast(BinaryIO, out))

@@ -38,13 +38,13 @@ from saescope.engine.forward import compute_residuals
 from saescope.engine.generate import generate_batch
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
+from saescope.engine.plan import plan_job
 from saescope.engine.sae import Sae
 from saescope.engine.scan import scan
 from saescope.errors import SaescopeError
 from saescope.sources.directions import Direction
 from saescope.sources.files import open_files
 from saescope.sources.job_plan import JobOptions
-from saescope.sources.plan import plan_job
 from saescope.sources.prompts import texts
 
 with warnings.catch_warnings(action="ignore"):

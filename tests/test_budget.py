@@ -13,9 +13,9 @@ from saescope.sources.budget import (
     PROGRAM,
     Footprint,
     JobSizes,
+    WeightBytes,
     choose_mode,
     footprint,
-    footprints,
     suggest_changes,
 )
 from saescope.sources.machine import (
@@ -30,9 +30,9 @@ from saescope.sources.machine import (
 GB = 10**9
 # About Qwen3-8B in bfloat16, layers 0 and 17, in round numbers.
 SIZES = JobSizes(
-    embedding=GB,
-    blocks=(GB // 2,) * 18,
-    rest=7 * GB,
+    embedding=WeightBytes(mapped=GB),
+    blocks=(WeightBytes(mapped=GB // 2),) * 18,
+    rest=WeightBytes(mapped=7 * GB),
     encoder=GB,
     n_saes=2,
     activations=GB // 5,
@@ -41,70 +41,97 @@ SIZES = JobSizes(
 )
 
 
+def widened(weights: WeightBytes) -> WeightBytes:
+    """The same weights, converted to twice their size."""
+    return WeightBytes(converted=2 * weights.mapped, stored=weights.mapped, source=weights.mapped)
+
+
+CONVERTED = replace(
+    SIZES,
+    embedding=widened(SIZES.embedding),
+    blocks=tuple(map(widened, SIZES.blocks)),
+    rest=widened(SIZES.rest),
+    encoder=GB // 10,
+)
+
+
 def test_mapped_weights_are_held_a_block_at_a_time() -> None:
-    work = PROGRAM + GB // 5 + GB // 10
+    work = PROGRAM + GB // 5
     assert footprint(SIZES, "whole") == Footprint(
         LIBRARIES + GB + 9 * GB + 7 * GB + GB, work + 2 * GB // 50
     )
-    assert footprint(SIZES, "cut") == Footprint(LIBRARIES + GB + GB // 2, work + 2 * GB // 50)
-    assert footprint(SIZES, "streamed") == Footprint(LIBRARIES + GB + GB // 2, work + GB // 50)
-    few_rows = replace(SIZES, rows=10_000)
-    assert footprint(few_rows, "cut").file_backed == LIBRARIES + 10_000 * 65536 + GB // 2
+    assert footprint(SIZES, "cut") == Footprint(LIBRARIES + GB, work + 2 * GB // 50)
+    assert footprint(SIZES, "streamed") == Footprint(LIBRARIES + GB, work + GB // 50)
+    few_rows = replace(SIZES, rows=2000, encoder=GB // 10)  # the block is more than the rows
+    assert footprint(few_rows, "cut").file_backed == LIBRARIES + GB // 2
     wide = replace(few_rows, encoder=2 * GB)  # an encoder is checked before any block is read
-    assert footprint(wide, "cut").file_backed == LIBRARIES + 2 * GB
+    assert footprint(wide, "cut") == Footprint(LIBRARIES + 2 * GB, PROGRAM)
+    tokenizer = replace(wide, tokenizer=GB // 10)
+    assert footprint(tokenizer, "cut").anonymous == PROGRAM + GB // 10
 
 
 def test_converted_weights_are_anonymous_memory() -> None:
-    sizes = replace(SIZES, widening=2.0, mapped=False)
-    added_bytes = {
-        mode: converted.anonymous - footprint(SIZES, mode).anonymous
-        for mode, converted in footprints(sizes).items()
-    }
-    assert added_bytes == {
-        "whole": 2 * (GB + 9 * GB + 7 * GB),
-        "cut": 2 * (GB + 9 * GB),
-        "streamed": 2 * (GB + GB // 2),
-    }
-    on_device = footprint(replace(sizes, on_device=True), "cut")
-    assert on_device.anonymous == footprint(sizes, "cut").anonymous + 2 * GB
-    assert on_device.file_backed == footprint(sizes, "cut").file_backed
-    with_residuals = replace(sizes, residuals=3 * GB)
+    work = PROGRAM + GB // 5
+    assert footprint(CONVERTED, "cut") == Footprint(
+        LIBRARIES, work + 2 * GB // 50 + 2 * (GB + 9 * GB)
+    )
+    # One block computes while the next one is read.
+    assert footprint(CONVERTED, "streamed") == Footprint(
+        LIBRARIES + GB // 2, work + GB // 50 + 2 * (GB + 2 * GB // 2)
+    )
+    # The head's part of the model has an embedding of its own.
+    assert footprint(CONVERTED, "whole").anonymous == (
+        work + 2 * GB // 50 + 2 * (GB + 9 * GB + 7 * GB + GB)
+    )
+    packed = replace(CONVERTED, packed_head=3 * GB)
+    added = footprint(packed, "whole").anonymous - footprint(CONVERTED, "whole").anonymous
+    assert added == 3 * GB
+    on_device = footprint(replace(CONVERTED, on_device=True), "cut")
+    assert on_device.anonymous == footprint(CONVERTED, "cut").anonymous + 2 * GB // 10
+    with_residuals = replace(CONVERTED, residuals=3 * GB)
     assert (
         footprint(with_residuals, "streamed").anonymous
-        == footprint(sizes, "streamed").anonymous + 3 * GB
+        == footprint(CONVERTED, "streamed").anonymous + 3 * GB
     )
-    assert footprint(with_residuals, "cut") == footprint(sizes, "cut")
+    assert footprint(with_residuals, "cut") == footprint(CONVERTED, "cut")
+    results = replace(SIZES, results=5 * GB)
+    assert footprint(results, "cut").anonymous == footprint(SIZES, "cut").anonymous + 5 * GB
+
+
+def test_embedding_is_read_while_it_is_converted() -> None:
+    large = replace(CONVERTED, embedding=WeightBytes(converted=20 * GB, stored=GB, source=40 * GB))
+    assert footprint(large, "streamed") == Footprint(LIBRARIES + 40 * GB, PROGRAM + 20 * GB)
 
 
 def test_first_mode_that_fits_is_chosen() -> None:
-    sizes = replace(SIZES, widening=2.0, mapped=False)
-    totals = [footprint(sizes, mode).total for mode in MODES]
+    totals = [footprint(CONVERTED, mode).total for mode in MODES]
     assert totals == sorted(totals, reverse=True)
     for mode, total in zip(MODES, totals, strict=True):
-        assert choose_mode(sizes, total) == mode
-    assert choose_mode(sizes, totals[0], ("cut", "streamed")) == "cut"
+        assert choose_mode(CONVERTED, total) == mode
+    assert choose_mode(CONVERTED, totals[0], ("cut", "streamed")) == "cut"
     assert choose_mode(SIZES, 10 * GB, ("cut", "streamed")) == "cut"
     assert choose_mode(SIZES, 10 * GB - 1, ("cut", "streamed")) == "streamed"
     with pytest.raises(ResourceError) as refused:
-        choose_mode(sizes, totals[-1] - 1)
+        choose_mode(CONVERTED, totals[-1] - 1)
     for words in ("(streamed)", "budget is", "dtype auto", "memory budget"):
         assert words in str(refused.value)
 
 
 def test_suggested_changes_do_fit() -> None:
     # Encoders are copied to a device, all of them.
-    sizes = replace(SIZES, n_saes=18, mapped=False, on_device=True)
+    sizes = replace(CONVERTED, n_saes=18, on_device=True)
     budget = footprint(replace(sizes, n_saes=3), "cut").total
-    [layers, *_, memory] = suggest_changes(sizes, budget, ("cut",))
+    layers = next(line for line in suggest_changes(sizes, budget, ("cut",)) if "at most" in line)
+    memory = suggest_changes(sizes, budget, ("cut",))[-1]
     assert layers == "ask for at most 3 of the 18 layers at a time"
     assert budget < footprint(replace(sizes, n_saes=4), "cut").total
     assert (
         parse_bytes(memory.removeprefix("raise the memory budget to "))
         >= footprint(sizes, "cut").total
     )
-    converted = replace(SIZES, widening=2.0, mapped=False, n_saes=1)
-    assert "ask for layers up to 8" in suggest_changes(converted, 13 * GB, ("cut",))
-    assert footprint(replace(converted, blocks=SIZES.blocks[:9]), "cut").total <= 13 * GB
+    converted = replace(CONVERTED, n_saes=1)
+    assert "ask for layers up to 9" in suggest_changes(converted, 13 * GB, ("cut",))
+    assert footprint(replace(converted, blocks=CONVERTED.blocks[:10]), "cut").total <= 13 * GB
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,21 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import shapes
 import tiny
 from benchmarks.shapes import SHAPES
 from conftest import Pair
-from saescope.sources.budget import LIBRARIES
+from saescope.engine.contents import Contents
+from saescope.engine.lm import load_lm
+from saescope.engine.needs import ModelSizes, needed_parameters
+from saescope.sources.budget import LIBRARIES, WeightBytes
+from saescope.sources.files import open_files
 from saescope.surfaces.cli import run
 
 SHAPE = SHAPES["qwen3-8b"]
@@ -31,11 +34,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def run_plan(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Return the plan's JSON; it ends with 1 exactly if the job does not fit."""
     capfd.readouterr()
     code = run(["plan", *arguments, "--json"])
     out, err = capfd.readouterr()
-    assert code == 0, err
+    assert code in (0, 1), err
     result: dict[str, Any] = json.loads(out)
+    assert code == int(not result["fits"])
     return result
 
 
@@ -57,7 +62,7 @@ def test_true_sizes_of_an_8b_model_and_its_sae(
     assert (plan["download_bytes"], plan["dtype"], plan["mode"]) == (0, "bfloat16", "cut")
     assert all(file["have"] for file in plan["files"])
     encoder = 4 * 65_536 * 4097
-    assert plan["memory"]["cut"]["file_backed"] == LIBRARIES + max(2048 * 65_536 + BLOCK, encoder)
+    assert plan["memory"]["cut"]["file_backed"] == LIBRARIES + encoder
     assert plan["memory"]["whole"]["file_backed"] == LIBRARIES + SHAPE.model_bytes + encoder
     assert plan["memory_bytes"] == plan["memory"]["cut"]["bytes"] < 4e9
     assert plan["gflop_per_token"] == pytest.approx(
@@ -117,16 +122,14 @@ def test_json_has_files_tokens_and_work(
 def test_plan_is_printed_as_tables(
     large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        run(["plan", str(sets_folder), *options_for(large, "--layers", "all", "--memory", "1GB")])
-        == 0
-    )
+    asked = [str(sets_folder), *options_for(large, "--layers", "all", "--memory", "1GB")]
+    assert run(["plan", *asked]) == 1
     out = capfd.readouterr().out
     for words in (
         "layers 0-35",
         "(36)",
         "77.3 GB",
-        "streamed *",
+        "cut *",
         "bytes / 4",
         "does not fit",
         "instead: raise the memory budget to",
@@ -138,42 +141,18 @@ def test_plan_is_printed_as_tables(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_needed_tensors_are_those_the_engine_loads(tied: bool, tmp_path: Path) -> None:
-    from saescope.engine.lm import load_lm
-    from saescope.sources.checkpoint import PREFIXES, open_checkpoint
-    from saescope.sources.files import open_files
-
     folder = tiny.save_model(tmp_path / "model", tied=tied, shard_size="20KB")
-    checkpoint = open_checkpoint(open_files(str(folder)))
-    needed, lm = checkpoint.needed_tensors(1), load_lm(folder, [1])
-    assert set(needed) == {PREFIXES[0] + name for name in lm.model.state_dict()}
-    sizes = {name: tensor.nbytes for name, tensor in lm.model.state_dict().items()}
-    assert {
-        n.removeprefix("model."): t.bytes for n, t in checkpoint.tensor_infos(1).items()
-    } == sizes
-    assert checkpoint.config.n_layers == lm.spec.n_layers
-
-
-def test_multimodal_config_is_nested(tmp_path: Path) -> None:
-    from saescope.sources.checkpoint import read_decoder_config
-    from saescope.sources.files import LocalFiles
-
-    text = {
-        "num_hidden_layers": 4,
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "head_dim": 32,
-        "num_key_value_heads": 2,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "dtype": "bfloat16",
-    }
-    (tmp_path / "config.json").write_text(
-        json.dumps({"text_config": text, "model_type": "some_vl"})
-    )
-    config = read_decoder_config(LocalFiles(tmp_path))
-    assert (config.n_layers, config.mlp, config.attention) == (4, 32, 32 * 8)
-    assert (config.experts_used, config.dtype) == (0.25, "bfloat16")
+    lm = load_lm(folder, [1])
+    contents = Contents.open(open_files(str(folder)), torch.float32)
+    loaded = {f"model.{name}": tensor for name, tensor in lm.model.state_dict().items()}
+    needed = needed_parameters(contents, 1)
+    assert needed.keys() == loaded.keys()
+    assert set(needed.values()) == {None, 0, 1}
+    sizes = ModelSizes(contents, 1, on_device=False)
+    weights = sum(sizes.blocks(), sizes.embedding())
+    assert weights == WeightBytes(mapped=sum(tensor.nbytes for tensor in loaded.values()))
+    whole = sum(tensor.nbytes for tensor in dict(lm.whole.named_parameters()).values())
+    assert weights.mapped + sizes.rest().mapped == whole
 
 
 # --- what is refused
@@ -207,10 +186,12 @@ def test_damaged_checkpoints_are_refused_in_one_line(
     def broken(name: str, data: bytes) -> str:
         model = tmp_path / name.replace(".", "-")
         shutil.copytree(pair.model, model)
+        if name.endswith("index.json"):
+            (model / "model.safetensors").unlink()  # it would come before an index
         (model / name).write_bytes(data)
         return refused(capfd, "plan", "--model", str(model), "--sae", str(pair.sae))
 
-    assert "does not describe a decoder" in broken("config.json", b"{")
+    assert "is no model config" in broken("config.json", b"{")
     assert "damaged or truncated" in broken("model.safetensors", b"\xff" * 100)
     assert "not a safetensors index" in broken("model.safetensors.index.json", b"[]")
 
@@ -244,15 +225,3 @@ def test_uncached_release_is_planned_from_the_catalog(
         capfd, "fetch", "--sae", "qwen-scope-3-8b-base-w64k-l50", "--offline"
     )
     assert not (tmp_path / "hub").exists()
-
-
-def test_starts_without_torch(pair: Pair) -> None:
-    code = (
-        "import sys\nfrom saescope.surfaces.cli import run\n"
-        f"assert run({['plan', *options_for(pair)]!r}) == 0\n"
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
-        == 0
-    )

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from saescope.engine.load import load_sae
+from saescope.engine.plan import plan_job
 from saescope.errors import SourceError
 from saescope.sources.catalog import RegistryName, canonical_folders, model_of, parse_registry_name
 from saescope.sources.files import LocalFiles
 from saescope.sources.hook_points import HookPoint, hook_in_path, parse_hook_point
 from saescope.sources.job_plan import JobOptions
-from saescope.sources.plan import plan_job
 from saescope.sources.saes import open_sae
 
 GEMMA = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from saescope.engine.batches import BatchPlan, lay_out
 from saescope.engine.lm import LM
 from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels
+from saescope.engine.pages import release_heap
 from saescope.engine.prefix import SharedPrefix
 from saescope.engine.residual import capture
 from saescope.engine.stream import stream_blocks
@@ -84,6 +85,7 @@ def _batch_by_batch(
             if prefix is not None:
                 resid = torch.cat([prefix.resid(layer), resid])
             yield BatchResiduals(batch_index, layer, resid)
+        release_heap()
 
 
 def _block_by_block(

@@ -61,6 +61,15 @@ def release_pages(pages: Sequence[Pages]) -> None:
         _madvise(start, length, _DONTNEED)
 
 
+def release_heap() -> None:
+    """Return free memory of the heap to the system, if it allows that.
+
+    A batch's temporaries leave holes between its results. Without this the holes add up.
+    """
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
     """Return the start of the first whole page and the end of the last one."""
     start = tensor.data_ptr()
@@ -78,6 +87,8 @@ def _file_mappings() -> list[tuple[int, int]]:
             ranges.append((int(start, 16), int(end, 16)))
     return ranges
 
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 if sys.platform == "linux":
     _madvise = ctypes.CDLL(None).madvise

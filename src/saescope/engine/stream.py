@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saescope.engine.batches import TokenBatch
 from saescope.engine.lm import LM, SkippedNorm
 from saescope.engine.matmul_kernels import NATIVE, KernelMode
-from saescope.engine.pages import Pages, pages_of_file, release_pages
+from saescope.engine.pages import Pages, pages_of_file, release_heap, release_pages
 from saescope.errors import SourceError
 
 
@@ -60,6 +60,7 @@ def stream_blocks(
                     residuals.put(batch_index, output)
                     if layer in layers:
                         yield BlockOutput(batch_index, layer, output)
+            release_heap()
 
 
 def run_block(

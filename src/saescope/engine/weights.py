@@ -44,7 +44,7 @@ class Weights:
         self._expected = {name: part.state_dict()[name] for name in wanted}
         found = contents.require(path + name for name in wanted)
         self._sources = {name: found[path + name] for name in wanted}
-        self._dtypes = _dtypes(contents, path, self._expected)
+        self._dtypes = parameter_dtypes(contents, path, self._expected)
         self._reader = contents.reader()
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
         _compute_buffers(contents.model, part, set(wanted))
@@ -187,7 +187,7 @@ def _given_parameters(contents: Contents, part: nn.Module, path: str) -> list[st
     return [name for name in names if name not in buffers or contents.source(path + name)]
 
 
-def _dtypes(
+def parameter_dtypes(
     contents: Contents, path: str, expected: Mapping[str, Tensor]
 ) -> dict[str, torch.dtype]:
     """Return each parameter's dtype: some architectures keep a few in float32."""

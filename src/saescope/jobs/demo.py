@@ -61,7 +61,7 @@ class DemoRequest(Request):
     def run(self, reporter: Reporter = SILENT) -> Demo:
         """Compute everything on the bundled prompt sets."""
         inputs, prompt_sets = ModelInputs(), bundled_prompts()
-        lm, saes = inputs.load(reporter)
+        lm, saes = inputs.load(reporter, generates=True)
         from saescope.engine.scan import scan
 
         extraction = Extraction(

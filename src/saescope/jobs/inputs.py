@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from saescope.errors import SourceError
 from saescope.jobs.reporter import Reporter
-from saescope.sources.budget import Mode, choose_mode
+from saescope.sources.budget import MODES, Mode, choose_mode
 from saescope.sources.catalog import (
     QWEN_SCOPE_NOTICE,
     find_release,
@@ -16,7 +16,7 @@ from saescope.sources.catalog import (
 )
 from saescope.sources.job_plan import JobOptions
 from saescope.sources.machine import guess_device, parse_bytes
-from saescope.sources.plan import plan_job
+from saescope.sources.prompts import Prompt
 from saescope.sources.references import name_in_catalog, plain_ref
 from saescope.sources.saes import SaeSource, open_sae
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from saescope.engine.lm import LM
     from saescope.engine.sae import Sae
 
+BYTES_PER_TOKEN = 4  # of prompts, before there is a tokenizer
 EMBEDDED_MODEL, EMBEDDED_SAE = "saescope-tiny", "saescope-tiny-sae"
 LayerChoice = tuple[int, ...] | Literal["all"] | None
 
@@ -91,15 +92,23 @@ class ModelInputs:
         return self.names()[0]
 
     def load(
-        self, reporter: Reporter, *, decoder: bool = False, model_layers: Sequence[int] = ()
+        self,
+        reporter: Reporter,
+        *,
+        decoder: bool = False,
+        model_layers: Sequence[int] = (),
+        prompts: Sequence[Prompt] = (),
+        generates: bool = False,
     ) -> "tuple[LM, list[Sae]]":
         """Load the model, cut after its last requested layer, and its SAEs.
 
         `decoder` also loads the SAEs' decoders. `model_layers` are layers needed without an SAE.
+        A memory budget is compared with what these `prompts` need; a model that `generates` is
+        never streamed. Raises ResourceError, with what would fit, if nothing fits the budget.
         """
-        model, sae = self.names()
+        _, sae = self.names()
         source, layers = self._open_sae(sae)
-        streamed = self.memory is not None and self._mode(model, sae, layers) == "streamed"
+        streamed = self.memory is not None and self._mode(prompts, generates) == "streamed"
         lm = self.load_model([*layers, *model_layers], streamed=streamed)
         return lm, _load_saes(source, layers, reporter, decoder=decoder, device=lm.device)
 
@@ -124,9 +133,10 @@ class ModelInputs:
         device = choose_device(self.device)
         return _load_saes(source, layers, reporter, decoder=True, device=device)
 
-    def job_options(self, tokens: int | None = None) -> JobOptions:
-        """Return what `plan` computes sizes from, for about this many tokens."""
+    def job_options(self, prompts: Sequence[Prompt] = ()) -> JobOptions:
+        """Return what `plan` computes sizes from, for these prompts."""
         model, sae = self.names()
+        lengths = [max(1, len(p.display_text.encode()) // BYTES_PER_TOKEN) for p in prompts]
         return JobOptions(
             model=model,
             sae=sae,
@@ -137,7 +147,8 @@ class ModelInputs:
             batch_tokens=self.batch_tokens,
             offline=self.offline,
             budget=parse_bytes(self.memory) if self.memory else None,
-            tokens=tokens,
+            tokens=sum(lengths) if lengths else None,
+            longest=max(lengths, default=None),
         )
 
     def _open_sae(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
@@ -145,15 +156,15 @@ class ModelInputs:
         requested = source.layers if self.layers == "all" else self.layer_list
         return source, source.choose_layers(requested)
 
-    def _mode(self, model: str, sae: str, layers: Sequence[int]) -> Mode:
-        """Choose how to stay within the memory budget.
+    def _mode(self, prompts: Sequence[Prompt], generates: bool) -> Mode:
+        """Choose how to stay within the memory budget."""
+        from saescope.engine.plan import plan_job
 
-        Raises ResourceError, with what would fit, if nothing does.
-        """
-        plan = plan_job(self.job_options())
+        plan = plan_job(self.job_options(prompts))
+        modes = MODES[:1] if generates else MODES[1:]
         if plan.sizes is None or plan.budget is None:
-            return "streamed"
-        return choose_mode(plan.sizes, plan.budget, ("cut", "streamed"))
+            return modes[-1]
+        return choose_mode(plan.sizes, plan.budget, modes)
 
 
 def show_licence(source: SaeSource, reporter: Reporter) -> None:

@@ -12,11 +12,9 @@ from saescope.sources.catalog import QWEN_SCOPE_NOTICE, find_release
 from saescope.sources.fetch import fetch
 from saescope.sources.job_plan import JobPlan
 from saescope.sources.machine import parse_rate
-from saescope.sources.plan import plan_job
 from saescope.sources.prompt_sets import read_prompts
+from saescope.sources.prompts import Prompt
 from saescope.sources.references import name_in_catalog
-
-BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ class PlanRequest(Request):
         plan = _plan(self.sets, self.bandwidth, self.inputs)
         if not self.measure:
             return Estimate(plan, self.bandwidth)
-        reporter.note("measuring: this imports torch")
         from saescope.engine.matmul_kernels import matmul_rate
 
         rate = matmul_rate(plan.dtype, plan.options.device)
@@ -125,12 +122,13 @@ def _plan(sets: str | None, bandwidth: str, inputs: ModelInputs) -> JobPlan:
     parse_rate(bandwidth)
     if inputs.batch_tokens < 1:
         raise PromptError(f"batch_tokens must be at least 1, got {inputs.batch_tokens}")
-    tokens = None if sets is None else _estimate_tokens(sets)
-    return plan_job(inputs.job_options(tokens))
+    prompts = [] if sets is None else _read(sets)
+    from saescope.engine.plan import plan_job
+
+    return plan_job(inputs.job_options(prompts))
 
 
-def _estimate_tokens(sets: str) -> int:
+def _read(sets: str) -> list[Prompt]:
     if is_run(sets):
         raise PromptError(f"{sets} is a run: a question to it needs no model, nothing to plan")
-    prompts = [prompt for prompt_set in read_prompts(sets) for prompt in prompt_set.prompts]
-    return sum(max(1, len(prompt.display_text.encode()) // BYTES_PER_TOKEN) for prompt in prompts)
+    return [prompt for prompt_set in read_prompts(sets) for prompt in prompt_set.prompts]

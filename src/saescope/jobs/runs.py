@@ -69,7 +69,8 @@ def obtain_run(extraction: Extraction, reporter: Reporter) -> Run:
     if masking and len(prompt_sets) < 2:
         only = prompt_sets[0].name
         raise PromptError(f"{sets} has one set ({only}): add another to compare it with")
-    lm, saes = extraction.inputs.load(reporter, decoder=extraction.keep_errors)
+    prompts = [prompt for prompt_set in prompt_sets for prompt in prompt_set.prompts]
+    lm, saes = extraction.inputs.load(reporter, decoder=extraction.keep_errors, prompts=prompts)
     if masking and not masking.keep_pos0:
         from saescope.engine.tokens import refuse_single_tokens
 

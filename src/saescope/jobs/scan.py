@@ -37,7 +37,7 @@ class ScanRequest(Request):
         """Run the model over the prompts and encode every position."""
         prompts = texts(self._lines())[0].prompts
         self.masking.check()
-        lm, saes = self.inputs.load(reporter)
+        lm, saes = self.inputs.load(reporter, prompts=prompts)
         from saescope.engine.scan import scan
 
         return scan(

@@ -145,7 +145,7 @@ class SelectRequest(Request):
         reference: ReferenceData,
         reporter: Reporter,
     ) -> "Selection":
-        lm, saes = self._inputs_of(run).load(reporter, decoder=True)
+        lm, saes = self._inputs_of(run).load(reporter, decoder=True, generates=True)
         from saescope.control.evaluation.select import select
 
         cut = self.replies.cut

@@ -1,10 +1,9 @@
 """Memory of a job in each way of running it, and which way fits a budget. Pure arithmetic, no I/O.
 
-docs/numerics-and-memory.md derives every term. This is not in the engine because it is asked before
-anything is fetched, and without torch.
+docs/numerics-and-memory.md derives every term and compares the sums with measured peaks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,10 +13,11 @@ from saescope.sources.machine import show_bytes
 Mode = Literal["whole", "cut", "streamed"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# Python, torch, transformers and a tokenizer before any weights, and the libraries mapped for them:
-# measured.
-PROGRAM = 500 * 10**6
-LIBRARIES = 175 * 10**6
+# Python, torch and transformers before any weights, and the libraries mapped for them: measured.
+PROGRAM = 315 * 10**6
+LIBRARIES = 260 * 10**6
+# A fast tokenizer holds so many times the bytes of its tokenizer.json: measured.
+TOKENIZER_FACTOR = 15
 # Bytes of the (tokens, d_sae) matrix that encoding a batch holds at once.
 ENCODE_BLOCK = 64 * 2**20
 # Matmuls of widened operands hold so many columns of their result and values of their weights.
@@ -28,7 +28,7 @@ _BYTES_AROUND_ROW = 64 * 2**10
 
 @dataclass(frozen=True)
 class Footprint:
-    """A process's peak memory: file-backed pages, which the kernel can drop, and the rest."""
+    """A process's memory: file-backed pages, which the kernel can drop, and the rest."""
 
     file_backed: int
     anonymous: int
@@ -40,14 +40,58 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class JobSizes:
-    """Sizes of a job's parts in bytes, weights as stored."""
+class WeightBytes:
+    """How some weights are held: used as stored and mapped, or as copies in memory.
 
-    embedding: int
-    blocks: tuple[int, ...]
+    Attributes:
+        mapped: Weights used as they are stored.
+        converted: Copies that only the requested dtype makes necessary; `stored` in their files.
+        copied: Copies that every dtype makes necessary, such as experts joined to one tensor.
+        source: Bytes of files that making the largest copy reads at a time.
+    """
+
+    mapped: int = 0
+    converted: int = 0
+    stored: int = 0
+    copied: int = 0
+    source: int = 0
+
+    def __add__(self, other: "WeightBytes") -> "WeightBytes":
+        """Return both together."""
+        return WeightBytes(
+            self.mapped + other.mapped,
+            self.converted + other.converted,
+            self.stored + other.stored,
+            self.copied + other.copied,
+            max(self.source, other.source),
+        )
+
+    @property
+    def anonymous(self) -> int:
+        """Bytes of all copies."""
+        return self.converted + self.copied
+
+    @property
+    def total(self) -> int:
+        """Bytes of all weights as they are held."""
+        return self.mapped + self.anonymous
+
+    def as_stored(self) -> "WeightBytes":
+        """The same weights, computed in the dtype they are stored in."""
+        return WeightBytes(self.mapped + self.stored, 0, 0, self.copied, self.source)
+
+
+@dataclass(frozen=True)
+class JobSizes:
+    """Sizes of a job's parts in bytes."""
+
+    embedding: WeightBytes
+    """The embedding, and all else beside the blocks that runs before them."""
+
+    blocks: tuple[WeightBytes, ...]
     """Blocks up to the last requested layer."""
 
-    rest: int
+    rest: WeightBytes
     """What only the whole model has: the blocks above, the final norm, lm_head."""
 
     encoder: int
@@ -62,11 +106,9 @@ class JobSizes:
     rows: int | None = None
     """Tokens of one batch, if known: rows of the embedding that it reads."""
 
-    widening: float = 1.0
-    """Bytes computed with per byte stored."""
-
-    mapped: bool = True
-    """Whether weights are used as stored, mapped from their files (CPU only)."""
+    tokenizer: int = 0
+    packed_head: int = 0
+    """The lm_head's copy in the layout of its matmul kernel, which some dtypes make."""
 
     on_device: bool = False
     """Whether weights and encoders are copied to a GPU."""
@@ -74,51 +116,60 @@ class JobSizes:
     residuals: int = 0
     """Residuals kept in memory between blocks when streamed; 0 if they are kept in files."""
 
+    results: int = 0
+    """Features and statistics of all prompts."""
+
+    @property
+    def loaded(self) -> WeightBytes:
+        """Weights of the model up to the last requested layer."""
+        return sum(self.blocks, self.embedding)
+
 
 def footprint(sizes: JobSizes, mode: Mode) -> Footprint:
-    """The peak memory of one way of running the job."""
+    """The peak memory of one way of running the job: that of its largest phase."""
+    return max(_phases(sizes, mode), key=lambda phase: phase.total)
+
+
+def _phases(sizes: JobSizes, mode: Mode) -> Iterator[Footprint]:
+    """Yield the memory while the embedding is read, SAEs are checked, and batches are computed."""
+    yield Footprint(LIBRARIES + sizes.embedding.source, PROGRAM + sizes.embedding.anonymous)
+    program = PROGRAM + sizes.tokenizer
+    # Loading checks the encoders one by one and reads each whole, before any block is computed.
+    loaded = sizes.embedding if mode == "streamed" else sizes.loaded
+    checked = sizes.n_saes * sizes.encoder if sizes.on_device else 0
+    yield Footprint(LIBRARIES + sizes.encoder, program + loaded.anonymous + checked)
+    yield _computing(sizes, mode, program)
+
+
+def _computing(sizes: JobSizes, mode: Mode, program: int) -> Footprint:
     streamed = mode == "streamed"
     layers_at_once = 1 if streamed else sizes.n_saes
-    work = PROGRAM + sizes.activations + sizes.encode_block + layers_at_once * sizes.kept
+    # What a block computes with is given back before the batch's residuals are encoded.
+    anonymous = program + max(sizes.activations, sizes.encode_block)
+    anonymous += layers_at_once * sizes.kept + sizes.results
     if streamed:
-        work += sizes.residuals
-    if sizes.mapped:
-        return Footprint(LIBRARIES + _mapped_weights(sizes, mode), work)
-    copied = round(sizes.widening * _held_weights(sizes, mode))
+        anonymous += sizes.residuals
     if sizes.on_device:
-        copied += layers_at_once * sizes.encoder
-    # Pages of the files are released as soon as the weights of a shard are converted or copied.
-    source_pages = max(sizes.embedding, sizes.encoder, *sizes.blocks)
-    return Footprint(LIBRARIES + source_pages, work + copied)
-
-
-def _mapped_weights(sizes: JobSizes, mode: Mode) -> int:
+        anonymous += layers_at_once * sizes.encoder
+    largest = max(sizes.blocks, key=lambda block: block.total, default=WeightBytes())
+    if streamed:  # the next block is read while one computes
+        held, file_backed = sizes.embedding + largest + largest, largest.mapped + largest.source
+    else:
+        held, file_backed = sizes.loaded, largest.mapped
+    file_backed = max(file_backed, _embedding_pages(sizes))
     if mode == "whole":
-        return _held_weights(sizes, mode) + sizes.encoder
-    # Loading checks the encoders one by one and reads each whole, before any block is read. Later
-    # only a part of one is resident.
-    return max(_embedding_pages(sizes) + _largest_block(sizes), sizes.encoder)
-
-
-def _held_weights(sizes: JobSizes, mode: Mode) -> int:
-    """Weights of the model that are held together."""
-    if mode == "streamed":
-        return sizes.embedding + _largest_block(sizes)
-    held = sizes.embedding + sum(sizes.blocks)
-    if mode == "whole":
-        held += sizes.rest
-    return held
-
-
-def _largest_block(sizes: JobSizes) -> int:
-    return max(sizes.blocks, default=0)
+        # The head's part of the model reads the embedding a second time.
+        held += sizes.rest + sizes.embedding
+        file_backed = sizes.loaded.mapped + sizes.rest.mapped + sizes.encoder
+        anonymous += sizes.packed_head
+    return Footprint(LIBRARIES + file_backed, anonymous + held.anonymous)
 
 
 def _embedding_pages(sizes: JobSizes) -> int:
     """Pages of the embedding that one batch's tokens can touch."""
     if sizes.rows is None:
-        return sizes.embedding
-    return min(sizes.embedding, sizes.rows * _BYTES_AROUND_ROW)
+        return sizes.embedding.mapped
+    return min(sizes.embedding.mapped, sizes.rows * _BYTES_AROUND_ROW)
 
 
 def footprints(sizes: JobSizes) -> Mapping[Mode, Footprint]:
@@ -135,7 +186,7 @@ def choose_mode(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES) -> 
     """
     totals = {mode: footprint(sizes, mode).total for mode in modes}
     fitting = [mode for mode in modes if totals[mode] <= budget]
-    blocks_exceed_cache = sizes.mapped and sizes.embedding + sum(sizes.blocks) > budget
+    blocks_exceed_cache = sizes.loaded.mapped > budget
     if blocks_exceed_cache and "streamed" in fitting:
         return "streamed"
     if fitting:
@@ -155,8 +206,13 @@ def suggest_changes(sizes: JobSizes, budget: int, modes: Sequence[Mode] = MODES)
         return _least_memory(changed, modes) <= budget
 
     suggestions = []
-    stored = replace(sizes, widening=1.0, mapped=True)
-    if not sizes.mapped and not sizes.on_device and fits(stored):
+    stored = replace(
+        sizes,
+        embedding=sizes.embedding.as_stored(),
+        blocks=tuple(block.as_stored() for block in sizes.blocks),
+        rest=sizes.rest.as_stored(),
+    )
+    if stored != sizes and not sizes.on_device and fits(stored):
         suggestions.append(
             "compute in the dtype the weights are stored in (dtype auto): "
             "they then stay in their files"
@@ -184,16 +240,17 @@ def _least_memory(sizes: JobSizes, modes: Sequence[Mode]) -> int:
     return min(footprint(sizes, mode).total for mode in modes)
 
 
-def activation_bytes(tokens: int, d_model: int, mlp: int, attention: int, value: int) -> int:
+def activation_bytes(tokens: int, d_model: int, widths: int, widest: int, value: int) -> int:
     """Bytes that a batch takes inside one block, and while its residuals are encoded.
 
-    `attention` is the width of queries, keys and values together, `value` the bytes of a number.
-    With bfloat16, what the engine's matmuls widen is included.
+    `widths` is the sum of a block's widths inside, at both sides of its nonlinear parts, `widest`
+    the largest of them, `value` the bytes of a number. What the engine's bfloat16 matmuls widen is
+    included.
     """
-    in_block = value * (3 * mlp + 4 * d_model + 2 * attention)
-    in_float32 = 4 * 4 * d_model  # norms and encoders compute in float32
+    in_block = value * (widths + 4 * d_model)
+    in_float32 = 2 * 4 * d_model  # norms and encoders compute in float32
     widened = 0
     if value == 2:
-        columns = max(mlp, d_model, attention) + _MATMUL_COLUMNS
+        columns = max(widest, d_model) + _MATMUL_COLUMNS
         widened = 4 * (tokens * columns + _MATMUL_WEIGHTS)
     return tokens * (in_block + in_float32) + widened

@@ -1,9 +1,7 @@
-"""What a job needs of a model's checkpoint, from config, index and headers. Needs no torch."""
+"""A model's files: their names, the index, and the headers of safetensors files."""
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -23,11 +21,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# What decoders call their base model, embedding, learned positions and blocks.
-PREFIXES = ("model.", "", "transformer.", "model.language_model.", "language_model.model.")
-_EMBEDDINGS, _POSITIONS, _BLOCKS = ("embed_tokens", "wte"), ("wpe",), ("layers", "h")
 _LARGEST_HEADER = 100 * 10**6  # the limit of the safetensors library
-_PARALLEL_HEADERS = 8
 _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -38,84 +32,6 @@ class TensorInfo:
     dtype: str
     values: int
     bytes: int
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes in a config.json: `mlp` and `attention` are widths, `experts_used` is a share."""
-
-    n_layers: int
-    d_model: int
-    mlp: int
-    attention: int
-    dtype: str
-    experts_used: float
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model's files and config, the shard of each tensor, and the total bytes if known."""
-
-    files: Files
-    config: DecoderConfig
-    shard_of: Mapping[str, str]
-    total_bytes: int | None
-
-    def needed_tensors(self, last: int) -> dict[str, int | None]:
-        """Tensors that the output of layer `last` depends on: their block, None for embeddings."""
-        prefix = self._prefix()
-        block_of: dict[str, int | None] = {}
-        for name in self.shard_of:
-            if not name.startswith(prefix):
-                continue
-            module, _, rest = name.removeprefix(prefix).partition(".")
-            block = rest.partition(".")[0]
-            if module in _EMBEDDINGS or module in _POSITIONS:
-                block_of[name] = None
-            elif module in _BLOCKS and block.isdigit() and int(block) <= last:
-                block_of[name] = int(block)
-        return block_of
-
-    def _prefix(self) -> str:
-        for prefix in PREFIXES:
-            for embedding in _EMBEDDINGS:
-                if f"{prefix}{embedding}.weight" in self.shard_of:
-                    return prefix
-        raise SourceError(
-            f"{self.files.name} has no tensor model.embed_tokens.weight: "
-            "it is not a decoder that saescope supports"
-        )
-
-    def file_names(self, last: int) -> list[str]:
-        """Files to fetch for the output of layer `last`: config, tokenizer, index and shards."""
-        optional = (*TOKENIZER_FILES, INDEX)
-        existing = self.files.names()
-        shards = {self.shard_of[name] for name in self.needed_tensors(last)}
-        return [CONFIG, *(name for name in optional if name in existing), *sorted(shards)]
-
-    def tensor_infos(self, last: int) -> dict[str, TensorInfo]:
-        """Sizes of the needed tensors, from the headers of their shards."""
-        names_in: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self.needed_tensors(last):
-            names_in[self.shard_of[name]].append(name)
-        with ThreadPoolExecutor(_PARALLEL_HEADERS) as pool:
-            headers = list(pool.map(lambda shard: read_header(self.files, shard), names_in))
-        infos = {}
-        for (shard, names), header in zip(names_in.items(), headers, strict=True):
-            for name in names:
-                if name not in header:
-                    raise SourceError(
-                        f"{self.files.name}: {shard} has no tensor {name}, but the index says so"
-                    )
-                infos[name] = header[name]
-        return infos
-
-
-def open_checkpoint(files: Files) -> Checkpoint:
-    """Read config and index, or the header of a single file; raises SourceError if damaged."""
-    config = read_decoder_config(files)
-    index = read_index(files)
-    return Checkpoint(files, config, index.shard_of, index.total_bytes)
 
 
 def gguf_name(files: Files) -> str | None:
@@ -165,51 +81,6 @@ def read_index(files: Files) -> WeightIndex:
     raise SourceError(
         f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
     )
-
-
-def read_decoder_config(files: Files) -> DecoderConfig:
-    """The decoder's sizes, which a multimodal config holds in `text_config`."""
-    path = files.path(CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return _decoder_config(config, config.get("text_config", config))
-    except _MALFORMED as error:
-        raise SourceError(f"{path} does not describe a decoder: {error}") from error
-
-
-def _decoder_config(config: Mapping[str, Any], text: Mapping[str, Any]) -> DecoderConfig:
-    d_model = _size(text, "hidden_size")
-    heads = _size(text, "num_attention_heads", 1)
-    kv_heads = _size(text, "num_key_value_heads", heads)
-    head_dim = _size(text, "head_dim", d_model // max(1, heads))
-    mlp = _size(text, "intermediate_size", 4 * d_model)
-    experts = _size(text, "num_experts", 0)
-    used = _size(text, "num_experts_per_tok", 0)
-    experts_used = 1.0
-    if experts:
-        mlp = used * _size(text, "moe_intermediate_size", mlp)
-        experts_used = used / experts
-    return DecoderConfig(
-        n_layers=_size(text, "num_hidden_layers"),
-        d_model=d_model,
-        mlp=mlp,
-        attention=head_dim * (heads + 2 * kv_heads),
-        dtype=_dtype(text) or _dtype(config),
-        experts_used=experts_used,
-    )
-
-
-def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"its {key} is {value!r}")
-    return value
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "")
 
 
 def read_header(files: Files, shard: str) -> dict[str, TensorInfo]:

@@ -27,19 +27,20 @@ class JobOptions:
     """The options of a job that decide what it needs.
 
     `layers` are numbers, "all", or None for the middle one. `budget` is memory in bytes. `tokens`
-    is the number of tokens of all prompts, if known.
+    and `longest` are the tokens of all prompts and of the longest one, if known.
     """
 
     model: str
     sae: str
     layers: Sequence[int] | Literal["all"] | None = None
     k: int | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
     batch_tokens: int = 2048
     offline: bool = False
     budget: int | None = None
     tokens: int | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True)

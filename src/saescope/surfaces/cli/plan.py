@@ -5,7 +5,8 @@ from itertools import groupby
 
 from rich.console import Console
 
-from saescope.jobs.plan import BYTES_PER_TOKEN, Estimate, PlanRequest
+from saescope.jobs.inputs import BYTES_PER_TOKEN
+from saescope.jobs.plan import Estimate, PlanRequest
 from saescope.sources.budget import footprints
 from saescope.sources.catalog import layer_of
 from saescope.sources.job_plan import JobPlan, NeededFile
@@ -23,9 +24,10 @@ _WAYS_TO_RUN = {
 
 
 @command
-def plan(request: PlanRequest = PlanRequest(), *, output: Output = Output()) -> None:
+def plan(request: PlanRequest = PlanRequest(), *, output: Output = Output()) -> int:
     estimate = request.run(TERMINAL)
     present(estimate, output, lambda console: show_plan(console, estimate))
+    return 0 if estimate.plan.fits else 1
 
 
 def show_plan(console: Console, estimate: Estimate) -> None:

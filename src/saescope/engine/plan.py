@@ -1,13 +1,22 @@
 """What a job would fetch, keep on disk and hold in memory. Fetches no weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from saescope.engine.config import max_length, read_config
+from saescope.engine.contents import Contents
+from saescope.engine.devices import DType, choose_dtype
+from saescope.engine.needs import ModelSizes, file_names
 from saescope.errors import NotCachedError, SourceError
-from saescope.sources.budget import ENCODE_BLOCK, JobSizes, activation_bytes
+from saescope.sources.budget import (
+    ENCODE_BLOCK,
+    TOKENIZER_FACTOR,
+    JobSizes,
+    activation_bytes,
+)
 from saescope.sources.catalog import Release, find_release, layer_file
-from saescope.sources.checkpoint import Checkpoint, DecoderConfig, TensorInfo, open_checkpoint
+from saescope.sources.checkpoint import CONFIG, INDEX, SINGLE, gguf_name
 from saescope.sources.files import FileEntry, Files, HubFiles, is_offline, open_files
 from saescope.sources.hook_points import HookPoint
 from saescope.sources.job_plan import JobOptions, JobPlan, NeededFile, not_cached
@@ -16,8 +25,9 @@ from saescope.sources.machine import free_disk, free_memory, show_bytes
 from saescope.sources.references import name_in_catalog
 from saescope.sources.saes import SaeSource, open_sae, sae_name_of
 
-_VALUE_BYTES = {"float32": 4, "bfloat16": 2}
-_HEADER_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+_ONE_TOKEN = 500  # bytes of results per token beside its features: measured
+_ONE_FEATURE = 20
+_ASSUMED_K = 64  # features per token of an SAE with thresholds
 
 
 def plan_job(options: JobOptions) -> JobPlan:
@@ -29,19 +39,18 @@ def plan_job(options: JobOptions) -> JobPlan:
     sae = _sae_needs(options)
     model = _model_needs(options, last=max(sae.layers))
     needed = (*model.needed, *sae.needed)
-    dtype = _compute_dtype(options.dtype, model.checkpoint)
     budget = options.budget
     if budget is None and options.device != "cuda":
         budget = free_memory()
     download_folder = _download_folder(needed)
     sizes, flop_per_token = None, None
-    if model.decoder is not None:
-        sizes = _job_sizes(options, dtype, model.decoder, sae)
-        flop_per_token = _flop_per_token(model.decoder, sae)
+    if model.sizes is not None:
+        sizes = _job_sizes(options, model, model.sizes, sae)
+        flop_per_token = _flop_per_token(model.sizes, sae)
     plan = JobPlan(
         options=options,
         layers=sae.layers,
-        dtype=dtype,
+        dtype=model.dtype,
         needed=needed,
         download_folder=download_folder,
         disk_free=free_disk(download_folder),
@@ -63,30 +72,18 @@ class _SaeNeeds:
     needed: tuple[NeededFile, ...]
     release: Release | None
     d_sae: int | None
+    k: int | None = None
     unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Decoder:
-    """A model's tensors up to the last requested layer, and the block of each (None: embedding)."""
-
-    checkpoint: Checkpoint
-    tensors: Mapping[str, TensorInfo]
-    block_of: Mapping[str, int | None]
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The decoder's sizes."""
-        return self.checkpoint.config
-
-
-@dataclass(frozen=True)
 class _ModelNeeds:
-    """A model's files up to the last layer; `decoder` is None if some of them are unknown."""
+    """A model's files up to the last layer; `sizes` is None if some of them are unknown."""
 
     needed: tuple[NeededFile, ...] = ()
-    checkpoint: Checkpoint | None = None
-    decoder: _Decoder | None = None
+    contents: Contents | None = None
+    sizes: ModelSizes | None = None
+    dtype: str = "float32"
     unknown: tuple[str, ...] = ()
 
 
@@ -111,9 +108,9 @@ def _sae_needs(options: JobOptions) -> _SaeNeeds:
     release = release or find_release(files.name)
     known_name = release or sae_name_of(files)
     if known_name is not None:
-        return _SaeNeeds(layers, needed, release, known_name.d_sae)
+        return _SaeNeeds(layers, needed, release, known_name.d_sae, source.k)
     d_sae = max(location.d_sae or 0 for location in locations)
-    return _SaeNeeds(layers, needed, release, d_sae or None)
+    return _SaeNeeds(layers, needed, release, d_sae or None, source.k)
 
 
 def _release_needs(options: JobOptions, release: Release, files: Files | None = None) -> _SaeNeeds:
@@ -138,31 +135,57 @@ def _release_needs(options: JobOptions, release: Release, files: Files | None = 
     unknown: tuple[str, ...] = ()
     if missing:
         unknown = (f"{release.repo}: {not_cached(missing, 'layer')}; sizes are from the catalog",)
-    return _SaeNeeds(layers, tuple(needed), release, release.d_sae, unknown)
+    return _SaeNeeds(layers, tuple(needed), release, release.d_sae, release.k, unknown)
 
 
 def _model_needs(options: JobOptions, last: int) -> _ModelNeeds:
     """The files and tensors that the output of layer `last` depends on."""
     try:
         files = open_files(options.model, offline=options.offline)
-        checkpoint = open_checkpoint(files)
+        reason = _unknown_reason(files)
+        if reason:
+            return _ModelNeeds(_entries(files, _known_names(files)), unknown=(reason,))
+        config = read_config(files)
     except NotCachedError:
         reason = "is not in the local cache: its files and sizes are not known offline"
         return _ModelNeeds(unknown=(f"{options.model} {reason}",))
-    n_layers = checkpoint.config.n_layers
+    requested: DType = options.dtype
+    contents = Contents.open(files, choose_dtype(requested, config.text), config)
+    n_layers = config.text.num_hidden_layers
     if last >= n_layers:
         raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {last}")
-    entries = [_entry(files, name) for name in checkpoint.file_names(last)]
-    needed = tuple(NeededFile(files.name, files, entry) for entry in entries)
-    unsized = [entry.name for entry in entries if entry.bytes is None]
+    dtype = str(contents.dtype).removeprefix("torch.")
+    needed = _entries(files, file_names(contents, last))
+    sizes = ModelSizes(contents, last, on_device=options.device != "cpu")
+    unsized = [file.entry.name for file in needed if file.entry.bytes is None]
     if unsized and options.offline:
         line = f"{files.name}: {not_cached(unsized, 'shard')}, sizes are not known offline"
-        return _ModelNeeds(needed, checkpoint, None, (line,))
-    decoder = _Decoder(checkpoint, checkpoint.tensor_infos(last), checkpoint.needed_tensors(last))
+        return _ModelNeeds(needed, contents, None, dtype, (line,))
     if unsized:  # a mirror that tells no sizes
         line = f"{files.name}: the hub does not tell the size of {', '.join(unsized)}"
-        return _ModelNeeds(needed, checkpoint, decoder, (line,))
-    return _ModelNeeds(needed, checkpoint, decoder)
+        return _ModelNeeds(needed, contents, sizes, dtype, (line,))
+    return _ModelNeeds(needed, contents, sizes, dtype)
+
+
+def _unknown_reason(files: Files) -> str:
+    """Why nothing is known of the tensors without fetching weights; empty if they are known."""
+    if not isinstance(files, HubFiles):
+        return ""
+    gguf = gguf_name(files)
+    if gguf is not None and not files.entry(gguf).have:
+        return f"{files.name}: the sizes inside {gguf} are known once it is fetched"
+    if gguf is None and files.offline and not files.names() & {SINGLE, INDEX}:
+        return f"{files.name}: its weights are not in the local cache, sizes are not known offline"
+    return ""
+
+
+def _known_names(files: Files) -> list[str]:
+    gguf = gguf_name(files)
+    return [gguf] if gguf is not None else sorted(files.names() & {CONFIG})
+
+
+def _entries(files: Files, names: Sequence[str]) -> tuple[NeededFile, ...]:
+    return tuple(NeededFile(files.name, files, _entry(files, name)) for name in names)
 
 
 def _entry(files: Files, name: str) -> FileEntry:
@@ -171,49 +194,46 @@ def _entry(files: Files, name: str) -> FileEntry:
     return files.entry(name)
 
 
-def _compute_dtype(dtype: str, checkpoint: Checkpoint | None) -> str:
-    """The engine's choice: bfloat16 if the checkpoint is stored in it, else float32."""
-    if dtype != "auto":
-        return dtype
-    if checkpoint is not None and checkpoint.config.dtype.endswith("bfloat16"):
-        return "bfloat16"
-    return "float32"
-
-
-def _job_sizes(options: JobOptions, dtype: str, model: _Decoder, sae: _SaeNeeds) -> JobSizes:
-    config, value_bytes, tokens = model.config, _VALUE_BYTES[dtype], options.batch_tokens
-    d_sae = _d_sae(sae, config)
-    blocks, embedding = [0] * (max(sae.layers) + 1), 0
-    for name, block in model.block_of.items():
-        if block is None:
-            embedding += model.tensors[name].bytes
-        else:
-            blocks[block] += model.tensors[name].bytes
-    stored_bytes = embedding + sum(blocks)
-    values = sum(tensor.values for tensor in model.tensors.values())
-    stored_dtypes = {tensor.dtype for tensor in model.tensors.values()}
-    total_bytes = model.checkpoint.total_bytes or stored_bytes
+def _job_sizes(
+    options: JobOptions, needs: _ModelNeeds, model: ModelSizes, sae: _SaeNeeds
+) -> JobSizes:
+    d_model = int(model.config.hidden_size)
+    d_sae = _d_sae(sae, d_model)
+    value_bytes = model.contents.dtype.itemsize
+    tokens = _batch_tokens(options, max_length(model.config))
+    widths, widest = model.activation_widths()
+    n_layers, k = len(sae.layers), sae.k or _ASSUMED_K
     return JobSizes(
-        embedding=embedding,
-        blocks=tuple(blocks),
-        rest=max(0, total_bytes - stored_bytes),
-        encoder=4 * d_sae * (config.d_model + 1),
-        n_saes=len(sae.layers),
-        activations=activation_bytes(
-            tokens, config.d_model, config.mlp, config.attention, value_bytes
-        ),
-        kept=value_bytes * tokens * config.d_model,
+        embedding=model.embedding(),
+        blocks=model.blocks(),
+        rest=model.rest(),
+        encoder=4 * d_sae * (d_model + 1),
+        n_saes=n_layers,
+        activations=activation_bytes(tokens, d_model, widths, widest, value_bytes),
+        kept=value_bytes * tokens * d_model,
         encode_block=min(ENCODE_BLOCK, 4 * d_sae * tokens),
-        rows=min(options.tokens or tokens, tokens),
-        widening=value_bytes * values / max(1, stored_bytes),
-        mapped=options.device == "cpu" and stored_dtypes <= {_HEADER_DTYPES[dtype]},
+        rows=tokens,
+        tokenizer=TOKENIZER_FACTOR * _tokenizer_bytes(needs),
+        packed_head=model.packed_head(),
         on_device=options.device != "cpu",
+        results=(options.tokens or 0) * (_ONE_TOKEN + _ONE_FEATURE * k),
     )
 
 
-def _d_sae(sae: _SaeNeeds, config: DecoderConfig) -> int:
+def _batch_tokens(options: JobOptions, longest_possible: int) -> int:
+    """Tokens of the largest batch: a prompt longer than a batch has one of its own."""
+    tokens = min(options.tokens or options.batch_tokens, options.batch_tokens)
+    return max(tokens, min(options.longest or 0, longest_possible))
+
+
+def _tokenizer_bytes(needs: _ModelNeeds) -> int:
+    sizes = (file.entry.bytes or 0 for file in needs.needed if file.entry.name == "tokenizer.json")
+    return sum(sizes)
+
+
+def _d_sae(sae: _SaeNeeds, d_model: int) -> int:
     """The number of features: from a name or config, or else from the size of the file."""
-    release, d_model = sae.release, config.d_model
+    release = sae.release
     if release is not None and release.d_model != d_model:
         raise SourceError(
             f"SAE {release.repo} reads residuals {release.d_model} wide, "
@@ -225,15 +245,10 @@ def _d_sae(sae: _SaeNeeds, config: DecoderConfig) -> int:
     return (values - d_model) // (2 * d_model + 1)
 
 
-def _flop_per_token(model: _Decoder, sae: _SaeNeeds) -> float:
+def _flop_per_token(model: ModelSizes, sae: _SaeNeeds) -> float:
     """Two operations per weight used, in blocks and encoders; attention scores are left out."""
-    weights = float(len(sae.layers) * _d_sae(sae, model.config) * model.config.d_model)
-    for name, block in model.block_of.items():
-        if block is None:
-            continue
-        share = model.config.experts_used if ".experts." in name else 1.0
-        weights += model.tensors[name].values * share
-    return 2 * weights
+    d_model = int(model.config.hidden_size)
+    return 2 * (model.weights_per_token() + len(sae.layers) * _d_sae(sae, d_model) * d_model)
 
 
 def _download_folder(needed: Sequence[NeededFile]) -> Path:
@@ -272,11 +287,11 @@ def _disk_suggestions(plan: JobPlan, model: _ModelNeeds, sae: _SaeNeeds) -> tupl
 
 def _deepest_layer(free_bytes: int, model: _ModelNeeds, last: int) -> int | None:
     """The last layer below `last` whose shards fit, or None."""
-    checkpoint = model.checkpoint
-    if checkpoint is None:
+    contents = model.contents
+    if contents is None:
         return None
     for layer in range(last - 1, -1, -1):
-        entries = [_entry(checkpoint.files, name) for name in checkpoint.file_names(layer)]
+        entries = [_entry(contents.files, name) for name in file_names(contents, layer)]
         if sum(entry.missing for entry in entries) <= free_bytes:
             return layer
     return None
