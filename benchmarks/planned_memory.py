@@ -247,7 +247,9 @@ def _save_model(kind: ModelKind, folder: Path) -> None:
 
     config = AutoConfig.for_model(kind.model_type, **kind.config)
     config.bos_token_id = config.eos_token_id = None
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, kind.dtype))
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=getattr(torch, kind.dtype), trust_remote_code=False
+    )
     model.save_pretrained(folder)
     save_tokenizer(folder, _n_words(config.vocab_size), MAX_LENGTH)
 

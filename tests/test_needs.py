@@ -36,7 +36,9 @@ def test_needed_parameters_are_those_that_are_loaded(kind: str, tmp_path: Path) 
     tokenizer = tiny.tokenizer()
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **KINDS[kind])
     folder = tmp_path / kind
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="20KB")
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(
+        folder, max_shard_size="20KB"
+    )
     tokenizer.save_pretrained(folder)
     lm = load_lm(folder, [1])
     contents = Contents.open(open_files(str(folder)), torch.float32)
