@@ -22,6 +22,9 @@ from saescope.control.baking.bake import bake
 from saescope.control.baking.bake_result import BakeResult
 from saescope.control.baking.settings import BakeSettings, Method
 from saescope.control.edits import Edit
+from saescope.engine.batches import plan_batches
+from saescope.engine.forward import compute_residuals
+from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.errors import SaescopeError
 from saescope.sources.directions import Direction
@@ -87,12 +90,13 @@ CONFIGS: dict[str, Mapping[str, Any]] = {
     "nanochat": SIZES,
     "cohere": SIZES,
     "starcoder2": SIZES,
+    "gptj": COMMON | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
     "exaone4": SIZES | SLIDING,
     "bloom": COMMON | {"n_layer": 3, "n_head": 4},
 }
 # Norms follow the writers, so weights project the direction of a write and not its size.
 NORMED = ("olmo2", "olmo3", "glm4", "gemma3_text", "gemma4_text", "exaone4")
-LAYER_NORMS = ("gpt_neox", "opt", "phi", "falcon", "cohere", "starcoder2", "bloom")
+LAYER_NORMS = ("gpt_neox", "opt", "phi", "falcon", "cohere", "starcoder2", "gptj", "bloom")
 REFUSED = ("nanochat", "bloom")  # a norm stands between the embedding and the residual
 
 
@@ -238,3 +242,16 @@ def test_weights_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SaescopeError, match=r"more than float16 holds"):
         bake(model, (), [EDIT], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_share_keys_and_values_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "gemma4_text", SIZES | GEMMA4 | {"num_kv_shared_layers": 1})
+    with pytest.raises(SaescopeError, match="its last 1 layers reuse keys and values") as refusal:
+        attempt("gemma4_text", "every-write", tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+    lm = load_lm(tmp_path / "model", [2], streamed=True)
+    with pytest.raises(SaescopeError, match="reuse keys and values"):
+        list(compute_residuals(lm, [2], plan_batches(lm, NEUTRAL)))

@@ -45,6 +45,7 @@ def stream_blocks(
     between its blocks.
     """
     mode = mode or KernelMode(NATIVE)
+    _refuse_shared_values(lm, max(layers))
     with torch.inference_mode(), _placeholders(lm) as active:
         _refuse_unstreamable(lm, active, batches[0])
         residuals = _ResidualStore(folder)
@@ -70,6 +71,7 @@ def run_block(
     modify_weights: Callable[[nn.Module], None] = lambda _block: None,
 ) -> list[Tensor]:
     """Return one block's outputs; `modify_weights` may change its weights for this call."""
+    _refuse_shared_values(lm, layer)
     outputs = []
     with torch.inference_mode(), _placeholders(lm) as active:
         block = active.blocks[layer]
@@ -209,7 +211,7 @@ def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
         object.__setattr__(block, "forward", keep_input)
     try:
         lm.model(input_ids=tokens.ids[:1, :2], use_cache=False)
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False  # the model cannot use what the blocks returned
     finally:
         for block in lm.blocks:
@@ -217,6 +219,16 @@ def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
     if len(inputs) != len(lm.blocks) or any(norm.uses > 1 for norm in norms):
         return False
     return all(torch.equal(inputs[0], resid) for resid in inputs[1:])
+
+
+def _refuse_shared_values(lm: LM, last: int) -> None:
+    """Raise SourceError if blocks up to `last` need what other blocks computed (Gemma 4)."""
+    n_shared = int(getattr(lm.model.config, "num_kv_shared_layers", 0) or 0)
+    if n_shared and last >= lm.spec.n_layers - n_shared:
+        raise SourceError(
+            f"{lm.spec.repo} cannot run block by block, as streaming and baking need: its last "
+            f"{n_shared} layers reuse keys and values of earlier ones. Run it whole, or steer it"
+        )
 
 
 class _ResidualStore:
