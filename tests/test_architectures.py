@@ -523,6 +523,8 @@ class DoctoredModel(LlamaModel):
         self, input_ids: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
     ) -> None:
         resid = self.embed_tokens(input_ids)
+        if self.config.doctor == "norm first":
+            resid = self.norm(resid)
         angles = self.rotary_emb(resid, torch.arange(input_ids.shape[1])[None])
         for n, block in enumerate(self.layers):
             resid = block(resid, position_embeddings=angles)
@@ -567,6 +569,16 @@ def test_residual_changed_between_blocks_is_refused(how: str, tmp_path: Path) ->
         with pytest.raises(SourceError, match=message):
             next(compute_residuals(lm, [3], work))
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in lm.blocks)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_final_norm_that_also_runs_before_the_blocks_is_refused(
+    streamed: bool, tmp_path: Path
+) -> None:
+    lm = load_lm(doctored(tmp_path, "norm first"), [3], streamed=streamed)
+    work = plan_batches(lm, texts(tiny.TEXTS)[0].prompts)
+    with pytest.raises(SourceError, match="its final norm also runs before layer 0"):
+        next(compute_residuals(lm, [3], work))
 
 
 def test_residual_is_checked_in_the_first_pass_alone(tmp_path: Path) -> None:

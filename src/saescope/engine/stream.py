@@ -204,6 +204,10 @@ def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
         norm.uses = 0
 
     def keep_input(resid: Tensor, *_args: Any, **_kwargs: Any) -> Tensor | tuple[Tensor]:
+        if any(norm.uses for norm in norms):
+            raise SourceError(
+                f"{lm.spec.repo} cannot be streamed: its final norm also runs before layer 0"
+            )
         inputs.append(resid)
         return (resid,) if active.in_tuple else resid
 
@@ -216,7 +220,7 @@ def _keeps_residual(lm: LM, active: _ActiveBlock, tokens: TokenBatch) -> bool:
     finally:
         for block in lm.blocks:
             object.__delattr__(block, "forward")
-    if len(inputs) != len(lm.blocks) or any(norm.uses > 1 for norm in norms):
+    if len(inputs) != len(lm.blocks):
         return False
     return all(torch.equal(inputs[0], resid) for resid in inputs[1:])
 
