@@ -27,6 +27,46 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+# What takes longest starts first, so that no worker ends long after the others.
+_LONGEST_FIRST = (
+    "docs/evaluate.md",
+    "docs/article.md",
+    "test_bake.py",
+    "test_architectures.py",
+    "test_docs.py",
+    "docs/",
+    "test_bake",
+    "test_report.py",
+    "test_cli_hostile.py",
+    "test_evaluate.py",
+    "test_export",
+    "test_table_of",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several workers, keep each file on one, but run each page of the docs by itself."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=_place)  # stable: the rest stays in random order
+
+
+def _group(item: pytest.Item) -> str:
+    """A page that is executed, or else the file of a test."""
+    if getattr(item, "originalname", "") == "test_commands_print_what_the_page_shows":
+        return item.name.partition("[")[2].removesuffix("]")
+    return item.path.name
+
+
+def _place(item: pytest.Item) -> int:
+    group = _group(item)
+    places = (n for n, start in enumerate(_LONGEST_FIRST) if group.startswith(start))
+    return next(places, len(_LONGEST_FIRST))
+
+
 @dataclass(frozen=True)
 class Pair:
     """A tiny model and SAE on disk."""

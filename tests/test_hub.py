@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tiny
+from forked import run_forked
 from hub_server import Hub, serving
 
 MODEL, SAE = "tiny/model", "tiny/SAE-Res-Tiny-Base-W1K-L0_8"
@@ -44,10 +44,7 @@ def saescope(url: str, home: Path, *arguments: str) -> subprocess.CompletedProce
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    command = [sys.executable, "-c", "from saescope.surfaces.cli import main; main()", *arguments]
-    return subprocess.run(
-        command, env=env, cwd=home.parent, capture_output=True, text=True, timeout=120
-    )
+    return run_forked(*arguments, env=env, cwd=home.parent)
 
 
 def scan(
