@@ -426,14 +426,25 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.fixture(scope="module")
+def page_files(
+    embedded: Run, hostile: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    return {
+        "embedded": write_report(embedded, folder / "embedded.html"),
+        "hostile": write_report(hostile, folder / "hostile.html"),
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["embedded", "hostile"])
 def test_page_works_in_a_browser(
-    browser: Any, name: str, scheme: str, width: int, tmp_path: Path, request: pytest.FixtureRequest
+    browser: Any, page_files: dict[str, Path], name: str, scheme: str, width: int
 ) -> None:
-    written = write_report(request.getfixturevalue(name), tmp_path / "page.html")
+    written = page_files[name]
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page, requests, problems = context.new_page(), [], []
     page.on("console", lambda message: problems.append(message.text))
