@@ -74,16 +74,24 @@ def extract(
     if (published := writer.published()) is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    kernels = this_job.numerics["kernels"]
+    chosen_kernels = this_job.numerics["kernels"]
     with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
+        # Files are read for their hashes while the features are computed.
         files = pool.submit(_file_records, lm, saes, hash_files)
         count = _counter(plan, len(saes), finished, progress)
         for unit in compute_features(
-            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=kernels
+            lm,
+            saes,
+            plan,
+            finished,
+            errors=errors,
+            spill=writer.spill_folder(),
+            kernels=chosen_kernels,
         ):
             writer.put(unit.batch, unit.layer, unit.features, unit.resids, unit.sample)
             count(unit.batch)
-        record = _manifest_record(lm, saes, plan, command, kernels) | {"files": files.result()}
+        record = _manifest_record(lm, saes, plan, command, chosen_kernels)
+        record["files"] = files.result()
         tokens = _tokens_with_text(lm, plan)
         fit = fit_measurer(saes, plan.lengths)
         return writer.publish(sets, tokens, plan.prompt_orders, record, fit)

@@ -132,6 +132,7 @@ def _readers_above(
 ) -> BakePlan:
     head = anatomy.head
     layers = range(head.layer + 1)
+    # What a layer reads is mapped by the edits of all layers below it.
     maps = _maps_by_layer({layer: [v for v in edits if v.layer < layer] for layer in layers})
     ports = [port for port in (*anatomy.reads, head) if port.layer in maps]
     return BakePlan(
@@ -164,7 +165,10 @@ def _projection_after_norms(
 def _lost_at_zeros(
     ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
 ) -> str | None:
-    """Say how much of a direction is not seen past norms whose γ holds zeros, if any is."""
+    """Say how much of the directions no weight sees because a norm's γ is 0 there, or None.
+
+    Of several such norms, the one that hides most is named.
+    """
     shares = {
         port.norm: maps[port.layer].share_at_zeros(gains[port.norm])
         for port in ports
@@ -190,6 +194,7 @@ def _next_layer(
                 f"{vectors.layer}, which is the last one: use 'readers-above'"
             )
     layers = range(anatomy.n_layers)
+    # What a layer reads is mapped by the edits of the layer just below it.
     maps = _maps_by_layer({layer: [v for v in edits if v.layer + 1 == layer] for layer in layers})
     return BakePlan(
         "next-layer",
@@ -203,6 +208,7 @@ def _writers_up_to(
     anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
     layers = range(EMBEDDING, anatomy.n_layers)
+    # What a layer writes is mapped by its own edits and those of all layers above it.
     maps = _maps_by_layer({layer: [v for v in edits if v.layer >= layer] for layer in layers})
     return BakePlan(
         "writers-up-to",
