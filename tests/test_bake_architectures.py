@@ -31,6 +31,8 @@ from saescope.sources.directions import Direction
 from saescope.sources.prompts import texts
 from test_architectures import one_thread
 
+pytestmark = pytest.mark.slow  # whole bakes, of many architectures
+
 __all__ = ["one_thread"]
 
 D_MODEL, LAYER = 32, 1

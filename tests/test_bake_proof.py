@@ -24,6 +24,8 @@ from saescope.sources.prompts import texts
 from saescope.surfaces.cli import run as cli
 from test_architectures import HEADS, SIZES, WINDOW, one_thread
 
+pytestmark = pytest.mark.slow  # whole bakes, measured
+
 __all__ = ["one_thread"]
 
 NEUTRAL = texts(tiny.TEXTS)[0].prompts

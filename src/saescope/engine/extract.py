@@ -74,24 +74,16 @@ def extract(
     if (published := writer.published()) is not None:
         return published
     plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    chosen_kernels = this_job.numerics["kernels"]
+    chosen = this_job.numerics["kernels"]
     with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
-        # Files are read for their hashes while the features are computed.
         files = pool.submit(_file_records, lm, saes, hash_files)
         count = _counter(plan, len(saes), finished, progress)
         for unit in compute_features(
-            lm,
-            saes,
-            plan,
-            finished,
-            errors=errors,
-            spill=writer.spill_folder(),
-            kernels=chosen_kernels,
+            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=chosen
         ):
             writer.put(unit.batch, unit.layer, unit.features, unit.resids, unit.sample)
             count(unit.batch)
-        record = _manifest_record(lm, saes, plan, command, chosen_kernels)
-        record["files"] = files.result()
+        record = _manifest_record(lm, saes, plan, command, chosen) | {"files": files.result()}
         tokens = _tokens_with_text(lm, plan)
         fit = fit_measurer(saes, plan.lengths)
         return writer.publish(sets, tokens, plan.prompt_orders, record, fit)
@@ -311,7 +303,10 @@ def _manifest_record(
 
 
 def _file_records(lm: LM, saes: Sequence[Sae], hash_files: bool) -> dict[str, Any]:
-    """Return what tells later whether the model's and the SAEs' files are still the same."""
+    """Return what tells later whether the model's and the SAEs' files are still the same.
+
+    `extract` calls it in a thread, since it reads whole files.
+    """
     return {
         "model": {"source": lm.source, "files": file_records(lm.files, hash_all=hash_files)},
         "saes": {
