@@ -59,7 +59,7 @@ def attempt(model: Path, out: Path, method: Method, **settings: Any) -> BakeResu
 @pytest.mark.parametrize("zeros", [0.1, 0.5])
 def test_zeros_after_writers_are_dropped_and_measured(zeros: float, tmp_path: Path) -> None:
     model = gemma(tmp_path / "model", zeros, POST)
-    result = attempt(model, tmp_path / "out", "every-write")
+    result = attempt(model, tmp_path / "out", "every-write", force=True)
     assert not result.exact
     assert result.kl_hook_baked is not None
     assert result.kl_base_hook is not None
@@ -165,7 +165,7 @@ def test_unmeasured_bakes_say_so(tmp_path: Path) -> None:
 
 def test_transformers_judges_both_folders(tmp_path: Path) -> None:
     model = gemma(tmp_path / "model", 0.5)
-    result = attempt(model, tmp_path / "out", "every-write")
+    result = attempt(model, tmp_path / "out", "every-write", force=True)
     judged = result.judged_by_transformers
     assert judged is not None
     assert judged.model_class == "Gemma3ForCausalLM"
@@ -208,9 +208,17 @@ def test_a_model_that_memory_cannot_hold_is_not_judged(
 ) -> None:
     model = gemma(tmp_path / "model", 0.5)
     monkeypatch.setattr(stock, "free_memory", lambda: 1000)
-    result = attempt(model, tmp_path / "out", "every-write")
+    result = attempt(model, tmp_path / "out", "every-write", force=True)
     assert result.judged_by_transformers is None
     assert "1 kB are free" in str(result.not_judged)
+
+
+def test_error_above_what_the_edit_does_is_refused(tmp_path: Path) -> None:
+    """The hook at every write moves this model further than the edit at its layer."""
+    model = gemma(tmp_path / "model", 0.5, POST)
+    with pytest.raises(EditError, match=r"while the edit changes the model by 0\.0"):
+        attempt(model, tmp_path / "out", "every-write")
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +241,7 @@ def test_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_diff_past_zeros_shows_numbers(tmp_path: Path) -> None:
     model = gemma(tmp_path / "model", 0.5)
-    attempt(model, tmp_path / "out", "every-write", measure=False)
+    attempt(model, tmp_path / "out", "every-write", measure=False, force=True)
     changes = diff(model, tmp_path / "out", [torch.from_numpy(VALUES)]).changed
     figures = [x for t in changes for x in (t.relative, t.largest, t.rank1, t.written, t.read)]
     assert all(np.isfinite(x) for x in figures if x is not None)

@@ -103,8 +103,10 @@ def measure(
 
 
 def refuse_distant(distances: Distances, plan: BakePlan, *, tolerance: float = 1.0) -> None:
-    """Raise EditError if the hook is nearer to the unedited model than to what was written.
+    """Raise EditError if an approximation is further from its hook than the edit moves the model.
 
+    Two effects count: the hook's own, and the edit's as steered. On models with a large common mean
+    the hook of every write may itself wreck the model; what is far from such a hook is no edit.
     `tolerance` allows for chance on little text. Also raises EditError if transformers reads one of
     the two folders otherwise than saescope.
     """
@@ -114,12 +116,16 @@ def refuse_distant(distances: Distances, plan: BakePlan, *, tolerance: float = 1
             f"otherwise than saescope: {distances.stock.kl_own:.2g} nats per token between the "
             "two, so no figure here would hold: nothing was written (force writes it all the same)"
         )
-    away, effect = distances.reference, distances.effect
-    if away is None or effect is None or _is_within(away, effect, tolerance):
+    away, effects = distances.reference, [distances.effect]
+    if not plan.exact:
+        effects.append(distances.steered_effect)
+    known = [effect for effect in effects if effect is not None]
+    if away is None or all(_is_within(away, effect, tolerance) for effect in known):
         return
+    least = min(effect.mean for effect in known)
     raise EditError(
         f"method {plan.method!r} gives weights that are {away.mean:.2g} nats per token away from "
-        f"the hook they stand for, which itself changes the model by {effect.mean:.2g}"
+        f"the hook they stand for, while the edit changes the model by {least:.2g}"
         f"{_because(plan)}: nothing was written. Use another method, steer it at run time, or "
         "write it all the same with force"
     )
