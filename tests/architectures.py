@@ -18,8 +18,6 @@ from kinds import KINDS, stock_class
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 Row = Mapping[str, Outcome]
-# Cells that are wrong and are being repaired: the page says so.
-KNOWN_FAULTS = {("Gemma 4", "plan"), ("Gemma 4 with images", "plan")}
 _NOTE = re.compile(r"- \*\*(?P<word>[a-z ]+)\*\* \((?P<capabilities>.*?)\): (?P<rest>.*)")
 _INTRODUCTION = """\
 # Architectures
@@ -40,7 +38,6 @@ _WORDS = """\
 - **approximate**: it is labelled so, with the reason. The logits are nearer to those of the hooks
   than the model's own.
 - **file only**: the vector is right, but llama.cpp cannot run the model.
-- **wrong**: a known fault.
 - **refused**: nothing is computed or written, and one sentence says why.
 
 ## Table
@@ -57,15 +54,7 @@ What saescope says about the cells that are not "yes". MODEL stands for the mode
 def row_of(model: str, folder: Path) -> Row:
     """What every capability does with one architecture; a wrong answer raises AssertionError."""
     on = subject(KINDS[model], folder)
-    row = {}
-    for name in CAPABILITIES:
-        try:
-            row[name] = outcome(name, on)
-        except AssertionError as error:
-            if (model, name) not in KNOWN_FAULTS:
-                raise
-            row[name] = Outcome("wrong", str(error))
-    return row
+    return {name: outcome(name, on) for name in CAPABILITIES}
 
 
 def render(rows: Mapping[str, Row]) -> str:
