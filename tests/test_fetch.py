@@ -171,7 +171,8 @@ def test_interrupted_fetch_is_resumed_by_the_next(hub: Hub, home: Path) -> None:
     )
     wait_for(
         lambda: any(
-            path.stat().st_size > 0 for path in home.glob("hub/models--*/blobs/*.incomplete")
+            path.stat().st_size > 0
+            for path in home.glob(f"hub/models--{SAE.replace('/', '--')}/blobs/*.incomplete")
         )
     )
     process.send_signal(signal.SIGINT)
