@@ -278,6 +278,7 @@ def is_counted_statement(node: ast.AST) -> bool:
     return not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
+@pytest.mark.slow
 def test_every_opened_file_is_data() -> None:
     sources = [
         path

@@ -82,6 +82,7 @@ def test_other_set_is_the_hardest_one(tmp_path: Path) -> None:
     assert sets["b"].features[0].score == pytest.approx(3 / 9 - 1)
 
 
+@pytest.mark.slow
 def test_planted_features_are_confirmed_within_the_stated_rate() -> None:
     planted, false_shares, recall = 12, [], []
     for seed in range(200):
@@ -102,6 +103,7 @@ def test_planted_features_are_confirmed_within_the_stated_rate() -> None:
     assert np.mean(recall) > 0.9
 
 
+@pytest.mark.slow
 def test_a_set_split_at_random_confirms_nothing(tmp_path: Path) -> None:
     confirmed = 0
     for seed in range(20):

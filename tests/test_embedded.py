@@ -24,6 +24,8 @@ from training.conlangs.tongues import TONGUES
 from training.grammar import text
 from training.grammar.lexicon import lexicon
 
+pytestmark = pytest.mark.slow
+
 LANGUAGES = ("japanese", "english", "chinese", "hindi", "basque", "esperanto")
 MIDDLE = 2  # of six layers, the one taken when none is named
 
@@ -114,7 +116,6 @@ def test_every_conlang_needs_over_twice_the_tokens_of_english() -> None:
         assert all(n > m for n, m in zip(tokens, english, strict=True))
 
 
-@pytest.mark.slow
 def test_profile_shows_what_the_pair_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +143,6 @@ def test_profile_shows_what_the_pair_does_not_know(
     assert not any(line.startswith("english: ") for line in profiled["warnings"])
 
 
-@pytest.mark.slow
 def test_prompts_cannot_be_in_the_training_text() -> None:
     prompts = {prompt.display_text for s in bundled_prompts() for prompt in s.prompts}
     rng = random.Random(12345)
@@ -154,7 +154,6 @@ def test_prompts_cannot_be_in_the_training_text() -> None:
         assert not any(prompt in code for prompt in prompts)
 
 
-@pytest.mark.slow
 def test_demo_does_the_whole_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +174,6 @@ def test_demo_does_the_whole_job(
     assert first["feature"] in printed
 
 
-@pytest.mark.slow
 def test_contrast_of_a_stored_run_needs_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

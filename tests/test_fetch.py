@@ -25,6 +25,8 @@ from saescope.sources.job_plan import JobOptions, JobPlan
 from saescope.surfaces.cli import run
 from test_hub import COMMIT, MODEL, SAE, needed, saescope, scan
 
+pytestmark = pytest.mark.slow
+
 LAYER = "layer1.sae.pt"
 
 
@@ -76,7 +78,6 @@ def blobs(home: Path) -> set[str]:
     return {path.name for path in home.glob("hub/models--*/blobs/*")}
 
 
-@pytest.mark.slow
 def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Path) -> None:
     plan = answer(saescope(hub.url, home, "plan", *options("--json")))
     files = {f"{file['repo']}/{file['name']}": file for file in plan["files"]}
@@ -113,7 +114,6 @@ def test_plan_fetches_no_weights_and_fetch_just_what_it_names(hub: Hub, home: Pa
     assert offline.returncode == 0, offline.stderr
 
 
-@pytest.mark.slow
 def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     model, sae = "Qwen/Qwen3-8B-Base", "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50"
     shapes.save(SHAPES["qwen3-8b"], tmp_path / "large", tmp_path / "large-sae", range(36))
@@ -140,7 +140,6 @@ def test_true_sizes_from_a_hub(tmp_path: Path, home: Path) -> None:
     assert sum(n for ranges in hub.sent.values() for _, n in ranges) < 10**6
 
 
-@pytest.mark.slow
 def test_dropped_connection_is_resumed(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +152,6 @@ def test_dropped_connection_is_resumed(
     assert all(file["have"] for file in json.loads(capfd.readouterr().out)["files"])
 
 
-@pytest.mark.slow
 def test_interrupted_fetch_is_resumed_by_the_next(hub: Hub, home: Path) -> None:
     size = 30_000_000  # several of the 10 MB that are written at once
     shapes.sparse(hub.repos[SAE] / LAYER, b"", size)
@@ -215,7 +213,6 @@ def test_damaged_download_is_removed(
     assert run(["fetch", *options()]) == 0
 
 
-@pytest.mark.slow
 def test_damaged_cached_file_is_fetched_again(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,8 @@ from saescope.surfaces.cli import run as cli
 from test_architectures import one_thread, save
 from test_bake_architectures import save as save_kind
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["one_thread"]
 with warnings.catch_warnings(action="ignore"):
     from peft import PeftModel

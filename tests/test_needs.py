@@ -14,6 +14,8 @@ from saescope.engine.needs import ModelSizes, file_names, needed_parameters
 from saescope.sources.files import open_files
 from saescope.surfaces.cli import run
 
+pytestmark = pytest.mark.slow
+
 D = 32
 SIZES: dict[str, Any] = {
     "hidden_size": D,

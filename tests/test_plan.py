@@ -48,6 +48,7 @@ def options_for(pair: Pair, *options: str) -> list[str]:
     return ["--model", str(pair.model), "--sae", str(pair.sae), "--device", "cpu", *options]
 
 
+@pytest.mark.slow
 def test_true_sizes_of_an_8b_model_and_its_sae(
     large: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_true_sizes_of_an_8b_model_and_its_sae(
     assert (every["fits"], every["mode"]) == (True, "streamed")
 
 
+@pytest.mark.slow
 def test_float32_is_converted_and_streamed(large: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     plan = run_plan(
         capfd, *options_for(large, "--layers", "17", "--dtype", "float32", "--memory", "8GiB")
@@ -119,6 +121,7 @@ def test_json_has_files_tokens_and_work(
     assert run_plan(capfd, str(sets_folder), *options_for(pair, "--measure"))["compute_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_plan_is_printed_as_tables(
     large: Pair, sets_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,8 @@ from saescope.surfaces.report.heat_map import heat_map
 from saescope.surfaces.report.page import render
 from stored import write_run
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (1, 2)
 HEADINGS = [
     "Findings",
@@ -206,7 +208,6 @@ def test_page_loads_nothing(text: str) -> None:
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-@pytest.mark.slow
 def test_same_run_gives_the_same_bytes(
     embedded: Run, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +258,6 @@ def test_a_folder_in_the_way_is_one_clear_error(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
 
 
-@pytest.mark.slow
 def test_hostile_text_is_shown_and_harmless(hostile: Run) -> None:
     text = page_of(hostile)
     page = Page(text)
@@ -299,7 +299,6 @@ def test_long_prompts_are_shown_around_their_peak(tmp_path: Path) -> None:
     assert heat_map(best).rows[0].cells[0].level == "m"
 
 
-@pytest.mark.slow
 def test_many_layers_and_sets_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [f"set{n}" for n in range(18)]
@@ -437,7 +436,6 @@ def page_files(
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["embedded", "hostile"])

@@ -207,6 +207,7 @@ def test_normalised_inputs_are_reconstructed_as_residuals(
     assert fit.explained_variance == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_batches_streaming_or_interruption(
     pair: Pair, tmp_path: Path
 ) -> None:
