@@ -52,7 +52,7 @@ def test_every_token_has_its_own_residual(
             (p, at) for p in batch.prompts for at in range(batch.prefix_length, len(prompts[p]))
         ]
         laid_out = [(batch.prompts[0], at) for at in range(batch.prefix_length)] + suffixes
-        source = plan.residual_rows(number)
+        source = plan.residual_indices(number)
         numbers = range(len(laid_out)) if source is None else source.tolist()
         contexts = [prompts[p][: at + 1] for p, at in (laid_out[n] for n in numbers)]
         assert contexts == [

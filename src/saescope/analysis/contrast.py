@@ -1,10 +1,10 @@
 """Which features set prompt sets apart, and whether they still do on held-out prompts.
 
-A feature of a set is confirmed in two steps (`search.py`), by one-sided Fisher tests that count
-prompts. 1. It becomes a candidate if it separates the set's discovery prompts from all others, and
-from each other set in a pairwise test. Benjamini-Hochberg corrects the first test over the features
-that fire on enough prompts to be significant (Tarone 1990). 2. The same pairwise tests on held-out
-prompts confirm it. The null control repeats both steps with shuffled labels.
+A feature is confirmed in two steps (`search.py`) of one-sided Fisher tests: are a set's n prompts
+over-represented among the n with the highest firing rates? 1. On discovery prompts, (a) against all
+others pooled, with Benjamini-Hochberg over features that fire on enough prompts to be significant
+(Tarone 1990), and (b) against each other set. 2. (b) on held-out prompts, with Benjamini-Hochberg
+over the candidates of step 1. The null control repeats both steps with shuffled labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,10 +83,10 @@ def contrast(
 ) -> "Contrast":
     """Return each set's features with the largest margin over every other set, best first.
 
-    The margin is the firing rate in the set minus the highest rate in another set, on discovery
-    prompts. It may be negative: `confirmed` marks the features that do set their set apart, also on
-    held-out prompts. `layers` defaults to all. Raises PromptError for fewer than two sets or a set
-    without a scored position, RunError for a layer that the run does not hold.
+    The margin is the firing rate in the set minus the highest rate in another set: on discovery
+    prompts `discovery_score`, which ranks, on all prompts `score`. It may be negative: `confirmed`
+    marks features that also hold on held-out prompts. `layers` defaults to all. Raises PromptError
+    for fewer than two sets or a set without a scored position, RunError for an unknown layer.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -175,8 +175,8 @@ class Contrast(Table):
 class LayerContrast:
     """One layer: a result per set, and what was left out.
 
-    `tested` features fire on enough discovery prompts to be significant. `shuffled_confirmed` ones
-    were confirmed under shuffled labels, in all shuffles together.
+    `tested`: number of features that fire on enough discovery prompts to be significant.
+    `shuffled_confirmed`: number confirmed under shuffled labels, in all shuffles together.
     """
 
     sets: dict[str, "SetContrast"]

@@ -1,7 +1,7 @@
 """Steering: edits applied while a model runs, and removed without a trace on exit.
 
-Only the layers that edits change or read are hooked, and only within a `with steered(...)` block.
-If blocks are nested, the edits of each see the same residual, not each other's changes at that
+Only the layers that edits change or read are hooked, and only within a `with steered(...)` context.
+If contexts are nested, the edits of each see the same residual, not each other's changes at that
 layer, and the changes are summed. The hooks read the active edits from a ContextVar, so other
 threads are unaffected. A receipt records what the edits did.
 """
@@ -26,7 +26,7 @@ from saescope.engine.residual import Pass, intervene, mark_edited
 from saescope.engine.sae import Sae
 from saescope.engine.stock import decoder_of
 
-# The edits of every `steered` block that this thread or task is in, outermost first.
+# The edits of every `steered` context that this thread or task is in, outermost first.
 _ACTIVE: ContextVar[tuple[ActiveEdits, ...]] = ContextVar("active", default=())
 # By the id of `lm.blocks`: a model loaded once may be in several LMs.
 _HOOKS: dict[int, "_Hooks"] = {}
@@ -37,12 +37,12 @@ _LOCK = threading.Lock()
 def steered(
     lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], *, random_directions: int | None = None
 ) -> Iterator[Receipt]:
-    """Apply edits to every forward pass within the `with` block, and yield a receipt.
+    """Apply edits to every forward pass within the `with` context, and yield a receipt.
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
-    none. Entering the block loads the rest of the model, so that it can generate, unless it is
-    streamed. As a control, `random_directions` (a seed) makes every edit write along a random
-    direction of the same length.
+    none. Entering the context loads the rest of the model, so that it can generate, unless it is
+    streamed. As a control, `random_directions`, a seed of random directions, makes every edit
+    write along a random direction of the same length.
     Raises EditError, before anything changes, if an edit does not match these SAEs or this model.
 
     >>> import saescope as ss
@@ -65,7 +65,7 @@ def steered(
 
 
 def _hook(lm: LM, layers: Iterable[int]) -> None:
-    """Hook the decoder and these layers, unless another `steered` block has."""
+    """Hook the decoder and these layers, unless another `steered` context has."""
     decoders = [lm.decoder]
     if lm.streamed is None:  # a streamed model cannot generate
         decoders.append(decoder_of(lm.whole))
@@ -83,7 +83,7 @@ def _unhook(lm: LM, layers: Iterable[int]) -> None:
 
 @final
 class _Hooks:
-    """The hooks of one model, with the number of `steered` blocks that use each.
+    """The hooks of one model, with the number of `steered` contexts that use each.
 
     A hook key is a layer, or None for the hook that runs before the decoder. In a thread or task
     without active edits, the hooks change nothing.
@@ -98,7 +98,7 @@ class _Hooks:
 
     @property
     def in_use(self) -> bool:
-        """Whether any `steered` block uses a hook."""
+        """Whether any `steered` context uses a hook."""
         return bool(self._registered)
 
     def open(self, layers: Iterable[int]) -> None:

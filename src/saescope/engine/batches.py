@@ -32,7 +32,7 @@ _PREFIX_TOKENS_PER_DIVISION = 512
 _PACKED_ROW_WIDTH = 64
 # Without packing, a batch ends before a prompt that fills less of its row than this.
 _MIN_ROW_FILL = 0.75
-# As `batch_tokens`: any two prompts have more tokens than this, so each gets its own batch.
+# A budget of 1 token: no two prompts fit, so each gets its own batch.
 _ONE_PROMPT_PER_BATCH = 1
 
 Row = list[int]  # indices of the prompts packed into one row
@@ -126,7 +126,7 @@ class BatchPlan:
         batch = self.batches[batch_index]
         return {prompt: self.token_ids[prompt][batch.prefix_length :] for prompt in batch.prompts}
 
-    def residual_rows(self, batch_index: int) -> Int[Tensor, "tokens"] | None:
+    def residual_indices(self, batch_index: int) -> Int[Tensor, "tokens"] | None:
         """Return each token's index into the batch's computed residuals; None for the identity.
 
         Prefix residuals come first, then those of suffixes. Duplicates share their indices.
@@ -136,15 +136,15 @@ class BatchPlan:
         if not batch.prefix_length and not has_duplicates:
             return None
         prefix = torch.arange(batch.prefix_length)
-        rows_by_prompt = []
+        indices_by_prompt = []
         start = batch.prefix_length
         for prompt in batch.prompts:
             end = start + len(self.token_ids[prompt]) - batch.prefix_length
-            rows = torch.cat([prefix, torch.arange(start, end)])
+            indices = torch.cat([prefix, torch.arange(start, end)])
             n_duplicates = len(self.duplicates.get(prompt, ()))
-            rows_by_prompt += [rows] * (1 + n_duplicates)
+            indices_by_prompt += [indices] * (1 + n_duplicates)
             start = end
-        return torch.cat(rows_by_prompt)
+        return torch.cat(indices_by_prompt)
 
     @property
     def n_distinct_tokens(self) -> int:
@@ -263,7 +263,8 @@ def _best_spans(common: Sequence[int], start: int, end: int, depth: int) -> list
     """Partition sorted prompts `start` to `end` (exclusive) into prefix groups.
 
     Recursively split where neighbours share the fewest tokens, and keep the split if it saves more
-    than one group. `common[i]` is the length of the prefix that prompts i and i + 1 share.
+    tokens than a single group would. `common[i]` is the length of the prefix that prompts i and
+    i + 1 share.
     """
     if end - start < 2:
         return []

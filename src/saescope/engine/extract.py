@@ -52,10 +52,10 @@ def extract(
 ) -> Run:
     """Compute the features of all prompts and publish them as the run `out`.
 
-    If `out` already holds the same job's run, it is returned. An interrupted job resumes after its
-    last finished batch. `errors` also stores each token's reconstruction error, which needs SAEs
-    with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and in
-    total. `kernels`: matmul kernels; None chooses them for this machine (`choose_kernels`).
+    If `out` already holds the same job's run, it is returned. A resumed job skips the (batch,
+    layer) pairs already stored. `errors` also stores each token's reconstruction error, which needs
+    SAEs with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and
+    in total. `kernels`: matmul kernels; None chooses them for this machine (`choose_kernels`).
     `hash_files` also records the SHA-256 of large local files. Raises SourceError, PromptError,
     RunError or ResourceError. Nothing is published on error.
 
@@ -78,11 +78,11 @@ def extract(
     with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
         files = pool.submit(_file_records, lm, saes, hash_files)
         count = _counter(plan, len(saes), finished, progress)
-        for unit in compute_features(
+        for done in compute_features(
             lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=chosen
         ):
-            writer.put(unit.batch, unit.layer, unit.features, unit.resids, unit.sample)
-            count(unit.batch)
+            writer.put(done.batch, done.layer, done.features, done.resids, done.sample)
+            count(done.batch)
         record = _manifest_record(lm, saes, plan, command, chosen) | {"files": files.result()}
         tokens = _tokens_with_text(lm, plan)
         fit = fit_measurer(saes, plan.lengths)
@@ -189,27 +189,31 @@ def compute_features(
     sae_of = {sae.spec.layer: sae for sae in saes}
     mode = KernelMode(kernels)
     sample = sample_tokens(plan.lengths)
-    for unit in compute_residuals(lm, sorted(sae_of), plan, finished, spill, kernels):
-        lengths = plan.prompt_lengths(unit.batch)
-        rows = plan.residual_rows(unit.batch)
+    for residuals in compute_residuals(lm, sorted(sae_of), plan, finished, spill, kernels):
+        lengths = plan.prompt_lengths(residuals.batch)
+        indices = plan.residual_indices(residuals.batch)
         with mode:
-            features, resids = _encode(sae_of[unit.layer], unit.resid, rows, lengths, errors)
-        sampled_tokens = np.flatnonzero(np.isin(plan.token_indices(unit.batch), sample))
-        sampled_rows = sampled_tokens if rows is None else rows.numpy()[sampled_tokens]
-        sampled_resid = unit.resid[torch.from_numpy(sampled_rows).to(unit.resid.device)]
+            features, resids = _encode(
+                sae_of[residuals.layer], residuals.resid, indices, lengths, errors
+            )
+        sampled_tokens = np.flatnonzero(np.isin(plan.token_indices(residuals.batch), sample))
+        sampled_indices = sampled_tokens if indices is None else indices.numpy()[sampled_tokens]
+        sampled_resid = residuals.resid[
+            torch.from_numpy(sampled_indices).to(residuals.resid.device)
+        ]
         yield BatchFeatures(
-            unit.batch, unit.layer, features, resids, sampled_resid.float().cpu().numpy()
+            residuals.batch, residuals.layer, features, resids, sampled_resid.float().cpu().numpy()
         )
 
 
 def _encode(
     sae: Sae,
     resid: Float[Tensor, "n d_model"],
-    rows: Int[Tensor, "tokens"] | None,
+    indices: Int[Tensor, "tokens"] | None,
     lengths: Sequence[int],
     errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
-    """Encode a batch's tokens. `rows` maps each token to its row of `resid` (None: identity)."""
+    """Encode a batch's tokens. `indices`: of each token in `resid` (None: identity)."""
     wide = resid.float()
     norms = wide.norm(dim=-1)
     if not torch.isfinite(norms).all():
@@ -217,10 +221,10 @@ def _encode(
             f"the residual after layer {sae.spec.layer} is not finite: "
             "the weights are damaged, or overflow in this dtype"
         )
-    token_rows = np.arange(len(resid)) if rows is None else rows.numpy()
+    residual_indices = np.arange(len(resid)) if indices is None else indices.numpy()
     chunks = list(_feature_chunks(sae, resid, norms, errors))
-    features = LayerFeatures.joined(chunks).take(token_rows)
-    return features, _resids_by_prompt(wide, token_rows, features.norms, lengths)
+    features = LayerFeatures.joined(chunks).take(residual_indices)
+    return features, _resids_by_prompt(wide, residual_indices, features.norms, lengths)
 
 
 def _feature_chunks(
@@ -245,12 +249,12 @@ def _feature_chunks(
 
 
 def _resids_by_prompt(
-    resid: Float[Tensor, "n d_model"], rows: Indices, norms: Float32s, lengths: Sequence[int]
+    resid: Float[Tensor, "n d_model"], indices: Indices, norms: Float32s, lengths: Sequence[int]
 ) -> PromptResids:
     """Return each prompt's last residual and its mean over scored positions.
 
     A run is made before anybody asks about it, so these positions follow `Masking`'s defaults, with
-    the median norm of each prompt. `rows` maps each token to its row of `resid`.
+    the median norm of each prompt. `indices` maps each token to its index in `resid`.
     """
     masking = Masking()
     ends = np.cumsum(lengths)
@@ -258,11 +262,11 @@ def _resids_by_prompt(
     n_scored = []
     for start, end in zip(ends - lengths, ends, strict=True):
         positions = np.arange(end - start)
-        scored = rows[start:end][masking.apply(positions, norms[start:end]).scored]
+        scored = indices[start:end][masking.apply(positions, norms[start:end]).scored]
         summed = resid[torch.from_numpy(scored).to(resid.device)].sum(0)
         means.append(summed / max(1, len(scored)))
         n_scored.append(len(scored))
-    last = torch.from_numpy(rows[ends - 1]).to(resid.device)
+    last = torch.from_numpy(indices[ends - 1]).to(resid.device)
     return PromptResids(
         positions=np.array(n_scored, np.int32),
         mean=torch.stack(means).cpu().numpy(),

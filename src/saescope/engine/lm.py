@@ -74,7 +74,7 @@ def load_lm(
     torch_device = choose_device(device)
     contents = Contents.open(files, choose_dtype(dtype, config.text), config)
     lm = _load(contents, last, torch_device, streamed=streamed)
-    contents.warn()  # once it is loaded: a refusal is one line
+    contents.warn()  # only after loading, so that a refused model prints only its error
     return lm
 
 
@@ -248,7 +248,8 @@ def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
 class SkippedNorm(nn.Identity):
     """Stands for a final norm that is not loaded.
 
-    A use before the last block would change residuals, so the uses are counted and refused.
+    A use before the last block would change residuals, so uses are counted here, and refused
+    by `check_hook_points`.
     """
 
     uses = 0

@@ -152,7 +152,7 @@ class Sae:
                 f"residuals are {resid.shape[-1]} wide, "
                 f"{_describe(self.spec)} reads {self.spec.d_model}"
             )
-        if self.spec.activation == "topk":  # all rows have k entries, so one chunk
+        if self.spec.activation == "topk":  # one result: `largest_products` blocks
             yield self._encode_top_k(self._encoder_input(resid))
         else:
             for rows in _row_chunks(len(resid), 4 * self.spec.d_sae):

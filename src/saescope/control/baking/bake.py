@@ -58,8 +58,8 @@ from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
 
-# With measure=False, approximate bakes are still checked, on this little text. Its KL is noisy: the
-# checkpoint may be up to this many times as far from its reference as the reference from the model.
+# With measure=False, approximate methods are still checked, on this little text. Its KL is noisy:
+# the distance may be up to _QUICK_TOLERANCE times what `refuse_distant` allows otherwise.
 _QUICK_PROMPTS, _QUICK_CHARACTERS, _QUICK_TOLERANCE = 8, 30, 1.5
 _QUICK = (
     f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to see that the weights stand "
@@ -85,17 +85,17 @@ def bake(
 ) -> BakeResult:
     """Write `model` with edits in its weights into the new folder `out`, atomically.
 
-    Weights can express `project`, `readout_clamp` and `add` at every position, without a condition.
-    Any other edit raises EditError, unless `settings.convert` allows its nearest projection. The
-    result is "exact" if it equals the method's reference intervention up to rounding. The
-    reference of every-write projects at every residual write, not only after the edit's layer, so
-    `kl_steered_baked` measures the distance to the edit as steered.
+    Weights can express `project`, `readout_clamp` and `add`, without a scope or condition; any
+    other edit raises EditError, or is replaced as `settings.convert` says. `skip_sinks` is ignored:
+    weights also edit position 0 and sinks. "exact" means equal to the method's reference
+    intervention up to rounding. That of every-write acts at every residual write, not only after
+    the edit's layer: `kl_steered_baked` measures the distance to the edit as steered.
 
     `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
-    condition reads another layer than its edit's; `notes` then says so. Raises EditError for a
-    checkpoint that is further from its reference than the reference is from the model, unless
-    `settings.force`. `progress` gets the stage, done and total. On EditError, SourceError,
-    PromptError or ResourceError no folder is left.
+    condition reads another layer than its edit's; `notes` then says so. Unless `settings.force`,
+    raises EditError for a checkpoint further from its reference than the reference (if approximate,
+    or the edit as steered) is from the model, or if transformers disagrees. `progress` gets stage,
+    done, total. On EditError, SourceError, PromptError or ResourceError no folder is left.
 
     >>> import tempfile
     >>> from pathlib import Path

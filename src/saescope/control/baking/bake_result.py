@@ -61,7 +61,7 @@ class BakeResult(Table):
 
     edits: list[dict[str, Any]]
     converted: bool
-    "Whether the edits were replaced by projections of the same directions."
+    "Whether weights cannot express the edits, so that the closest ones were baked."
 
     kl_hook_baked: Distance | None
     "Distance from the reference intervention; for converted edits, from the edits as steered."

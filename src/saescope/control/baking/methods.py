@@ -3,20 +3,20 @@
 method         parameters changed                reference intervention        exact
 every-write    all that write to the residual    linear part at every write,   unless a norm
                                                  constant at the embedding     follows a write
-readers-above  all that read the residual above  map after every norm above    unless its γ
-               the edit's layer, and lm_head     the edit's layer              holds zeros
-next-layer     all that read the residual in     map after the edit's layer    never
-               the next layer
-writers-up-to  all that write to the residual    map after the edit's layer    never
-               up to the edit's layer
+readers-above  all that read the residual above  projection after every norm   unless a norm's
+               the edit's layer, and lm_head     above the edit's layer        γ holds zeros
+next-layer     all that read the residual in     projection after the edit's   never
+               the next layer                    layer
+writers-up-to  all that write to the residual    projection after the edit's   never
+               up to the edit's layer            layer
 bias           an MLP output bias, or else the   add a constant after the      if it is an MLP
                next attention output bias        edit's layer                  output bias
 
-The map is the affine map of `residual_map.py`: a projection, which is linear, or a read-out clamp,
-which has a constant too. A write is what the embedding, an attention or an MLP adds to the
-residual. Interventions act at every position. "Exact" means that the checkpoint equals the
-reference intervention up to rounding. It does not mean that it equals the edit as steered:
-every-write, for example, projects at every write, not only after the edit's layer.
+The parts of every-write are those of an affine map (`residual_map.py`): a projection, which is
+linear, or a read-out clamp, which has a constant too. A write is what the embedding, an
+attention or an MLP adds to the residual. Interventions act at every position. "Exact" means that
+the checkpoint equals the reference intervention up to rounding. It does not mean that it equals the
+edit as steered: every-write, for example, projects at every write, not only after the edit's layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -30,7 +30,10 @@ class BakeSettings:
     )
 
     convert: Conversion | None = None
-    "project: bake edits that weights cannot represent as projections of the same directions."
+    (
+        "project: if weights cannot express an edit, bake the closest one. A scale or clamp that "
+        "removes becomes a projection; other ops lose their scope and condition."
+    )
 
     measure: bool = True
     (
@@ -41,8 +44,8 @@ class BakeSettings:
 
     force: bool = False
     (
-        "Write the checkpoint even if it is further from its hook than the hook is from the "
-        "model, or if transformers reads it otherwise."
+        "Write the checkpoint even if it is further from its hook than the hook (if approximate, "
+        "or the edit as steered) is from the model, or if transformers reads it otherwise."
     )
 
     def check(self) -> None:
