@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,12 +28,22 @@ _FORKSERVER.set_forkserver_preload(
 
 
 def run_forked(
-    *arguments: str, env: Mapping[str, str], cwd: Path, timeout: float = 120
+    *arguments: str,
+    env: Mapping[str, str],
+    cwd: Path,
+    timeout: float = 120,
+    stdout: str = "file",
+    encoding: str = "utf-8",
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line with these environment variables, and return how it ended."""
+    """Run the command line with these environment variables, and return how it ended.
+
+    `stdout` may be "closed", "full" (a disk without space) or "unread" (a pipe without a reader);
+    `encoding` is the terminal's.
+    """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, out, err))
+        streams = _Streams(out, err, stdout, encoding)
+        process = _FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, streams))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -40,22 +51,43 @@ def run_forked(
             process.join()
             raise TimeoutError(f"saescope {' '.join(arguments)} ran longer than {timeout} s")
         return subprocess.CompletedProcess(
-            arguments, process.exitcode, out.read_text("utf-8"), err.read_text("utf-8")
+            arguments, process.exitcode, out.read_text(encoding), err.read_text(encoding)
         )
 
 
-def _main(arguments: list[str], env: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
+@dataclass(frozen=True)
+class _Streams:
+    out: Path
+    err: Path
+    stdout: str
+    encoding: str
+
+    def open(self) -> None:
+        """Make them the standard streams of this process."""
+        for path, descriptor in ((self.out, 1), (self.err, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        if self.stdout == "full":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        if self.stdout == "unread":
+            reader, writer = os.pipe()
+            os.dup2(writer, 1)
+            os.close(reader)
+        sys.stdout = open(1, "w", encoding=self.encoding, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding=self.encoding, closefd=False)  # noqa: SIM115
+        if self.stdout == "closed":
+            os.close(1)
+            sys.stdout = None
+
+
+def _main(arguments: list[str], env: dict[str, str], cwd: Path, streams: _Streams) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    for path, descriptor in ((out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     # Its constants come from the environment when it is imported: import it anew.
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
     from saescope.surfaces.cli import main
 
     sys.argv = ["saescope", *arguments]
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    streams.open()
     main()

@@ -9,7 +9,6 @@ The reference intervention is the run-time change that a method stands for (`met
 and files call it `hook`.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -57,6 +56,7 @@ from saescope.sources.checkpoint import CONFIG
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.atomic import atomic_folder, refuse_existing, refuse_full_disk
+from saescope.strict_json import to_json
 
 # With measure=False, approximate methods are still checked, on this little text. Its KL is noisy:
 # the distance may be up to _QUICK_TOLERANCE times what `refuse_distant` allows otherwise.
@@ -246,7 +246,7 @@ def _result(
 def _write_descriptions(inputs: BakeInputs, result: BakeResult, staging: Path) -> None:
     """Write the manifest and the model card."""
     manifest = build_manifest(inputs.base.files, inputs.saes, result, staging)
-    text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+    text = to_json(manifest, indent=1) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
     (staging / CARD).write_text(model_card(manifest), encoding="utf-8")
 

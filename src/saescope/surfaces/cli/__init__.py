@@ -1,26 +1,25 @@
 """The `saescope` command. Commands are imported when called; nothing here needs torch."""
 
 import inspect
-import os
+import signal
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, Group
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
-from saescope.errors import CheckpointWarning, SaescopeError
+from saescope.errors import SaescopeError
+from saescope.surfaces.cli.endings import finish, refuse, show_late_errors
 from saescope.surfaces.cli.options import HELP_GROUPS
+from saescope.surfaces.cli.streams import use_safe_streams
 from saescope.version import __version__
 
 CONFIG = "saescope.toml"
-DONE, FINDING, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 GUIDE = """\
 saescope finds the SAE features that stand for a behaviour of a language model,
@@ -127,37 +126,32 @@ def _guide() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command line and exit with 0, 1 (a finding), 2 (bad input) or 130 (interrupted)."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    """Run one command line and exit with the code that `run` returns."""
+    show_late_errors()
+    try:
+        use_safe_streams()
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except SaescopeError as error:
+        code = refuse(error)
+    # The result is out: a key pressed now ends the program, without a traceback of its clean-up.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return the exit code."""
-    try:
+    """Run one command line and return its exit code.
+
+    0: done. 1: a finding. 2: bad input, or an error. 130: interrupted. 141: nobody reads stdout.
+    """
+    keeps_nothing = {command.verb for command in _commands() if not command.resumes}
+
+    def command() -> int | None:
         _check_command(arguments)
         _check_config(Path(CONFIG))
-        with _warnings_as_lines():
-            code = app(arguments, result_action="return_value")
-        sys.stdout.flush()
-        return code or DONE
-    except (SaescopeError, CycloptsError) as error:
-        return _refuse(str(error))
-    except MemoryError as error:
-        return _refuse(f"out of memory: {error or 'use fewer layers or a smaller --batch-tokens'}")
-    except KeyboardInterrupt:
-        print(f"saescope: interrupted; {_what_is_kept(arguments)}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
+        code: int | None = app(arguments, result_action="return_value")
+        return code
 
-
-def _what_is_kept(arguments: Sequence[str]) -> str:
-    """Say what an interrupted command leaves behind."""
-    keeps_nothing = {command.verb for command in _commands() if not command.resumes}
-    if keeps_nothing.intersection(arguments[:1]):
-        return "nothing was written"
-    return "finished work is kept; run the same command to resume"
+    return finish(command, keeps_work=keeps_nothing.isdisjoint(arguments[:1]))
 
 
 def _check_command(arguments: Sequence[str]) -> None:
@@ -196,34 +190,3 @@ def _read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Within the context, each warning about a checkpoint is one line on stderr, shown once."""
-    shown: set[str] = set()
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        text = warnings.formatwarning(message, category, filename, lineno, line).rstrip()
-        if issubclass(category, CheckpointWarning):
-            text = f"saescope: warning: {message}"
-        if text not in shown:
-            print(text, file=file or sys.stderr)
-        shown.add(text)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
-        warnings.showwarning = show
-        yield
-
-
-def _refuse(reason: str) -> int:
-    print("saescope: " + " ".join(reason.split()), file=sys.stderr)
-    return USAGE_ERROR

@@ -1,6 +1,5 @@
 """`saescope evaluate`: what edits do to a behaviour and to everything else, beside controls."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from rich.console import Console
 
 from saescope.jobs.evaluate import EvaluateRequest
 from saescope.store.atomic import replace_file
+from saescope.strict_json import to_json
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -51,7 +51,7 @@ def _write_files(document: Mapping[str, Any], out: Path | None, plot: Path | Non
 
 def _document_files(document: Mapping[str, Any], out: Path) -> dict[Path, bytes]:
     """Return one JSON file, or a folder with the JSON and a page."""
-    text = json.dumps(document, ensure_ascii=False, indent=1)
+    text = to_json(document, indent=1)
     content = text.encode("utf-8", "surrogatepass")
     if out.suffix == ".json":
         return {out: content}

@@ -1,6 +1,6 @@
 """How results look: JSON or tables on stdout, progress and notes on stderr."""
 
-import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
@@ -18,6 +18,7 @@ from rich.progress import (
 from saescope.jobs.reporter import Advance, Reporter
 from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
+from saescope.strict_json import to_json
 from saescope.surfaces.cli.options import Output
 from saescope.surfaces.visible import visible
 from saescope.table import Table
@@ -86,8 +87,16 @@ TERMINAL: Reporter = _Terminal()
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout, in ASCII where stdout cannot represent all of it.
+
+    JSON has no NaN and no infinity: where a result has one, its value is null.
+    """
+    text = to_json(document)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = to_json(document, ascii_only=True)
+    print(text)
 
 
 def present(result: Printable, output: Output, show: Callable[[Console], None]) -> None:

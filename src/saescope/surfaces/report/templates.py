@@ -1,6 +1,5 @@
 """The HTML templates of this folder, and how they write numbers and text."""
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from itertools import groupby
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from saescope.strict_json import to_json
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def ranges(layers: Sequence[int]) -> str:
 
 def compact(value: Any) -> str:
     """Write plain values as JSON in one line."""
-    return json.dumps(value, ensure_ascii=False)
+    return to_json(value)
 
 
 def _read(name: str) -> str:
