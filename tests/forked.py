@@ -7,11 +7,13 @@ seconds of imports per command.
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 _FORKSERVER = get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(
@@ -34,17 +36,21 @@ def run_forked(
     timeout: float = 120,
     stdout: str = "file",
     encoding: str = "utf-8",
+    number: int = 0,
+    when: Callable[[], bool] = lambda: False,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line with these environment variables, and return how it ended.
 
     `stdout` may be "closed", "full" (a disk without space) or "unread" (a pipe without a reader);
-    `encoding` is the terminal's.
+    `encoding` is the terminal's. The signal `number` is sent `when` a condition holds.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         streams = _Streams(out, err, stdout, encoding)
         process = _FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, streams))
         process.start()
+        if number:
+            _send(number, process, when, timeout)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -77,6 +83,15 @@ class _Streams:
         if self.stdout == "closed":
             os.close(1)
             sys.stdout = None
+
+
+def _send(number: int, process: Any, when: Callable[[], bool], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while process.exitcode is None and time.monotonic() < deadline:
+        if when():
+            os.kill(process.pid, number)
+            return
+        time.sleep(0.005)
 
 
 def _main(arguments: list[str], env: dict[str, str], cwd: Path, streams: _Streams) -> None:

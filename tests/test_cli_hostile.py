@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -426,11 +427,15 @@ def test_interrupt_says_what_is_left(
 
     monkeypatch.setattr("saescope.engine.scan.compute_features", interrupted)
     assert run(["scan", "hello", *of(pair)]) == 130
-    assert capfd.readouterr().err.splitlines()[-1] == "saescope: interrupted; nothing was written"
+    [line] = capfd.readouterr().err.splitlines()[-1:]
+    again = shlex.join(["saescope", "scan", "hello", *of(pair)])
+    assert line == f"saescope: interrupted; nothing was written; to start again: {again}"
     monkeypatch.setattr("saescope.engine.extract.compute_features", interrupted)
     Path("a.jsonl").write_text('{"set": "a", "text": "hello there"}\n')
     assert run(["profile", "a.jsonl", *of(pair)]) == 130
-    assert "run the same command to resume" in capfd.readouterr().err.splitlines()[-1]
+    again = shlex.join(["saescope", "profile", "a.jsonl", *of(pair)])
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == f"saescope: interrupted; nothing is finished yet; to go on: {again}"
 
 
 @pytest.mark.slow

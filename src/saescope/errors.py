@@ -51,6 +51,10 @@ class ResourceError(SaescopeError):
     """Too little memory or disk."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of work that keeps what is finished; its text says what that is."""
+
+
 class CheckpointWarning(UserWarning):
     """Something in a checkpoint that is not used, although its numbers might have been meant."""
 

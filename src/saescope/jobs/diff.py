@@ -37,7 +37,7 @@ class DiffRequest(Request):
         directions = self._directions(reporter) if self.edits else []
         from saescope.control.diff import diff
 
-        with reporter.progress("compare", "tensors") as advance:
+        with reporter.progress("diff", "tensors", f"{self.a} and {self.b}") as advance:
             return diff(self.a, self.b, directions, offline=self.inputs.offline, progress=advance)
 
     def _directions(self, reporter: Reporter) -> list[Any]:

@@ -74,7 +74,7 @@ def load_for(
     own = inputs_for(edit_set, inputs, read_layers)
     edited_layers = sorted({edit.layer for edit in edit_set.edits})
     if own.layers is None:
-        return own.load_model(edited_layers), []
+        return own.load_model(edited_layers, reporter), []
     lm, saes = own.load(reporter, decoder=True, model_layers=edited_layers, generates=True)
     _check_sizes(edit_set, saes)
     return lm, saes

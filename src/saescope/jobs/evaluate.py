@@ -14,6 +14,7 @@ from saescope.jobs.judging import (
     JudgeInputs,
     ReplyInputs,
     bind_judge,
+    keeping_arms,
     layers_read,
     read_all_prompts,
 )
@@ -96,7 +97,8 @@ class EvaluateRequest(Request):
         prompts = shorten(lm, prompts, self.replies.cut)
         parts = self._split(prompts)
         cache = self._cache(lm, saes, edit_set, prompts)
-        with reporter.progress("arms", "done") as advance:
+        task = self._task(parts.measured, lm.spec.repo)
+        with keeping_arms(reporter, "evaluate", task, cache) as advance:
             result = evaluate(
                 lm,
                 saes,
@@ -141,6 +143,17 @@ class EvaluateRequest(Request):
                 "features were found on"
             )
         return _PromptParts(discovery, list(prompts) if self.every_prompt else holdout)
+
+    def _task(self, prompts: Sequence[Prompt], model: str) -> str:
+        """Say in words what will be measured."""
+        settings = self.settings
+        n_strengths, n_sets = len(settings.strengths), len({prompt.set for prompt in prompts})
+        conditions = f"without edits, at {n_strengths} strength{'s'[: n_strengths != 1]}"
+        return (
+            f"{len(prompts)} prompts of {n_sets} sets under each condition ({conditions}, controls "
+            f"with {settings.draws} draws), replies of up to {settings.max_new_tokens} tokens from "
+            f"{model}"
+        )
 
     def _cache(
         self, lm: "LM", saes: "Sequence[Sae]", edit_set: EditSet, prompts: Sequence[Prompt]

@@ -109,21 +109,24 @@ class ModelInputs:
         _, sae = self.names()
         source, layers = self._open_sae(sae)
         streamed = self.memory is not None and self._mode(prompts, generates) == "streamed"
-        lm = self.load_model([*layers, *model_layers], streamed=streamed)
+        lm = self.load_model([*layers, *model_layers], reporter, streamed=streamed)
         return lm, _load_saes(source, layers, reporter, decoder=decoder, device=lm.device)
 
-    def load_model(self, layers: Sequence[int], *, streamed: bool = False) -> "LM":
+    def load_model(
+        self, layers: Sequence[int], reporter: Reporter, *, streamed: bool = False
+    ) -> "LM":
         """Load the model alone, cut after the last of these layers."""
         from saescope.engine.lm import load_lm
 
-        return load_lm(
-            self.model_name(),
-            layers,
-            dtype=self.dtype,
-            device=self.device,
-            offline=self.offline,
-            streamed=streamed,
-        )
+        with reporter.progress(f"loading {self.model_name()}"):
+            return load_lm(
+                self.model_name(),
+                layers,
+                dtype=self.dtype,
+                device=self.device,
+                offline=self.offline,
+                streamed=streamed,
+            )
 
     def load_saes(self, reporter: Reporter) -> "list[Sae]":
         """Load the SAEs alone, with their decoders, on the device of the model."""

@@ -1,7 +1,8 @@
 """How replies are judged and what they are compared with, for every request that measures edits."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ from saescope.control.evaluation.behaviour import FeatureRule, read_behaviour
 from saescope.control.evaluation.function_judge import load_judge
 from saescope.control.evaluation.http_judge import HttpJudge
 from saescope.control.evaluation.judge import Judge
-from saescope.errors import PromptError
+from saescope.errors import Interrupted, PromptError
+from saescope.jobs.reporter import Advance, Reporter
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -56,6 +58,21 @@ class JudgeInputs:
         server = HttpJudge(self.judge, self.judge_batch, self.judge_timeout)
         cache = ResumeCache(Path("runs") / f"judged-{key_of(server.url)[:12]}.jsonl")
         return HttpJudge(self.judge, self.judge_batch, self.judge_timeout, cache=cache)
+
+
+@contextmanager
+def keeping_arms(
+    reporter: Reporter, label: str, task: str, cache: ResumeCache
+) -> Iterator[Advance]:
+    """Follow replies to prompts; raises Interrupted with how many arms the cache keeps."""
+    with reporter.progress(label, "replies", task) as advance:
+        try:
+            yield advance
+        except KeyboardInterrupt as error:
+            n = len(cache)
+            noun = "condition" if n == 1 else "conditions"
+            kept = f"{n} finished {noun} kept" if n else "nothing is finished yet"
+            raise Interrupted(kept) from error
 
 
 def bind_judge(

@@ -95,7 +95,10 @@ class RerunRequest(Request):
             for layer, spec in first.saes.items()
         ]
         n_threads = numerics.get("threads") or first.manifest.get("threads")
-        with reporter.progress("features") as advance, threads(n_threads):
+        with (
+            reporter.progress("features", task=f"{first.path} again") as advance,
+            threads(n_threads),
+        ):
             return extract(
                 lm,
                 saes,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
-from saescope.jobs.reporter import Reporter
+from saescope.jobs.reporter import Reporter, keeping
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import PromptSet
 from saescope.store.masking import Masking
@@ -47,6 +47,14 @@ class Extraction:
     keep_errors: bool = False
     compare_under: Masking | None = None
     check_sets: Callable[[Sequence[str]], None] | None = None
+
+
+def describe_extraction(prompt_sets: Sequence[PromptSet], model: str, layers: Sequence[int]) -> str:
+    """Say in words what a run will be computed from."""
+    n_prompts = sum(map(len, prompt_sets))
+    sets = "1 set" if len(prompt_sets) == 1 else f"{len(prompt_sets)} sets"
+    noun = "layer" if len(layers) == 1 else "layers"
+    return f"{n_prompts:,} prompts in {sets}, {noun} {','.join(map(str, layers))} of {model}"
 
 
 def is_run(path: str) -> bool:
@@ -96,7 +104,9 @@ def compute_run(
     if out is None:
         fingerprint = job(lm, saes, prompt_sets, batch_tokens, errors=errors).fingerprint
         out = Path("runs") / f"{name}-{fingerprint[:12]}"
-    with reporter.progress("features") as advance:
+    unit = "tokens" if len(saes) == 1 else "tokens × layers"
+    task = describe_extraction(prompt_sets, lm.spec.repo, [sae.spec.layer for sae in saes])
+    with keeping(reporter, "features", unit, task) as advance:
         return extract(
             lm,
             saes,

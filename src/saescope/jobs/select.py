@@ -14,7 +14,7 @@ from saescope.control.evaluation.settings import Goal, ReferenceData, SelectSett
 from saescope.jobs.detect import DetectRequest
 from saescope.jobs.evaluate import shorten
 from saescope.jobs.inputs import ModelInputs
-from saescope.jobs.judging import JudgeInputs, ReplyInputs, bind_judge
+from saescope.jobs.judging import JudgeInputs, ReplyInputs, bind_judge, keeping_arms
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.sources.prompts import Prompt
@@ -157,7 +157,8 @@ class SelectRequest(Request):
         run_fingerprint = run.manifest["fingerprint"]
         key = key_of(lm.whole_fingerprint, run_fingerprint, str(settings), repr(judge), cut)
         cache = ResumeCache(Path("runs") / f".select-{key[:12]}.jsonl")
-        with reporter.progress("edits", "tried") as advance:
+        task = _task(settings, detection, lm.spec.repo)
+        with keeping_arms(reporter, "select", task, cache) as advance:
             result = select(
                 lm,
                 saes,
@@ -193,6 +194,15 @@ class SelectRequest(Request):
         edit_set = EditSet(inputs["model"], sae, result.edits, spec.d_model, spec.d_sae)
         write_edits(edit_set, path, _comments(result))
         return path
+
+
+def _task(settings: SelectSettings, detection: Detection, model: str) -> str:
+    """Say in words what will be tried."""
+    n = min(settings.candidates, len(detection.features))
+    return (
+        f"{n} candidates at {len(settings.strengths)} strengths on up to {settings.prompts} prompts"
+        f" of {detection.target}, replies of up to {settings.max_new_tokens} tokens from {model}"
+    )
 
 
 def _comments(result: "Selection") -> Sequence[str]:

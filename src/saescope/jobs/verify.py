@@ -58,7 +58,8 @@ class VerifyRequest(Request):
             return Verification(self.directory, problems, [_NOTHING_RECORDED])
         unproven = []
         inputs = [recorded["model"], *recorded["saes"].values()]
-        with reporter.progress("inputs", "checked") as advance:
+        with reporter.progress("verify", "inputs") as advance:
+            advance(0, len(inputs))
             for number, one in enumerate(inputs, 1):
                 problems += _problems(one["source"], one["files"], self.offline)
                 unproven += [f"{one['source']}: {name}" for name in without_hash(one["files"])]

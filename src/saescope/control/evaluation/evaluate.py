@@ -13,7 +13,7 @@ from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
-from saescope.control.evaluation.runner import ArmRunner, Progress, counter, neutral_texts
+from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.scoring import EvalSet
 from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
 from saescope.control.evaluation.verdict import Evidence, choose, verdict
@@ -63,7 +63,8 @@ def evaluate(
     n_arms = len(arms) + len(controls.arms(1.0, removes=True))
     neutral = neutral_texts(lm, reference.neutral, target)
     cache = ResumeCache() if cache is None else cache
-    runner = ArmRunner(lm, saes, prompts, neutral, settings, cache, counter(progress, n_arms))
+    counter = ReplyCounter(progress, n_arms * len(prompts))
+    runner = ArmRunner(lm, saes, prompts, neutral, settings, cache, counter)
     measurements = Measurements(runner, EvalSet(prompts, target, reference.answers or {}), judge)
     return _compare(measurements, arms, controls, reference)
 

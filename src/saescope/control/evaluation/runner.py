@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.damage import Damage, damage
@@ -18,7 +18,7 @@ from saescope.store.resume_cache import ResumeCache, key_of
 
 _BATCH_PROMPTS = 32
 Progress = Callable[[int, int], None]
-"Called with the number of arms that are done, and of all arms."
+"Called with the number of replies that are written, and of all replies."
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,20 @@ class ArmRunner:
     neutral: Sequence[NeutralText]
     settings: EvaluateSettings | SelectSettings
     cache: ResumeCache
-    advance: Callable[[], None]
-    "Called after every arm."
+    counter: "ReplyCounter"
 
     def run(self, arms: Sequence[Arm]) -> list[ArmOutput]:
         """Replies and damage under each arm."""
         keys = [self._key(arm) for arm in arms]
         missing = [arm for arm, key in zip(arms, keys, strict=True) if key not in self.cache]
+        self.counter.start(len(arms) * len(self.prompts))
         damages = self._damages(missing)
         for arm, key in zip(arms, keys, strict=True):
             if key not in self.cache:
                 output = self._run(arm, damages[arm.title])
                 self.cache.put(key, output.to_plain())
-            self.advance()
+            else:
+                self.counter.add(len(self.prompts))
         return [ArmOutput.from_plain(self.cache[key]) for key in keys]
 
     def _run(self, arm: Arm, arm_damage: Damage | None) -> ArmOutput:
@@ -94,6 +95,7 @@ class ArmRunner:
                 max_new_tokens=self.settings.max_new_tokens,
                 thinking=self.settings.thinking,
             )
+            self.counter.add(len(batch))
         return replies
 
     def _damages(self, arms: Sequence[Arm]) -> dict[str, Damage | None]:
@@ -126,14 +128,23 @@ def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> l
     return [text for text in neutral if len(text.ids) > 1]
 
 
-def counter(progress: Progress | None, total: int) -> Callable[[], None]:
-    """Counts up in `progress` with each call; the total grows if it was too small."""
-    done = 0
+@final
+class ReplyCounter:
+    """Counts replies up to a total, which grows if more arms are run than were planned."""
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, max(done, total))
+    def __init__(self, progress: Progress | None, planned: int) -> None:
+        self._progress = progress
+        self._total = planned
+        self._started = self._done = 0
+        self.add(0)
 
-    return advance
+    def start(self, n: int) -> None:
+        """Note that this many more replies will be written."""
+        self._started += n
+        self._total = max(self._total, self._started)
+
+    def add(self, n: int) -> None:
+        """Note that this many more replies are written."""
+        self._done += n
+        if self._progress:
+            self._progress(self._done, self._total)

@@ -14,7 +14,7 @@ from saescope.control.edits import Edit
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.output_score import OutputScore, output_scores
-from saescope.control.evaluation.runner import ArmRunner, Progress, counter, neutral_texts
+from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.selection import Candidate, Selection, Step
 from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.control.evaluation.trials import Trial, Trials
@@ -75,10 +75,11 @@ def select(
     detected = _best_detectors(detection, settings.candidates)
     parts = _discovery_parts(run, detection, settings).prepared(prepare)
     neutral = neutral_texts(lm, reference.neutral, [detection.target])[: settings.prompts]
-    n_arms = 2 * len(settings.strengths) * len(detected) + 2 + settings.max_features
+    n_trials = len(settings.strengths) * len(detected)
     cache = ResumeCache() if cache is None else cache
-    advance = counter(progress, n_arms)
-    runner = ArmRunner(lm, saes, parts.choosing, neutral, settings, cache, advance)
+    planned = (n_trials + 1) * len(parts.choosing) + 2 * len(parts.judging)
+    counter = ReplyCounter(progress, planned)
+    runner = ArmRunner(lm, saes, parts.choosing, neutral, settings, cache, counter)
     choosing = Trials.start(runner, judge, reference)
     judging = Trials.start(replace(runner, prompts=parts.judging), judge, reference)
     return _select(run, detection, detected, choosing, judging)

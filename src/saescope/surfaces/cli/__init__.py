@@ -13,8 +13,9 @@ from typing import Any
 from cyclopts import App, Group
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
-from saescope.errors import SaescopeError
+from saescope.errors import Interrupted, SaescopeError
 from saescope.surfaces.cli.endings import finish, refuse, show_late_errors
+from saescope.surfaces.cli.interrupts import how_to_go_on, terminate_as_interrupt
 from saescope.surfaces.cli.options import HELP_GROUPS
 from saescope.surfaces.cli.streams import use_safe_streams
 from saescope.version import __version__
@@ -130,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_late_errors()
     try:
         use_safe_streams()
-        code = run(sys.argv[1:] if arguments is None else arguments)
+        with terminate_as_interrupt():
+            code = run(sys.argv[1:] if arguments is None else arguments)
     except SaescopeError as error:
         code = refuse(error)
     # The result is out: a key pressed now ends the program, without a traceback of its clean-up.
@@ -144,14 +146,18 @@ def run(arguments: Sequence[str]) -> int:
     0: done. 1: a finding. 2: bad input, or an error. 130: interrupted. 141: nobody reads stdout.
     """
     keeps_nothing = {command.verb for command in _commands() if not command.resumes}
+    keeps_work = keeps_nothing.isdisjoint(arguments[:1])
 
     def command() -> int | None:
         _check_command(arguments)
         _check_config(Path(CONFIG))
-        code: int | None = app(arguments, result_action="return_value")
+        try:
+            code: int | None = app(arguments, result_action="return_value")
+        except KeyboardInterrupt as error:
+            raise Interrupted(how_to_go_on(arguments, str(error), keeps_work)) from error
         return code
 
-    return finish(command, keeps_work=keeps_nothing.isdisjoint(arguments[:1]))
+    return finish(command, keeps_work)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

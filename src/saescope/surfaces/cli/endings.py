@@ -38,9 +38,9 @@ def finish(command: Callable[[], int | None], keeps_work: bool) -> int:
             code = command()
             sys.stdout.flush()
         return REFUSED if failures else code or DONE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         kept = _KEPT if keeps_work else "nothing was written"
-        _print_line(f"interrupted; {kept}")
+        _print_line(f"interrupted; {str(error) or kept}")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout, such as head, has seen enough
         drop_output()

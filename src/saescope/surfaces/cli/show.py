@@ -1,25 +1,18 @@
 """How results look: JSON or tables on stdout, progress and notes on stderr."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from saescope.jobs.reporter import Advance, Reporter
+from saescope.jobs.reporter import Reporter
 from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
 from saescope.strict_json import to_json
 from saescope.surfaces.cli.options import Output
+from saescope.surfaces.cli.progress import show_progress
 from saescope.surfaces.visible import visible
 from saescope.table import Table
 
@@ -55,32 +48,15 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
 
 
-@contextmanager
-def progress(label: str, unit: str = "tokens") -> Iterator[Advance]:
-    """Show a bar on stderr that disappears when the work is done."""
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    disable = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 @final
 class _Terminal:
     def note(self, text: str) -> None:
         """Print the note on stderr."""
         note(text)
 
-    def progress(self, label: str, unit: str = "tokens") -> Any:
-        """Show a bar on stderr."""
-        return progress(label, unit)
+    def progress(self, label: str, unit: str = "tokens", task: str = "") -> Any:
+        """Show a bar on stderr, or lines where it is no terminal."""
+        return show_progress(label, unit, task, note)
 
 
 TERMINAL: Reporter = _Terminal()
