@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-_FORKSERVER = get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(
+FORKSERVER = get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
     [
         "saescope.engine.load",
         "saescope.engine.scan",
@@ -47,7 +47,7 @@ def run_forked(
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         streams = _Streams(out, err, stdout, encoding)
-        process = _FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, streams))
+        process = FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, streams))
         process.start()
         if number:
             _send(number, process, when, timeout)

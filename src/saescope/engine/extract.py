@@ -23,6 +23,7 @@ from saescope.engine.sae import Sae, check_fit
 from saescope.engine.text_ids import special_ids
 from saescope.engine.tokens import TokenText
 from saescope.errors import SourceError
+from saescope.sources.locks import Note
 from saescope.sources.prompts import PromptSet, fingerprint
 from saescope.sources.stored_files import file_records
 from saescope.store.arrays import Float32s, Indices
@@ -49,6 +50,7 @@ def extract(
     progress: Progress | None = None,
     kernels: Kernels | None = None,
     hash_files: bool = False,
+    note: Note | None = None,
 ) -> Run:
     """Compute the features of all prompts and publish them as the run `out`.
 
@@ -56,8 +58,9 @@ def extract(
     layer) pairs already stored. `errors` also stores each token's reconstruction error, which needs
     SAEs with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and
     in total. `kernels`: matmul kernels; None chooses them for this machine (`choose_kernels`).
-    `hash_files` also records the SHA-256 of large local files. Raises SourceError, PromptError,
-    RunError or ResourceError. Nothing is published on error.
+    `hash_files` also records the SHA-256 of large local files. `note` gets a line before this waits
+    for another writer of the same run. Raises SourceError, PromptError, RunError or ResourceError.
+    Nothing is published on error.
 
     >>> import tempfile, saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -71,21 +74,41 @@ def extract(
     check_fit(lm, saes)
     this_job = job(lm, saes, sets, batch_tokens, errors=errors, kernels=kernels)
     writer = RunWriter(Path(out), this_job)
-    if (published := writer.published()) is not None:
-        return published
-    plan = plan_batches(lm, [prompt for group in sets for prompt in group.prompts], batch_tokens)
-    chosen = this_job.numerics["kernels"]
+    with writer.alone(note) as published:
+        if published is not None:
+            return published
+        record = {"command": command or {"verb": "extract", "request": {}}}
+        return _collect(writer, lm, saes, sets, record, progress, hash_files)
+
+
+def _collect(
+    writer: RunWriter,
+    lm: LM,
+    saes: Sequence[Sae],
+    sets: Sequence[PromptSet],
+    record: Mapping[str, Any],
+    progress: Progress | None,
+    hash_files: bool,
+) -> Run:
+    """Compute what the writer does not hold yet, and publish."""
+    prompts = [prompt for group in sets for prompt in group.prompts]
+    plan = plan_batches(lm, prompts, writer.job.batch_tokens)
+    kernels, errors = writer.job.numerics["kernels"], writer.job.errors
     with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
         files = pool.submit(_file_records, lm, saes, hash_files)
         count = _counter(plan, len(saes), finished, progress)
         for done in compute_features(
-            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=chosen
+            lm, saes, plan, finished, errors=errors, spill=writer.spill_folder(), kernels=kernels
         ):
             writer.put(done.batch, done.layer, done.features, done.resids, done.sample)
             count(done.batch)
-        record = _manifest_record(lm, saes, plan, command, chosen) | {"files": files.result()}
         tokens = _tokens_with_text(lm, plan)
         fit = fit_measurer(saes, plan.lengths)
+        record = {
+            **record,
+            **_manifest_record(lm, saes, plan, kernels),
+            "files": files.result(),
+        }
         return writer.publish(sets, tokens, plan.prompt_orders, record, fit)
 
 
@@ -288,12 +311,10 @@ def _manifest_record(
     lm: LM,
     saes: Sequence[Sae],
     plan: BatchPlan,
-    command: Mapping[str, Any] | None,
     kernels: Kernels,
 ) -> dict[str, Any]:
     """Provenance fields of the manifest."""
     return {
-        "command": command or {"verb": "extract", "request": {}},
         "inputs": {"model": lm.source, "saes": {str(sae.spec.layer): sae.source for sae in saes}},
         "saescope": __version__,
         "python": platform.python_version(),

@@ -117,4 +117,5 @@ def compute_run(
             command=extraction.command,
             progress=advance,
             hash_files=extraction.inputs.hash_files,
+            note=reporter.note,
         )

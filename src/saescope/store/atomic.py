@@ -1,17 +1,18 @@
 """Publish files and folders whole or not at all: write under a temporary name, flush, rename.
 
-A folder is written as `.NAME.partial` beside its path, so leftovers of a killed process are easy
-to recognise, and the next attempt clears them.
+A result is written as `.NAME.partial` beside its path, so leftovers of a killed process are easy
+to recognise, and the next attempt clears them. One process and thread at a time writes there
+(`sources/locks.py`). Publishing is a rename: a copy could be seen, or killed, half done.
 """
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 
 from saescope.errors import ResourceError
+from saescope.sources.locks import one_writer
 from saescope.sources.machine import free_disk, show_bytes
 
 _ADVICE = "nothing was left behind: free space or choose another place"
@@ -25,13 +26,14 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     If the block fails, the folder is removed, and so are the parents that were created for it.
     Raises ResourceError if `out` exists or if the disk fails.
     """
-    refuse_existing(out)
-    staging = partial_path(out)
-    with disk_errors(out), _removed_on_failure(staging, out):
-        _remove(staging)
-        staging.mkdir()
-        yield staging
-        publish(staging, out)
+    with one_writer(out):
+        refuse_existing(out)
+        staging = partial_path(out)
+        with disk_errors(out), _removed_on_failure(staging, out):
+            clear(staging)
+            staging.mkdir()
+            yield staging
+            publish(staging, out)
 
 
 @contextmanager
@@ -40,11 +42,13 @@ def atomic_file(out: Path) -> Iterator[Path]:
 
     Raises ResourceError if `out` exists or if the disk fails, and then leaves nothing.
     """
-    refuse_existing(out)
-    staging = partial_path(out)
-    with disk_errors(out), _removed_on_failure(staging, out):
-        yield staging
-        publish(staging, out)
+    with one_writer(out):
+        refuse_existing(out)
+        staging = partial_path(out)
+        with disk_errors(out), _removed_on_failure(staging, out):
+            clear(staging)
+            yield staging
+            publish(staging, out)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -53,17 +57,18 @@ def replace_file(path: Path, content: str | bytes) -> None:
     Raises ResourceError if the disk fails; the old file then stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    with disk_errors(path):
+    with one_writer(path), disk_errors(path):
         write_then_rename(path, data, durable=True)
 
 
 def write_then_rename(path: Path, data: bytes | memoryview, *, durable: bool) -> None:
-    """`replace_file` for bytes, which raises OSError if the disk fails.
+    """`replace_file` for bytes, by the one writer of `path`; raises OSError if the disk fails.
 
     Results that can be recomputed need not be `durable`, that is, flushed to the disk.
     """
-    staging = path.with_name(f".{path.name}.{token_hex(4)}.partial")
+    staging = partial_path(path)
     with _removed_on_failure(staging, path):
+        clear(staging)
         staging.write_bytes(data)
         if durable:
             _flush(staging)
@@ -78,7 +83,8 @@ def publish(staging: Path, out: Path) -> None:
     _flush(staging)
     refuse_existing(out)
     staging.rename(out)
-    _fsync(out.parent)
+    with suppress(OSError):  # it is published: at worst a power cut takes it back
+        _fsync(out.parent)
 
 
 def partial_path(out: Path) -> Path:
@@ -120,17 +126,23 @@ def _removed_on_failure(staging: Path, out: Path) -> Iterator[None]:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        _remove(staging)
-        for parent in created:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        clear(staging)
+        remove_empty(created)
         raise
 
 
-def _remove(path: Path) -> None:
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of these folders that are empty, innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def clear(path: Path) -> None:
+    """Remove what is at a path: a file, a link (not its target) or a folder with what it holds."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    elif path.is_symlink() or path.is_file():
+    elif os.path.lexists(path):
         path.unlink()
 
 

@@ -1,13 +1,13 @@
 """Write a run: collect batches beside its output path, then publish it in one rename.
 
 Until then it is the folder `.NAME.partial`, with one file per finished batch and layer. Starting
-the same job again resumes from there.
+the same job again resumes from there. One writer at a time: a second one of the same job waits and
+finds the run published.
 """
 
 import hashlib
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -22,10 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saescope.errors import RunError
+from saescope.sources.locks import Note, one_writer
 from saescope.sources.prompts import PromptSet
 from saescope.store import tables
 from saescope.store.arrays import Float32s, Indices
-from saescope.store.atomic import disk_errors, partial_path, publish, write_then_rename
+from saescope.store.atomic import (
+    clear,
+    disk_errors,
+    partial_path,
+    publish,
+    remove_empty,
+    write_then_rename,
+)
 from saescope.store.runs import MANIFEST, Job, Run
 from saescope.store.sae_fit import MeasureFit, sample_order
 from saescope.store.tables import LayerFeatures, PromptResids
@@ -43,7 +51,6 @@ class RunWriter:
         self.out = out
         self.job = job
         self._partial = partial_path(out)
-        self._created_parent = not out.parent.exists()
 
     def published(self) -> Run | None:
         """Return the published run of this job, or None.
@@ -60,23 +67,41 @@ class RunWriter:
         return run
 
     @contextmanager
+    def alone(self, note: Note | None = None) -> Iterator[Run | None]:
+        """Hold the right to write here; yields the job's run if it is published already.
+
+        `note` gets a line if another process or thread is writing the same run: then this waits.
+        Raises ResourceError if another job's run is being written here.
+        """
+        run = self.published()
+        if run is not None and not self._partial.exists():
+            yield run  # nothing to write, and no need for a lock
+            return
+        with one_writer(self.out, self.job.fingerprint, note):
+            run = self.published()
+            if run is not None:  # what a kill between publishing and clearing left
+                clear(self._partial)
+            yield run
+
+    @contextmanager
     def collecting(self) -> Iterator[set[tuple[int, int]]]:
         """Open the partial folder and yield the (batch, layer) pairs that are already there.
 
         If the block fails, finished batches stay for the next attempt. If no batch is finished,
         the folder is removed.
         """
-        with self._disk():
-            self._resume_or_clear()
-            finished = self._finished_units()
-        try:
-            yield finished
-        except BaseException:
-            if not self._batch_files():
-                shutil.rmtree(self._partial, ignore_errors=True)
-                if self._created_parent:
-                    self.out.parent.rmdir()
-            raise
+        created = [parent for parent in self.out.parents if not parent.exists()]
+        with one_writer(self.out, self.job.fingerprint):
+            with self._disk():
+                self._resume_or_clear()
+                finished = self._finished_units()
+            try:
+                yield finished
+            except BaseException:
+                if not self._batch_files():
+                    clear(self._partial)
+                    remove_empty(created)
+                raise
 
     def spill_folder(self) -> Path:
         """Create a folder for intermediate results; it is removed with the partial folder."""
@@ -118,7 +143,7 @@ class RunWriter:
         """
         with self._disk():
             folder = self._partial / "run"
-            shutil.rmtree(folder, ignore_errors=True)
+            clear(folder)
             folder.mkdir()
             _write_prompts(folder, sets, tokens)
             prompt_order = np.array([prompt for batch in batches for prompt in batch])
@@ -135,14 +160,14 @@ class RunWriter:
                     sae_fit[str(spec.layer)] = asdict(measure_fit(spec.layer, features, resid))
             self._write_manifest(folder, {**record, "sae_fit": sae_fit})
             publish(folder, self.out)
-            shutil.rmtree(self._partial)
+            clear(self._partial)
         return Run.open(self.out)
 
     def _resume_or_clear(self) -> None:
         mark = self._partial / "job"
         if mark.is_file() and mark.read_text() == self.job.fingerprint:
             return
-        shutil.rmtree(self._partial, ignore_errors=True)
+        clear(self._partial)
         self._partial.mkdir(parents=True)
         mark.write_text(self.job.fingerprint)
 
@@ -150,7 +175,7 @@ class RunWriter:
         units = set()
         for spec in self.job.saes:
             for path in self._batch_files(spec.layer):
-                if not zipfile.is_zipfile(path):  # cut off, such as by a power failure
+                if not _is_whole(path):  # cut off, such as by a power failure
                     path.unlink()
                     continue
                 number = path.stem.rpartition("-batch")[2]
@@ -210,6 +235,15 @@ class RunWriter:
             "nothing was published; free space or choose another path, and the same command resumes"
         )
         return disk_errors(f"the run {self.out}", advice)
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the checksums of a batch's archive hold."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError):
+        return False
 
 
 def _arrays(batch: LayerFeatures | PromptResids) -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""One writer per result: locks that the operating system releases when their holder dies.
+
+Lock files lie in the user's cache folder, not beside the results. A result's folder then holds
+nothing but results, also after a kill, and may be on a filesystem that has no locks. The price:
+another user, or a process with another cache folder, is not kept out.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from secrets import token_hex
+
+from filelock import FileLock, Timeout
+
+from saescope.errors import ResourceError
+from saescope.sources.file_cache import cache_folder
+
+_POLL_SECONDS = 0.05
+# A process writes who it is right after it takes a lock; until then it has no name.
+_SECONDS_WITHOUT_NAME = 1.0
+_held = threading.local()
+_log = logging.getLogger("saescope")
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: a process, and the request it works on."""
+
+    pid: int
+    host: str
+    request: str
+    token: str
+    "Different for each time that a lock is taken."
+
+    def __str__(self) -> str:
+        if self.host != platform.node():
+            return f"process {self.pid} on {self.host}"
+        return f"process {self.pid}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The right to write one result."""
+
+    token: str
+
+    waited_for: frozenset[str] = frozenset()
+    "Tokens of those that wrote the same request's result before."
+
+
+@contextmanager
+def one_writer(target: Path, request: str = "", note: Note | None = None) -> Iterator[Turn]:
+    """Hold the right to write `target`; other processes and threads wait until the block ends.
+
+    `request` identifies what is written. While another request's result is being written there,
+    raises ResourceError with the process id. `note` gets one line before it waits (default: the
+    logger `saescope`). Blocks of one thread may be nested.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with one_writer(Path(folder) / "run") as turn:
+    ...         turn.waited_for
+    frozenset()
+    """
+    place = _canonical(target)
+    held = _held_here()
+    if place in held:
+        yield held[place]
+        return
+    note = note or _log.warning
+    lock = _open_lock(target, place, note)
+    turn = _wait(lock, target, request, note) if lock else Turn(token_hex(8))
+    held[place] = turn
+    pid = os.getpid()
+    try:
+        yield turn
+    finally:
+        if os.getpid() == pid:  # a forked child ends the block, but its parent holds the lock
+            del held[place]
+            if lock is not None:
+                _release(lock)
+
+
+def _held_here() -> dict[str, Turn]:
+    """Return what this thread may write; a forked child does not hold what its parent holds."""
+    if getattr(_held, "pid", None) != os.getpid():
+        _held.pid, _held.turns = os.getpid(), {}
+    turns: dict[str, Turn] = _held.turns
+    return turns
+
+
+def _canonical(target: Path) -> str:
+    """Return the one name of a path, whichever links lead to it; its last part need not exist."""
+    path = Path(os.path.abspath(target.expanduser()))
+    return str(path.parent.resolve() / path.name)
+
+
+def _open_lock(target: Path, place: str, note: Note) -> FileLock | None:
+    """Return the lock of a place, or None, after a note, if this machine cannot lock files."""
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32] + ".lock"
+    reason = ""
+    for folder in (cache_folder() / "locks", _temporary_folder()):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_foreign(folder)
+            # A soft lock would outlive a killed holder: better none, and a word about it.
+            lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False)
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
+            return lock
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+    note(f"cannot lock {target} ({reason}): run no other command that writes there meanwhile")
+    return None
+
+
+def _temporary_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"saescope-locks-{user}"
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EACCES, "it belongs to another user", str(folder))
+
+
+def _wait(lock: FileLock, target: Path, request: str, note: Note) -> Turn:
+    """Take the lock, waiting for its holder if that makes sense."""
+    waited_for: set[str] = set()
+    noted = ""
+    started = time.monotonic()
+    while not _take(lock):
+        holder = _read_holder(lock)
+        if holder is None and time.monotonic() - started < _SECONDS_WITHOUT_NAME:
+            time.sleep(_POLL_SECONDS)
+            continue
+        writer = "another process" if holder is None else _name(holder)
+        if holder is not None and request and holder.request not in ("", request):
+            raise ResourceError(
+                f"{target} is being written by {writer}, for another request: "
+                "choose another place, or wait until it has ended"
+            )
+        if holder is not None and request and holder.request == request:
+            waited_for.add(holder.token)
+        if writer != noted:
+            note(f"waiting for {writer}, which is writing {target}")
+            noted = writer
+        time.sleep(_POLL_SECONDS)
+    turn = Turn(token_hex(8), frozenset(waited_for))
+    me = Holder(os.getpid(), platform.node(), request, turn.token)
+    with suppress(OSError):  # a full disk: the lock holds, without a name
+        Path(lock.lock_file).write_text(json.dumps(asdict(me)), encoding="utf-8")
+    return turn
+
+
+def _take(lock: FileLock) -> bool:
+    if not lock.is_locked:
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+    return lock.is_locked
+
+
+def _name(holder: Holder) -> str:
+    if holder.pid == os.getpid() and holder.host == platform.node():
+        return f"another thread of this process ({holder.pid})"
+    return str(holder)
+
+
+def _read_holder(lock: FileLock) -> Holder | None:
+    try:
+        values = json.loads(Path(lock.lock_file).read_text(encoding="utf-8"))
+        holder = Holder(
+            int(values["pid"]), str(values["host"]), str(values["request"]), str(values["token"])
+        )
+    except (OSError, ValueError, TypeError, KeyError):  # not written yet, or removed by now
+        return None
+    return holder if _is_alive(holder) else None
+
+
+def _is_alive(holder: Holder) -> bool:
+    """Return False for a killed holder, whose name stays until the next one writes its own."""
+    if os.name != "posix" or holder.host != platform.node():
+        return True
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _release(lock: FileLock) -> None:
+    # Removed while it is still held: whoever has opened it meanwhile sees that it has no name any
+    # more, and takes the next one.
+    if os.name == "posix":
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()
