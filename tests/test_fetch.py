@@ -213,6 +213,32 @@ def test_damaged_download_is_removed(
     assert run(["fetch", *options()]) == 0
 
 
+def test_torn_part_of_a_download_is_fetched_anew(hub: Hub, here: Path) -> None:
+    assert run(["fetch", *options()]) == 0
+    blob = here.resolve() / "hub" / f"models--{SAE.replace('/', '--')}" / "blobs"
+    whole = blob / hub.etag(hub.repos[SAE] / LAYER)
+    content = whole.read_bytes()
+    for path in here.rglob(LAYER):
+        path.unlink()
+    whole.unlink()
+    whole.with_name(f"{whole.name}.incomplete").write_bytes(bytes(len(content) // 2))
+    assert run(["fetch", *options()]) == 0
+    assert whole.read_bytes() == content
+
+
+def test_file_without_its_name_gets_it(
+    hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A process may be killed when a file is complete and its revision does not show it yet."""
+    assert run(["fetch", *options()]) == 0
+    for path in here.rglob(LAYER):
+        path.unlink()
+    hub.downloaded.clear()
+    assert run(["fetch", *options()]) == 0
+    assert hub.downloaded == []
+    assert run(["fetch", "--offline", *options()]) == 0, capfd.readouterr().err
+
+
 def test_damaged_cached_file_is_fetched_again(
     hub: Hub, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

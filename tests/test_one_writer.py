@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from saescope.sources import locks
 from saescope.sources.file_cache import cache_folder
 from saescope.sources.locks import one_writer
 from saescope.sources.prompts import texts
+from saescope.sources.whole_files import write_whole
 from saescope.store.atomic import atomic_file, atomic_folder, replace_file
+from saescope.store.resume_cache import ResumeCache
 from saescope.store.runs import Run
 
 PROMPTS = texts(["The red dog sleeps.", "A green bird sings."])
@@ -268,6 +271,66 @@ def test_whatever_lies_where_a_run_is_collected_is_no_obstacle(
     assert run.path.is_dir()
     assert (mine / "notes").read_text() == "keep me"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "run"]
+
+
+# --- caches
+
+
+def test_a_torn_cache_is_read_up_to_its_tear_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    ResumeCache(path).put("a", 1)
+    whole = path.read_bytes()
+    ResumeCache(path).put("b", "ü" * 5)
+    both = path.read_bytes()
+    for end in range(len(whole), len(both) + 1):
+        path.write_bytes(both[:end])
+        assert dict(items(ResumeCache(path))) == {"a": 1} | (
+            {"b": "ü" * 5} if end > len(both) - 2 else {}
+        )
+        ResumeCache(path).put("c", [2])
+        assert items(ResumeCache(path))["c"] == [2]
+    path.write_bytes(whole + bytes(100))  # a power cut: the length, and not the text
+    ResumeCache(path).put("c", 3)
+    assert items(ResumeCache(path)) == {"a": 1, "c": 3}
+
+
+def items(cache: ResumeCache) -> dict[str, Any]:
+    return {key: cache[key] for key in "abc" if key in cache}
+
+
+def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+
+    def write(name: str) -> None:
+        cache = ResumeCache(path)
+        for n in range(20):
+            cache.put(f"{name}{n}", name * 30_000)
+
+    ended = [beside(partial(write, name)) for name in "xyz"]
+    wait_for(lambda: all(ended))
+    assert ended == [[None]] * 3
+    assert len(ResumeCache(path)) == 60
+
+
+def test_small_files_of_a_cache_are_seen_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    abandoned = tmp_path / ".file.0badc0de.partial"
+    abandoned.write_bytes(b"torn")
+    os.utime(abandoned, (0, 0))
+    (tmp_path / ".other.0badc0de.partial").touch()
+    seen = set()
+
+    def write(letter: bytes) -> None:
+        for _ in range(100):
+            write_whole(path, letter * 100_000)
+
+    ended = [beside(partial(write, letter)) for letter in (b"x", b"y")]
+    wait_for(path.exists)
+    while not all(ended):
+        seen.add(path.read_bytes())
+    assert ended == [[None]] * 2
+    assert seen <= {b"x" * 100_000, b"y" * 100_000}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.0badc0de.partial", "file"]
 
 
 # --- published by rename

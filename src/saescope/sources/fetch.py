@@ -1,23 +1,27 @@
 """Fetch a plan's files: interrupted downloads resume, and every large file's SHA-256 is checked."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from saescope.errors import ResourceError, SourceError
 from saescope.sources.files import FileEntry, HubFiles, call_hub
 from saescope.sources.job_plan import JobPlan
+from saescope.sources.locks import one_writer
 from saescope.sources.machine import show_bytes
 
+Report = Callable[[str], None]
 _CHUNK_BYTES = 2**20
 
 
-def fetch(plan: JobPlan, *, check: bool = False, report: Callable[[str], None] = print) -> JobPlan:
+def fetch(plan: JobPlan, *, check: bool = False, report: Report = print) -> JobPlan:
     """Fetch what is missing; returns the plan with every file on this machine.
 
     With `check`, files that were already here are hashed too. Raises ResourceError before anything
     is fetched if the disk is too small, and SourceError for a file that differs from the hub's,
-    which is removed. An interrupted download of a large file resumes.
+    which is removed. An interrupted download of a large file resumes. While another process fetches
+    a file, this waits for it, and `report` says so.
     """
     refuse_if_too_large(plan)
     for number, file in enumerate(plan.needed, 1):
@@ -25,15 +29,12 @@ def fetch(plan: JobPlan, *, check: bool = False, report: Callable[[str], None] =
         if not isinstance(files, HubFiles):
             continue
         progress = f"{number}/{len(plan.needed)} {entry.name}"
-        if not entry.have:
-            size = show_bytes(entry.bytes or 0)
-            if entry.partial:
-                size += f", {show_bytes(entry.partial)} are here"
-            report(f"{progress}: {size}")
-            _fetch(files, entry)
+        if not (entry.have and _snapshot_path(files, entry).is_file()):
+            _fetch(files, entry, progress, report)
         elif check and entry.sha256:
             report(f"{progress}: checking")
-            _check_hash(files.path(entry.name), files, entry)
+            path = files.path(entry.name)
+            _refuse_damaged(path, _sha256(path), files, entry)
     return plan.refreshed()
 
 
@@ -51,9 +52,30 @@ def refuse_if_too_large(plan: JobPlan) -> None:
         raise ResourceError(f"{plan.why[0]}; {'; or '.join(plan.disk_suggestions)}")
 
 
-def _fetch(files: HubFiles, entry: FileEntry) -> None:
+def _snapshot_path(files: HubFiles, entry: FileEntry) -> Path:
+    """Return where the cache shows a file of this commit, also to programs that are offline."""
+    return files.folder / "snapshots" / files.revision / entry.name
+
+
+def _fetch(files: HubFiles, entry: FileEntry, progress: str, report: Report) -> None:
+    """Fetch one file, unless another process has done so meanwhile."""
+    if files.offline:  # complete, under the name of its contents
+        return
+    with one_writer(_snapshot_path(files, entry), note=report):
+        entry = files.entry(entry.name)
+        if entry.have:  # a process that was killed may have left it without its name
+            files.path(entry.name)
+            return
+        size = show_bytes(entry.bytes or 0)
+        if entry.partial:
+            size += f", {show_bytes(entry.partial)} are here"
+        report(f"{progress}: {size}")
+        _download(files, entry)
+
+
+def _download(files: HubFiles, entry: FileEntry) -> None:
     # A file of another size under this name is damaged: huggingface_hub would take it as it is.
-    damaged = files.folder / "snapshots" / files.revision / entry.name
+    damaged = _snapshot_path(files, entry)
     if damaged.is_file():
         _remove(damaged)
     if entry.sha256:
@@ -85,8 +107,15 @@ def _download_large(files: HubFiles, entry: FileEntry) -> None:
             return
         if unfinished.is_file() and unfinished.stat().st_size > (entry.bytes or 0):
             unfinished.unlink()
+        resumes = unfinished.is_file()
         _append_rest(unfinished, files, entry)
-        _check_hash(unfinished, files, entry)
+        sha256 = _sha256(unfinished)
+        if resumes and sha256 != entry.sha256:  # what was here had been torn: all of it again
+            unfinished.unlink()
+            _append_rest(unfinished, files, entry)
+            sha256 = _sha256(unfinished)
+        _refuse_damaged(unfinished, sha256, files, entry)
+        # By rename: a copy under this name would be taken for the whole file.
         unfinished.rename(blob)  # huggingface_hub finds it there and only adds the snapshot's link
 
 
@@ -110,14 +139,19 @@ def _append_rest(unfinished: Path, files: HubFiles, entry: FileEntry) -> None:
             )
 
         call_hub(files, download)
+        os.fsync(out.fileno())  # a power cut must not leave its name without its contents
 
 
-def _check_hash(path: Path, files: HubFiles, entry: FileEntry) -> None:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    sha256 = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _refuse_damaged(path: Path, sha256: str, files: HubFiles, entry: FileEntry) -> None:
+    """Remove a file that is not the hub's, and raise SourceError."""
     if sha256 != entry.sha256:
         _remove(path)
         raise SourceError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saescope.errors import ResourceError
+from saescope.sources.whole_files import write_whole
 
 CACHE = "SAESCOPE_CACHE"
 "Environment variable: the folder of remembered hashes and measurements."
@@ -57,12 +58,8 @@ def recall(name: str) -> dict[str, Any]:
 
 def remember(name: str, values: dict[str, Any]) -> None:
     """Store values under a name, whole or not at all; without a cache folder, do nothing."""
-    path = cache_folder() / f"{name}.json"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(values), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(cache_folder() / f"{name}.json", json.dumps(values).encode())
 
 
 def _name(path: Path) -> str:

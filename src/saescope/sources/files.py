@@ -11,6 +11,7 @@ from typing import Any, TypeVar, final
 from saescope.demo import EMBEDDED
 from saescope.errors import NotCachedError, SourceError, first_line
 from saescope.sources.references import parse_hub_ref
+from saescope.sources.whole_files import write_whole
 
 T = TypeVar("T")
 GGUF = ".gguf"
@@ -279,8 +280,7 @@ class HubFiles(Files):
         name = self.requested_revision or "main"
         ref = self.folder / "refs" / name
         if name != commit and not (ref.is_file() and ref.read_text() == commit):
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(commit)
+            write_whole(ref, commit.encode(), self.folder)  # each file in refs/ is a revision
 
 
 def _blob_of(file: Any) -> Blob:

@@ -1,7 +1,9 @@
 """Append-only JSONL cache for resuming work that is published only as a whole."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, final
 
@@ -38,7 +40,7 @@ class ResumeCache:
         for line in lines:
             try:
                 key, value = json.loads(line)
-            except (ValueError, TypeError):  # an interruption truncated this line
+            except (ValueError, TypeError, RecursionError):  # an interruption truncated this line
                 continue
             self._values[str(key)] = value
 
@@ -61,8 +63,7 @@ class ResumeCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if _ends_within_a_line(self.path):
                 line = "\n" + line
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            _append(self.path, line.encode("utf-8", "surrogatepass"))
 
     def forget(self) -> None:
         """Remove the file, once the whole is published."""
@@ -74,6 +75,16 @@ def key_of(*parts: Any) -> str:
     """Return the SHA-256 over the plain values that decide a result."""
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append in one write: lines of several processes then do not mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
 
 
 def _ends_within_a_line(path: Path) -> bool:
