@@ -7,6 +7,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Hashes and measurements of other sessions decide nothing here.
 os.environ["SAESCOPE_CACHE"] = tempfile.mkdtemp(prefix="saescope-cache-")
+# Nor do the settings of whoever runs the tests.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="saescope-config-")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: one thread per worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -3,24 +3,19 @@
 import inspect
 import signal
 import sys
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
 from cyclopts import App, Group
-from cyclopts.argument import ArgumentCollection, update_argument_collection
 
 from saescope.errors import Interrupted, SaescopeError
 from saescope.surfaces.cli.endings import finish, refuse, show_late_errors
 from saescope.surfaces.cli.interrupts import how_to_go_on, terminate_as_interrupt
 from saescope.surfaces.cli.options import HELP_GROUPS
+from saescope.surfaces.cli.settings import check_settings, fill_from_settings
 from saescope.surfaces.cli.streams import use_safe_streams
 from saescope.version import __version__
-
-CONFIG = "saescope.toml"
 
 GUIDE = """\
 saescope finds the SAE features that stand for a behaviour of a language model,
@@ -83,28 +78,11 @@ def _commands() -> Iterator[Command]:
         yield from commands
 
 
-def _read_options_from_config(
-    app: App, _verbs: tuple[str, ...], arguments: ArgumentCollection
-) -> None:
-    """Fill options that the command line leaves out from saescope.toml.
-
-    cyclopts' own reader would leave out `layers`, which is an option and a command too.
-    """
-    path = Path(CONFIG)
-    if path.is_file():
-        config = _read_config(path)
-        apps = app.app_stack.stack[-1]
-        source = str(path.absolute())
-        update_argument_collection(
-            config, source, arguments, apps, root_keys=(), allow_unknown=True
-        )
-
-
 app = App(
     name="saescope",
     help="Find the SAE features behind a behaviour, change them, and measure what that did.",
     version=__version__,
-    config=_read_options_from_config,
+    config=fill_from_settings,
     group_arguments=HELP_GROUPS["Arguments"],
     group_parameters=HELP_GROUPS["Arguments"],
     print_error=False,
@@ -150,7 +128,7 @@ def run(arguments: Sequence[str]) -> int:
 
     def command() -> int | None:
         _check_command(arguments)
-        _check_config(Path(CONFIG))
+        check_settings(_known_options)
         try:
             code: int | None = app(arguments, result_action="return_value")
         except KeyboardInterrupt as error:
@@ -173,26 +151,11 @@ def _check_command(arguments: Sequence[str]) -> None:
         resolved.help = inspect.getdoc(resolved.default_command) or resolved.help
 
 
-def _check_config(path: Path) -> None:
-    """Refuse a file that is not TOML or has a key that no command knows."""
-    if not path.is_file():
-        return
-    keys = _read_config(path).keys()
-    known = {
+def _known_options() -> Set[str]:
+    """Return the options of all commands, written with underscores."""
+    return {
         name.removeprefix("--").replace("-", "_")
         for command in _commands()
         for argument in app[command.verb].assemble_argument_collection()
         for name in argument.names
     }
-    for key in keys:
-        if key.replace("-", "_") not in known:
-            raise SaescopeError(
-                f"{path}: no command has an option {key!r}; see saescope COMMAND --help"
-            )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SaescopeError(f"{path} is not readable as TOML: {error}") from error
