@@ -221,7 +221,8 @@ class FeatureContrast:
     - All prompts: `rate`, `other_rate`, `other_set`, `score`, `rate_ci`, `prompt_rate`,
       `prompt_other_rate`, `ci` (of `prompt_rate`) and `mean_act` (where the feature fires).
     - Discovery prompts: `p` and `q` against all other prompts together, `discovery_score`.
-    - Held-out prompts: `holdout_*`; `holdout_p` is the largest p against another set.
+    - Held-out prompts: `holdout_*`; `holdout_p` is the largest p against another set, and
+      `holdout_q` adjusts it for the number of candidates (1 if the feature is not one).
     """
 
     feature: Feature
@@ -242,6 +243,7 @@ class FeatureContrast:
     holdout_score: float
     holdout_score_ci: tuple[float, float]
     holdout_p: float
+    holdout_q: float
     mean_act: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -290,11 +292,7 @@ def _contrast_layer(
 def _set_contrast(
     run: Run, layer: int, set_index: int, evidence: _Evidence, n_top: int
 ) -> SetContrast:
-    """Return one set's top features.
-
-    Features are ranked on discovery prompts, so held-out figures of the top features are not
-    biased by selection.
-    """
+    """Return the top features; ranks rest on discovery prompts: held-out figures are unbiased."""
     counts = evidence.counts
     in_set = counts.labels == set_index
     margins = rate_margin(evidence.discovery.rates(), set_index)
@@ -341,6 +339,7 @@ def _field_arrays(
         "holdout_score": rate_margin(holdout_rates, set_index),
         "holdout_score_ci": margin_interval(holdout, set_index),
         "holdout_p": max_pairwise_p(holdout, set_index),
+        "holdout_q": evidence.search_result.holdout_q[set_index, shown],
         "mean_act": evidence.mean_acts[set_index, shown],
     }
 

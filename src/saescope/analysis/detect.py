@@ -188,6 +188,7 @@ def _detected(
             p=float(layer.search_result.p[0, column]),
             q=float(layer.search_result.q[0, column]),
             confirmed=bool(layer.search_result.confirmed[0, column]),
+            holdout_q=float(layer.search_result.holdout_q[0, column]),
             monolinguality=float(strength[index]),
             group=int(groups[index]),
         )

@@ -120,7 +120,8 @@ class DetectedFeature:
     """A feature that passes the thresholds on discovery prompts.
 
     Rates are shares of prompts on which it fires at all, `other_` the largest of any other set;
-    `holdout_passes` says whether the thresholds hold on held-out prompts too. `monolinguality` is
+    `holdout_passes` says whether the thresholds hold on held-out prompts too. `p`, `q`, `confirmed`
+    and `holdout_q` are those of `contrast` for the target. `monolinguality` is
     the mean activation over the target's scored positions minus that over the others'
     (Qwen-Scope's measure). Features of one `group` fire on the same tokens.
     """
@@ -136,6 +137,7 @@ class DetectedFeature:
     p: float
     q: float
     confirmed: bool
+    holdout_q: float
     monolinguality: float
     group: int
 

@@ -5,6 +5,7 @@ from typing import Any, final
 
 import numpy as np
 
+from saescope.analysis.pieces import shown_tokens
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Floats
@@ -98,7 +99,10 @@ class Example:
 
 @dataclass(frozen=True)
 class TokenAct:
-    """One token, the feature's activation (0 where it does not fire), and why it is masked."""
+    """One token, the feature's activation (0 where it does not fire), and why it is masked.
+
+    A character that several tokens hold is in the `text` of the last of them.
+    """
 
     text: str
     pos: int
@@ -122,14 +126,17 @@ class _FeatureActs:
 
 
 def _example(run: Run, prompt: int, strongest: float, acts: _FeatureActs) -> Example:
+    source = run.prompts[prompt]
+    indices = np.flatnonzero(run.token_prompt == prompt).tolist()
+    stored = [run.token_text[token] for token in indices]
+    texts = shown_tokens(stored, run.is_text[indices].tolist(), source.display_text)
     tokens = [
         TokenAct(
-            text=run.token_text[token],
+            text=text,
             pos=int(run.token_pos[token]),
             act=float(acts.acts[token]),
             masked=acts.masked(token),
         )
-        for token in np.flatnonzero(run.token_prompt == prompt).tolist()
+        for token, text in zip(indices, texts, strict=True)
     ]
-    source = run.prompts[prompt]
     return Example(source.id, source.set, strongest, tuple(tokens))

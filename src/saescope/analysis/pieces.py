@@ -6,9 +6,10 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, compress, groupby
 from statistics import median_low
 
+from saescope.sources.characters import whole_characters
 from saescope.sources.scripts import is_unspaced
 
 _BYTE = re.compile(rb"(\\x[89a-f][0-9a-f])")
@@ -18,12 +19,38 @@ _APOSTROPHES = "'’ʼ"
 
 @dataclass(frozen=True)
 class Sample:
-    """A word of a set in its pieces: one that takes the most, or the typical one."""
+    """A word of a set in its pieces: one that takes the most, or the typical one.
+
+    In `pieces`, bytes of a split character are escaped; in `shown`, the last piece has it all.
+    """
 
     word: str
     pieces: tuple[str, ...]
+    shown: tuple[str, ...]
     prompt: str
     typical: bool
+
+
+def shown_tokens(texts: Sequence[str], is_text: Sequence[bool], prompt: str) -> list[str]:
+    """Return stored tokens of a prompt as text; special tokens, which are no text, as they are.
+
+    A character that several tokens hold is in the last of them.
+    """
+    pieces = Pieces.of(list(compress(texts, is_text)), prompt).shown
+    shown = iter(_without_added_space(pieces, prompt))
+    return [next(shown) if text else stored for stored, text in zip(texts, is_text, strict=True)]
+
+
+def _without_added_space(pieces: Sequence[str], prompt: str) -> Sequence[str]:
+    """Drop the space that SentencePiece puts before a text."""
+    if _leading_spaces("".join(pieces)) <= _leading_spaces(prompt):
+        return pieces
+    first = next(n for n, piece in enumerate(pieces) if piece)
+    return [*pieces[:first], pieces[first].removeprefix(" "), *pieces[first + 1 :]]
+
+
+def _leading_spaces(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))
 
 
 def samples(prompts: Sequence[tuple[str, "Pieces"]], n: int) -> list[Sample]:
@@ -45,7 +72,8 @@ def samples(prompts: Sequence[tuple[str, "Pieces"]], n: int) -> list[Sample]:
     result = []
     for word in [*hardest, typical]:
         prompt = first_seen[word.text][1]
-        result.append(Sample(word.text, word.pieces, prompt, typical=word is typical))
+        sample = Sample(word.text, word.pieces, word.shown, prompt, typical=word is typical)
+        result.append(sample)
     return result
 
 
@@ -65,6 +93,7 @@ class Word:
 
     text: str
     pieces: tuple[str, ...]
+    shown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +119,11 @@ class Pieces:
         """Joined text of the tokens; bytes outside characters become surrogates."""
         return b"".join(self.data).decode("utf-8", "surrogateescape")
 
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The text of each token; a character that several tokens hold is in the last of them."""
+        return tuple(whole_characters(self.data))
+
     @property
     def fragments(self) -> int:
         """Number of tokens that are not whole characters."""
@@ -104,7 +138,8 @@ class Pieces:
         for start, word in _words(self.text, set(ends)):
             last_byte = start + len(_encoded(word)) - 1
             first, last = bisect_right(ends, start), bisect_right(ends, last_byte)
-            yield Word(word, self.texts[first : last + 1])
+            tokens = slice(first, last + 1)
+            yield Word(word, self.texts[tokens], self.shown[tokens])
 
 
 def _bytes(stored: bytes, prompt: bytes, start: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from saescope.analysis.cautions import Means, leading_tokens, many_sinks, position_0_drives
-from saescope.analysis.pieces import Sample
+from saescope.analysis.pieces import Sample, shown_tokens
 from saescope.analysis.token_figures import Paired, token_figures
 from saescope.errors import PromptError
 from saescope.store.arrays import Float32s, Floats, Ints
@@ -247,9 +247,21 @@ def _sink(run: Run, token: int, layers: Sequence[_LayerProfile]) -> Sink:
         set=prompt.set,
         prompt=prompt.id,
         pos=int(run.token_pos[token]),
-        token=run.token_text[token],
+        token=_token_in_context(run, token),
         layer=furthest.number,
         norm=float(furthest.values[token]),
         ratio=furthest.ratio(token),
         layers=tuple(layer.number for layer in layers),
     )
+
+
+def _token_in_context(run: Run, token: int) -> str:
+    """Return the text of a token, with the whole character if it completes one."""
+    stored = run.token_text[token]
+    if "\\x" not in stored:
+        return stored
+    start = token - int(run.token_pos[token])
+    texts = run.token_text[start : token + 1]
+    is_text = run.is_text[start : token + 1].tolist()
+    prompt = run.prompts[run.token_prompt[token]]
+    return shown_tokens(texts, is_text, prompt.display_text)[-1]

@@ -14,6 +14,7 @@ from saescope.analysis.contrast import (
 )
 from saescope.analysis.examples import Example, Examples, TokenAct, examples
 from saescope.analysis.profile import Profile, Sink, profile
+from saescope.analysis.sentences import best_layer, contrast_sentence, first_confirmed
 from saescope.errors import PromptError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -78,12 +79,11 @@ class ReportFindings:
         return self.run.sae_fits()
 
     @property
-    def n_confirmed_sets(self) -> int:
-        """How many sets have a confirmed feature in the best layer."""
-        if self.contrast is None or self.best_layer is None:
-            return 0
-        sets = self.contrast.layers[self.best_layer].sets.values()
-        return sum(first_confirmed(one) is not None for one in sets)
+    def sentence(self) -> str:
+        """The finding in one sentence."""
+        if self.contrast is None:
+            return "The sets of this run are not compared."
+        return contrast_sentence(self.contrast)
 
     @property
     def rows_per_set(self) -> int:
@@ -126,27 +126,6 @@ class Excerpt:
     tokens: tuple[TokenAct, ...]
     n_before: int
     n_after: int
-
-
-def best_layer(contrasted: Contrast) -> int:
-    """Return the layer whose best features separate the sets most.
-
-    Discovery prompts alone decide, so the held-out figures of that layer stay unbiased.
-    """
-
-    def separation(layer: int) -> float:
-        sets = contrasted.layers[layer].sets.values()
-        return sum(one.features[0].discovery_score for one in sets if one.features)
-
-    return max(contrasted.layers, key=separation)
-
-
-def first_confirmed(one: SetContrast) -> FeatureContrast | None:
-    """Return the confirmed feature that is best on the discovery prompts."""
-    for feature in one.features:
-        if feature.confirmed:
-            return feature
-    return None
 
 
 def _best_features(

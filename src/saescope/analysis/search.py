@@ -27,7 +27,8 @@ class SearchResult:
     """Result of the search, as arrays (sets, features).
 
     `p` and `q` compare a set with all other discovery prompts. `candidates` are proposed on
-    discovery prompts; `confirmed` also hold on held-out ones. `tested` (features,) marks features
+    discovery prompts; `confirmed` also hold on held-out ones: their `holdout_q`, the candidates'
+    adjusted p there, is at most alpha (1 if not a candidate). `tested` (features,) marks features
     that fire on enough prompts to be significant under some labelling.
     """
 
@@ -36,6 +37,7 @@ class SearchResult:
     tested: Bools
     candidates: Bools
     confirmed: Bools
+    holdout_q: Floats
 
 
 def search(discovery: FiringCounts, holdout: FiringCounts, alpha: float) -> SearchResult:
@@ -105,8 +107,8 @@ def _search(
     alpha: float,
 ) -> SearchResult:
     p = _screen(discovery, top_prompts)
-    q = np.ones_like(p)
-    candidates, confirmed = np.zeros(p.shape, bool), np.zeros(p.shape, bool)
+    q, holdout_q = np.ones_like(p), np.ones_like(p)
+    candidates = np.zeros(p.shape, bool)
     for i in range(discovery.n_sets):
         q[i, tested] = stats.benjamini_hochberg(p[i, tested])
         significant = np.flatnonzero(q[i] <= alpha)
@@ -115,8 +117,9 @@ def _search(
             candidates[i, proposed] = True
             # Held-out prompts were not used for selection, so BH over the candidates is valid.
             holdout_p = max_pairwise_p(holdout.of_features(proposed), i)
-            confirmed[i, proposed] = stats.benjamini_hochberg(holdout_p) <= alpha
-    return SearchResult(p, q, tested, candidates, confirmed)
+            holdout_q[i, proposed] = stats.benjamini_hochberg(holdout_p)
+    confirmed = candidates & (holdout_q <= alpha)
+    return SearchResult(p, q, tested, candidates, confirmed, holdout_q)
 
 
 def _beats_every_other_set(counts: FiringCounts, i: int, features: Ints, alpha: float) -> Ints:

@@ -57,11 +57,11 @@ def scan(
     row = 0
     for prompt, ids in zip(prompts, plan.token_ids, strict=True):
         tokens = []
-        for pos, token_id in enumerate(ids):
+        for pos, (token_id, token_text) in enumerate(zip(ids, text.in_context(ids), strict=True)):
             token = ScannedToken(
                 pos=pos,
                 id=token_id,
-                token=text(token_id),
+                token=token_text,
                 sink=bool(is_sink[row]),
                 norm={layer: float(features.norms[row]) for layer, features in layers.items()},
                 features=_strongest(layers, row, n_top),
@@ -151,7 +151,10 @@ class ScannedPrompt:
 
 @dataclass(frozen=True)
 class ScannedToken:
-    """One token: its position, its norm and strongest features per layer, whether it is a sink."""
+    """One token: its position, its norm and strongest features per layer, whether it is a sink.
+
+    A character that several tokens hold is in the `token` of the last of them.
+    """
 
     pos: int
     id: int

@@ -10,6 +10,7 @@ from saescope.engine.chat_template import chat_ids
 from saescope.engine.lm import LM
 from saescope.engine.text_ids import text_ids
 from saescope.errors import PromptError, SourceError
+from saescope.sources.characters import whole_characters
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.sources.scripts import is_unspaced
 
@@ -103,31 +104,58 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._cache: dict[int, str] = {}
+        self._cache: dict[int, bytes] = {}
 
     def __call__(self, token_id: int) -> str:
         """Return the text of one token, including its leading space."""
+        return self._bytes(token_id).decode("utf-8", "backslashreplace")
+
+    def in_context(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token of a sequence; together they are the decoded text.
+
+        A character that several tokens hold belongs to the last of them.
+        """
+        texts = whole_characters([self._bytes(token_id) for token_id in ids])
+        decoded = self._decode(ids)
+        joined = "".join(texts)
+        # SentencePiece begins a text with a space of its own, and drops it when it decodes.
+        if joined != decoded and joined.removeprefix(" ") == decoded:
+            first = next(n for n, text in enumerate(texts) if text)
+            texts[first] = texts[first].removeprefix(" ")
+        return texts
+
+    def _bytes(self, token_id: int) -> bytes:
         if token_id not in self._cache:
-            self._cache[token_id] = self._text(token_id)
+            self._cache[token_id] = self._read_bytes(token_id)
         return self._cache[token_id]
 
-    def _text(self, token_id: int) -> str:
+    def _read_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes of a token, including its leading space."""
         piece = self._tokenizer.convert_ids_to_tokens(token_id)
-        text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        text = self._decode([token_id])
+        if isinstance(piece, bytes):
+            return piece
         if not isinstance(piece, str):
-            return text
+            return text.encode("utf-8", "surrogatepass")
         if "\ufffd" in text:
-            return _escape(piece)
+            data = _stored_bytes(piece)
+            if data is not None:
+                return data
         # SentencePiece writes a leading space as ▁, and drops it when it decodes a single token.
         lost_space = piece.startswith("▁") and not text.startswith(" ")
-        return " " + text if lost_space else text
+        return (" " + text if lost_space else text).encode("utf-8", "surrogatepass")
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
-def _escape(piece: str) -> str:
+def _stored_bytes(piece: str) -> bytes | None:
+    """Return the bytes that a vocabulary writes as `<0xE5>` or in byte-level BPE's alphabet."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):  # SentencePiece's byte fallback
-        return "\\x" + piece[3:5].lower()
-    data = bytes(_BYTE_OF.get(char, ord("?")) for char in piece)
-    return data.decode("utf-8", "backslashreplace")
+        return bytes([int(piece[3:5], 16)])
+    if all(char in _BYTE_OF for char in piece):
+        return bytes(_BYTE_OF[char] for char in piece)
+    return None
 
 
 def _byte_of() -> dict[str, int]:

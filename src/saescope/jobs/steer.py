@@ -66,6 +66,8 @@ class SteerRequest(Request):
         _note_mismatches(lm, prompt, edit_set, self.thinking, reporter)
         from saescope.control.steer import steered
 
+        with steered(lm, saes, edit_set.edits):
+            pass  # edits that do not fit are refused before anything is written
         base = self._write(lm, prompt, "base", on_text)
         with steered(lm, saes, edit_set.edits) as receipt:
             changed = self._write(lm, prompt, "steered", on_text)

@@ -3,14 +3,18 @@
 from rich.console import Console
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast
+from saescope.analysis.sentences import confirmed_first, contrast_sentence
 from saescope.jobs.contrast import ContrastRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
     cell,
     interval,
+    p_value,
     percent,
     present_answer,
+    print_finding,
     print_sae_fits,
     print_warnings,
 )
@@ -23,14 +27,16 @@ def contrast(request: ContrastRequest = ContrastRequest(), *, output: Output = O
 
 
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
-    """Print one table per layer, then what was masked and the control."""
+    """Print the finding, one table per layer, what was masked and the control."""
+    print_finding(console, contrast_sentence(result))
     print_sae_fits(console, result.sae_fits)
     for layer, found in result.layers.items():
         _features(layer, found, n_top).print(console)
-        console.print(
+        print_line(
+            console,
             f"left out: {found.masked_pos0} first positions, {found.masked_sinks} sinks. "
             f"Tested: {found.tested} features. Control: {found.shuffled_confirmed} confirmed "
-            f"in {result.settings.shuffles} searches with shuffled labels."
+            f"in {result.settings.shuffles} searches with shuffled labels.",
         )
     print_warnings(console, result.warnings)
 
@@ -41,11 +47,12 @@ def _features(layer: int, found: LayerContrast, n_top: int | None) -> ResultTabl
         f"features that distinguish the sets, layer {layer}",
         text=("set", "feature"),
         numbers=("fires / elsewhere", "held out", "prompts, 95 % CI", "confirmed"),
-        optional=("prompts, 95 % CI",),
+        after=("next set",),
+        optional=("prompts, 95 % CI", "next set", "fires / elsewhere"),
     )
     for name, in_set in found.sets.items():
         label = cell(name)
-        for feature in in_set.features[:n_top]:
+        for feature in confirmed_first(in_set.features[:n_top]):
             table.add(label, *_cells(feature))
             label = ""
         table.end_section()
@@ -55,11 +62,12 @@ def _features(layer: int, found: LayerContrast, n_top: int | None) -> ResultTabl
 def _cells(feature: FeatureContrast) -> list[str]:
     confirmed = "no"
     if feature.confirmed:
-        confirmed = f"[green]q {feature.q:.0e}[/]"
+        confirmed = f"[green]q {p_value(feature.holdout_q)}[/]"
     return [
         str(feature.feature),
-        f"{100 * feature.rate:.1f} / {percent(feature.other_rate)} {cell(feature.other_set)}",
+        f"{100 * feature.rate:.1f} / {percent(feature.other_rate)}",
         f"{100 * feature.holdout_rate:.1f} / {percent(feature.holdout_other_rate)}",
         f"{100 * feature.prompt_rate:.0f} ({interval(feature.ci)})",
         confirmed,
+        cell(feature.other_set),
     ]

@@ -6,8 +6,10 @@ from rich.console import Console
 
 from saescope.analysis.classify import Scores
 from saescope.analysis.detection import DetectedFeature, Detection
+from saescope.analysis.sentences import detection_sentence
 from saescope.jobs.detect import DetectAnswer, DetectRequest
 from saescope.sources.catalog import Feature
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -16,8 +18,10 @@ from saescope.surfaces.cli.show import (
     masked_sentence,
     note,
     number,
+    p_value,
     percent,
     present,
+    print_finding,
     print_sae_fits,
     print_warnings,
 )
@@ -49,14 +53,15 @@ def _note_files(answer: DetectAnswer) -> None:
 
 
 def show_detection(console: Console, result: Detection) -> None:
-    """Print the features, the prompts they fire on, the detectors, and Qwen-Scope's measures."""
+    """Print the finding, features, prompts they fire on, detectors, and Qwen-Scope's measures."""
+    print_finding(console, detection_sentence(result))
     print_sae_fits(console, result.sae_fits)
     _features(result).print(console)
-    console.print(_chance_sentence(result))
+    print_line(console, _chance_sentence(result))
     _firings(result).print(console)
     _detectors(result).print(console)
     _measures(result).print(console)
-    console.print(masked_sentence(result.masked))
+    print_line(console, masked_sentence(result.masked))
     print_warnings(console, result.warnings)
 
 
@@ -75,9 +80,11 @@ def _features(result: Detection) -> ResultTable:
             "monolinguality",
             "group",
         ),
-        optional=("monolinguality", "group", "holds"),
+        after=("next set",),
+        optional=("monolinguality", "group", "next set", "holds", "95 % CI"),
     )
-    for feature in result.features[:_FEATURES_SHOWN]:
+    confirmed_first = sorted(result.features, key=lambda feature: not feature.confirmed)
+    for feature in confirmed_first[:_FEATURES_SHOWN]:
         table.add(*_feature_cells(feature))
     return table
 
@@ -85,17 +92,17 @@ def _features(result: Detection) -> ResultTable:
 def _feature_cells(feature: DetectedFeature) -> list[str]:
     confirmed = "no"
     if feature.confirmed:
-        confirmed = f"[green]q {feature.q:.0e}[/]"
-    elsewhere = f"{100 * feature.prompt_other_rate:.0f} % {cell(feature.other_set)}"
+        confirmed = f"[green]q {p_value(feature.holdout_q)}[/]"
     return [
         str(feature.feature),
-        f"{100 * feature.prompt_rate:.0f} / {elsewhere}",
-        f"{100 * feature.holdout_rate:.0f} / {100 * feature.holdout_other_rate:.0f}",
+        f"{100 * feature.prompt_rate:.0f} / {100 * feature.prompt_other_rate:.0f} %",
+        f"{100 * feature.holdout_rate:.0f} / {100 * feature.holdout_other_rate:.0f} %",
         interval(feature.holdout_ci),
         "yes" if feature.holdout_passes else "no",
         confirmed,
         f"{feature.monolinguality:.3g}",
         str(feature.group),
+        cell(feature.other_set),
     ]
 
 
@@ -117,7 +124,8 @@ def _firings(result: Detection) -> ResultTable:
     as_counts = sum(prompt.set in names for prompt in result.firings) > _MAX_MARKS
     table = ResultTable(
         "prompts it fires on (discovery | held out)",
-        text=("feature", *map(cell, names)),
+        text=("feature",),
+        numbers=[cell(name) for name in names],
         optional=[cell(name) for name in result.against[::-1]],
     )
     for feature in _firing_rows(result):
@@ -141,7 +149,7 @@ def _marks(result: Detection, name: str, feature: Feature, *, as_counts: bool) -
             if prompt.set == name and prompt.split == part
         ]
         if as_counts:
-            texts.append(f"{sum(fires)} of {len(fires)}")
+            texts.append(f"{sum(fires)}/{len(fires)}")
         else:
             texts.append("".join("█" if fired else "·" for fired in fires))
     return " | ".join(texts)

@@ -6,7 +6,9 @@ from rich.console import Console
 
 from saescope.analysis.follow import Match
 from saescope.analysis.layers import FollowedFeature, Layers, LayerSeparation
+from saescope.analysis.sentences import layers_sentence
 from saescope.jobs.layers import LayersRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -15,6 +17,7 @@ from saescope.surfaces.cli.show import (
     number,
     percent,
     present_answer,
+    print_finding,
     print_sae_fits,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -28,38 +31,42 @@ def layers(request: LayersRequest = LayersRequest(), *, output: Output = Output(
 
 
 def show_layers(console: Console, result: Layers) -> None:
-    """Print separation and best features by layer, the rates of a followed id, and the matches."""
+    """Print the best layer, best features by layer, the rates of a followed id, and the matches."""
+    print_finding(console, layers_sentence(result))
     print_sae_fits(console, result.sae_fits)
     first_layer = next(iter(result.layers.values()))
     names = list(first_layer.sets)
     shown, hidden = names[:_SETS_SHOWN], names[_SETS_SHOWN:]
     _best_features(result, shown).print(console)
+    if not all(best.confirmed for one in result.layers.values() for best in one.sets.values()):
+        print_line(console, "? not confirmed on held-out prompts")
     if hidden:
-        console.print(f"{len(hidden)} more sets are in --json: {cell(', '.join(hidden))}")
+        print_line(console, f"{len(hidden)} more sets are in --json: {cell(', '.join(hidden))}")
     if result.feature is not None:
         _rates(result.feature, shown).print(console)
-    _matches(result.matches).print(console)
-    console.print(masked_sentence(result.masked))
+    if result.matches:
+        _matches(result.matches).print(console)
+    print_line(console, masked_sentence(result.masked))
 
 
 def _best_features(result: Layers, names: Sequence[str]) -> ResultTable:
     columns = [cell(name) for name in names]
     table = ResultTable(
         "best features by layer: held out / elsewhere, in percent",
-        text=("layer", "separation, 95 % CI"),
-        numbers=columns,
+        text=("layer",),
+        numbers=("separation, 95 % CI", *columns),
         optional=columns[::-1],
     )
     for layer, figures in result.layers.items():
-        mark = _mark(layer, figures, result.best)
         low, high = figures.ci
-        separation = f"{figures.separation:.2f} ({low:.2f}-{high:.2f}){mark}"
         cells = []
         for name in names:
             best = figures.sets[name]
             rate, other_rate = 100 * best.holdout_rate, 100 * best.holdout_other_rate
-            cells.append(f"{best.feature} {rate:.0f} / {other_rate:.0f}")
-        table.add(str(layer), separation, *cells)
+            doubt = "" if best.confirmed else "?"
+            cells.append(f"{best.feature}{doubt} {rate:.0f} / {other_rate:.0f}")
+        label = f"{layer}{_mark(layer, figures, result.best)}"
+        table.add(label, f"{figures.separation:.2f} ({low:.2f}-{high:.2f})", *cells)
     return table
 
 

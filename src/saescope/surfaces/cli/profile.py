@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from saescope.analysis.profile import Profile, SetProfile, Sink
+from saescope.analysis.sentences import profile_sentence
 from saescope.analysis.token_figures import Paired
 from saescope.jobs.profile import ProfileRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -14,7 +16,10 @@ from saescope.surfaces.cli.show import (
     number,
     percent,
     present_answer,
+    print_finding,
+    print_parts_note,
     print_warnings,
+    token_cell,
 )
 from saescope.surfaces.cli.tables import ResultTable
 
@@ -27,15 +32,18 @@ def profile(request: ProfileRequest = ProfileRequest(), *, output: Output = Outp
 
 
 def show_profile(console: Console, result: Profile) -> None:
-    """Print tokens, words in their pieces, norms in every layer, later sinks, and warnings."""
+    """Print the finding, tokens, words in their pieces, norms, later sinks, and warnings."""
+    print_finding(console, profile_sentence(result))
     _tokens(result).print(console)
     _bytes(result).print(console)
-    if any(in_set.samples for in_set in result.sets.values()):
+    samples = [sample for in_set in result.sets.values() for sample in in_set.samples]
+    if samples:
         _words(result).print(console)
+        print_parts_note(console, (piece for sample in samples for piece in sample.shown))
     first_set = next(iter(result.sets.values()))
     for layer in first_set.layers:
         _norms(result, layer).print(console)
-    console.print("sinks: at position 0 + at later positions")
+    print_line(console, "sinks: at position 0 + at later positions")
     _show_sinks(console, [sink for sink in result.sinks if sink.pos > 0])
     print_warnings(console, result.warnings)
 
@@ -96,12 +104,15 @@ def _bytes(result: Profile) -> ResultTable:
 
 def _words(result: Profile) -> ResultTable:
     table = ResultTable(
-        "words in pieces, the typical word of a set last", text=("set", "word", "tokens", "pieces")
+        "words in pieces, the typical word of a set last",
+        text=("set", "word"),
+        numbers=("tokens",),
+        after=("pieces",),
     )
     for name, in_set in result.sets.items():
         label = cell(name)
         for sample in in_set.samples:
-            pieces = [cell(piece) for piece in sample.pieces[:_PIECES_SHOWN]]
+            pieces = [token_cell(piece) for piece in sample.shown[:_PIECES_SHOWN]]
             if len(sample.pieces) > _PIECES_SHOWN:
                 pieces.append("…")
             table.add(label, cell(sample.word), str(len(sample.pieces)), " ".join(pieces))
@@ -144,7 +155,7 @@ def _show_sinks(console: Console, sinks: Sequence[Sink]) -> None:
         table.add(
             cell(sink.set),
             cell(sink.prompt),
-            cell(sink.token),
+            token_cell(sink.token),
             str(sink.pos),
             f"{sink.norm:.4g}",
             number(sink.ratio, ".1f"),
@@ -152,4 +163,4 @@ def _show_sinks(console: Console, sinks: Sequence[Sink]) -> None:
         )
     table.print(console)
     if len(sinks) > _SINKS_SHOWN:
-        console.print(f"and {len(sinks) - _SINKS_SHOWN} more: --json has them all")
+        print_line(console, f"and {len(sinks) - _SINKS_SHOWN} more: --json has them all")

@@ -1,7 +1,8 @@
 """How results look: JSON or tables on stdout, progress and notes on stderr."""
 
 import sys
-from collections.abc import Callable, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from rich.console import Console
@@ -11,12 +12,15 @@ from saescope.jobs.reporter import Reporter
 from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
 from saescope.strict_json import to_json
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output
 from saescope.surfaces.cli.progress import show_progress
 from saescope.surfaces.visible import visible
 from saescope.table import Table
 
+PART = "[dim]→[/]"
 _WIDTH_OF_PIPES = 160
+_SMALL_P, _LONGEST_COUNT = 0.001, 1e7
 Result = TypeVar("Result", bound=Table)
 
 
@@ -92,19 +96,25 @@ def present_answer(
         note(f"run: {answer.run.path}")
 
 
+def print_finding(console: Console, sentence: str) -> None:
+    """Print what a result shows, in words, as the first line."""
+    print_line(console, f"[bold]{cell(sentence)}[/]")
+
+
 def print_warnings(console: Console, warnings: list[str]) -> None:
-    """Print warnings, one per line."""
+    """Print each warning as a line."""
     for text in warnings:
-        console.print(f"[yellow]warning:[/] {cell(text)}")
+        print_line(console, f"[yellow]warning:[/] {cell(text)}")
 
 
 def print_sae_fits(console: Console, fits: SaeFits) -> None:
     """Warn of SAEs that do not fit, or say that an earlier version did not record it."""
     print_warnings(console, fits.warnings)
     if fits.unrecorded:
-        console.print(
+        print_line(
+            console,
             "how well the SAE fits is not recorded, because an earlier version made this run: "
-            "saescope rerun RUN --out NEW records it"
+            "saescope rerun RUN --out NEW records it",
         )
 
 
@@ -137,6 +147,35 @@ def number(value: float | None, form: str = ".4g") -> str:
     if value is None:
         return "-"
     return format(value, form)
+
+
+def p_value(p: float | None) -> str:
+    """Format a p or q: 0.04, and 4e-07 if it is small."""
+    if p is None:
+        return "-"
+    return f"{p:.1g}" if p >= _SMALL_P else f"{p:.0e}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Format a number with so many significant digits, so that columns line up: 39.5, 7.40."""
+    text = f"{value:#.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < _LONGEST_COUNT else text.rstrip(".")
+
+
+def token_cell(text: str) -> str:
+    """Make a token's text a table cell; a mark stands for the bytes of a character to come."""
+    if not text:
+        return PART
+    # A mark that combines with the character before it is drawn on a circle.
+    return cell(f"◌{text}" if unicodedata.combining(text[0]) else text)
+
+
+def print_parts_note(console: Console, tokens: Iterable[str]) -> None:
+    """Explain the mark of bytes of a character, if one of the tokens has it."""
+    if not all(tokens):
+        print_line(
+            console, f"{PART} first bytes of a character; the token that completes it shows it"
+        )
 
 
 def cell(text: str) -> str:

@@ -4,19 +4,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from saescope.jobs.steer import OnText, Steering, SteerRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, note, percent, print_json, stdout
+from saescope.surfaces.cli.show import (
+    TERMINAL,
+    cell,
+    note,
+    percent,
+    print_finding,
+    print_json,
+    stdout,
+)
 from saescope.surfaces.cli.tables import ResultTable
 from saescope.surfaces.visible import visible
 
 if TYPE_CHECKING:
     from saescope.control.receipts import Receipt
 
+_INCOMPLETE = "\ufffd"  # the end of a text whose last character has only begun
 DEGRADES_ABOVE = 0.5  # changes of half a residual's norm usually degrade the text
 
 
@@ -27,20 +38,26 @@ def steer(request: SteerRequest, *, output: Output = Output()) -> None:
         return
     with _live_columns() as on_text:
         steering = request.run(TERMINAL, on_text)
-    _show_receipt(steering)
+    show_steering(stdout(), steering)
 
 
 @contextmanager
 def _live_columns() -> Iterator[OnText]:
-    """Show two columns of text that grow as tokens come."""
+    """Show two columns of text that grow as tokens come, and take them away at the end."""
     texts = {"base": "", "steered": ""}
-    with Live(columns("", ""), console=stdout(), auto_refresh=False) as live:
+    console = stdout()
+    live = Live(console=console, auto_refresh=False, transient=True)
 
-        def on_text(column: Literal["base", "steered"], text: str) -> None:
-            texts[column] = visible(text)
-            live.update(columns(texts["base"], texts["steered"]), refresh=live.console.is_terminal)
+    def on_text(column: Literal["base", "steered"], text: str) -> None:
+        texts[column] = visible(text.rstrip(_INCOMPLETE))
+        if console.is_terminal and not console.is_dumb_terminal:
+            live.start()  # only now: a refused request prints no table
+            live.update(columns(texts["base"], texts["steered"]), refresh=True)
 
+    try:
         yield on_text
+    finally:
+        live.stop()
 
 
 def columns(base: str, steered: str) -> Table:
@@ -52,21 +69,31 @@ def columns(base: str, steered: str) -> Table:
     return table
 
 
-def _show_receipt(steering: Steering) -> None:
-    console, receipt = stdout(), steering.receipt
+def show_steering(console: Console, steering: Steering) -> None:
+    """Print whether the text changed, both texts, and what the edits did to the residual."""
+    receipt = steering.receipt
+    print_finding(console, _sentence(steering))
+    console.print(columns(visible(steering.base), visible(steering.steered)))
     _edits(receipt).print(console)
-    console.print(
+    print_line(
+        console,
         f"targeted {receipt.positions} positions in {receipt.steps} forward passes, changed "
         f"{receipt.changed}; change / residual: {percent(receipt.delta_norm_ratio)} on average, "
-        f"{percent(receipt.largest_ratio)} at most"
+        f"{percent(receipt.largest_ratio)} at most",
     )
-    if not receipt.applied:
-        note("nothing was changed: no edited feature fired, or rounding lost what was added")
-    elif steering.base == steering.steered:
-        note("residuals were changed, the text was not")
     if receipt.largest_ratio > DEGRADES_ABOVE:
         limit = percent(DEGRADES_ABOVE)
         note(f"changed over {limit} of the residual: generations usually degrade there")
+
+
+def _sentence(steering: Steering) -> str:
+    receipt = steering.receipt
+    if not receipt.applied:
+        return "Nothing was changed: no edited feature fired, or rounding lost what was added."
+    if steering.base == steering.steered:
+        return "Residuals were changed, the text was not."
+    share = percent(receipt.delta_norm_ratio)
+    return f"The text changes; the edits change the residual by {share} of its norm on average."
 
 
 def _edits(receipt: "Receipt") -> ResultTable:

@@ -29,7 +29,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """One token: its text, its colour (0 is off, 8 the largest, m masked), and its label."""
+    """One token: its text, its colour (0 is off, 8 the largest, m masked), and its label.
+
+    The text is empty if a later token completes the token's character.
+    """
 
     text: str
     level: str
@@ -49,7 +52,8 @@ def heat_map(found: BestFeature) -> HeatMap:
 def _cell(token: TokenAct, largest: float) -> Cell:
     text = short(token.text)
     act = number(token.act) if token.act > 0 else "does not fire"
-    label = f"“{text}”, position {token.pos}: {act}"
+    name = f"“{text}”" if text else "part of the next character"
+    label = f"{name}, position {token.pos}: {act}"
     if token.masked:
         return Cell(text, "m", f"{label}; masked ({token.masked})")
     level = min(_N_LEVELS, math.ceil(_N_LEVELS * token.act / largest))
