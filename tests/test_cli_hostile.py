@@ -201,15 +201,15 @@ OPTIONS = [
     (["--layers", "1,"], "1,"),
     (["--layers", "7"], "it has layers 0-2"),
     (["--layers", "-1"], "-1"),
-    (["--k", "0"], "k is 0"),
+    (["--k", "0"], "--k must be at least 1, got 0"),
     (["--k", "many"], "many"),
     (["--k", "999"], "k is 999"),
-    (["--batch-tokens", "0"], "batch_tokens must be at least 1"),
-    (["--n-top", "0"], "n_top must be at least 1, got 0"),
+    (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
+    (["--n-top", "0"], "--n-top must be at least 1, got 0"),
     (["--dtype", "int8"], "int8"),
     (["--device", "tpu"], "tpu"),
-    (["--sink-ratio", "0"], "sink_ratio must be greater than 1, got 0"),
-    (["--sink-ratio", "nan"], "sink_ratio must be greater than 1, got nan"),
+    (["--sink-ratio", "0"], "--sink-ratio must be greater than 1, got 0"),
+    (["--sink-ratio", "nan"], "--sink-ratio must be greater than 1, got nan"),
     (["--model"], "--model"),
     (["--modle", "x"], "--modle"),
     (["--model", "no/such/place"], "no/such/place does not exist"),
@@ -245,9 +245,9 @@ def test_invalid_option_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--alpha", "1.5"], "alpha must lie between 0 and 1, got 1.5"),
-        (["--alpha", "nan"], "alpha must lie between 0 and 1, got nan"),
-        (["--shuffles", "-1"], "shuffles must be 0 or more, got -1"),
+        (["--alpha", "1.5"], "--alpha must lie between 0 and 1, got 1.5"),
+        (["--alpha", "nan"], "--alpha must lie between 0 and 1, got nan"),
+        (["--shuffles", "-1"], "--shuffles must be 0 or more, got -1"),
         (["--seed", "x"], "x"),
     ],
 )
@@ -269,7 +269,7 @@ def test_device_that_is_not_there(pair: Pair, capfd: pytest.CaptureFixture[str])
     if torch.cuda.is_available():
         pytest.skip("there is one")
     assert_refused(
-        ["scan", "hi you", *of(pair, "--device", "cuda")], capfd, "device cuda is not available"
+        ["scan", "hi you", *of(pair, "--device", "cuda")], capfd, "--device cuda is not available"
     )
 
 
@@ -305,7 +305,7 @@ def test_out_with_another_run_is_refused(
         ("modle = 'x'", "modle"),
         ("k = 'many'", "many"),
         ("k = ", "saescope.toml"),
-        ("k = 0", "k is 0"),
+        ("k = 0", "--k must be at least 1, got 0"),
     ],
 )
 def test_invalid_configuration_is_refused_in_one_line(
@@ -490,7 +490,7 @@ QUESTIONS = [
     (["detect", "SETS", "--target", "red", "--against", "red"], "no other set to compare"),
     (
         ["detect", "SETS", "--target", "red", "--min-rate", "1.5"],
-        "min_rate must lie between 0 and 1",
+        "--min-rate must lie between 0 and 1",
     ),
     (["detect", "SETS", "--target", "red", "--transfer", ":green"], "names no set"),
     (["detect", "SETS"], "--target"),

@@ -329,7 +329,10 @@ def test_organism_evaluation_has_the_known_answer(
         (["--judge", "nothing.py:judge"], "nothing.py does not exist"),
         (["--judge", "a.py:b", "--behaviour", "declining"], "give one of the two"),
         (["--judge", "http://"], "is no http:// or https:// URL"),
-        (["--judge", "http://127.0.0.1/", "--judge-batch", "0"], "must be over 0"),
+        (
+            ["--judge", "http://127.0.0.1/", "--judge-batch", "0"],
+            "--judge-batch must be",
+        ),
         (["--behaviour", "language:xx"], "known languages are"),
         (["--behaviour", "feature:2/9999"], "no SAE passed has 2/9999"),
     ],

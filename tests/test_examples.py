@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saescope.analysis.examples import examples
-from saescope.errors import PromptError, RunError
+from saescope.errors import ArgumentError, RunError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -71,5 +71,5 @@ def test_features_out_of_range_are_refused(run: Run) -> None:
         examples(run, Feature(3, 3))
     with pytest.raises(RunError, match="layers 3, not 4"):
         examples(run, Feature(4, 0))
-    with pytest.raises(PromptError, match="n must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n must be at least 1, got 0"):
         examples(run, Feature(3, 0), n=0)

@@ -21,7 +21,7 @@ from saescope.engine.extract import extract
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.tokens import TokenText
-from saescope.errors import ResourceError, RunError
+from saescope.errors import ArgumentError, ResourceError, RunError
 from saescope.sources.prompts import texts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -245,7 +245,7 @@ def test_a_failed_export_leaves_nothing(run: Run, tmp_path: Path) -> None:
         export_neuronpedia(run, tmp_path / "new" / "out", lens=full)
     with pytest.raises(RunError, match="holds layers 2, 4, not 3"):
         export_neuronpedia(run, tmp_path / "out", layers=[3])
-    with pytest.raises(RunError, match="n_examples must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n_examples must be at least 1, got 0"):
         export_neuronpedia(run, tmp_path / "out", settings=NeuronpediaSettings(n_examples=0))
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()

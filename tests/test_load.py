@@ -359,5 +359,5 @@ def test_fingerprint_is_of_what_was_read(sharded: Path) -> None:
 def test_device_that_is_not_there_is_refused(pair: Pair) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(SourceError, match="device cuda is not available"):
+    with pytest.raises(SourceError, match="device=cuda is not available"):
         load_lm(pair.model, [0], device="cuda")

@@ -17,7 +17,7 @@ from saescope.analysis.pieces import Pieces, samples
 from saescope.analysis.profile import profile
 from saescope.analysis.stats import bootstrap_mean
 from saescope.engine.extract import extract
-from saescope.errors import PromptError, RunError
+from saescope.errors import ArgumentError, RunError
 from saescope.sources.prompts import PromptSet, texts
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -363,6 +363,6 @@ def test_command_limits_samples_and_layers(
     assert "layer 2" in printed
     assert "layer 0" not in printed
     assert run_cli(["profile", "run", "--samples", "-1"]) == 2
-    assert capsys.readouterr().err == "saescope: samples must be at least 0, got -1\n"
-    with pytest.raises(PromptError, match="n_samples must be at least 0, got -1"):
+    assert capsys.readouterr().err == "saescope: --samples must be 0 or more, got -1\n"
+    with pytest.raises(ArgumentError, match="n_samples must be 0 or more, got -1"):
         profile(Run.open("run"), n_samples=-1)

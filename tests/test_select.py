@@ -21,7 +21,7 @@ from saescope.engine.extract import extract
 from saescope.engine.generate import generate
 from saescope.engine.lm import load_lm
 from saescope.engine.load import load_sae
-from saescope.errors import PromptError
+from saescope.errors import ArgumentError, PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import texts
 from saescope.store.resume_cache import ResumeCache
@@ -128,7 +128,7 @@ def test_selection_refuses_too_few_prompts_and_no_detectors(tmp_path: Path) -> N
         select(lm, [sae], run, detection, lambda _: True)
     with pytest.raises(PromptError, match="no feature passes"):
         select(lm, [sae], run, replace(detection, features=[]), lambda _: True)
-    with pytest.raises(PromptError, match="max_features must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="max_features must be at least 1, got 0"):
         SelectSettings(max_features=0).check()
 
 
@@ -189,9 +189,9 @@ def test_the_organism_has_two_detectors_that_control_it(
         (["--target", "nobody"], "no set 'nobody'"),
         (["--strengths", "much"], "expected numbers"),
         (["--strengths", "0"], "other than 0"),
-        (["--max-features", "0"], "max_features must be at least 1, got 0"),
+        (["--max-features", "0"], "--max-features must be at least 1, got 0"),
         (["--behaviour", "nothing"], "no behaviour 'nothing'"),
-        (["--min-rate", "0.1"], "must be below min_rate"),
+        (["--min-rate", "0.1"], "must be below --min-rate"),
     ],
 )
 def test_invalid_options_are_refused(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from saescope.engine.sae import Sae, SparseActs
     from saescope.engine.scan import Scan, scan
     from saescope.errors import (
+        ArgumentError,
         EditError,
         JudgeError,
         PromptError,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "ArgumentError",
     "BakeResult",
     "BakeSettings",
     "Contrast",
@@ -217,6 +219,7 @@ _HOMES = {
         "scan",
     ),
     "errors": (
+        "ArgumentError",
         "EditError",
         "JudgeError",
         "PromptError",

@@ -1,6 +1,7 @@
 """Every error of saescope, as one tree.
 
 SaescopeError                 one clear line: what, which value, what to do; exit code 2 of the CLI
+├── ArgumentError             an argument outside its range; it knows the argument's name
 ├── PromptError               unusable prompts or prompt sets
 ├── SourceError               a model or SAE that is missing, damaged, or does not fit the other
 │   └── NotCachedError        a model or SAE that is not in the local cache, when offline
@@ -21,6 +22,26 @@ class SaescopeError(Exception):
     ...     print(type(error).__name__)
     PromptError
     """
+
+
+class ArgumentError(SaescopeError):
+    """An argument outside its range; `name` is the argument, and the message begins with it.
+
+    >>> import saescope as ss
+    >>> try:
+    ...     ss.ContrastSettings(alpha=2.0).check()
+    ... except ss.ArgumentError as error:
+    ...     print(error.name, "|", error)
+    alpha | alpha must lie between 0 and 1, got 2
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
 
 
 class PromptError(SaescopeError):

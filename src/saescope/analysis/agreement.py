@@ -232,7 +232,7 @@ class _LayerPair:
         if not self.scored.any():
             raise RunError(
                 f"{run.path} has no scored position (position 0 and sinks do not count): "
-                "set keep_pos0"
+                "set keep_pos0=True"
             )
 
 

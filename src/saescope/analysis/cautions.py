@@ -104,5 +104,5 @@ def many_sinks(
     return [
         f"layer {layer}: {100 * sum(n_sinks) / sum(n_later):.1f} % of later positions are sinks "
         f"({100 * shares[worst]:.1f} % in {worst}): they are no outliers here; raise sink_ratio "
-        "until few positions exceed it, or set keep_sinks"
+        "until few positions exceed it, or set keep_sinks=True"
     ]

@@ -24,13 +24,13 @@ from saescope.analysis.rates import (
 )
 from saescope.analysis.search import (
     SearchResult,
-    check_alpha,
     max_pairwise_p,
     power_warnings,
     search,
     shuffled_confirmed,
 )
 from saescope.analysis.stats import Interval
+from saescope.arguments import Count, CountOrZero, Part, Seed, check_arguments
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.splits import split_prompts
@@ -50,29 +50,24 @@ class ContrastSettings:
     0.05
     """
 
-    alpha: float = 0.05
+    alpha: Part = 0.05
     "False discovery rate of the candidates of a set and layer, and of those confirmed."
 
-    n_top: int = 10
+    n_top: Count = 10
     "Maximum number of features to show per set."
 
-    shuffles: int = 20
+    shuffles: CountOrZero = 20
     "How often the null control repeats the search with shuffled labels."
 
-    seed: int = 0
+    seed: Seed = 0
     "Seed of the discovery/held-out split and of the shuffles."
 
     masking: Masking = field(default_factory=Masking)
     "Which positions count."
 
     def check(self) -> None:
-        """Raise PromptError for an invalid value."""
-        check_alpha(self.alpha)
-        if self.n_top < 1:
-            raise PromptError(f"n_top must be at least 1, got {self.n_top}")
-        if self.shuffles < 0:
-            raise PromptError(f"shuffles must be 0 or more, got {self.shuffles}")
-        self.masking.check()
+        """Raise ArgumentError for an invalid value."""
+        check_arguments(self)
 
 
 def contrast(

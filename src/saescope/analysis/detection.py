@@ -5,8 +5,8 @@ from typing import Any, final
 
 from saescope.analysis.classifier import Classifier
 from saescope.analysis.measures import SetMeasures
-from saescope.analysis.search import check_alpha
-from saescope.errors import PromptError
+from saescope.arguments import Count, CountOrZero, Part, Seed, Share, check_arguments
+from saescope.errors import ArgumentError
 from saescope.sources.catalog import Feature
 from saescope.store.masking import MaskedCounts, Masking
 from saescope.store.sae_fit import SaeFits
@@ -20,46 +20,38 @@ class DetectSettings:
     >>> import saescope as ss
     >>> ss.DetectSettings(min_rate=0.1).check()
     Traceback (most recent call last):
-    saescope.errors.PromptError: max_other must be below min_rate, got 0.2 and 0.1
+    saescope.errors.ArgumentError: max_other must be below min_rate, got 0.2 and 0.1
     """
 
-    min_rate: float = 0.8
+    min_rate: Share = 0.8
     "Smallest share of target prompts on which a feature fires."
 
-    max_other: float = 0.2
+    max_other: Share = 0.2
     "Largest share of prompts of any other set on which a feature fires."
 
-    max_k: int = 10
+    max_k: Count = 10
     "Maximum number of features in the classifier's OR-rule."
 
-    alpha: float = 0.05
+    alpha: Part = 0.05
     "False discovery rate, applied once to candidates and once to confirmation."
 
-    shuffles: int = 100
+    shuffles: CountOrZero = 100
     "How often the null control applies the thresholds with shuffled labels."
 
-    seed: int = 0
+    seed: Seed = 0
     "Seed of the discovery/held-out split, the shuffles and the bootstrap."
 
     masking: Masking = field(default_factory=Masking)
     "Which positions count."
 
     def check(self) -> None:
-        """Raise PromptError for an invalid value."""
-        for name in ("min_rate", "max_other"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise PromptError(f"{name} must lie between 0 and 1, got {share:g}")
+        """Raise ArgumentError for an invalid value."""
+        check_arguments(self)
         if self.max_other >= self.min_rate:
-            raise PromptError(
-                f"max_other must be below min_rate, got {self.max_other:g} and {self.min_rate:g}"
+            raise ArgumentError(
+                "max_other",
+                f"must be below min_rate, got {self.max_other:g} and {self.min_rate:g}",
             )
-        check_alpha(self.alpha)
-        if self.max_k < 1:
-            raise PromptError(f"max_k must be at least 1, got {self.max_k}")
-        if self.shuffles < 0:
-            raise PromptError(f"shuffles must be 0 or more, got {self.shuffles}")
-        self.masking.check()
 
 
 @final

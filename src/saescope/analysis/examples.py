@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 
 from saescope.analysis.pieces import shown_tokens
-from saescope.errors import PromptError
+from saescope.arguments import COUNT
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Floats
 from saescope.store.masking import Masking
@@ -31,8 +31,7 @@ def examples(
     ...     len(ss.examples(run, feature, n=1).examples)
     1
     """
-    if n < 1:
-        raise PromptError(f"n must be at least 1, got {n}")
+    COUNT.check("n", n)
     run.check_feature(feature)
     stored = run.features(feature.layer)
     masking = masking or Masking()

@@ -10,7 +10,7 @@ import numpy as np
 from saescope.analysis.cautions import Means, leading_tokens, many_sinks, position_0_drives
 from saescope.analysis.pieces import Sample, shown_tokens
 from saescope.analysis.token_figures import Paired, token_figures
-from saescope.errors import PromptError
+from saescope.arguments import COUNT_OR_ZERO, SEED
 from saescope.store.arrays import Float32s, Floats, Ints
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -43,8 +43,8 @@ def profile(
     >>> min(profile.ratio for profile in sets.values())
     1.0
     """
-    if n_samples < 0:
-        raise PromptError(f"n_samples must be at least 0, got {n_samples}")
+    COUNT_OR_ZERO.check("n_samples", n_samples)
+    SEED.check("seed", seed)
     masking = masking or Masking()
     by_layer = [
         _profile_layer(run, masking, layer) for layer in dict.fromkeys(layers or run.layers)

@@ -17,7 +17,6 @@ import numpy as np
 from saescope.analysis import stats
 from saescope.analysis.counts import FiringCounts
 from saescope.analysis.rates import largest_other
-from saescope.errors import PromptError
 from saescope.sources.splits import DISCOVERY_SHARE
 from saescope.store.arrays import Bools, Floats, Ints
 
@@ -91,12 +90,6 @@ def max_pairwise_p(counts: FiringCounts, i: int) -> Floats:
             in_set = counts.labels[in_pair] == i
             p = np.maximum(p, _pair_p(counts.hits[in_pair], counts.n[in_pair], in_set))
     return p
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise PromptError if `alpha` is not a false discovery rate."""
-    if not 0 < alpha < 1:
-        raise PromptError(f"alpha must lie between 0 and 1, got {alpha:g}")
 
 
 def _search(

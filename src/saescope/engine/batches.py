@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from saescope.arguments import COUNT
 from saescope.engine.lm import LM
 from saescope.engine.residual import is_edited
 from saescope.engine.tokens import tokenize
-from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
 from saescope.store.arrays import Indices
 
@@ -45,8 +45,7 @@ def plan_batches(
 
     A prompt that is longer gets its own batch. Prompts of an edited model get one batch each.
     """
-    if batch_tokens < 1:
-        raise PromptError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    COUNT.check("batch_tokens", batch_tokens)
     token_ids = tokenize(lm, prompts)
     if is_edited(lm):
         # Edits find the first position, the last one and sinks per row, and these passes have no

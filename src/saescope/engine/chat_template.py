@@ -105,7 +105,7 @@ def _template(tokenizer: Any, chat: _Chat) -> str:
     if tokenizer.chat_template is None:
         raise PromptError(
             f"prompt {chat.prompt_id} is a chat, but this tokenizer has no chat template: "
-            "pass text instead of messages"
+            "use a text instead of messages"
         )
     try:
         return str(tokenizer.get_chat_template())

@@ -21,7 +21,7 @@ def choose_device(device: Device) -> torch.device:
         best = next(name for name, available in is_available.items() if available)
         return torch.device(best)
     if not is_available[device]:
-        raise SourceError(f"device {device} is not available here: use cpu or auto")
+        raise SourceError(f"device={device} is not available here: pass device=cpu or device=auto")
     return torch.device(device)
 
 

@@ -62,7 +62,7 @@ def _checked_matmul(device: torch.device, dtype: torch.dtype) -> EncoderMatmul:
     if can_split and matches_cpu(split_matmul, device, dtype):
         return split_matmul
     if not matches_cpu(float32_matmul, device, dtype):
-        raise ResourceError(f"this torch has no float32 matmul on {device}: use the device cpu")
+        raise ResourceError(f"this torch has no float32 matmul on {device}: pass device=cpu")
     return float32_matmul
 
 
@@ -89,7 +89,7 @@ def matches_cpu(matmul: EncoderMatmul, device: torch.device, dtype: torch.dtype)
     if not ((out.cpu().double() - exact).abs() <= largest_error).all():
         raise ResourceError(
             f"{device} multiplies float32 matrices less exactly than the CPU (TF32 switched on, "
-            "or a faulty driver), which changes features: switch it off, or use the device cpu"
+            "or a faulty driver), which changes features: switch it off, or pass device=cpu"
         )
     _check_top_k(out)
     return True
@@ -102,10 +102,10 @@ def _check_top_k(values: Float[Tensor, "n d"]) -> None:
         gathered = values.gather(1, top.indices).cpu()
     except (NotImplementedError, RuntimeError) as error:
         raise ResourceError(
-            f"{values.device} has no top k ({first_line(error)}): use the device cpu"
+            f"{values.device} has no top k ({first_line(error)}): pass device=cpu"
         ) from error
     values = top.values.cpu()
     if not torch.equal(values, expected) or not torch.equal(gathered, values):
         raise ResourceError(
-            f"the top k that {values.device} finds is not the CPU's: use the device cpu"
+            f"the top k that {values.device} finds is not the CPU's: pass device=cpu"
         )

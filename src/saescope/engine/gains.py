@@ -45,6 +45,6 @@ def _gain(
         raise SourceError(
             f"architecture {anatomy.kind!r}: its norms are not h ↦ γ·h/rms(h) ({name}), "
             "so weights that read after them cannot take over a projection: "
-            "use the method every-write"
+            "use method=every-write"
         )
     return gain

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from saescope.arguments import COUNT, SEED, TEMPERATURE
 from saescope.engine.answers import reply_parts
 from saescope.engine.lm import LM
 from saescope.engine.residual import replace_outputs
@@ -99,10 +100,9 @@ def generate_batch(
     `on_token` is called with the prompt's index and each new token. Raises PromptError for a
     prompt that the model cannot continue.
     """
-    if max_new_tokens < 1:
-        raise PromptError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise PromptError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    COUNT.check("max_new_tokens", max_new_tokens)
+    TEMPERATURE.check("temperature", temperature)
+    SEED.check("seed", seed)
     rows = [prompt_ids(lm, prompt, thinking=thinking) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) + max_new_tokens > lm.max_length:

@@ -182,7 +182,9 @@ def _choose_k(path: Path, requested: int | None, weights: SaeWeights) -> int | N
     k = weights.k if requested is None else requested
     n_features = len(weights.b_enc)
     if k is None or not 1 <= k <= n_features:
-        raise SourceError(f"k is {k}, but {path} has {n_features} features: pass the SAE's own k")
+        raise SourceError(
+            f"k is {k}, but {path} has {n_features} features: pass the SAE's own, k=K"
+        )
     return k
 
 

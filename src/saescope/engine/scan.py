@@ -6,13 +6,13 @@ from typing import Any, final
 
 import numpy as np
 
+from saescope.arguments import COUNT
 from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
 from saescope.engine.extract import choose_job_kernels, compute_features
 from saescope.engine.lm import LM
 from saescope.engine.reconstruction import fit_measurer
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
-from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
@@ -44,8 +44,7 @@ def scan(
     >>> scan.prompts[0].tokens[2].features  # doctest: +ELLIPSIS
     {2: [(Feature(layer=2, id=430), 46.07...)]}
     """
-    if n_top < 1:
-        raise PromptError(f"n_top must be at least 1, got {n_top}")
+    COUNT.check("n_top", n_top)
     plan = plan_batches(lm, prompts, batch_tokens)
     layers, sae_fits = _features_by_layer(lm, saes, plan)
     positions = np.concatenate([np.arange(len(ids)) for ids in plan.token_ids])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from saescope.arguments import PART
 from saescope.engine.chat_template import chat_ids
 from saescope.engine.lm import LM
 from saescope.engine.text_ids import text_ids
@@ -55,11 +56,10 @@ def prompt_ids(lm: LM, prompt: Prompt, *, thinking: bool | None = None) -> list[
 def beginning(lm: LM, prompt: Prompt, share: float) -> Prompt:
     """Return the prompt cut at the last word boundary within the first `share` of its tokens.
 
-    A script without spaces may be cut after any token that ends a character. Raises PromptError
-    for a share outside 0-1, a chat, and a text without such a boundary.
+    A script without spaces may be cut after any token that ends a character. Raises ArgumentError
+    for a share outside 0-1, and PromptError for a chat or a text without such a boundary.
     """
-    if not 0 < share < 1:
-        raise PromptError(f"cut must lie between 0 and 1 (a share of each prompt), got {share}")
+    PART.check("cut", share)
     if prompt.text is None:
         raise PromptError(f"prompt {prompt.id} is a chat: only texts can be cut")
     ids = text_ids(lm.tokenizer, prompt.text).text

@@ -11,7 +11,7 @@ from saescope.analysis.directions import Position, difference_of_means
 from saescope.analysis.sets import check_sets
 from saescope.control.edits import Edit, EditSet
 from saescope.control.edits_file import write_edits
-from saescope.errors import PromptError
+from saescope.errors import ArgumentError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
@@ -120,7 +120,7 @@ class DetectRequest(Request):
         for text in self.transfer:
             name, _, negatives = text.partition(":")
             if not name:
-                raise PromptError(f"transfer {text!r} names no set: give NAME or NAME:OTHER")
+                raise ArgumentError("transfer", f"{text!r} names no set: give NAME or NAME:OTHER")
             pairs[name] = negatives.split("+") if negatives else []
         return pairs or None
 

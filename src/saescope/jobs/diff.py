@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from saescope.arguments import Count
 from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
@@ -28,7 +29,7 @@ class DiffRequest(Request):
     "Another folder or hub id."
     _: KW_ONLY
     edits: EditInputs = EditInputs()
-    n_top: int = 20
+    n_top: Count = 20
     "Number of tensors to show, the most changed first; JSON has all."
     inputs: ModelInputs = ModelInputs()
 

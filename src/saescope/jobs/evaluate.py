@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from saescope.control.edits import EditSet
 from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
-from saescope.errors import PromptError
+from saescope.errors import ArgumentError, PromptError
 from saescope.jobs.edits import EditInputs, load_for
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import (
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from saescope.engine.sae import Sae
 
 PLOT_FORMATS = (".svg", ".png", ".html")
-# Strengths from here on are typing errors.
-_STRENGTH_LIMIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,8 @@ class EvaluateRequest(Request):
 
     def _check(self) -> None:
         self.settings.check()
-        if not all(abs(strength) < _STRENGTH_LIMIT for strength in self.settings.sweep):
-            raise PromptError(f"sweep must hold strengths below {_STRENGTH_LIMIT:g} in size")
         if self.plot is not None and self.plot.suffix not in PLOT_FORMATS:
-            raise PromptError(f"plot must end in .svg, .png or .html, got {self.plot}")
+            raise ArgumentError("plot", f"must end in .svg, .png or .html, got {self.plot}")
 
     def _split(self, prompts: Sequence[Prompt]) -> _PromptParts:
         """Divide prompts as `detect` does.
@@ -127,9 +123,8 @@ class EvaluateRequest(Request):
         names = dict.fromkeys(prompt.set for prompt in prompts)
         for name in self.found_on or ():
             if name not in names:
-                raise PromptError(
-                    f"found_on: there is no set {name!r}: the sets are {', '.join(names)}"
-                )
+                known = ", ".join(names)
+                raise ArgumentError("found_on", f"names no set {name!r}: the sets are {known}")
         discovery, holdout = [], []
         split = split_prompts(prompts, seed=self.settings.seed)
         for prompt, part in zip(prompts, split, strict=True):
@@ -139,8 +134,8 @@ class EvaluateRequest(Request):
                 discovery.append(prompt)
         if not holdout:
             raise PromptError(
-                "no prompt is held out: give more prompts, or use every prompt, also those that "
-                "features were found on"
+                "no prompt is held out: give more prompts, or set every_prompt=True to use those "
+                "that features were found on too"
             )
         return _PromptParts(discovery, list(prompts) if self.every_prompt else holdout)
 

@@ -47,7 +47,7 @@ class FitnessRequest(Request):
         if is_run(self.base):
             return str(Path(self.base).resolve())
         if self.inputs.sae is None:
-            raise SourceError("base is the model that the SAE was trained on: name the SAE too")
+            raise SourceError("base= is the model that the SAE was trained on: pass sae= too")
         run = self._extract(replace(self.inputs, model=self.base), "base", EXTRACT, reporter)
         return str(run.path.resolve())
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from saescope.arguments import Count, Layer
 from saescope.errors import SourceError
 from saescope.jobs.reporter import Reporter
 from saescope.sources.budget import MODES, Mode, choose_mode
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 4  # of prompts, before there is a tokenizer
 EMBEDDED_MODEL, EMBEDDED_SAE = "saescope-tiny", "saescope-tiny-sae"
-LayerChoice = tuple[int, ...] | Literal["all"] | None
+LayerChoice = tuple[Layer, ...] | Literal["all"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class ModelInputs:
     layers: LayerChoice = None
     "Layers, such as 0,17,35, or all. Default: the middle layer."
 
-    k: int | None = None
+    k: Count | None = None
     "k of a TopK SAE, if it is in neither its name nor its config."
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -53,7 +54,7 @@ class ModelInputs:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     "Device; auto takes the best one available."
 
-    batch_tokens: int = 2048
+    batch_tokens: Count = 2048
     "Maximum number of tokens per batch."
 
     memory: str | None = None
@@ -180,14 +181,14 @@ def show_licence(source: SaeSource, reporter: Reporter) -> None:
 def _sae_for(model: str) -> str:
     releases = releases_for(name_in_catalog(model))
     if not releases:
-        raise SourceError(f"no SAE is known for {model}: name the SAE too")
+        raise SourceError(f"no SAE is known for {model}: pass sae= too")
     return releases[0].repo
 
 
 def _model_for(sae: str) -> str:
     model = model_of(name_in_catalog(sae))
     if model is None:
-        raise SourceError(f"cannot infer the model of {sae}: name the model too")
+        raise SourceError(f"cannot infer the model of {sae}: pass model= too")
     return model
 
 

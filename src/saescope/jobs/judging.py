@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saescope.arguments import Count, Part, Seconds
 from saescope.control.evaluation.behaviour import FeatureRule, read_behaviour
 from saescope.control.evaluation.function_judge import load_judge
 from saescope.control.evaluation.http_judge import HttpJudge
@@ -36,10 +37,10 @@ class JudgeInputs:
     judge: str | None = None
     "Another judge: FILE.py:FUNCTION or MODULE:FUNCTION, called with a reply, or a server's URL."
 
-    judge_batch: int = 1
+    judge_batch: Count = 1
     "Number of replies sent to the server at once."
 
-    judge_timeout: float = 60.0
+    judge_timeout: Seconds = 60.0
     "Seconds the server may take to answer."
 
     def read(self) -> Judge | FeatureRule:
@@ -50,7 +51,7 @@ class JudgeInputs:
         if self.judge is None:
             return read_behaviour(self.behaviour or "declining")
         if self.behaviour is not None:
-            both = f"behaviour {self.behaviour} and judge {self.judge}"
+            both = f"behaviour={self.behaviour} and judge={self.judge}"
             raise PromptError(f"{both} both decide about replies: give one of the two")
         if not self.judge.startswith(("http://", "https://")):
             return load_judge(self.judge)
@@ -103,7 +104,7 @@ class ReplyInputs:
     answers: Path | None = None
     "JSON file with the right answers by prompt id."
 
-    cut: float | None = None
+    cut: Part | None = None
     "Keep only this share of each prompt, up to a whole word, so there is something to continue."
 
     def read_neutral(self) -> list[Prompt]:

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from saescope.analysis.contrast import ContrastSettings
 from saescope.analysis.layers import Layers, layers
+from saescope.arguments import Seed
 from saescope.errors import SourceError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
@@ -32,7 +33,7 @@ class LayersRequest(Request):
         "Follow this feature, such as 17/23991, and show its id's rate at every layer. "
         "Default: the best feature of each set."
     )
-    seed: int = 0
+    seed: Seed = 0
     "Seed of the held-out split and of the bootstrap."
     inputs: ModelInputs = ModelInputs()
     masking: Masking = Masking()

@@ -120,8 +120,6 @@ class Fetched:
 def _plan(sets: str | None, bandwidth: str, inputs: ModelInputs) -> JobPlan:
     """Make the plan; amounts that cannot be read are refused before anything is looked up."""
     parse_rate(bandwidth)
-    if inputs.batch_tokens < 1:
-        raise PromptError(f"batch_tokens must be at least 1, got {inputs.batch_tokens}")
     prompts = [] if sets is None else _read(sets)
     from saescope.engine.plan import plan_job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from saescope.analysis.profile import SAMPLES, Profile, profile
-from saescope.errors import PromptError
+from saescope.arguments import CountOrZero, Seed
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
@@ -25,9 +25,9 @@ class ProfileRequest(Request):
     sets: str = f"{DEFAULT_BUNDLE}+conlangs"
     "Prompt sets or a run made before; A+B joins two."
     _: KW_ONLY
-    samples: int = SAMPLES
+    samples: CountOrZero = SAMPLES
     "Number of words per set to show in their pieces."
-    seed: int = 0
+    seed: Seed = 0
     "Seed of the bootstrap intervals."
     inputs: ModelInputs = ModelInputs()
     masking: Masking = Masking()
@@ -36,8 +36,6 @@ class ProfileRequest(Request):
 
     def run(self, reporter: Reporter = SILENT) -> Answer[Profile]:
         """Extract the features unless the run exists, and measure the sets."""
-        if self.samples < 0:  # refused before anything is computed
-            raise PromptError(f"samples must be at least 0, got {self.samples}")
         self.masking.check()
         extraction = Extraction(
             sets=self.sets, inputs=self.inputs, out=self.out, command=self.record()

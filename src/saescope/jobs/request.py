@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
+from saescope.arguments import check_arguments
 from saescope.errors import SaescopeError
 from saescope.jobs.reporter import SILENT, Reporter
 
@@ -20,6 +21,10 @@ class Request:
     """
 
     verb: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Raise ArgumentError for a number outside its range, also in nested inputs."""
+        check_arguments(self)
 
     def run(self, reporter: Reporter = SILENT) -> Any:
         """Do what the request asks and return the result; raises SaescopeError for bad input."""

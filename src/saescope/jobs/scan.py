@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
+from saescope.arguments import Count
 from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
@@ -28,7 +29,7 @@ class ScanRequest(Request):
     _: KW_ONLY
     file: Path | None = None
     "Text file with one prompt per line, instead of or after the prompts given."
-    n_top: int = 5
+    n_top: Count = 5
     "Number of features to show per token."
     inputs: ModelInputs = ModelInputs()
     masking: Masking = Masking()

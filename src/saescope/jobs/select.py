@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from saescope.analysis.detection import Detection, DetectSettings
+from saescope.arguments import Count, Seed, Share, Strength
 from saescope.control.edits import EditSet, Op
 from saescope.control.edits_file import write_edits
 from saescope.control.evaluation.behaviour import FeatureRule
@@ -61,30 +62,30 @@ class SelectRequest(Request):
     "The set that shows the behaviour."
     against: tuple[str, ...] | None = None
     "Sets that do not show it, separated by commas. Default: all others."
-    min_rate: float = 0.8
+    min_rate: Share = 0.8
     "Candidates fire on at least this share of the target's discovery prompts."
-    max_other: float = 0.2
+    max_other: Share = 0.2
     "Candidates fire on at most this share of any other set's discovery prompts."
     goal: Goal = "suppress"
     "Suppress the behaviour on target prompts, or amplify it on the others."
     op: Op | None = None
     "How features are edited. Default: scale to suppress, add to amplify."
-    strengths: tuple[float, ...] | None = None
+    strengths: tuple[Strength, ...] | None = None
     (
         "Strengths to try; for add, multiples of the feature's largest activation. "
         "Default: -1,-2,-3 to suppress, 0.5,1,2 to amplify."
     )
-    max_features: int = 5
+    max_features: Count = 5
     "Maximum number of features."
-    candidates: int = 12
+    candidates: Count = 12
     "Number of detected features to try, best detectors first."
-    prompts: int = 16
+    prompts: Count = 16
     "Number of prompts to choose on, of prompts to judge on, and of neutral texts."
-    max_new_tokens: int = 32
+    max_new_tokens: Count = 32
     "Maximum number of tokens per reply."
     thinking: bool | None = None
     "Turn thinking on or off in the chat template."
-    seed: int = 0
+    seed: Seed = 0
     "Seed of the held-out split, and of which prompts are chosen on."
     judging: JudgeInputs = JudgeInputs()
     replies: ReplyInputs = ReplyInputs()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
+from saescope.arguments import Count, Seed, Temperature
 from saescope.control.edits import EditSet
 from saescope.errors import PromptError
 from saescope.jobs.edits import EditInputs, load_for
@@ -51,11 +52,11 @@ class SteerRequest(Request):
     "System message before the prompt."
     thinking: bool | None = None
     "Turn thinking on or off in the chat template."
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     "Maximum number of tokens to write."
-    temperature: float = 0.0
+    temperature: Temperature = 0.0
     "0 takes the most likely token each time; above, tokens are sampled."
-    seed: int = 0
+    seed: Seed = 0
     "Sampling seed."
     inputs: ModelInputs = ModelInputs()
 

@@ -57,7 +57,7 @@ class SaeSource:
         if not requested:
             if not layers:
                 raise SourceError(
-                    f"{name}: cannot tell which layer this SAE belongs to: pass layers"
+                    f"{name}: cannot tell which layer this SAE belongs to: pass layers=N"
                 )
             return (layers[(len(layers) - 1) // 2],)
         chosen = tuple(sorted(set(requested)))
@@ -165,7 +165,7 @@ def _qwen_scope_source(
         k = name.k
     if k is None:
         raise SourceError(
-            f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): pass k"
+            f"{files.name} does not say its k (no L0_… in the name, no k in cfg.json): pass k=N"
         )
     if not isinstance(trained_on, str):
         trained_on = name.model if name else None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from saescope.errors import PromptError
+from saescope.arguments import Count, Ratio, check_arguments
 from saescope.store.arrays import Bools, Ints
 
 Norms = npt.NDArray[np.floating]
@@ -37,18 +37,15 @@ class Masking:
     keep_sinks: bool = False
     "Count sinks too."
 
-    sink_ratio: float = 10.0
+    sink_ratio: Ratio = 10.0
     "A position is a sink if its norm exceeds this many times its layer's median."
 
-    last: int | None = None
+    last: Count | None = None
     "Count only this many positions at the end of each prompt. Default: all."
 
     def check(self) -> None:
-        """Raise PromptError for invalid values."""
-        if not self.sink_ratio > 1:
-            raise PromptError(f"sink_ratio must be greater than 1, got {self.sink_ratio:g}")
-        if self.last is not None and self.last < 1:
-            raise PromptError(f"last must be at least 1, got {self.last}")
+        """Raise ArgumentError for invalid values."""
+        check_arguments(self)
 
     def apply(self, pos: Ints, norms: Norms) -> "Positions":
         """Return the sinks and the scored positions of one layer's tokens (tokens,)."""

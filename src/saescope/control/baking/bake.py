@@ -128,7 +128,7 @@ def _neutral_prompts(neutral: Sequence[Prompt] | None) -> Sequence[Prompt]:
         return bundled_prompts("neutral")[0].prompts
     if not neutral:
         raise PromptError(
-            "there is no neutral text to measure on: pass `neutral`, or set measure=False"
+            "there is no neutral text to measure on: pass neutral=, or set measure=False"
         )
     return neutral
 

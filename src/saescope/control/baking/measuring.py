@@ -126,8 +126,8 @@ def refuse_distant(distances: Distances, plan: BakePlan, *, tolerance: float = 1
     raise EditError(
         f"method {plan.method!r} gives weights that are {away.mean:.2g} nats per token away from "
         f"the hook they stand for, while the edit changes the model by {least:.2g}"
-        f"{_because(plan)}: nothing was written. Use another method, steer it at run time, or "
-        "write it all the same with force"
+        f"{_because(plan)}: nothing was written. Use another method=, steer it at run time, or "
+        "set force=True to write it all the same"
     )
 
 

@@ -105,7 +105,7 @@ def _target_sets(prompts: Sequence[Prompt], settings: EvaluateSettings) -> list[
 def _edit_arms(edits: Sequence[Edit], settings: EvaluateSettings) -> list[Arm]:
     """No edits, then the edits at every strength; raises PromptError for multiples of a clamp."""
     if len(settings.sweep) > 1 and all(edit.op in ("clamp", "readout_clamp") for edit in edits):
-        raise PromptError("a clamp has a target and no multiples of it: leave sweep out")
+        raise PromptError("a clamp has a target and no multiples of it: leave sweep= out")
     edited = [Arm("edits", strength, times(edits, strength)) for strength in settings.strengths]
     return [Arm("none"), *edited]
 

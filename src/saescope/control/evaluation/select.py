@@ -123,7 +123,7 @@ def _best_detectors(detection: Detection, n: int) -> list[DetectedFeature]:
     if not detection.features:
         raise PromptError(
             f"no feature passes as a detector of {detection.target}: lower min_rate, raise "
-            "max_other, or detect at the last positions only"
+            "max_other, or pass last=N to count the last positions only"
         )
     return sorted(detection.features, key=demerit)[:n]
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from saescope.arguments import Count, CountOrZero, Seed, Strength, check_arguments
 from saescope.control.edits import Op
-from saescope.errors import PromptError
+from saescope.errors import ArgumentError
 from saescope.sources.prompts import Prompt
 
 Goal = Literal["suppress", "amplify"]
@@ -22,32 +23,29 @@ class EvaluateSettings:
     target: tuple[str, ...] | None = None
     "Prompt sets that show the behaviour; the others are measured beside them. Default: all sets."
 
-    sweep: tuple[float, ...] = (1.0,)
+    sweep: tuple[Strength, ...] = (1.0,)
     "Multiples of the edits' strengths to try."
 
-    draws: int = 3
+    draws: CountOrZero = 3
     "Draws of each random control."
 
     instruction: str | None = None
     "Instruction for the prompt-only control. Default: that control is not measured."
 
-    max_new_tokens: int = 48
+    max_new_tokens: Count = 48
     "Maximum number of tokens per reply."
 
     thinking: bool | None = None
     "Tell the chat template to think, or not to. Default: the template's own."
 
-    seed: int = 0
+    seed: Seed = 0
     "Sampling seed of the random controls."
 
     def check(self) -> None:
-        """Raises PromptError for a value that no evaluation can use."""
-        if self.draws < 0:
-            raise PromptError(f"draws must be 0 or more, got {self.draws}")
-        if self.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        """Raises ArgumentError for a value that no evaluation can use."""
+        check_arguments(self)
         if not self.strengths:
-            raise PromptError("sweep has no strength that edits anything")
+            raise ArgumentError("sweep", "has no strength that edits anything: give one besides 0")
 
     @property
     def strengths(self) -> list[float]:
@@ -63,13 +61,13 @@ class SelectSettings:
     >>> ss.SelectSettings(max_features=2, strengths=(-1.0, -3.0)).check()
     """
 
-    max_features: int = 5
+    max_features: Count = 5
     "Maximum number of features."
 
-    candidates: int = 12
+    candidates: Count = 12
     "Number of detected features to try, best detectors first."
 
-    strengths: tuple[float, ...] = (-1.0, -2.0, -3.0)
+    strengths: tuple[Strength, ...] = (-1.0, -2.0, -3.0)
     "Strengths to try; for `add`, multiples of the feature's largest activation."
 
     op: Op = "scale"
@@ -78,26 +76,23 @@ class SelectSettings:
     goal: Goal = "suppress"
     "Suppress the behaviour on target prompts, or amplify it on the others."
 
-    prompts: int = 16
+    prompts: Count = 16
     "Number of prompts to choose on, of prompts to judge on, and of neutral texts."
 
-    max_new_tokens: int = 32
+    max_new_tokens: Count = 32
     "Maximum number of tokens per reply."
 
-    seed: int = 0
+    seed: Seed = 0
     "Sampling seed: decides which prompts features are chosen on."
 
     thinking: bool | None = None
     "Tell the chat template to think, or not to. Default: the template's own."
 
     def check(self) -> None:
-        """Raises PromptError for a value that no selection can use."""
-        for name in ("max_features", "candidates", "prompts", "max_new_tokens"):
-            value = getattr(self, name)
-            if value < 1:
-                raise PromptError(f"{name} must be at least 1, got {value}")
-        if not self.strengths or not all(0 < abs(s) < 1e6 for s in self.strengths):
-            raise PromptError("strengths must be numbers other than 0, such as -1,-2")
+        """Raises ArgumentError for a value that no selection can use."""
+        check_arguments(self)
+        if not self.strengths or not all(self.strengths):
+            raise ArgumentError("strengths", "must be numbers other than 0, such as -1,-2")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope select --json` prints as `settings`."""

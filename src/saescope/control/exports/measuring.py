@@ -36,7 +36,7 @@ class OutputRecorder:
             prompts = bundled_prompts("neutral")[0].prompts
         if not prompts:
             raise PromptError(
-                "there is no neutral text to measure on: give some, or do not measure"
+                "there is no neutral text to measure on: pass neutral=, or set measure=False"
             )
         last_layer = anatomy.n_layers - 1
         self.lm: LM = load_lm(

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from saescope.errors import EditError, RunError
+from saescope.arguments import Count, check_arguments
+from saescope.errors import EditError
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 
@@ -74,18 +75,15 @@ class NeuronpediaSettings:
     creator_id: str = DEFAULT_CREATOR_ID
     "Neuronpedia's id of the user that owns the imported rows."
 
-    n_examples: int = 20
+    n_examples: Count = 20
     "Maximum number of example prompts per feature, strongest first."
 
-    context: int = 128
+    context: Count = 128
     "Maximum number of tokens shown per example."
 
     masking: Masking = field(default_factory=Masking)
     "Which positions count."
 
     def check(self) -> None:
-        """Raises RunError if there would be no example to show."""
-        for name, value in (("n_examples", self.n_examples), ("context", self.context)):
-            if value < 1:
-                raise RunError(f"{name} must be at least 1, got {value}")
-        self.masking.check()
+        """Raises ArgumentError if there would be no example to show."""
+        check_arguments(self)

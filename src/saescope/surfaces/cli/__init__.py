@@ -12,6 +12,7 @@ from cyclopts import App, Group
 from saescope.errors import Interrupted, SaescopeError
 from saescope.surfaces.cli.endings import finish, refuse, show_late_errors
 from saescope.surfaces.cli.interrupts import how_to_go_on, terminate_as_interrupt
+from saescope.surfaces.cli.naming import options_of
 from saescope.surfaces.cli.options import HELP_GROUPS
 from saescope.surfaces.cli.settings import check_settings, fill_from_settings
 from saescope.surfaces.cli.streams import use_safe_streams
@@ -135,7 +136,9 @@ def run(arguments: Sequence[str]) -> int:
             raise Interrupted(how_to_go_on(arguments, str(error), keeps_work)) from error
         return code
 
-    return finish(command, keeps_work)
+    verbs = {command.verb for command in _commands()}.intersection(arguments[:1])
+    with options_of((lambda: app[arguments[0]]) if verbs else None):
+        return finish(command, keeps_work)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from cyclopts import CycloptsError
 
 from saescope.errors import CheckpointWarning, SaescopeError
+from saescope.surfaces.cli.naming import message_of
 from saescope.surfaces.cli.streams import drop_output
 from saescope.surfaces.visible import visible
 
@@ -28,6 +29,8 @@ _PACKAGE = Path(__file__).parents[2]
 # Arguments and variables of the package that hold the file it is at work on.
 _NAMES_OF_FILES = ("path", "file", "folder", "place")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A value of many pages is not repeated whole.
+_LONGEST = 1000
 _KEPT = "finished work is kept; run the same command to resume"
 
 
@@ -71,7 +74,7 @@ def drop_output_if_unwritable() -> None:
 def one_line(error: BaseException, keeps_work: bool = False) -> str:
     """Describe any exception in one line: what happened, in which file, and what to do."""
     if isinstance(error, SaescopeError | CycloptsError):
-        return str(error)
+        return message_of(error)
     if _is_out_of_memory(error):
         return _out_of_memory(error)
     if isinstance(error, RecursionError):
@@ -218,4 +221,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _print_line(text: str, file: TextIO | None = None) -> None:
-    print("saescope: " + visible(" ".join(text.split())), file=file or sys.stderr, flush=True)
+    line = visible(" ".join(text.split()))
+    if len(line) > _LONGEST:
+        line = line[: _LONGEST - 1] + "…"
+    print(f"saescope: {line}", file=file or sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 from saescope.jobs.evaluate import EvaluateRequest
 from saescope.store.atomic import replace_file
 from saescope.strict_json import to_json
+from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -77,7 +78,7 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
     _arms(result).print(console)
     _sets(console, result.arms)
     for line in result.verdict:
-        console.print(cell(line))
+        console.print(cell(as_typed(line)))
     for line in result.controls_left_out:
         note(f"not measured: {line}")
 

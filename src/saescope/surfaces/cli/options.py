@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 from cyclopts import Group, Parameter, Token
 
+from saescope.arguments import ranges_of
+
 Command = TypeVar("Command", bound=Callable[..., int | None])
 
 # Repeated on the command line, because their values may contain commas.
@@ -65,7 +67,7 @@ def command(function: Command) -> Command:
 
 def as_options(dataclass_type: type) -> None:
     """Make cyclopts read the fields of this dataclass, and of those nested in it, as options."""
-    hints = get_type_hints(dataclass_type)
+    hints, ranges = get_type_hints(dataclass_type), ranges_of(dataclass_type)
     for field in fields(dataclass_type):
         hint = hints[field.name]
         if is_dataclass(hint):
@@ -73,8 +75,10 @@ def as_options(dataclass_type: type) -> None:
             continue
         parameter = _parameter(field, hint)
         if parameter is not None:
-            # cyclopts takes what it should know of a field from the field's annotation.
-            dataclass_type.__annotations__[field.name] = Annotated[hint, parameter]
+            # cyclopts takes what it should know of a field from the field's annotation. The
+            # ranges of its numbers stay with it.
+            extras = (ranges[field.name],) if field.name in ranges else ()
+            dataclass_type.__annotations__[field.name] = Annotated[hint, *extras, parameter]
             field.type = dataclass_type.__annotations__[field.name]
     title = _TITLES.get(dataclass_type.__name__, "Arguments")
     Parameter(name="*", group=HELP_GROUPS[title])(dataclass_type)
@@ -96,6 +100,8 @@ def _parameter(field: "Field[Any]", hint: Any) -> Parameter | None:
         )
     if _is_sequence(hint):
         return Parameter(name=name, negative="", show_default=bool(field.default))
+    if int in _alternatives(hint):
+        return Parameter(name=name, converter=_whole_number, allow_leading_hyphen=True)
     if hint is bool and field.default is False:
         return Parameter(name=name, negative="", show_default=False)
     return None if name is None else Parameter(name=name)
@@ -135,7 +141,16 @@ def _split_commas(hint: Any, tokens: Sequence[Token]) -> Any:
     except ValueError as error:
         examples = {int: "numbers such as 0,17,35", float: "numbers such as 0.5,1,2"}
         expected = " or ".join([examples[item_type], *words])
-        raise ValueError(f"expected {expected}, got {text!r}") from error
+        raise ValueError(f"expected {expected}, got {text!r:.60}") from error
+
+
+def _whole_number(_hint: Any, tokens: Sequence[Token]) -> int:
+    """Convert a whole number. cyclopts alone would round 1.5 to 2 without a word."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"expected a whole number, got {text!r:.40}") from error
 
 
 def _show_sequence(values: Sequence[Any]) -> str:

@@ -13,6 +13,7 @@ from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
 from saescope.strict_json import to_json
 from saescope.surfaces.cli.lines import print_line
+from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output
 from saescope.surfaces.cli.progress import show_progress
 from saescope.surfaces.visible import visible
@@ -49,7 +50,9 @@ def stdout() -> Console:
 
 def note(text: str) -> None:
     """Print one line for the person, not for the program that reads stdout."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="dim", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        as_typed(text), style="dim", markup=False
+    )
 
 
 @final
@@ -104,7 +107,7 @@ def print_finding(console: Console, sentence: str) -> None:
 def print_warnings(console: Console, warnings: list[str]) -> None:
     """Print each warning as a line."""
     for text in warnings:
-        print_line(console, f"[yellow]warning:[/] {cell(text)}")
+        print_line(console, f"[yellow]warning:[/] {cell(as_typed(text))}")
 
 
 def print_sae_fits(console: Console, fits: SaeFits) -> None:
