@@ -5,15 +5,14 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beside import beside, wait_for
 from conftest import Pair
 from forked import FORKSERVER
 from saescope.engine.extract import extract
@@ -32,27 +31,6 @@ PROMPTS = texts(["The red dog sleeps.", "A green bird sings."])
 
 def lock_files() -> list[Path]:
     return list((cache_folder() / "locks").glob("*"))
-
-
-def beside(work: Callable[[], Any]) -> list[Any]:
-    """Run `work` in another thread; the list gets its result, or its error."""
-    ended: list[Any] = []
-
-    def run() -> None:
-        try:
-            ended.append(work())
-        except BaseException as error:
-            ended.append(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return ended
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def hold(target: Path, request: str, ready: Path) -> None:

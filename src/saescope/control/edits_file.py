@@ -1,5 +1,6 @@
 """Edits files: TOML with the model, the SAE, and an [[edit]] table per edit. No torch."""
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 from saescope.control.edits import Edit, EditSet, edit_from_values
 from saescope.errors import EditError, SourceError
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
+from saescope.sources.locks import one_writer
 from saescope.store.atomic import replace_file
-from saescope.store.directions import write_directions
+from saescope.store.directions import directions_file
 
 _HEADER_TYPES = {"model": str, "sae": str, "d_model": int, "d_sae": int, "k": int}
 _HEADER_KEYS = {field.name for field in fields(EditSet)} - {"edits"}
@@ -57,7 +59,8 @@ def read_edits(path: str | Path) -> EditSet:
 def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
     """Write an edits file, whole or not at all.
 
-    Directions go into `NAME.directions.safetensors` beside it. `comments` are its first lines.
+    Directions go into `NAME.directions.safetensors` beside it, or, if that holds others, into
+    `NAME.directions-HASH.safetensors`. `comments` are the first lines.
     Raises ResourceError if a file cannot be written.
 
     >>> import tempfile
@@ -69,13 +72,14 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     ...     (Path(folder) / "edits.toml").read_text().splitlines()[:2]
     ['# chosen by hand', 'model = "saescope-tiny"']
     """
-    places = _write_directions(edits, path)
-    lines = [f"# {_printable(line)}" for line in comments]
-    lines += _header_lines(edits)
-    for edit in edits.edits:
-        row = _edit_row(edit, places)
-        lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in row.items())]
-    replace_file(path, "\n".join(lines) + "\n")
+    with one_writer(path):  # the file and its directions belong together
+        places = _write_directions(edits, path)
+        lines = [f"# {_printable(line)}" for line in comments]
+        lines += _header_lines(edits)
+        for edit in edits.edits:
+            row = _edit_row(edit, places)
+            lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in row.items())]
+        replace_file(path, "\n".join(lines) + "\n")
 
 
 def _load_toml(path: Path) -> dict[str, Any]:
@@ -140,8 +144,13 @@ def _write_directions(edits: EditSet, path: Path) -> dict[Direction, str]:
     unique = list(dict.fromkeys(directions))
     if not unique:
         return {}
+    content, tensors = directions_file(unique)
     file = path.with_name(f"{path.stem}.directions.safetensors")
-    tensors = write_directions(unique, file)
+    if file.exists() and file.read_bytes() != content:
+        # The edits file that is there needs its own directions until the new one is in its place.
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        file = path.with_name(f"{path.stem}.directions-{digest}.safetensors")
+    replace_file(file, content)
     return {
         direction: f"{file.name}#{tensor}"
         for direction, tensor in zip(unique, tensors, strict=True)

@@ -13,8 +13,8 @@ from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import read_all_prompts
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
+from saescope.jobs.write_once import write_once
 from saescope.sources.prompts import Prompt
-from saescope.store.atomic import refuse_existing
 
 if TYPE_CHECKING:
     from saescope.control.baking.bake_result import BakeResult
@@ -44,9 +44,14 @@ class BakeRequest(Request):
 
     def run(self, reporter: Reporter = SILENT) -> "BakeResult":
         """Write the checkpoint atomically."""
+        from saescope.control.baking.bake_result import BakeResult
+
+        out = self.out.expanduser()
+        return write_once(self, out, BakeResult, reporter, lambda: self._bake(out, reporter))
+
+    def _bake(self, out: Path, reporter: Reporter) -> "BakeResult":
         edit_set = self.edits.read()
         inputs = inputs_for(edit_set, self.inputs)
-        refuse_existing(self.out.expanduser())
         neutral = self._neutral_texts()
         saes = load_saes_for(edit_set, inputs, reporter)
         from saescope.control.baking.bake import bake
@@ -56,7 +61,7 @@ class BakeRequest(Request):
                 inputs.model_name(),
                 saes,
                 edit_set.edits,
-                self.out,
+                out,
                 self.settings,
                 neutral=neutral,
                 device=inputs.device,

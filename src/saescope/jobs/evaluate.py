@@ -1,6 +1,7 @@
 """The `evaluate` request: what edits do to a behaviour and to everything else, beside controls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -20,6 +21,8 @@ from saescope.jobs.judging import (
 )
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
+from saescope.jobs.write_once import request_key
+from saescope.sources.locks import claimed
 from saescope.sources.prompts import Prompt
 from saescope.sources.splits import split_prompts
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -109,6 +112,15 @@ class EvaluateRequest(Request):
                 progress=advance,
             )
         return EvaluateAnswer(result, self._question(lm, saes, edit_set), cache)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other requests from writing `out` and `plot` during the block."""
+        key = request_key(self)
+        with ExitStack() as stack:
+            for path in filter(None, (self.out, self.plot)):
+                stack.enter_context(claimed(path.expanduser(), key))
+            yield
 
     def _check(self) -> None:
         self.settings.check()

@@ -11,8 +11,8 @@ from saescope.jobs.inputs import ModelInputs, show_licence
 from saescope.jobs.judging import read_all_prompts
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
+from saescope.jobs.write_once import write_once
 from saescope.sources.saes import open_sae
-from saescope.store.atomic import refuse_existing
 from saescope.store.runs import Run
 
 if TYPE_CHECKING:
@@ -78,8 +78,12 @@ class ExportRequest(Request):
 
     def run(self, reporter: Reporter = SILENT) -> "ExportResult":
         """Write the files atomically."""
+        from saescope.control.exports.export_result import ExportResult
+
         out = self.out.expanduser()
-        refuse_existing(out)
+        return write_once(self, out, ExportResult, reporter, lambda: self._export(out, reporter))
+
+    def _export(self, out: Path, reporter: Reporter) -> "ExportResult":
         takes_edits = self.format in ("gguf", "lora")
         if self.edits and not takes_edits:
             raise EditError(f"format {self.format} takes no edits: gguf and lora do")

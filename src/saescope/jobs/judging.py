@@ -65,8 +65,11 @@ class JudgeInputs:
 def keeping_arms(
     reporter: Reporter, label: str, task: str, cache: ResumeCache
 ) -> Iterator[Advance]:
-    """Follow replies to prompts; raises Interrupted with how many arms the cache keeps."""
-    with reporter.progress(label, "replies", task) as advance:
+    """Follow replies to prompts; raises Interrupted with how many arms the cache keeps.
+
+    Another process that needs the same arms waits, and finds them in the cache.
+    """
+    with cache.alone(reporter.note), reporter.progress(label, "replies", task) as advance:
         try:
             yield advance
         except KeyboardInterrupt as error:

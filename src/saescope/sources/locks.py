@@ -61,12 +61,18 @@ class Turn:
 
 
 @contextmanager
-def one_writer(target: Path, request: str = "", note: Note | None = None) -> Iterator[Turn]:
+def one_writer(
+    target: Path,
+    request: str = "",
+    note: Note | None = None,
+    while_waiting: Callable[[], None] | None = None,
+) -> Iterator[Turn]:
     """Hold the right to write `target`; other processes and threads wait until the block ends.
 
     `request` identifies what is written. While another request's result is being written there,
     raises ResourceError with the process id. `note` gets one line before it waits (default: the
-    logger `saescope`). Blocks of one thread may be nested.
+    logger `saescope`), and `while_waiting` is called again and again. Blocks of one thread may be
+    nested.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -82,11 +88,38 @@ def one_writer(target: Path, request: str = "", note: Note | None = None) -> Ite
         return
     note = note or _log.warning
     lock = _open_lock(target, place, note)
-    turn = _wait(lock, target, request, note) if lock else Turn(token_hex(8))
+    turn = Turn(token_hex(8))
+    if lock is not None:
+        turn = _wait(lock, target, request, note, while_waiting)
+    with _holding(lock, place, turn):
+        yield turn
+
+
+@contextmanager
+def claimed(target: Path, request: str) -> Iterator[None]:
+    """Keep other requests from writing `target` during the block, which writes it at its end.
+
+    Raises ResourceError if another request's result is being written there. If the same request's
+    is, this does not wait: the block computes what it can, and waits when it writes.
+    """
+    place = _canonical(target)
+    lock = None if place in _held_here() else _open_lock(target, place, _log.warning)
+    if lock is None or not lock.is_locked:
+        if lock is not None:
+            _refuse_other_request(_read_holder(lock), target, request)
+        yield
+        return
+    with _holding(lock, place, _sign(lock, request, frozenset())):
+        yield
+
+
+@contextmanager
+def _holding(lock: FileLock | None, place: str, turn: Turn) -> Iterator[None]:
+    held = _held_here()
     held[place] = turn
     pid = os.getpid()
     try:
-        yield turn
+        yield
     finally:
         if os.getpid() == pid:  # a forked child ends the block, but its parent holds the lock
             del held[place]
@@ -137,29 +170,44 @@ def _refuse_foreign(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "it belongs to another user", str(folder))
 
 
-def _wait(lock: FileLock, target: Path, request: str, note: Note) -> Turn:
+def _wait(
+    lock: FileLock,
+    target: Path,
+    request: str,
+    note: Note,
+    while_waiting: Callable[[], None] | None,
+) -> Turn:
     """Take the lock, waiting for its holder if that makes sense."""
     waited_for: set[str] = set()
     noted = ""
     started = time.monotonic()
     while not _take(lock):
         holder = _read_holder(lock)
-        if holder is None and time.monotonic() - started < _SECONDS_WITHOUT_NAME:
-            time.sleep(_POLL_SECONDS)
-            continue
-        writer = "another process" if holder is None else _name(holder)
-        if holder is not None and request and holder.request not in ("", request):
-            raise ResourceError(
-                f"{target} is being written by {writer}, for another request: "
-                "choose another place, or wait until it has ended"
-            )
-        if holder is not None and request and holder.request == request:
-            waited_for.add(holder.token)
-        if writer != noted:
-            note(f"waiting for {writer}, which is writing {target}")
-            noted = writer
+        if holder is not None or time.monotonic() - started > _SECONDS_WITHOUT_NAME:
+            _refuse_other_request(holder, target, request)
+            if holder is not None and request and holder.request == request:
+                waited_for.add(holder.token)
+            writer = _name(holder)
+            if writer != noted:
+                note(f"waiting for {writer}, which is writing {target}")
+                noted = writer
+        if while_waiting is not None:
+            while_waiting()
         time.sleep(_POLL_SECONDS)
-    turn = Turn(token_hex(8), frozenset(waited_for))
+    return _sign(lock, request, frozenset(waited_for))
+
+
+def _refuse_other_request(holder: Holder | None, target: Path, request: str) -> None:
+    if holder is not None and request and holder.request not in ("", request):
+        raise ResourceError(
+            f"{target} is being written by {_name(holder)}, for another request: "
+            "choose another place, or wait until it has ended"
+        )
+
+
+def _sign(lock: FileLock, request: str, waited_for: frozenset[str]) -> Turn:
+    """Write into the lock who holds it."""
+    turn = Turn(token_hex(8), waited_for)
     me = Holder(os.getpid(), platform.node(), request, turn.token)
     with suppress(OSError):  # a full disk: the lock holds, without a name
         Path(lock.lock_file).write_text(json.dumps(asdict(me)), encoding="utf-8")
@@ -173,7 +221,9 @@ def _take(lock: FileLock) -> bool:
     return lock.is_locked
 
 
-def _name(holder: Holder) -> str:
+def _name(holder: Holder | None) -> str:
+    if holder is None:
+        return "another process"
     if holder.pid == os.getpid() and holder.host == platform.node():
         return f"another thread of this process ({holder.pid})"
     return str(holder)

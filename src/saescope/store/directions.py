@@ -27,14 +27,20 @@ def write_directions(directions: Sequence[Direction], path: Path) -> list[str]:
     ['direction.2']
     'japanese'
     """
+    content, names = directions_file(directions)
+    replace_file(path, content)
+    return names
+
+
+def directions_file(directions: Sequence[Direction]) -> tuple[bytes, list[str]]:
+    """Return the content of a file of directions, and the tensors' names in order."""
     from safetensors.numpy import save
 
     names = _tensor_names(directions)
     named = dict(zip(names, directions, strict=True))
     about = {name: _metadata(direction) for name, direction in named.items()}
     tensors = {name: direction.values for name, direction in named.items()}
-    replace_file(path, save(tensors, {METADATA_KEY: json.dumps(about, ensure_ascii=False)}))
-    return names
+    return save(tensors, {METADATA_KEY: json.dumps(about, ensure_ascii=False)}), names
 
 
 def _metadata(direction: Direction) -> dict[str, str | int]:

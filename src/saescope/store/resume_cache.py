@@ -4,10 +4,13 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 
 from saescope.errors import ResourceError
+from saescope.sources.locks import Note, one_writer
 from saescope.store.atomic import disk_errors
 
 
@@ -31,18 +34,44 @@ class ResumeCache:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._values: dict[str, Any] = {}
-        if path is None or not path.is_file():
-            return
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
-        for line in lines:
+        if path is not None and path.is_file():
+            try:
+                self._read(path.read_bytes())
+            except OSError as error:
+                raise ResourceError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def _read(self, content: bytes) -> None:
+        for line in content.split(b"\n"):
             try:
                 key, value = json.loads(line)
             except (ValueError, TypeError, RecursionError):  # an interruption truncated this line
                 continue
             self._values[str(key)] = value
+
+    @contextmanager
+    def alone(self, note: Note | None = None) -> Iterator[None]:
+        """Compute in this block; another process that needs the same steps waits, and has them.
+
+        `note` gets a line before this waits.
+        """
+        if self.path is None:
+            yield
+            return
+        with ExitStack() as stack:
+            kept: list[BinaryIO] = []
+
+            def keep_open() -> None:
+                # Who publishes the whole removes the file: what is open can still be read.
+                with suppress(OSError):
+                    if not kept and self.path is not None:
+                        kept.append(stack.enter_context(self.path.open("rb")))
+
+            with one_writer(self.path, note=note, while_waiting=keep_open):
+                for file in kept:
+                    self._read(file.read())
+                if self.path.is_file():
+                    self._read(self.path.read_bytes())
+                yield
 
     def __len__(self) -> int:
         return len(self._values)

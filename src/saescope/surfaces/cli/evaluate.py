@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @command
 def evaluate(request: EvaluateRequest, *, output: Output = Output()) -> None:
-    answer = request.run(TERMINAL)
-    paths = _write_files(answer.to_dict(), request.out, request.plot)
-    answer.cache.forget()
+    with request.claimed():
+        answer = request.run(TERMINAL)
+        paths = _write_files(answer.to_dict(), request.out, request.plot)
+        answer.cache.forget()
     present(answer, output, lambda console: show_evaluation(console, answer.result))
     if not output.json:
         for path in paths:
