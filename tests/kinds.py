@@ -186,6 +186,8 @@ MIXED = {
             **_SHARED,
             **_LATENT,
             "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_num_heads": 4,
+            "linear_head_dim": 8,
         },
     ),
     "RecurrentGemma": Kind("recurrent_gemma", _TIED),
