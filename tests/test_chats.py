@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import tiny
 from conftest import Pair
 from saescope.control.evaluation.arms import with_instruction
+from saescope.engine import chat_template
 from saescope.engine.generate import generate
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.tokens import prompt_ids
@@ -252,10 +253,10 @@ def test_template_that_needs_too_much_memory_is_refused(lm: LM) -> None:
 @pytest.mark.slow
 def test_template_worker_ends_with_its_program(lm: LM) -> None:
     program = (
-        "from saescope.engine.chat_template import _worker\n"
+        "from saescope.engine.chat_template import _answer, _worker\n"
         "request = dict(template='x', messages=[{'role': 'user', 'content': 'x'}], variables={},"
         " continues=False, answers=True)\n"
-        "assert _worker.ask(request) == {'text': 'x'}\n"
+        "assert _answer(request) == {'text': 'x'}\n"
         "print(_worker._process.pid)"
     )
     ended = subprocess.run(
@@ -263,6 +264,25 @@ def test_template_worker_ends_with_its_program(lm: LM) -> None:
     )
     assert ended.stderr == ""
     assert not Path(f"/proc/{ended.stdout.strip()}").exists()
+
+
+def test_chats_are_rendered_once_unless_they_show_the_date(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = chat_template._worker.ask
+
+    def counting(line: str) -> dict[str, Any] | None:
+        asked.append(line)
+        return ask(line)
+
+    monkeypatch.setattr(chat_template._worker, "ask", counting)
+    once = with_template(lm, PLAIN + "{# once #}")
+    assert ids_of(once, [HI]) == ids_of(once, [HI])
+    assert len(asked) == 1
+    dated = with_template(lm, PLAIN + "{{ strftime_now('%Y') }}")
+    assert ids_of(dated, [HI]) == ids_of(dated, [HI])
+    assert len(asked) == 3
 
 
 def test_instruction_before_content_in_parts(pair: Pair) -> None:

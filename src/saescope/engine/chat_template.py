@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
@@ -20,6 +21,7 @@ from saescope.sources.prompts import Prompt
 _TOOL_ROLES = ("tool", "ipython", "function")
 # Beyond this, the worker is ended even if it does not compute; starting it takes about a second.
 _PATIENCE = 60.0
+_READS_CLOCK = "strftime_now"  # the function of transformers by which a template gets the date
 
 
 def chat_ids(tokenizer: Any, prompt: Prompt, thinking: bool | None) -> list[int]:
@@ -121,7 +123,7 @@ def _render(template: str, variables: Mapping[str, Any], chat: _Chat) -> str:
         "continues": chat.continues,
         "answers": chat.answers,
     }
-    answer = _worker.ask(request)
+    answer = _answer(request)
     if answer is None or answer.get("limit"):
         raise chat.refusal(
             f"it takes more than {template_worker.SECONDS:g} s, "
@@ -131,6 +133,32 @@ def _render(template: str, variables: Mapping[str, Any], chat: _Chat) -> str:
     if "error" in answer:
         raise chat.refusal(answer["error"])
     return str(answer["text"])
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the worker's answer, remembered unless the template may ask for the time.
+
+    An evaluation renders each of its prompts once per condition.
+    """
+    line = json.dumps(request)
+    if _READS_CLOCK in line:
+        return _worker.ask(line)
+    try:
+        return _remembered(line)
+    except _LimitReached:
+        return None
+
+
+class _LimitReached(Exception):
+    """A limit ended the worker. Raised because a cache keeps no exceptions."""
+
+
+@lru_cache(maxsize=4096)
+def _remembered(line: str) -> dict[str, Any]:
+    answer = _worker.ask(line)
+    if answer is None:
+        raise _LimitReached
+    return answer
 
 
 def _render_in_other_form(template: str, variables: Mapping[str, Any], chat: _Chat) -> str | None:
@@ -191,9 +219,8 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the worker's answer; None if a limit ended it."""
-        line = json.dumps(request)
+    def ask(self, line: str) -> dict[str, Any] | None:
+        """Return the worker's answer to a request in JSON; None if a limit ended it."""
         with self._lock:
             process = self._running()
             with _patience(process):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _DONTNEED = 4  # madvise on Linux: drop these pages, read them from the file when touched again
 _PAGE = mmap.PAGESIZE
+_WORTH_RELEASING = 1 << 16  # bytes; to ask which files are mapped takes longer than less is worth
 
 
 class Pages(NamedTuple):
@@ -21,18 +22,19 @@ class Pages(NamedTuple):
 
 
 def mapped_pages(tensors: Iterable[Tensor]) -> list[Pages]:
-    """Return the whole pages of memory-mapped tensors; none if the system cannot tell.
+    """Return the whole pages of large memory-mapped tensors; none if the system cannot tell.
 
     Only these may be released: anonymous memory would come back as zeros.
     """
     if sys.platform != "linux":
         return []
+    large = [t for t in tensors if t.device.type == "cpu" and t.nbytes >= _WORTH_RELEASING]
+    if not large:
+        return []
     pages = []
     mappings = _file_mappings()
-    for tensor in tensors:
+    for tensor in large:
         start, end = _whole_pages(tensor)
-        if tensor.device.type != "cpu" or end <= start:
-            continue
         if any(first <= start and end <= last for first, last in mappings):
             pages.append(Pages(start, end - start))
     return pages

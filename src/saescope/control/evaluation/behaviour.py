@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, final
@@ -85,7 +86,7 @@ class PhraseJudge:
         """Position, language and text of every phrase in the reply's beginning."""
         for language, phrases in self.by_language.items():
             for phrase in phrases:
-                position = reply.find(normalised(phrase), 0, self.within)
+                position = reply.find(_normalised_phrase(phrase), 0, self.within)
                 if position >= 0:
                     yield position, language, phrase
 
@@ -96,6 +97,12 @@ class PhraseJudge:
     def describe(self) -> dict[str, Any]:
         """The name and all phrases."""
         return {"name": self.name, "phrases": self.by_language, "within": self.within}
+
+
+@lru_cache(maxsize=4096)
+def _normalised_phrase(phrase: str) -> str:
+    """The normalised phrase, remembered: each is searched for in every reply."""
+    return normalised(phrase)
 
 
 @final
