@@ -19,10 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from shape_checks import check_shapes_where_there_are_any
-
-check_shapes_where_there_are_any()  # before the package is imported
-
+import shape_checks  # noqa: F401  before the package is imported
 import tiny
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae

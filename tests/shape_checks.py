@@ -1,4 +1,4 @@
-"""Checks of shapes at each call, where there are shapes to check.
+"""Imported first: shapes are checked at each call, where there are shapes to check.
 
 pytest's option `--jaxtyping-packages` wraps every function of the package. The wrapper compares
 shapes between arguments, which takes 10 to 20 µs a call, and a third of the suite's time. Functions
@@ -18,12 +18,9 @@ _Typechecker = Callable[[Any], Any]
 _jaxtyped = jaxtyping.jaxtyped
 
 
-def check_shapes_where_there_are_any() -> None:
-    """Have the import hook of jaxtyping leave functions without arrays to the type checker."""
-    jaxtyping.jaxtyped = _checked
-
-
 def _checked(*, typechecker: _Typechecker) -> Callable[[Any], Any]:
+    """What jaxtyping's import hook puts on every function and class."""
+
     def decorate(wrapped: Any) -> Any:
         if any(map(_may_have_arrays, _functions(wrapped))):
             return _jaxtyped(wrapped, typechecker=typechecker)
@@ -50,3 +47,6 @@ def _may_have_arrays(function: Any) -> bool:
     """Whether an annotation has an array or is a name, which may not be known yet."""
     annotations = getattr(function, "__annotations__", {}).values()
     return any(isinstance(a, str) or _ARRAY.search(str(a)) for a in annotations)
+
+
+jaxtyping.jaxtyped = _checked
