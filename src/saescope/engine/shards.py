@@ -49,10 +49,6 @@ class TensorReader:
         """Return a tensor: do not write to it. Raises SourceError if its shard is damaged."""
         shard = self.shard_of[name]
         if shard not in self._opened:
-            if Path(shard).name != shard:
-                raise SourceError(
-                    f"{self.files.name}: its index names a file in another folder: {shard!r}"
-                )
             self._opened[shard] = self._stack.enter_context(_open_shard(self.files.path(shard)))
         try:
             tensor: Tensor = self._opened[shard].get_tensor(name)
@@ -93,10 +89,6 @@ class Shards:
         places: dict[str, Place] = {}
         metadata: dict[str, Mapping[str, str]] = {}
         for shard in sorted(set(shard_of.values())):
-            if Path(shard).name != shard:
-                raise SourceError(
-                    f"{files.name}: its index names a file in another folder: {shard!r}"
-                )
             metadata[shard], header = _read_header(files.path(shard), shard)
             places |= header
         if missing := shard_of.keys() - places.keys():

@@ -15,7 +15,8 @@ from saescope.errors import ArgumentError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
-from saescope.jobs.runs import Extraction, obtain_run
+from saescope.jobs.runs import Extraction, beside_run, obtain_run
+from saescope.sources.file_names import file_name_part
 from saescope.store.directions import write_directions
 from saescope.store.runs import Run
 
@@ -127,7 +128,7 @@ class DetectRequest(Request):
     def _write_edits(self, run: Run, result: Detection) -> Path | None:
         if not result.classifier.features:
             return None
-        path = self.edits or run.path.with_name(f"{run.path.name}.{self.target}.toml")
+        path = self.edits or beside_run(run.path, f"{file_name_part(self.target)}.toml")
         write_edits(_edit_set(run, result), path, _comments(result))
         return path
 

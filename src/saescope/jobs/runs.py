@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import Reporter, keeping
+from saescope.sources.file_names import file_name_part
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import PromptSet
 from saescope.store.masking import Masking
@@ -57,6 +58,12 @@ def describe_extraction(prompt_sets: Sequence[PromptSet], model: str, layers: Se
     return f"{n_prompts:,} prompts in {sets}, {noun} {','.join(map(str, layers))} of {model}"
 
 
+def beside_run(path: Path, end: str) -> Path:
+    """Return the path of a file beside a run: RUN.END."""
+    named = path if path.name not in ("", "..") else path.resolve()
+    return named.parent / f"{named.name}.{end}"
+
+
 def is_run(path: str) -> bool:
     """Return whether this is the directory of a run."""
     return (Path(path).expanduser() / MANIFEST).is_file()
@@ -103,7 +110,7 @@ def compute_run(
     out = extraction.out
     if out is None:
         fingerprint = job(lm, saes, prompt_sets, batch_tokens, errors=errors).fingerprint
-        out = Path("runs") / f"{name}-{fingerprint[:12]}"
+        out = Path("runs") / f"{file_name_part(name)}-{fingerprint[:12]}"
     unit = "tokens" if len(saes) == 1 else "tokens × layers"
     task = describe_extraction(prompt_sets, lm.spec.repo, [sae.spec.layer for sae in saes])
     with keeping(reporter, "features", unit, task) as advance:

@@ -18,6 +18,8 @@ from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import JudgeInputs, ReplyInputs, bind_judge, keeping_arms
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
+from saescope.jobs.runs import beside_run
+from saescope.sources.file_names import file_name_part
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -188,7 +190,8 @@ class SelectRequest(Request):
     def _write_edits(self, run: Run, result: "Selection") -> Path | None:
         if not result.edits:
             return None
-        path = self.edits or run.path.with_name(f"{run.path.name}.{self.target}.selected.toml")
+        name = f"{file_name_part(self.target)}.selected.toml"
+        path = self.edits or beside_run(run.path, name)
         spec = run.saes[result.edits[0].layer]
         inputs = run.manifest["inputs"]
         sae = inputs["saes"].get(str(spec.layer), spec.release)

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from saescope.errors import SourceError
+from saescope.sources.file_names import check_inner_name
 from saescope.sources.files import GGUF, Files, HubFiles, call_hub
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -74,10 +75,13 @@ def read_index(files: Files) -> WeightIndex:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             shard_of = {str(name): str(shard) for name, shard in index["weight_map"].items()}
-            total = index.get("metadata", {}).get("total_size")
+            total = (index.get("metadata") or {}).get("total_size")
         except _MALFORMED as error:
             raise SourceError(f"{path} is not a safetensors index: {error}") from error
-        return WeightIndex(shard_of, int(total) if isinstance(total, int | float) else None)
+        for shard in set(shard_of.values()):
+            if "/" in check_inner_name(shard, str(path)):
+                raise SourceError(f"{path} names a file in another folder: {shard!r:.200}")
+        return WeightIndex(shard_of, total if isinstance(total, int) else None)
     raise SourceError(
         f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
     )

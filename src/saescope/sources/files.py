@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,11 @@ from typing import Any, TypeVar, final
 
 from saescope.demo import EMBEDDED
 from saescope.errors import NotCachedError, SourceError, first_line
+from saescope.sources.file_names import check_inner_name
+from saescope.sources.hub_headers import guard_client
+from saescope.sources.hub_listing import Blob, Snapshot, read_listing
 from saescope.sources.references import parse_hub_ref
+from saescope.sources.regular_files import UnreadableFileError, check_regular
 from saescope.sources.whole_files import write_whole
 
 T = TypeVar("T")
@@ -136,27 +140,21 @@ class LocalFiles(Files):
 
     def path(self, name: str) -> Path:
         """The file's path; raises SourceError if it does not exist."""
-        path = self.folder / name
+        path = self.folder / check_inner_name(name, str(self.folder))
         if not path.is_file():
-            raise SourceError(f"{self.folder} has no file {name}")
+            raise SourceError(f"{self.folder} has no file {name}{_other_kind(path)}")
         return path
 
 
-@dataclass(frozen=True)
-class Blob:
-    """The contents of a hub file: size, name in the cache, and SHA-256 if it is a large file."""
-
-    bytes: int | None
-    etag: str | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A hub repository at one commit."""
-
-    commit: str
-    blobs: Mapping[str, Blob]
+def _other_kind(path: Path) -> str:
+    """Say what is there instead of a file, if anything is."""
+    try:
+        check_regular(path)
+    except UnreadableFileError as error:
+        return f": {error}"
+    except OSError:
+        pass
+    return ""
 
 
 @final
@@ -252,9 +250,9 @@ class HubFiles(Files):
             )
 
         info = call_hub(self, model_info)
-        commit = str(info.sha)
-        self._remember(commit)
-        return Snapshot(commit, {file.rfilename: _blob_of(file) for file in info.siblings or ()})
+        snapshot = read_listing(info, self.repo)
+        self._remember(snapshot.commit)
+        return snapshot
 
     def _cached_snapshot(self) -> Snapshot:
         from huggingface_hub import snapshot_download
@@ -277,23 +275,19 @@ class HubFiles(Files):
 
     def _remember(self, commit: str) -> None:
         """Note the commit of a revision in the cache, so that offline it is found by name."""
-        name = self.requested_revision or "main"
+        name = check_inner_name(self.requested_revision or "main", f"the revision of {self.repo}")
         ref = self.folder / "refs" / name
         if name != commit and not (ref.is_file() and ref.read_text() == commit):
             write_whole(ref, commit.encode(), self.folder)  # each file in refs/ is a revision
 
 
-def _blob_of(file: Any) -> Blob:
-    """The contents of a file as the hub lists them; large files have their SHA-256."""
-    if file.lfs:
-        return Blob(file.lfs.size, file.lfs.sha256, file.lfs.sha256)
-    return Blob(file.size, file.blob_id)
-
-
 def call_hub(files: HubFiles, call: Callable[[], T]) -> T:
     """The result of a hub call; raises SourceError, with what to do, if it fails."""
+    guard_client()
     try:
         return call()
+    except SourceError:
+        raise
     except Exception as error:  # connection failures come as whatever HTTP library the client uses
         raise _hub_error(files, error) from error
 

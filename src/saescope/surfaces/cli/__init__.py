@@ -1,6 +1,7 @@
 """The `saescope` command. Commands are imported when called; nothing here needs torch."""
 
 import inspect
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence, Set
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from cyclopts import App, Group
 
 from saescope.errors import Interrupted, SaescopeError
+from saescope.surfaces.cli.consoles import SafeLogRecord
 from saescope.surfaces.cli.endings import finish, refuse, show_late_errors
 from saescope.surfaces.cli.interrupts import how_to_go_on, terminate_as_interrupt
 from saescope.surfaces.cli.naming import options_of
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_late_errors()
     try:
         use_safe_streams()
+        logging.setLogRecordFactory(SafeLogRecord)
         with terminate_as_interrupt():
             code = run(sys.argv[1:] if arguments is None else arguments)
     except SaescopeError as error:

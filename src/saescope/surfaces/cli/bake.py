@@ -23,7 +23,9 @@ def bake(request: BakeRequest, *, output: Output = Output()) -> None:
 def show_bake(console: Console, result: "BakeResult") -> None:
     """Print what was written, its label, and the distances."""
     why = "" if result.why_not is None else f": {result.why_not}"
-    console.print(f"{result.out}: {result.method}, [bold]{result.label}[/bold]{cell(why)}")
+    console.print(
+        f"{cell(str(result.out))}: {result.method}, [bold]{result.label}[/bold]{cell(why)}"
+    )
     if result.kl_hook_baked is not None:
         _distances(result).print(console)
     for line in _proofs(result):

@@ -26,7 +26,7 @@ def show_diff(console: Console, result: "Diff", n_top: int) -> None:
         _tensors(result, ordered[:n_top]).print(console)
     if len(ordered) > n_top:
         console.print(f"and {len(ordered) - n_top} more: --n-top, or --json for all")
-    console.print(result.verdict)
+    console.print(result.verdict, markup=False)
     for line in result.notes:
         note(line)
 
@@ -54,10 +54,10 @@ def _tensors(result: "Diff", tensors: "list[TensorChange]") -> ResultTable:
 def _cells(tensor: "TensorChange") -> list[str]:
     if tensor.status != "changed":
         status = f"{tensor.status}: {tensor.note}" if tensor.note else tensor.status
-        return [cell(tensor.name), tensor.dtype, status, "", "", "", ""]
+        return [cell(tensor.name), cell(tensor.dtype), cell(status), "", "", "", ""]
     return [
         cell(tensor.name),
-        tensor.dtype,
+        cell(tensor.dtype),
         percent(tensor.relative),
         number(tensor.largest, ".2g"),
         percent(tensor.rank1),

@@ -7,6 +7,8 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from saescope.surfaces.cli.consoles import from_markup
+
 # A number and its unit are one word.
 _WORD = re.compile(r"\s*\S+(?:(?<=\d) (?:%|bytes|[kMG]i?B|s|ms)(?!\w)\S*)?")
 _PART = re.compile(r"[^_/.,:-]+[_/.,:-]*|[_/.,:-]+")
@@ -19,7 +21,7 @@ def print_line(console: Console, text: str | Text, style: str | None = None) -> 
     A word wider than the console, such as a path, stays whole, so that it can be copied. Text in
     wide characters, which is written without spaces, breaks between characters.
     """
-    rich_text = Text.from_markup(text) if isinstance(text, str) else text
+    rich_text = from_markup(text) if isinstance(text, str) else text
     for line in rich_text.split("\n", allow_blank=True):
         for part in line.divide(list(_breaks(line.plain, console.width))):
             part.rstrip()

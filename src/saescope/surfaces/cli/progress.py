@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 )
 
 from saescope.jobs.reporter import Advance
+from saescope.surfaces.cli.consoles import SafeConsole, escape
 from saescope.surfaces.visible import visible
 
 # Work that takes less says nothing; longer work says something at most this often.
@@ -118,17 +118,17 @@ class ProgressLog:
 @contextmanager
 def show_progress(label: str, unit: str, task: str, say: Say) -> Iterator[Advance]:
     """Show a bar on a terminal, which disappears when the work is done, and lines elsewhere."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     if console.is_terminal:
         columns = (
-            TextColumn(visible(label)),
+            TextColumn(escape(label)),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn(escape(unit)),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            row = bar.add_task(label, total=None)
+            row = bar.add_task(visible(label), total=None)
             log = ProgressLog(label, unit, task, say=_above(bar), lines=False)
 
             def advance(done: int, total: int) -> None:

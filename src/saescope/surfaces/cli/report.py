@@ -3,6 +3,7 @@
 from saescope.jobs.report import ReportRequest
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import TERMINAL, print_json
+from saescope.surfaces.visible import visible
 
 
 @command
@@ -13,4 +14,4 @@ def report(request: ReportRequest, *, output: Output = Output()) -> None:
     if output.json:
         print_json({"report": str(page)})
     else:
-        print(page)
+        print(visible(str(page)))

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from rich.console import Console
-from rich.markup import escape
 
 from saescope.jobs.reporter import Reporter
 from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
 from saescope.strict_json import to_json
+from saescope.surfaces.cli.consoles import SafeConsole, escape
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output
 from saescope.surfaces.cli.progress import show_progress
-from saescope.surfaces.visible import visible
+from saescope.surfaces.visible import escaped_json, visible
 from saescope.table import Table
 
 PART = "[dim]→[/]"
@@ -33,25 +33,18 @@ class Printable(Protocol):
         """Return the JSON values."""
 
 
-@final
-class _ResultConsole(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to the caller: rich would exit as failed when `head` has read enough."""
-        raise BrokenPipeError
-
-
 def stdout() -> Console:
     """Return the console for results. Pipes and files get a wide one, so that cells stay whole."""
-    console = _ResultConsole(highlight=False)
+    console = SafeConsole()
     if console.is_terminal:
         return console
-    return _ResultConsole(highlight=False, width=_WIDTH_OF_PIPES)
+    return SafeConsole(width=_WIDTH_OF_PIPES)
 
 
 def note(text: str) -> None:
     """Print one line for the person, not for the program that reads stdout."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        as_typed(text), style="dim", markup=False
+    SafeConsole(stderr=True, soft_wrap=True).print(
+        visible(as_typed(text)), style="dim", markup=False
     )
 
 
@@ -74,7 +67,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
     JSON has no NaN and no infinity: where a result has one, its value is null.
     """
-    text = to_json(document)
+    text = escaped_json(to_json(document))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from saescope.jobs.steer import OnText, Steering, SteerRequest
+from saescope.surfaces.cli.consoles import escape
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (

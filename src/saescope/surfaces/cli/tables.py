@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from saescope.surfaces.cli.consoles import from_markup
 from saescope.surfaces.cli.lines import folded, print_line
 
 # Words up to this width stay whole, whichever columns that takes; longer ones may have to fold.
@@ -68,7 +68,7 @@ class ResultTable:
         return [
             _TableColumn.of(
                 name,
-                [Text.from_markup(row[index]).plain for row in self.rows],
+                [from_markup(row[index]).plain for row in self.rows],
                 is_number=first_number <= index < first_after,
             )
             for index, name in enumerate(self.columns)
@@ -93,7 +93,7 @@ class ResultTable:
                 width=width,
             )
         for number, row in enumerate(self.rows):
-            cells = [folded(Text.from_markup(row[index]), width) for index, width in widths.items()]
+            cells = [folded(from_markup(row[index]), width) for index, width in widths.items()]
             table.add_row(*cells, end_section=number in self.section_ends)
         return table
 
