@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from saescope.jobs.bake import BakeRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, note, percent, present
+from saescope.surfaces.cli.show import TERMINAL, cell, note, percent, present, significant
 from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
@@ -23,20 +24,20 @@ def bake(request: BakeRequest, *, output: Output = Output()) -> None:
 def show_bake(console: Console, result: "BakeResult") -> None:
     """Print what was written, its label, and the distances."""
     why = "" if result.why_not is None else f": {result.why_not}"
-    console.print(
-        f"{cell(str(result.out))}: {result.method}, [bold]{result.label}[/bold]{cell(why)}"
-    )
+    out = cell(str(result.out))
+    print_line(console, f"[bold]{out}: {result.method}, {result.label}{cell(why)}[/]")
     if result.kl_hook_baked is not None:
         _distances(result).print(console)
     for line in _proofs(result):
-        console.print(line, markup=False)
+        print_line(console, cell(line))
     worst = result.worst_rounding
     if worst is not None:
         mean = sum(rounding.fraction_lost for rounding in result.rounding) / len(result.rounding)
-        console.print(
+        print_line(
+            console,
             f"{len(result.rounding)} tensors changed; rounding lost {percent(mean)} of the change "
             f"along the direction, {percent(worst.fraction_lost)} in the worst "
-            f"({cell(worst.tensor)})"
+            f"({cell(worst.tensor)})",
         )
     for line in result.notes:
         note(line)
@@ -71,9 +72,9 @@ def _distances(result: "BakeResult") -> ResultTable:
     for row in result.rows():
         table.add(
             cell(names[row["compared with"]]),
-            f"{row['mean']:.2g}",
-            f"{row['p95']:.2g}",
-            f"{row['p99']:.2g}",
+            significant(row["mean"], 2),
+            significant(row["p95"], 2),
+            significant(row["p99"], 2),
             percent(row["flips"]),
         )
     return table

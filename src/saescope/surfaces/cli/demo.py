@@ -27,14 +27,12 @@ def demo(request: DemoRequest = DemoRequest(), *, output: Output = Output()) -> 
 
 
 def _show(console: Console, demo: Demo, report: Path) -> None:
+    show_contrast(console, demo.contrast, n_top=_FEATURES_PER_SET)
     show_profile(console, demo.profile)
     show_scan(console, demo.scan)
-    show_contrast(console, demo.contrast, n_top=_FEATURES_PER_SET)
     _steering(demo).print(console)
-    console.print(
-        f"\nThe run is {demo.run.path}. Ask it more questions without a model, such as:",
-        markup=False,
-    )
+    run = cell(str(demo.run.path))
+    print_line(console, f"\nThe run is {run}. Ask it more questions without a model, such as:")
     console.print(f"  saescope contrast {demo.run.path}", markup=False)
     console.print(f"All of it as a page: {report}", markup=False)
 

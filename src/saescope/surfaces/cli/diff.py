@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from saescope.jobs.diff import DiffRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, note, number, percent, present
+from saescope.surfaces.cli.show import (
+    TERMINAL,
+    cell,
+    note,
+    number,
+    percent,
+    present,
+    print_finding,
+)
 from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
@@ -20,13 +29,13 @@ def diff(request: DiffRequest, *, output: Output = Output()) -> None:
 
 
 def show_diff(console: Console, result: "Diff", n_top: int) -> None:
-    """Print the most changed tensors, those that only one checkpoint has, and a sentence."""
+    """Print a sentence, the most changed tensors, and those that only one checkpoint has."""
+    print_finding(console, result.verdict)
     ordered = sorted(result.tensors, key=_changed_most_first)
     if ordered:
         _tensors(result, ordered[:n_top]).print(console)
     if len(ordered) > n_top:
-        console.print(f"and {len(ordered) - n_top} more: --n-top, or --json for all")
-    console.print(result.verdict, markup=False)
+        print_line(console, f"and {len(ordered) - n_top} more: --n-top, or --json for all")
     for line in result.notes:
         note(line)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from saescope.jobs.evaluate import EvaluateRequest
 from saescope.store.atomic import replace_file
 from saescope.strict_json import to_json
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
@@ -17,14 +18,24 @@ from saescope.surfaces.cli.show import (
     interval,
     note,
     number,
+    p_value,
     percent,
     present,
+    print_finding,
+    significant,
 )
 from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
     from saescope.control.evaluation.arm_results import ArmResult
     from saescope.control.evaluation.evaluation import Evaluation
+
+
+_EXPLANATION = (
+    "shown: share of replies with the behaviour. p: McNemar's, against no edit. change: norm of "
+    "what the edits add / norm of the residual. KL: nats per token on neutral text. ppl: ratio of "
+    "perplexities."
+)
 
 
 @command
@@ -75,11 +86,12 @@ def _page_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def show_evaluation(console: Console, result: "Evaluation") -> None:
-    """Print one row per arm, the sets one by one, and the verdict."""
-    _arms(result).print(console)
-    _sets(console, result.arms)
+    """Print the verdict, one row per arm, and the sets one by one."""
     for line in result.verdict:
-        console.print(cell(as_typed(line)))
+        print_finding(console, as_typed(line))
+    _arms(result).print(console)
+    print_line(console, _EXPLANATION)
+    _sets(console, result.arms)
     for line in result.controls_left_out:
         note(f"not measured: {line}")
 
@@ -126,7 +138,7 @@ def _reply_cells(arm: "ArmResult") -> list[str]:
         flips = f"{100 * arm.language_flip:.0f} %"
     return [
         _rate_with_range(arm),
-        number(arm.mcnemar_p, ".0e"),
+        p_value(arm.mcnemar_p),
         str(arm.empty + arm.unscored),
         flips,
         f"{arm.repetition:.2f}",
@@ -141,8 +153,8 @@ def _damage_cells(arm: "ArmResult") -> list[str]:
     if damage is None:
         return ["-"] * 4
     return [
-        f"{damage.kl_mean:.2g}",
-        f"{damage.kl_p99:.2g}",
+        significant(damage.kl_mean, 2),
+        significant(damage.kl_p99, 2),
         percent(damage.top1_flips),
         f"{damage.ppl_ratio:.2f}",
     ]

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from saescope.jobs.export import ExportRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, present
+from saescope.surfaces.cli.show import TERMINAL, cell, present, print_finding
 
 if TYPE_CHECKING:
     from saescope.control.exports.export_result import ExportResult
@@ -29,9 +30,9 @@ def export(request: ExportRequest, *, output: Output = Output()) -> None:
 
 def show_export(console: Console, result: "ExportResult") -> None:
     """Print the files, what they do, and how that differs from the edits."""
+    label = "exact" if result.exact else "not exact"
+    print_finding(console, f"{result.out}: {result.format}, {label}; does: {result.equals}")
     lines = [f"{path}  {path.stat().st_size:,} bytes" for path in result.files]
-    lines.append(f"does: {result.equals}")
-    lines.append("exact" if result.exact else "not exact:")
     lines.extend(f"- {limit}" for limit in result.limits)
     if "model_class" in result.measured:
         name, opened_by = result.measured["model_class"], result.measured["opened_by"]
@@ -45,4 +46,4 @@ def show_export(console: Console, result: "ExportResult") -> None:
     for dtype, share in result.measured.get("component_left", {}).items():
         lines.append(f"left of the component in the last residual, in {dtype}: {100 * share:.2g} %")
     for line in lines:
-        console.print(line, markup=False)
+        print_line(console, cell(line))

@@ -5,7 +5,7 @@ from rich.console import Console
 from saescope.jobs.plan import Fetched, FetchRequest
 from saescope.sources.machine import show_bytes
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, present
+from saescope.surfaces.cli.show import TERMINAL, present, print_finding
 
 
 @command
@@ -19,4 +19,4 @@ def _show(console: Console, fetched: Fetched) -> None:
     if fetched.downloaded_bytes:
         downloaded = f"{show_bytes(fetched.downloaded_bytes)} downloaded, "
     count = len(fetched.estimate.plan.needed)
-    console.print(f"{downloaded}{count} files are here and whole", markup=False)
+    print_finding(console, f"{downloaded}{count} files are here and whole")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
+from rich.text import Text
 
 from saescope.jobs.inputs import BYTES_PER_TOKEN
 from saescope.jobs.plan import Estimate, PlanRequest
@@ -12,9 +13,11 @@ from saescope.sources.catalog import layer_of
 from saescope.sources.job_plan import JobPlan, NeededFile
 from saescope.sources.machine import show_bytes, show_seconds
 from saescope.sources.saes import ranges
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, present
+from saescope.surfaces.cli.show import TERMINAL, cell, present, print_finding
 from saescope.surfaces.cli.tables import ResultTable
+from saescope.surfaces.visible import visible
 
 _WAYS_TO_RUN = {
     "whole": "every layer and the head: needed to generate",
@@ -31,8 +34,13 @@ def plan(request: PlanRequest = PlanRequest(), *, output: Output = Output()) -> 
 
 
 def show_plan(console: Console, estimate: Estimate) -> None:
-    """Print the files, the ways to run with their memory, the work, and whether it fits."""
+    """Print whether it fits, the files, the ways to run with their memory, and the work."""
     plan = estimate.plan
+    print_finding(console, _sentence(plan))
+    for reason in plan.why:
+        _line(console, f"  {reason}")
+    for alternative in plan.instead:
+        _line(console, f"  instead: {alternative}")
     _files(plan).print(console)
     _line(
         console,
@@ -46,15 +54,18 @@ def show_plan(console: Console, estimate: Estimate) -> None:
         _line(console, f"computing  {_work(estimate, plan.flop_per_token)}")
     for reason in plan.unknown:
         _line(console, f"not known: {reason}")
-    console.print("[green]It fits.[/]" if plan.fits else "[red]It does not fit.[/]")
-    for reason in plan.why:
-        _line(console, f"  {reason}")
-    for alternative in plan.instead:
-        _line(console, f"  instead: {alternative}")
+
+
+def _sentence(plan: JobPlan) -> str:
+    """Say whether the job fits, and what it needs."""
+    needs = f"To fetch: {show_bytes(plan.download_bytes)}"
+    if plan.sizes is not None:
+        needs += f"; memory: {show_bytes(footprints(plan.sizes)[plan.mode].total)}"
+    return f"It {'fits' if plan.fits else 'does not fit'}. {needs}."
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+    print_line(console, Text(visible(text)))
 
 
 def _files(plan: JobPlan) -> ResultTable:

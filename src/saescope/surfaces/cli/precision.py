@@ -4,8 +4,9 @@ from rich.console import Console
 
 from saescope.analysis.agreement import Agreement
 from saescope.jobs.precision import PrecisionRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, percent, present_answer
+from saescope.surfaces.cli.show import TERMINAL, cell, percent, present_answer, print_finding
 from saescope.surfaces.cli.tables import ResultTable
 
 
@@ -15,7 +16,9 @@ def precision(request: PrecisionRequest = PrecisionRequest(), *, output: Output 
 
 
 def show_agreement(console: Console, result: Agreement) -> None:
-    """Print one row per layer, the worst prompts, and a verdict per layer."""
+    """Print a verdict and a row per layer, then the worst prompt of each."""
+    for layer, verdict in result.verdicts.items():
+        print_finding(console, f"Layer {layer}: {verdict}.")
     table = ResultTable(
         f"{cell(result.what_b)} judged by {cell(result.what_a)}",
         text=(),
@@ -31,7 +34,7 @@ def show_agreement(console: Console, result: Agreement) -> None:
             "ties in bfloat16",
             "confirmed by both",
         ),
-        optional=("ties", "ties in bfloat16", "top 1"),
+        optional=("ties", "ties in bfloat16", "top 1", "activation", "residual", "top k"),
     )
     for layer, figures in result.layers.items():
         table.add(
@@ -47,14 +50,16 @@ def show_agreement(console: Console, result: Agreement) -> None:
             f"{figures.found_both} of {figures.found_either}",
         )
     table.print(console)
-    console.print(
+    print_line(
+        console,
         "top 1, 5, k: share of tokens with the same features there. activation, residual: median "
-        "relative difference. ties: share of tokens whose k-th and next pre-activation are equal."
+        "relative difference. ties: share of tokens whose k-th and next pre-activation are equal.",
     )
     for layer, figures in result.layers.items():
         worst = figures.worst[0]
-        console.print(
-            f"layer {layer}: {result.verdicts[layer]}. Worst prompt: {cell(worst.id)} "
+        print_line(
+            console,
+            f"layer {layer}: worst prompt: {cell(worst.id)} "
             f"({percent(worst.topk_jaccard)} of its features shared). Left out: "
-            f"{figures.masked_pos0} first positions, {figures.masked_sinks} sinks."
+            f"{figures.masked_pos0} first positions, {figures.masked_sinks} sinks.",
         )

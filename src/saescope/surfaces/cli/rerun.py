@@ -19,7 +19,7 @@ from saescope.surfaces.cli.layers import show_layers
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.precision import show_agreement
 from saescope.surfaces.cli.profile import show_profile
-from saescope.surfaces.cli.show import TERMINAL, note, present
+from saescope.surfaces.cli.show import TERMINAL, note, present, print_finding
 
 _SHOW: Mapping[type, Callable[[Console, Any], None]] = {
     Agreement: show_agreement,
@@ -39,8 +39,8 @@ def rerun(request: RerunRequest, *, output: Output = Output()) -> int:
 
 
 def _show(console: Console, repeated: Rerun) -> None:
+    print_finding(console, "the same, byte for byte" if repeated.same else "not the same")
     if repeated.answer is not None:
         _SHOW[type(repeated.answer)](console, repeated.answer)
     for line in repeated.differences:
         note(line)
-    console.print("the same, byte for byte" if repeated.same else "not the same", markup=False)

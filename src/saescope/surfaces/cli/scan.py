@@ -30,9 +30,9 @@ def scan(request: ScanRequest = ScanRequest(), *, output: Output = Output()) -> 
 
 
 def show_scan(console: Console, scanned: "Scan") -> None:
-    """Print the strongest feature, misfits, one table per prompt and layer; `*` marks sinks."""
-    print_finding(console, _strongest_sentence(scanned))
+    """Print misfits, the strongest feature, one table per prompt and layer; `*` marks sinks."""
     print_sae_fits(console, scanned.sae_fits)
+    print_finding(console, _strongest_sentence(scanned))
     for prompt in scanned.prompts:
         for layer in prompt.tokens[0].norm:
             _tokens(prompt, layer).print(console)

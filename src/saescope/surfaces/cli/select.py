@@ -5,8 +5,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from saescope.jobs.select import SelectRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, cell, interval, note, percent, present
+from saescope.surfaces.cli.show import (
+    TERMINAL,
+    cell,
+    interval,
+    note,
+    percent,
+    present,
+    print_finding,
+    significant,
+)
 from saescope.surfaces.cli.tables import ResultTable
 
 if TYPE_CHECKING:
@@ -28,14 +38,27 @@ def select(request: SelectRequest, *, output: Output = Output()) -> None:
 
 
 def show_selection(console: Console, result: "Selection") -> None:
-    """Print the candidates with their three ranks, and the set of edits step by step."""
+    """Print what was selected, candidates with their three ranks, and the edits step by step."""
+    print_finding(console, _sentence(result))
     _candidates(result).print(console)
     _steps(result).print(console)
-    console.print(
+    print_line(
+        console,
         "Ranks: as a detector; by output score (promotes its own tokens when amplified); by "
         f"measured effect. Chosen on {result.n_chosen_on} discovery prompts, judged on "
-        f"{result.n_judged_on} others. No held-out prompt was used."
+        f"{result.n_judged_on} others. No held-out prompt was used.",
     )
+
+
+def _sentence(result: "Selection") -> str:
+    """Say which edits are selected, and what they do to prompts not used to choose them."""
+    behaviour = result.behaviour["name"]
+    if not result.steps:
+        return f"No candidate changes {behaviour}: no edit is selected."
+    names = ", ".join(_describe(edit) for edit in result.edits)
+    before, after = result.unedited.judged_on, result.steps[-1].judged_on
+    change = f"from {percent(before.behaviour_rate)} to {percent(after.behaviour_rate)}"
+    return f"Selected: {names}; {behaviour} goes {change} on prompts not used to choose."
 
 
 def _candidates(result: "Selection") -> ResultTable:
@@ -106,10 +129,12 @@ def _describe(edit: "Edit") -> str:
 
 
 def _rate_with_interval(arm: "ArmResult") -> str:
+    if arm.behaviour_rate is None:
+        return "-"
     return f"{percent(arm.behaviour_rate)} ({interval(arm.ci)})"
 
 
 def _kl(arm: "ArmResult") -> str:
     if arm.damage is None:
         return "-"
-    return f"{arm.damage.kl_mean:.2g}"
+    return significant(arm.damage.kl_mean, 2)

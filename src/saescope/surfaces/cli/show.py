@@ -154,6 +154,8 @@ def p_value(p: float | None) -> str:
 
 def significant(value: float, digits: int = 3) -> str:
     """Format a number with so many significant digits, so that columns line up: 39.5, 7.40."""
+    if value == 0:
+        return "0"
     text = f"{value:#.{digits}g}"
     return f"{value:,.0f}" if "e+" in text and abs(value) < _LONGEST_COUNT else text.rstrip(".")
 

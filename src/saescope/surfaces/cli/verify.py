@@ -3,8 +3,9 @@
 from rich.console import Console
 
 from saescope.jobs.verify import Verification, VerifyRequest
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
-from saescope.surfaces.cli.show import TERMINAL, present
+from saescope.surfaces.cli.show import TERMINAL, cell, present
 
 
 @command
@@ -23,4 +24,4 @@ def _show(console: Console, verification: Verification) -> None:
     for name in verification.unproven or []:
         lines.append(f"not proven byte for byte: {name}")
     for line in lines:
-        console.print(line, markup=False)
+        print_line(console, cell(line))
