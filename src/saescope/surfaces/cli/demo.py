@@ -6,6 +6,7 @@ from rich.console import Console
 
 from saescope.jobs.demo import DECLINING, Demo, DemoRequest
 from saescope.surfaces.cli.contrast import show_contrast
+from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.profile import show_profile
 from saescope.surfaces.cli.scan import show_scan

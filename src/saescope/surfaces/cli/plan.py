@@ -59,7 +59,7 @@ def show_plan(console: Console, estimate: Estimate) -> None:
 def _sentence(plan: JobPlan) -> str:
     """Say whether the job fits, and what it needs."""
     needs = f"To fetch: {show_bytes(plan.download_bytes)}"
-    if plan.sizes is not None:
+    if plan.sizes is not None and plan.mode is not None:
         needs += f"; memory: {show_bytes(footprints(plan.sizes)[plan.mode].total)}"
     return f"It {'fits' if plan.fits else 'does not fit'}. {needs}."
 
