@@ -25,7 +25,7 @@ ALLOWED = {
     "__main__": {"surfaces"},
     "table": {"errors"},
     "version": set[str](),
-    "sources": {"arguments", "demo", "errors"},
+    "sources": {"arguments", "demo", "errors", "strict_json"},
     "store": {"arguments", "errors", "sources"},
     "engine": {"arguments", "errors", "sources", "store", "table", "version"},
     "analysis": {"arguments", "errors", "sources", "store", "table"},
@@ -43,6 +43,7 @@ ALLOWED = {
     "demo": set[str](),
     "jobs": {
         "arguments",
+        "strict_json",
         "errors",
         "version",
         "table",

@@ -99,7 +99,7 @@ def test_only_needed_files_are_fetched_once_and_then_offline(hub: Hub, home: Pat
         "layer2.sae.pt",
     )
     assert_refused(
-        scan(closed_url, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without offline"
+        scan(closed_url, home, f"{MODEL}@v2", SAE, "--offline"), MODEL, "v2", "without --offline"
     )
     assert_refused(scan(closed_url, home, f"{MODEL}@v1", SAE, "--layers", "1"), "cannot fetch", SAE)
 
@@ -124,7 +124,7 @@ def test_missing_repositories_are_refused_in_one_line(
 @pytest.mark.slow
 def test_empty_cache_offline_is_refused_in_one_line(hub: Hub, home: Path) -> None:
     hub.downloaded.clear()
-    assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without offline")
+    assert_refused(scan(hub.url, home, MODEL, SAE, "--offline"), SAE, "without --offline")
     assert hub.downloaded == []
 
 

@@ -48,24 +48,24 @@ class Range:
             raise ArgumentError(name, f"must be {kind}, got {value!r:.40}")
         problem = self._problem(value)
         if problem:
-            raise ArgumentError(name, f"must {self.rule or problem}, got {_show(value)}")
+            raise ArgumentError(name, f"must {self.rule or problem}, got {show_number(value)}")
 
     def _problem(self, value: Any) -> str:
         """Return which end the value passes; NaN passes the lower one."""
         if not (value > self.low or (value == self.low and not self.excludes_low)):
             if self.excludes_low:
-                return f"be greater than {_show(self.low)}"
-            return "be 0 or more" if self.low == 0 else f"be at least {_show(self.low)}"
+                return f"be greater than {show_number(self.low)}"
+            return "be 0 or more" if self.low == 0 else f"be at least {show_number(self.low)}"
         if value > self.high or (value == self.high and self.excludes_high):
-            return f"be at most {_show(self.high)}"
+            return f"be at most {show_number(self.high)}"
         return ""
 
 
-def _show(value: Any) -> str:
+def show_number(value: Any) -> str:
     """Format a number as people write it; very long ones by their size."""
     if isinstance(value, Integral) and abs(int(value)) < 10**12:
         return str(value)
-    return f"{float(value):g}" if abs(value) < 1e300 else f"{value}"[:40]
+    return f"{float(value):g}" if abs(value) < 1e300 else str(value)[:40]
 
 
 # Numbers from here on are typing errors: no job of that size ends.

@@ -80,6 +80,14 @@ class CheckpointWarning(UserWarning):
     """Something in a checkpoint that is not used, although its numbers might have been meant."""
 
 
+def whole_reason(error: Exception) -> str:
+    """Return all lines of another library's exception as one, or its class name if it has no text.
+
+    For libraries that put what is wrong on a later line.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of another library's exception, or its class name if it has no text."""
     lines = str(error).strip().splitlines()

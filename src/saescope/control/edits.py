@@ -1,10 +1,12 @@
 """Edits: which features or directions change, how, and by how much. Imports no torch."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from saescope.arguments import STRENGTH, show_number
 from saescope.errors import EditError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
 from saescope.sources.direction_files import is_direction_file
@@ -208,7 +210,7 @@ class EditSet:
             expected, actual = getattr(self, size), getattr(spec, size)
             if expected is not None and expected != actual:
                 raise EditError(
-                    f"edits expect {size}={expected}, this SAE ({spec.release}) has {size}={actual}"
+                    f"edits expect {size} {expected}, this SAE ({spec.release}) has {size} {actual}"
                 )
         expected = self.sae_files.get(str(spec.layer), spec.fingerprint)
         if expected != spec.fingerprint:
@@ -251,10 +253,17 @@ def parse_edit(text: str) -> Edit:
         else:
             values["feature"] = Feature.parse(target)
         if "strength" in values:
-            values["strength"] = float(values["strength"])
+            values["strength"] = _number(values["strength"])
     except (SourceError, ValueError) as error:
-        raise EditError(f"edit {text!r}: {error}") from error
+        raise EditError(f"edit {text!r:.80}: {error}") from error
     return edit_from_values(values)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"strength {text!r:.40} is not a number") from error
 
 
 def edit_from_values(values: Mapping[str, Any]) -> Edit:
@@ -294,8 +303,13 @@ def _check_strength(name: str, op: str, strength: Any) -> None:
         return
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise EditError(f"edit of {name}: strength {strength!r} is not a number")
-    if not abs(strength) < _FLOAT32_MAX:
-        raise EditError(f"edit of {name}: strength {strength} is not finite in float32")
+    if isinstance(strength, float) and not math.isfinite(strength):
+        raise EditError(f"edit of {name}: strength {strength} is not finite")
+    if abs(strength) > STRENGTH.high:
+        raise EditError(
+            f"edit of {name}: strength must be a number below 1e6 in size, "
+            f"got {show_number(strength)}"
+        )
     if op == "project" and not 0 <= strength <= 1:
         raise EditError(
             f"edit of {name}: project removes a share between 0 and 1 of the component, "

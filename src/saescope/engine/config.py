@@ -4,16 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saescope.errors import SourceError, first_line
+from saescope.errors import SourceError, whole_reason
 from saescope.sources.checkpoint import gguf_name
 from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files
+from saescope.sources.mistaken import why_no_model
 
 # Names that architectures give the norm after their last block.
 FINAL_NORMS = (
     "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "final_layer_norm", "layer_norm",
     "embedding_norm",
 )  # fmt: skip
+
+
+_ADVICE = "; correct it or download it again, or use a transformers that knows it"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ def read_config(files: Files) -> ModelConfig:
     from transformers import AutoConfig
 
     gguf = gguf_name(files)
+    if gguf is None and "config.json" not in files.names():
+        reason = (
+            why_no_model(files.names()) or "has no file config.json: give the folder of a model"
+        )
+        raise SourceError(f"{files.name} {reason}")
     path = files.path(gguf or "config.json")
     source: dict[str, Any] = {"gguf_file": gguf} if gguf is not None else {}
     try:
@@ -41,7 +50,7 @@ def read_config(files: Files) -> ModelConfig:
     except Exception as error:  # config validation raises model-specific exceptions
         raise SourceError(
             f"{path} is no model config this transformers knows: "
-            f"{custom_code(files, (path.name,)) or first_line(error)}"
+            f"{custom_code(files, (path.name,)) or whole_reason(error) + _ADVICE}"
         ) from error
     _refuse_other_architectures(outer, text)
     _refuse_missing_sizes(path, text)

@@ -22,11 +22,12 @@ from saescope.engine.pages import Pages, mapped_pages, release_pages
 from saescope.engine.stock import blocks_of, final_norm, path_of
 from saescope.engine.weights import Weights
 from saescope.engine.whole import load_whole
-from saescope.errors import SourceError, first_line
+from saescope.errors import SourceError, whole_reason
 from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import CONFIG, INDEX, SINGLE, TOKENIZER_FILES, gguf_name
 from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files, open_files
+from saescope.sources.mistaken import missing_packages
 from saescope.sources.stored_files import StoredFile, digest_of, stored_files, text_files
 
 # Files that decide what a whole model writes, beside its weights.
@@ -274,7 +275,10 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     if gguf is not None:
         present = [gguf]
     if not present:
-        raise SourceError(f"{files.name} has no tokenizer files (tokenizer.json, …)")
+        raise SourceError(
+            f"{files.name} has no tokenizer files (tokenizer.json, …): copy them from the model "
+            "it was made from"
+        )
     paths = [files.path(name) for name in present]
     source: dict[str, Any] = {"gguf_file": paths[0].name} if gguf is not None else {}
     folder = paths[0].parent
@@ -282,7 +286,8 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
         raise SourceError(
-            f"the tokenizer in {folder} cannot be read: {custom_code(files) or first_line(error)}"
+            f"the tokenizer in {folder} cannot be read: "
+            f"{custom_code(files) or missing_packages(str(error)) or whole_reason(error)}"
         ) from error
 
 

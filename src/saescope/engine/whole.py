@@ -1,5 +1,8 @@
 """Load the full causal LM for generation, reusing blocks that are already loaded."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,6 +10,9 @@ from torch import Tensor, nn
 from saescope.engine.contents import Contents
 from saescope.engine.stock import blocks_of, decoder_of, final_norm, head_path
 from saescope.engine.weights import Weights
+from saescope.errors import SourceError, whole_reason
+
+_GENERATION = "generation_config.json"
 
 
 def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) -> nn.Module:
@@ -15,8 +21,6 @@ def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) 
     Parts for images or sound have no weights: what they compute is NaN. Raises SourceError if the
     rest of the text model is missing, damaged or does not fit.
     """
-    from transformers import GenerationConfig
-
     files, contents = contents.files, contents.again()
     model, decoder = contents.model, contents.decoder
     path, blocks = blocks_of(decoder, contents.config.text)
@@ -28,11 +32,27 @@ def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) 
         blocks[layer] = block
     _fill_head(contents, device)
     _fill_with_nan(model, device)
-    if "generation_config.json" in files.names():
-        folder = files.path("generation_config.json").parent
-        model.generation_config = GenerationConfig.from_pretrained(folder, trust_remote_code=False)
+    if _GENERATION in files.names():
+        model.generation_config = _generation_config(files.path(_GENERATION))
     whole: nn.Module = model.eval().requires_grad_(False)
     return whole
+
+
+def _generation_config(path: Path) -> Any:
+    """Return a generation config; raise SourceError if it is damaged."""
+    from transformers import GenerationConfig
+
+    advice = "correct it, or remove it to use the tokenizer's end token"
+    try:
+        config = GenerationConfig.from_pretrained(path.parent, trust_remote_code=False)
+    except Exception as error:  # validation raises whatever the values lead to
+        reason = whole_reason(error)
+        raise SourceError(f"{path} is no generation config: {reason}; {advice}") from error
+    ends = config.eos_token_id
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+            raise SourceError(f"{path}: eos_token_id {token!r:.40} is no token id; {advice}")
+    return config
 
 
 def _fill_head(contents: Contents, device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """How replies are judged and what they are compared with, for every request that measures edits."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from saescope.control.evaluation.http_judge import HttpJudge
 from saescope.control.evaluation.judge import Judge
 from saescope.errors import Interrupted, PromptError
 from saescope.jobs.reporter import Advance, Reporter
+from saescope.sources.mistaken import refuse_folder
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache, key_of
+from saescope.strict_json import from_json
 
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
@@ -119,8 +120,9 @@ class ReplyInputs:
         if self.answers is None:
             return None
         path = self.answers.expanduser()
+        refuse_folder(path, PromptError, "a JSON file of answers by prompt id")
         try:
-            answers = json.loads(path.read_text(encoding="utf-8"))
+            answers = from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PromptError(f"{path} cannot be read as JSON: {error}") from error
         if not isinstance(answers, dict) or not all(isinstance(a, str) for a in answers.values()):

@@ -38,9 +38,9 @@ class Feature(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Feature":
         """Read `LAYER/ID`; raises SourceError on anything else."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
         if match is None:
-            raise SourceError(f"feature {text!r} is not LAYER/ID, for instance 17/23991")
+            raise SourceError(f"feature {text!r:.60} is not LAYER/ID, for instance 17/23991")
         return cls(int(match[1]), int(match[2]))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from saescope.errors import SourceError
 from saescope.sources.file_names import check_inner_name
 from saescope.sources.files import GGUF, Files, HubFiles, call_hub
+from saescope.sources.mistaken import why_no_model, why_no_weights
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _PROJECTORS = "mmproj"  # GGUF files of image towers
@@ -82,9 +83,12 @@ def read_index(files: Files) -> WeightIndex:
             if "/" in check_inner_name(shard, str(path)):
                 raise SourceError(f"{path} names a file in another folder: {shard!r:.200}")
         return WeightIndex(shard_of, total if isinstance(total, int) else None)
-    raise SourceError(
-        f"{files.name} has no {SINGLE} and no {INDEX}: only safetensors weights are read"
-    )
+    names = files.names()
+    reason = why_no_model(names) or why_no_weights(names)
+    if files.chosen is not None:
+        reason = why_no_weights([files.chosen])
+    missing = f"has no {SINGLE} and no {INDEX}: only safetensors weights are read"
+    raise SourceError(f"{files.name} {reason or missing}")
 
 
 def read_header(files: Files, shard: str) -> dict[str, TensorInfo]:

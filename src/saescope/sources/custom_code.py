@@ -36,7 +36,7 @@ def custom_code(files: Files, names: tuple[str, ...] = _CONFIGS) -> str | None:
 def _read(files: Files, name: str) -> Any:
     try:
         return json.loads(files.path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # whoever reads the file says that it is damaged
 
 

@@ -1,6 +1,7 @@
 """A checkpoint's files: in a local folder, or in a hub repository and fetched one by one."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,12 +14,14 @@ from saescope.errors import NotCachedError, SourceError, first_line
 from saescope.sources.file_names import check_inner_name
 from saescope.sources.hub_headers import guard_client
 from saescope.sources.hub_listing import Blob, Snapshot, read_listing
+from saescope.sources.mistaken import refuse_lfs_pointer, what_file
 from saescope.sources.references import parse_hub_ref
 from saescope.sources.regular_files import UnreadableFileError, check_regular
 from saescope.sources.whole_files import write_whole
 
 T = TypeVar("T")
 GGUF = ".gguf"
+_LIKE_AN_ADDRESS = re.compile(r"h\w*:|\w*://|www\.|\w*\.?hugg?ing?face\.", re.IGNORECASE)
 
 
 def open_files(ref: str, *, offline: bool = False) -> "Files":
@@ -34,10 +37,16 @@ def open_files(ref: str, *, offline: bool = False) -> "Files":
     if folder.suffix == GGUF and folder.is_file():
         return LocalFiles(folder.parent, chosen=folder.name)
     if folder.exists():
-        raise SourceError(f"{ref} is a file: give the folder it lies in, or a GGUF file")
+        refuse_lfs_pointer(folder, SourceError)
+        raise SourceError(f"{ref} {what_file(folder)}, or a GGUF file")
     hub = parse_hub_ref(ref)
     if hub is not None and hub.parts and hub.parts[-1].endswith(GGUF):
         return HubFiles(hub.repo, hub.revision, is_offline(offline), "/".join(hub.parts))
+    if hub is None and _LIKE_AN_ADDRESS.match(ref):
+        raise SourceError(
+            f"{ref} is not an address of the hub: write https://huggingface.co/OWNER/NAME, or the "
+            "id OWNER/NAME alone"
+        )
     if hub is None or (hub.parts and hub.revision is None):
         whole = f" such as {hub.repo}" if hub else " such as Qwen/Qwen3-8B-Base"
         raise SourceError(f"{ref} does not exist: give a folder or a hub id{whole}")
@@ -143,6 +152,7 @@ class LocalFiles(Files):
         path = self.folder / check_inner_name(name, str(self.folder))
         if not path.is_file():
             raise SourceError(f"{self.folder} has no file {name}{_other_kind(path)}")
+        refuse_lfs_pointer(path, SourceError)
         return path
 
 
@@ -308,7 +318,9 @@ def _hub_error(files: HubFiles, error: Exception) -> SourceError:
         case errors.RevisionNotFoundError():
             message = f"{repo} has no revision {revision!r}"
         case errors.LocalEntryNotFoundError() if files.offline:
-            return NotCachedError(f"{ref} is not in the local cache: fetch it once without offline")
+            return NotCachedError(
+                f"{ref} is not in the local cache: fetch it once without offline=True"
+            )
         case errors.LocalEntryNotFoundError():
             hint = "check the connection, or give a local folder"
             message = f"{ref} is not in the local cache: {hint}"

@@ -9,7 +9,6 @@
 | Llama Scope | checkpoints/final.safetensors | hyperparams.json one folder above |
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from saescope.sources.hook_points import (
     input_of,
     parse_hook_point,
 )
+from saescope.strict_json import from_json
 
 SUPPORTED_FILES = (
     "layer<N>.sae.pt (Qwen-Scope), sae_weights.safetensors with cfg.json (SAELens), "
@@ -153,8 +153,8 @@ def read_sae_config(files: Files, name: str) -> Config:
         size = path.stat().st_size
         if size > _MAX_CONFIG_BYTES:
             raise SourceError(f"{path} has {size:,} bytes: that is too large for an SAE's config")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise SourceError(f"{path} holds a {type(config).__name__}, not an object of settings")

@@ -13,6 +13,8 @@ from typing import Any
 
 from saescope.errors import PromptError, first_line
 from saescope.sources.chats import HALF_SURROGATE, has_half_surrogates
+from saescope.sources.mistaken import refuse_lfs_pointer
+from saescope.strict_json import from_json
 
 _NAMES = ("id", "pair", "set", "label")
 COLUMNS = (
@@ -54,8 +56,8 @@ class PromptRow:
             return None
         if isinstance(value, str):
             try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
+                value = from_json(value)
+            except ValueError as error:
                 raise self.error(f"`{key}` is not JSON: {error}") from error
         if not isinstance(value, list) or not value:
             raise self.error(f"`{key}` is not a non-empty list")
@@ -92,6 +94,7 @@ def is_json_array(path: Path) -> bool:
 
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield a UTF-8 file's non-blank lines with 1-based numbers, without byte-order mark."""
+    refuse_lfs_pointer(path, PromptError)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -146,8 +149,8 @@ def _json_rows(path: Path) -> Iterator[NumberedRow]:
 
 def _parse_json(text: str, location: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return from_json(text)
+    except ValueError as error:
         raise PromptError(f"{location}: not JSON: {error}") from error
 
 
@@ -195,6 +198,7 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    refuse_lfs_pointer(path, PromptError)
     try:
         schema = pq.read_schema(path)
         columns = [name for name in schema.names if name in COLUMNS]

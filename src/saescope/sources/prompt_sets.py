@@ -183,7 +183,8 @@ def read_lines(path: str | Path) -> list[str]:
     """Read non-blank lines of a text file; raises PromptError if missing, empty or not UTF-8."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise PromptError(f"{path} does not exist: give a text file with one prompt per line")
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise PromptError(f"{path} {kind}: give a text file with one prompt per line")
     lines = [line for _, line in read_text_lines(path)]
     if not lines:
         raise PromptError(f"{path} is empty: write one prompt per line")

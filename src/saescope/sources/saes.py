@@ -24,6 +24,7 @@ from saescope.sources.layouts import (
     read_sae_config,
     with_config,
 )
+from saescope.sources.mistaken import refuse_lfs_pointer, what_sae_file, why_no_sae
 from saescope.sources.references import parse_hub_ref
 
 _MAX_DEPTH, _MAX_FILES = 6, 50_000
@@ -129,10 +130,7 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
     names = _list_files(ref, reference)
     locations = _with_parts(find_saes(files, names, _folder_names(files)), parts)
     if not locations:
-        reason = missing_config(names) or f"looked for {SUPPORTED_FILES}"
-        if parts:
-            reason = f"of {files.name} no SAE has {'/'.join(parts)} in its path"
-        raise SourceError(f"{ref} has no SAE: {reason}")
+        raise SourceError(f"{ref} {_why_none(ref, files, names, parts)}")
     formats = sorted({location.format for location in locations})
     if len(formats) > 1:
         raise SourceError(
@@ -150,6 +148,19 @@ def open_sae(ref: str, *, k: int | None = None, offline: bool = False) -> SaeSou
     by_name = next(filter(None, map(model_of, _release_names(files))), None)
     by_config = next((place.trained_on for place in usable if place.trained_on), None)
     return SaeSource(files, usable, k, reference.model or by_name or by_config)
+
+
+def _why_none(ref: str, files: Files, names: Sequence[str], parts: Sequence[str]) -> str:
+    """Why there is no SAE, and what to do."""
+    path = Path(ref).expanduser()
+    if path.is_file():
+        refuse_lfs_pointer(path, SourceError)
+    mistaken = what_sae_file(path) if path.is_file() else why_no_sae(names)
+    if mistaken:
+        return mistaken
+    if parts:
+        return f"has no SAE: of {files.name} no SAE has {'/'.join(parts)} in its path"
+    return f"has no SAE: {missing_config(names) or f'looked for {SUPPORTED_FILES}'}"
 
 
 def _qwen_scope_source(

@@ -22,6 +22,8 @@ from saescope.control.evaluation.languages import KNOWN_LANGUAGES, detect_langua
 from saescope.engine.answers import read_answer
 from saescope.errors import PromptError, SourceError
 from saescope.sources.catalog import Feature
+from saescope.sources.mistaken import refuse_folder
+from saescope.strict_json import from_json
 
 
 def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
@@ -183,8 +185,9 @@ def _bundled_phrases() -> dict[str, dict[str, list[str]]]:
 def _read_phrases(name: str, bundled: Mapping[str, Any]) -> PhraseJudge:
     """A judge by the phrases in a JSON file."""
     path = Path(name).expanduser()
+    refuse_folder(path, PromptError, "a JSON file of phrases by language")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(bundled)
         raise PromptError(

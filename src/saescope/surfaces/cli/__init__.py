@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence, Set
@@ -110,6 +111,8 @@ def _guide() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line and exit with the code that `run` returns."""
     show_late_errors()
+    # What saescope does not use of a checkpoint it says itself, in one line.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         use_safe_streams()
         logging.setLogRecordFactory(SafeLogRecord)

@@ -20,6 +20,8 @@ Command = TypeVar("Command", bound=Callable[..., int | None])
 _REPEATED = ("edit", "text", "transfer")
 # Options whose field cannot have their name: `as` is a keyword, `run` a method of requests.
 _OPTION_NAMES = {"convert": "--as", "source_run": "--run"}
+# Texts that a model reads; they may be empty or have a message of their own.
+_TEXTS = ("prompt", "system", "instruction")
 _HELP_ORDER = (
     "Arguments",
     "Edits",
@@ -104,6 +106,8 @@ def _parameter(field: "Field[Any]", hint: Any) -> Parameter | None:
         return Parameter(name=name, converter=_whole_number, allow_leading_hyphen=True)
     if hint is bool and field.default is False:
         return Parameter(name=name, negative="", show_default=False)
+    if str in _alternatives(hint) and field.name not in _TEXTS:
+        return Parameter(name=name, validator=_not_blank)
     return None if name is None else Parameter(name=name)
 
 
@@ -151,6 +155,12 @@ def _whole_number(_hint: Any, tokens: Sequence[Token]) -> int:
         return int(text)
     except ValueError as error:
         raise ValueError(f"expected a whole number, got {text!r:.40}") from error
+
+
+def _not_blank(_hint: Any, value: Any) -> None:
+    """Refuse an empty name of a model, a set and the like; scripts pass it by mistake."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("it is empty: give a value, or leave the option out")
 
 
 def _show_sequence(values: Sequence[Any]) -> str:
