@@ -38,16 +38,22 @@ def run_forked(
     encoding: str = "utf-8",
     number: int = 0,
     when: Callable[[], bool] = lambda: False,
+    prepare: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line with these environment variables, and return how it ended.
 
     `stdout` may be "closed", "full" (a disk without space) or "unread" (a pipe without a reader);
-    `encoding` is the terminal's. The signal `number` is sent `when` a condition holds.
+    `encoding` is the terminal's. The signal `number` is sent `when` a condition holds. `prepare` is
+    called in the new process first.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
+        for path in (out, err):
+            path.touch()  # a process may be killed before it opens them
         streams = _Streams(out, err, stdout, encoding)
-        process = FORKSERVER.Process(target=_main, args=(arguments, dict(env), cwd, streams))
+        process = FORKSERVER.Process(
+            target=_main, args=(arguments, dict(env), cwd, streams, prepare)
+        )
         process.start()
         if number:
             _send(number, process, when, timeout)
@@ -94,10 +100,18 @@ def _send(number: int, process: Any, when: Callable[[], bool], timeout: float) -
         time.sleep(0.005)
 
 
-def _main(arguments: list[str], env: dict[str, str], cwd: Path, streams: _Streams) -> None:
+def _main(
+    arguments: list[str],
+    env: dict[str, str],
+    cwd: Path,
+    streams: _Streams,
+    prepare: Callable[[], object] | None,
+) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    if prepare is not None:
+        prepare()
     # Its constants come from the environment when it is imported: import it anew.
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]

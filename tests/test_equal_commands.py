@@ -17,7 +17,7 @@ from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.write_once import write_once
 from saescope.sources.directions import Direction
 from saescope.sources.locks import one_writer
-from saescope.store.atomic import atomic_file
+from saescope.store.atomic import atomic_file, replace_files
 from saescope.store.resume_cache import ResumeCache
 
 
@@ -147,3 +147,26 @@ def test_edits_and_their_directions_are_replaced_as_one(
     assert read_edits(path).edits == first.edits
     write_edits(second, path)
     assert read_edits(path).edits == second.edits
+
+
+def test_new_folder_appears_with_all_its_files_and_an_old_one_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "made"
+    seen = []
+    rename = Path.rename
+
+    def record(path: Path, target: Path) -> Path:
+        seen.append(sorted(child.name for child in path.iterdir()))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", record)
+    replace_files(out, {"a": b"1", "b": b"2"})
+    assert seen == [["a", "b"]]
+    (out / "mine").write_text("keep me")
+    replace_files(out, {"a": b"3", "b": b"2"})
+    assert {path.name: path.read_text() for path in out.iterdir()} == {
+        "a": "3",
+        "b": "2",
+        "mine": "keep me",
+    }

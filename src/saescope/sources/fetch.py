@@ -1,5 +1,6 @@
 """Fetch a plan's files: interrupted downloads resume, and every large file's SHA-256 is checked."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable
@@ -63,14 +64,14 @@ def _fetch(files: HubFiles, entry: FileEntry, progress: str, report: Report) -> 
         return
     with one_writer(_snapshot_path(files, entry), note=report):
         entry = files.entry(entry.name)
-        if entry.have:  # a process that was killed may have left it without its name
-            files.path(entry.name)
-            return
-        size = show_bytes(entry.bytes or 0)
-        if entry.partial:
-            size += f", {show_bytes(entry.partial)} are here"
-        report(f"{progress}: {size}")
-        _download(files, entry)
+        if not entry.have:
+            size = show_bytes(entry.bytes or 0)
+            if entry.partial:
+                size += f", {show_bytes(entry.partial)} are here"
+            report(f"{progress}: {size}")
+            _download(files, entry)
+        # A process that was killed may have left it without its name, and parts of it beside it.
+        _remove_abandoned(files, files.path(entry.name))
 
 
 def _download(files: HubFiles, entry: FileEntry) -> None:
@@ -99,10 +100,8 @@ def _download_large(files: HubFiles, entry: FileEntry) -> None:
 
     unfinished = files.unfinished(entry)
     blob = unfinished.with_suffix("")
-    lock = files.folder.parent / ".locks" / files.folder.name / f"{entry.sha256}.lock"
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with WeakFileLock(_blob_lock(files, str(entry.sha256))):
         if blob.is_file():
             return
         if unfinished.is_file() and unfinished.stat().st_size > (entry.bytes or 0):
@@ -117,6 +116,25 @@ def _download_large(files: HubFiles, entry: FileEntry) -> None:
         _refuse_damaged(unfinished, sha256, files, entry)
         # By rename: a copy under this name would be taken for the whole file.
         unfinished.rename(blob)  # huggingface_hub finds it there and only adds the snapshot's link
+
+
+def _remove_abandoned(files: HubFiles, path: Path) -> None:
+    """Remove what huggingface_hub had of a small file when its process was killed."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    blob = path.resolve()
+    abandoned = f"{glob.escape(blob.name)}.*.incomplete"
+    if any(blob.parent.glob(abandoned)):
+        with WeakFileLock(_blob_lock(files, blob.name)):  # no download of it goes on
+            for part in blob.parent.glob(abandoned):
+                part.unlink(missing_ok=True)
+
+
+def _blob_lock(files: HubFiles, name: str) -> Path:
+    """Return the lock that huggingface_hub takes while it downloads these contents."""
+    lock = files.folder.parent / ".locks" / files.folder.name / f"{name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return lock
 
 
 def _append_rest(unfinished: Path, files: HubFiles, entry: FileEntry) -> None:

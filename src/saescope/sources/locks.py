@@ -124,7 +124,7 @@ def _holding(lock: FileLock | None, place: str, turn: Turn) -> Iterator[None]:
         if os.getpid() == pid:  # a forked child ends the block, but its parent holds the lock
             del held[place]
             if lock is not None:
-                _release(lock)
+                _release(lock, turn)
 
 
 def _held_here() -> dict[str, Turn]:
@@ -153,11 +153,23 @@ def _open_lock(target: Path, place: str, note: Note) -> FileLock | None:
             lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False)
             with suppress(Timeout):
                 lock.acquire(blocking=False)
+            _remove_abandoned(folder)
             return lock
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or str(error)
     note(f"cannot lock {target} ({reason}): run no other command that writes there meanwhile")
     return None
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the locks of killed processes."""
+    for path in folder.glob("*.lock"):
+        holder = _read_name(path)
+        if holder is not None and not _is_alive(holder):
+            with suppress(OSError):
+                lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+                if _take(lock):
+                    _release(lock)
 
 
 def _temporary_folder() -> Path:
@@ -230,14 +242,18 @@ def _name(holder: Holder | None) -> str:
 
 
 def _read_holder(lock: FileLock) -> Holder | None:
+    holder = _read_name(Path(lock.lock_file))
+    return holder if holder is not None and _is_alive(holder) else None
+
+
+def _read_name(path: Path) -> Holder | None:
     try:
-        values = json.loads(Path(lock.lock_file).read_text(encoding="utf-8"))
-        holder = Holder(
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(
             int(values["pid"]), str(values["host"]), str(values["request"]), str(values["token"])
         )
     except (OSError, ValueError, TypeError, KeyError):  # not written yet, or removed by now
         return None
-    return holder if _is_alive(holder) else None
 
 
 def _is_alive(holder: Holder) -> bool:
@@ -253,10 +269,14 @@ def _is_alive(holder: Holder) -> bool:
     return True
 
 
-def _release(lock: FileLock) -> None:
+def _release(lock: FileLock, turn: Turn | None = None) -> None:
+    path = Path(lock.lock_file)
+    holder = _read_name(path)
+    # Somebody may have emptied the cache folder: then this is the lock of another writer.
+    is_ours = holder is None or turn is None or holder.token == turn.token
     # Removed while it is still held: whoever has opened it meanwhile sees that it has no name any
     # more, and takes the next one.
-    if os.name == "posix":
+    if is_ours and os.name == "posix":
         with suppress(OSError):
-            Path(lock.lock_file).unlink()
+            path.unlink()
     lock.release()

@@ -7,7 +7,7 @@ to recognise, and the next attempt clears them. One process and thread at a time
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,6 +59,21 @@ def replace_file(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with one_writer(path), disk_errors(path):
         write_then_rename(path, data, durable=True)
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder: a new folder appears with all of them, an old one keeps the rest.
+
+    Raises ResourceError if the disk fails.
+    """
+    with one_writer(folder):
+        if folder.exists():
+            for name, content in files.items():
+                replace_file(folder / name, content)
+            return
+        with atomic_folder(folder) as staging:
+            for name, content in files.items():
+                (staging / name).write_bytes(content)
 
 
 def write_then_rename(path: Path, data: bytes | memoryview, *, durable: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from saescope.jobs.evaluate import EvaluateRequest
-from saescope.store.atomic import replace_file
+from saescope.store.atomic import replace_file, replace_files
 from saescope.strict_json import to_json
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.naming import as_typed
@@ -51,24 +51,24 @@ def evaluate(request: EvaluateRequest, *, output: Output = Output()) -> None:
 
 
 def _write_files(document: Mapping[str, Any], out: Path | None, plot: Path | None) -> list[Path]:
-    """Write what was requested, each file whole or not at all."""
-    files: dict[Path, bytes] = {}
+    """Write what was requested, whole or not at all: one JSON file, or a folder; and the plot."""
+    paths = []
     if out is not None:
-        files.update(_document_files(document, out.expanduser()))
+        out = out.expanduser()
+        text = to_json(document, indent=1)
+        content = text.encode("utf-8", "surrogatepass")
+        if out.suffix == ".json":
+            replace_file(out, content)
+            paths.append(out)
+        else:
+            files = {"evaluation.json": content, "evaluation.html": _page_bytes(document)}
+            replace_files(out, files)
+            paths += [out / name for name in files]
     if plot is not None:
-        files[plot.expanduser()] = _plot_bytes(document, plot.suffix)
-    for path, content in files.items():
-        replace_file(path, content)
-    return list(files)
-
-
-def _document_files(document: Mapping[str, Any], out: Path) -> dict[Path, bytes]:
-    """Return one JSON file, or a folder with the JSON and a page."""
-    text = to_json(document, indent=1)
-    content = text.encode("utf-8", "surrogatepass")
-    if out.suffix == ".json":
-        return {out: content}
-    return {out / "evaluation.json": content, out / "evaluation.html": _page_bytes(document)}
+        plot = plot.expanduser()
+        replace_file(plot, _plot_bytes(document, plot.suffix))
+        paths.append(plot)
+    return paths
 
 
 def _plot_bytes(document: Mapping[str, Any], suffix: str) -> bytes:
