@@ -203,7 +203,7 @@ OPTIONS = [
     (["--layers", "-1"], "-1"),
     (["--k", "0"], "--k must be at least 1, got 0"),
     (["--k", "many"], "many"),
-    (["--k", "999"], "k is 999"),
+    (["--k", "999"], "--k is 999, but"),
     (["--batch-tokens", "0"], "--batch-tokens must be at least 1"),
     (["--n-top", "0"], "--n-top must be at least 1, got 0"),
     (["--dtype", "int8"], "int8"),

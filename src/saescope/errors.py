@@ -1,8 +1,8 @@
 """Every error of saescope, as one tree.
 
 SaescopeError                 one clear line: what, which value, what to do; exit code 2 of the CLI
-├── ArgumentError             an argument outside its range; it knows the argument's name
-├── PromptError               unusable prompts or prompt sets
+├── PromptError               unusable prompts, prompt sets or settings
+│   └── ArgumentError         an argument outside its range; it knows the argument's name
 ├── SourceError               a model or SAE that is missing, damaged, or does not fit the other
 │   └── NotCachedError        a model or SAE that is not in the local cache, when offline
 ├── RunError                  a run that is missing, damaged, or conflicting with the output path
@@ -24,7 +24,11 @@ class SaescopeError(Exception):
     """
 
 
-class ArgumentError(SaescopeError):
+class PromptError(SaescopeError):
+    """Unusable prompts, prompt sets or settings."""
+
+
+class ArgumentError(PromptError):
     """An argument outside its range; `name` is the argument, and the message begins with it.
 
     >>> import saescope as ss
@@ -42,10 +46,6 @@ class ArgumentError(SaescopeError):
 
     def __str__(self) -> str:
         return f"{self.name} {self.reason}"
-
-
-class PromptError(SaescopeError):
-    """Unusable prompts or prompt sets."""
 
 
 class SourceError(SaescopeError):

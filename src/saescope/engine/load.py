@@ -81,6 +81,24 @@ def load_sae(
     )
 
 
+class SaeShape(NamedTuple):
+    """How many features an SAE has, and whether it has a k."""
+
+    d_sae: int
+    has_k: bool
+
+
+def sae_shape(source: SaeSource, layer: int) -> SaeShape:
+    """Return the shape of one layer's SAE, without reading its weights if they are mapped.
+
+    Raises SourceError for a missing layer or a damaged file.
+    """
+    place = source.locate(layer)
+    path = source.files.path(place.weights)
+    weights = _READERS[place.format](path, _read_settings(source.files, place).config)
+    return SaeShape(len(weights.b_enc), weights.activation == "topk")
+
+
 def _spec(
     source: SaeSource, layer: int, weights: SaeWeights, files: Sequence[StoredFile]
 ) -> SaeSpec:

@@ -13,6 +13,7 @@ from saescope.control.edits import Edit, EditSet
 from saescope.control.edits_file import write_edits
 from saescope.errors import ArgumentError
 from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.named_features import NamedFeature
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import Extraction, beside_run, obtain_run
@@ -75,8 +76,11 @@ class DetectRequest(Request):
             self._write_directions(run, result, self.direction)
         return DetectAnswer(run, result, edits, self.direction)
 
-    def obtain(self, reporter: Reporter) -> Run:
-        """Open or compute the run; refuses sets that cannot be compared before computing."""
+    def obtain(self, reporter: Reporter, features: Sequence[NamedFeature] = ()) -> Run:
+        """Open or compute the run.
+
+        Refuses sets that cannot be compared, and `features` that do not exist, before computing.
+        """
         self.settings.check()
         transfer = self._transfer_pairs()
 
@@ -90,6 +94,7 @@ class DetectRequest(Request):
             command=self.record(),
             compare_under=self.settings.masking,
             check_sets=check,
+            features=features,
         )
         return obtain_run(extraction, reporter)
 

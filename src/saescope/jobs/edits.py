@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from saescope.control.edits import EditSet, parse_edit
 from saescope.control.edits_file import read_edits
+from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.judge import Judge
 from saescope.errors import EditError
 from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.named_features import NamedFeature, features_of
 from saescope.jobs.reporter import Reporter
 from saescope.sources.references import plain_ref
 
@@ -48,17 +51,16 @@ class EditInputs:
 
 
 def inputs_for(
-    edit_set: EditSet, inputs: ModelInputs, read_layers: Sequence[int] = ()
+    edit_set: EditSet, inputs: ModelInputs, features: Sequence[NamedFeature] = ()
 ) -> ModelInputs:
-    """Return the inputs with the model, SAE and layers of these edits.
+    """Return the inputs with the model, SAE and layers of these edits and `features`.
 
-    `read_layers` are layers that are read but not edited. Raises EditError if the edits name
-    another model or SAE.
+    Raises EditError if the edits name another model or SAE.
     """
     _check_same("model", inputs.model, edit_set.model)
     _check_same("SAE", inputs.sae, edit_set.sae)
-    feature_layers = {layer for edit in edit_set.edits for layer in edit.sae_layers}
-    layers = tuple(sorted(feature_layers | set(read_layers)))
+    edited = {layer for edit in edit_set.edits for layer in edit.sae_layers}
+    layers = tuple(sorted(edited | {named.feature.layer for named in features}))
     return replace(
         inputs,
         model=inputs.model or edit_set.model or None,
@@ -68,14 +70,27 @@ def inputs_for(
 
 
 def load_for(
-    edit_set: EditSet, inputs: ModelInputs, reporter: Reporter, read_layers: Sequence[int] = ()
+    edit_set: EditSet,
+    inputs: ModelInputs,
+    reporter: Reporter,
+    judge: Judge | FeatureRule | None = None,
 ) -> "tuple[LM, list[Sae]]":
-    """Load the model and SAEs of these edits, with decoders; no SAE if no edit needs one."""
-    own = inputs_for(edit_set, inputs, read_layers)
+    """Load the model and SAEs of these edits, with decoders; no SAE if no edit needs one.
+
+    The SAEs that a judge reads are loaded too. A feature that does not exist is refused first.
+    """
+    features = features_of(edit_set, judge)
+    own = inputs_for(edit_set, inputs, features)
     edited_layers = sorted({edit.layer for edit in edit_set.edits})
     if own.layers is None:
         return own.load_model(edited_layers, reporter), []
-    lm, saes = own.load(reporter, decoder=True, model_layers=edited_layers, generates=True)
+    lm, saes = own.load(
+        reporter,
+        decoder=True,
+        model_layers=edited_layers,
+        generates=True,
+        features=features,
+    )
     _check_sizes(edit_set, saes)
     return lm, saes
 
@@ -84,7 +99,7 @@ def load_saes_for(edit_set: EditSet, own_inputs: ModelInputs, reporter: Reporter
     """Load only the SAEs of these edits, by inputs from `inputs_for`; none if no edit needs one."""
     if own_inputs.layers is None:
         return []
-    saes = own_inputs.load_saes(reporter)
+    saes = own_inputs.load_saes(reporter, features_of(edit_set))
     _check_sizes(edit_set, saes)
     return saes
 

@@ -16,7 +16,6 @@ from saescope.jobs.judging import (
     ReplyInputs,
     bind_judge,
     keeping_arms,
-    layers_read,
     read_all_prompts,
 )
 from saescope.jobs.reporter import SILENT, Reporter
@@ -92,7 +91,7 @@ class EvaluateRequest(Request):
         judge, edit_set = self.judging.read(), self.edits.read()
         neutral, answers = self.replies.read_neutral(), self.replies.read_answers()
         prompts = read_all_prompts(self.prompts)
-        lm, saes = load_for(edit_set, self.inputs, reporter, layers_read(judge))
+        lm, saes = load_for(edit_set, self.inputs, reporter, judge)
         from saescope.control.evaluation.evaluate import evaluate
 
         prompts = shorten(lm, prompts, self.replies.cut)

@@ -142,7 +142,7 @@ class ExportRequest(Request):
     def _export_run(self, out: Path, reporter: Reporter) -> "ExportResult":
         settings = self.neuronpedia
         if settings.source_run is None:
-            raise RunError("nothing to export: pass source_run=RUN, a run made before")
+            raise RunError("nothing to export: give a run made before with source_run=RUN")
         from saescope.control.exports import lens, neuronpedia
 
         run = Run.open(settings.source_run.expanduser())

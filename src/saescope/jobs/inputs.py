@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from saescope.arguments import Count, Layer
 from saescope.errors import SourceError
+from saescope.jobs.named_features import NamedFeature, check_features
 from saescope.jobs.reporter import Reporter
 from saescope.sources.budget import MODES, Mode, choose_mode
 from saescope.sources.catalog import (
@@ -100,15 +101,17 @@ class ModelInputs:
         model_layers: Sequence[int] = (),
         prompts: Sequence[Prompt] = (),
         generates: bool = False,
+        features: Sequence[NamedFeature] = (),
     ) -> "tuple[LM, list[Sae]]":
         """Load the model, cut after its last requested layer, and its SAEs.
 
         `decoder` also loads the SAEs' decoders. `model_layers` are layers needed without an SAE.
         A memory budget is compared with what these `prompts` need; a model that `generates` is
-        never streamed. Raises ResourceError, with what would fit, if nothing fits the budget.
+        never streamed. Raises ResourceError, with what would fit, if nothing fits the budget, and
+        SaescopeError before loading if the SAEs lack one of the `features`.
         """
         _, sae = self.names()
-        source, layers = self._open_sae(sae)
+        source, layers = self._open_sae(sae, features)
         streamed = self.memory is not None and self._mode(prompts, generates) == "streamed"
         lm = self.load_model([*layers, *model_layers], reporter, streamed=streamed)
         return lm, _load_saes(source, layers, reporter, decoder=decoder, device=lm.device)
@@ -129,11 +132,11 @@ class ModelInputs:
                 streamed=streamed,
             )
 
-    def load_saes(self, reporter: Reporter) -> "list[Sae]":
+    def load_saes(self, reporter: Reporter, features: Sequence[NamedFeature] = ()) -> "list[Sae]":
         """Load the SAEs alone, with their decoders, on the device of the model."""
         from saescope.engine.devices import choose_device
 
-        source, layers = self._open_sae(self.names()[1])
+        source, layers = self._open_sae(self.names()[1], features)
         device = choose_device(self.device)
         return _load_saes(source, layers, reporter, decoder=True, device=device)
 
@@ -155,10 +158,14 @@ class ModelInputs:
             longest=max(lengths, default=None),
         )
 
-    def _open_sae(self, sae: str) -> tuple[SaeSource, tuple[int, ...]]:
+    def _open_sae(
+        self, sae: str, features: Sequence[NamedFeature]
+    ) -> tuple[SaeSource, tuple[int, ...]]:
         source = open_sae(sae, k=self.k, offline=self.offline)
         requested = source.layers if self.layers == "all" else self.layer_list
-        return source, source.choose_layers(requested)
+        layers = source.choose_layers(requested)
+        check_features(source, layers, self.k, features)
+        return source, layers
 
     def _mode(self, prompts: Sequence[Prompt], generates: bool) -> Mode:
         """Choose how to stay within the memory budget."""

@@ -91,13 +91,6 @@ def bind_judge(
     return FeatureJudge(lm, saes, judge, thinking)
 
 
-def layers_read(judge: Judge | FeatureRule) -> list[int]:
-    """Return the layers that a judge reads features of."""
-    if not isinstance(judge, FeatureRule):
-        return []
-    return sorted({feature.layer for feature in judge.features})
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReplyInputs:
     """What replies are measured beside, and how prompts are shortened."""

@@ -9,6 +9,7 @@ from saescope.analysis.layers import Layers, layers
 from saescope.arguments import Seed
 from saescope.errors import SourceError
 from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.named_features import NamedFeature
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import Answer, Extraction, is_run, obtain_run
@@ -43,8 +44,9 @@ class LayersRequest(Request):
     def run(self, reporter: Reporter = SILENT) -> Answer[Layers]:
         """Extract the features unless the run exists, and compare the layers."""
         self.masking.check()
-        if self.feature is not None:
-            Feature.parse(self.feature)  # refused before anything is computed
+        features = []
+        if self.feature is not None:  # refused before anything is computed
+            features.append(NamedFeature(Feature.parse(self.feature), f"feature {self.feature}"))
         inputs = self.inputs
         if inputs.layers is None and not is_run(self.sets):
             inputs = replace(inputs, layers="all")
@@ -54,6 +56,7 @@ class LayersRequest(Request):
             out=self.out,
             command=self.record(),
             compare_under=self.masking,
+            features=features,
         )
         run = obtain_run(extraction, reporter)
         return Answer(run, self.ask(run, reporter))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from saescope.errors import PromptError
 from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.named_features import NamedFeature
 from saescope.jobs.reporter import Reporter, keeping
 from saescope.sources.file_names import file_name_part
 from saescope.sources.prompt_sets import read_prompts
@@ -48,6 +49,7 @@ class Extraction:
     keep_errors: bool = False
     compare_under: Masking | None = None
     check_sets: Callable[[Sequence[str]], None] | None = None
+    features: Sequence[NamedFeature] = ()
 
 
 def describe_extraction(prompt_sets: Sequence[PromptSet], model: str, layers: Sequence[int]) -> str:
@@ -85,7 +87,12 @@ def obtain_run(extraction: Extraction, reporter: Reporter) -> Run:
         only = prompt_sets[0].name
         raise PromptError(f"{sets} has one set ({only}): add another to compare it with")
     prompts = [prompt for prompt_set in prompt_sets for prompt in prompt_set.prompts]
-    lm, saes = extraction.inputs.load(reporter, decoder=extraction.keep_errors, prompts=prompts)
+    lm, saes = extraction.inputs.load(
+        reporter,
+        decoder=extraction.keep_errors,
+        prompts=prompts,
+        features=extraction.features,
+    )
     if masking and not masking.keep_pos0:
         from saescope.engine.tokens import refuse_single_tokens
 

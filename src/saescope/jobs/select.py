@@ -16,6 +16,7 @@ from saescope.jobs.detect import DetectRequest
 from saescope.jobs.evaluate import shorten
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import JudgeInputs, ReplyInputs, bind_judge, keeping_arms
+from saescope.jobs.named_features import features_of_rule
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import beside_run
@@ -104,7 +105,8 @@ class SelectRequest(Request):
         settings.check()
         neutral, answers = self.replies.read_neutral(), self.replies.read_answers()
         detection_request = self._detection_request()
-        run = detection_request.obtain(reporter)
+        features = features_of_rule(judge) if isinstance(judge, FeatureRule) else []
+        run = detection_request.obtain(reporter, features)
         detection = detection_request.ask(run)
         reference = ReferenceData(neutral, answers)
         result = self._select(run, detection, judge, settings, reference, reporter)
