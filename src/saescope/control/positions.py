@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saescope.control.edits import Scope
+from saescope.engine.cache_rows import select_kept
 from saescope.engine.residual import Pass
 from saescope.errors import EditError
 
@@ -123,7 +124,7 @@ class TargetPositions:
 
     def _stored_threshold(self, layer: int, n_rows: int) -> Float[Tensor, "batch 1"]:
         """The sink thresholds that prefill stored for the rows of this cache."""
-        threshold = self._sink_thresholds[layer]
+        threshold = select_kept(self._sink_thresholds[layer], self._cache)
         if len(threshold) not in (1, n_rows):
             raise EditError(
                 f"KV cache was built with batch size {len(threshold)}, now {n_rows}: rebuild it or "

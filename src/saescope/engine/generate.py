@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from saescope.arguments import COUNT, SEED, TEMPERATURE
 from saescope.engine.answers import reply_parts
+from saescope.engine.cache_rows import keep_rows
 from saescope.engine.lm import LM
 from saescope.engine.residual import replace_outputs
 from saescope.engine.tokens import prompt_ids
@@ -140,14 +141,16 @@ class _Sampler:
     temperature: float
     streams: Sequence[torch.Generator]
 
-    def choose(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        """Return the next token of every row, each drawn from its own random stream."""
+    def choose(
+        self, logits: Float[Tensor, "batch vocab"], prompts: Sequence[int]
+    ) -> Int[Tensor, "batch"]:
+        """Return the next token of every row, each drawn from its prompt's own random stream."""
         if self.temperature == 0:
             return logits.argmax(dim=-1).cpu()
         probabilities = torch.softmax(logits.float().cpu() / self.temperature, dim=-1)
         drawn = []
-        for row, stream in zip(probabilities, self.streams, strict=True):
-            drawn.append(torch.multinomial(row, 1, generator=stream))
+        for row, prompt in zip(probabilities, prompts, strict=True):
+            drawn.append(torch.multinomial(row, 1, generator=self.streams[prompt]))
         return torch.cat(drawn)
 
 
@@ -206,10 +209,7 @@ def _continue(
     sampler: _Sampler,
     on_token: OnToken | None,
 ) -> list[_Reply]:
-    ids, mask = _left_padded(rows, lm.device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    # The config says which layers keep a window or a state instead of all keys and values.
-    cache = DynamicCache(config=_text_config(lm.whole))
+    batch = _Batch.start(lm, rows)
     end_tokens = _end_tokens(lm)
     replies = [_Reply() for _ in rows]
     head = lm.whole.get_output_embeddings()  # type: ignore[operator]
@@ -217,15 +217,15 @@ def _continue(
         # The logits of a whole prompt could fill the memory.
         with replace_outputs((), inputs=[(head, _last_position)]):
             output = lm.whole(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                past_key_values=batch.cache,
                 use_cache=True,
             )
-        logits = output.logits[:, -1]
-        chosen = sampler.choose(logits)
-        for prompt_index, (reply, token) in enumerate(zip(replies, chosen.tolist(), strict=True)):
+        chosen = sampler.choose(output.logits[:, -1], batch.prompts)
+        for prompt_index, token in zip(batch.prompts, chosen.tolist(), strict=True):
+            reply = replies[prompt_index]
             if reply.ended:
                 continue
             reply.ended = token in end_tokens
@@ -235,12 +235,45 @@ def _continue(
                     on_token(prompt_index, token)
         if all(reply.ended for reply in replies):
             break
-        ids = chosen[:, None].to(lm.device)
-        # Mask the tokens after a row's end: nothing attends to them, and edits skip them.
-        unfinished = mask.new_tensor([[not reply.ended] for reply in replies])
-        mask = torch.cat([mask, unfinished], dim=1)
-        positions = positions[:, -1:] + 1
+        batch.extend(chosen, [not replies[index].ended for index in batch.prompts])
     return replies
+
+
+@dataclass
+class _Batch:
+    """Rows of prompts whose replies are being generated, and what the next step reads."""
+
+    prompts: list[int]
+    "The prompt of each row."
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch total"]
+    positions: Int[Tensor, "batch pos"]
+    cache: DynamicCache
+
+    @classmethod
+    def start(cls, lm: LM, rows: Sequence[Sequence[int]]) -> "_Batch":
+        """Return the batch of whole prompts."""
+        ids, mask = _left_padded(rows, lm.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        # The config says which layers keep a window or a state instead of all keys and values.
+        cache = DynamicCache(config=_text_config(lm.whole))
+        return cls(list(range(len(rows))), ids, mask, positions, cache)
+
+    def extend(self, chosen: Int[Tensor, "batch"], unfinished: Sequence[bool]) -> None:
+        """Add a token to each row. Rows that ended leave once they are a quarter of the batch."""
+        self.ids = chosen[:, None].to(self.mask.device)
+        # Mask the tokens after a row's end: nothing attends to them, and edits skip them.
+        self.mask = torch.cat([self.mask, self.mask.new_tensor(unfinished)[:, None]], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        if unfinished.count(False) >= max(1, len(unfinished) // 4):
+            self._keep([row for row, goes_on in enumerate(unfinished) if goes_on])
+
+    def _keep(self, rows: list[int]) -> None:
+        kept = torch.tensor(rows, device=self.mask.device)
+        self.prompts = [self.prompts[row] for row in rows]
+        self.ids, self.mask = self.ids[kept], self.mask[kept]
+        self.positions = self.positions[kept]
+        keep_rows(self.cache, kept)
 
 
 def _text_config(whole: Any) -> Any:
