@@ -69,7 +69,7 @@ def test_a_line_at_most_every_ten_seconds_with_done_total_and_time_left():
         before = len(said)
         log.advance(done, 6000)
         times += [clock.now] * (len(said) - before)
-    assert said[1] == "work: 1,100/6,000 tokens, 49 s left"
+    assert said[1] == "work: 1,200/6,000 tokens, 48 s left"
     assert len(said) == 6
     assert min(b - a for a, b in pairwise(times)) >= 10
 
@@ -78,8 +78,9 @@ def test_resumed_work_is_not_measured_as_if_it_were_done_now():
     clock = Clock()
     log, said = log_of(clock)
     log.advance(5000, 6000)
-    clock.now += 2
-    log.advance(5100, 6000)
+    for done in (5050, 5100):
+        clock.now += 1
+        log.advance(done, 6000)
     assert said[0].endswith("about 18 s left, measured on the first 100 tokens")
 
 

@@ -67,7 +67,10 @@ class EvaluateRequest(Request):
 
     _: KW_ONLY
     prompts: str
-    "Prompt sets. Only held-out prompts are used."
+    (
+        "Prompt sets. Held-out prompts of all sets get replies: those of the target show the "
+        "behaviour, the others what else changes."
+    )
     edits: EditInputs = EditInputs()
     found_on: tuple[str, ...] | None = None
     (
@@ -89,21 +92,25 @@ class EvaluateRequest(Request):
         """Measure every arm. Finished arms are cached, so an interrupted evaluation resumes."""
         self._check()
         judge, edit_set = self.judging.read(), self.edits.read()
-        neutral, answers = self.replies.read_neutral(), self.replies.read_answers()
-        prompts = read_all_prompts(self.prompts)
+        neutral, prompts = self.replies.read_neutral(), read_all_prompts(self.prompts)
+        answers = self.replies.answers_of(prompts, self.prompts)
         lm, saes = load_for(edit_set, self.inputs, reporter, judge)
-        from saescope.control.evaluation.evaluate import evaluate
+        from saescope.control.evaluation.evaluate import evaluate, quick_prompts
 
         prompts = shorten(lm, prompts, self.replies.cut)
         parts = self._split(prompts)
         cache = self._cache(lm, saes, edit_set, prompts)
-        task = self._task(parts.measured, lm.spec.repo)
+        measured = parts.measured
+        if self.settings.quick:
+            target = self.settings.target or {prompt.set for prompt in measured}
+            measured = quick_prompts(measured, list(target))
+        task = self._task(measured, lm.spec.repo)
         with keeping_arms(reporter, "evaluate", task, cache) as advance:
             result = evaluate(
                 lm,
                 saes,
                 edit_set.edits,
-                parts.measured,
+                measured,
                 bind_judge(judge, lm, saes, self.settings.thinking),
                 self.settings,
                 reference=ReferenceData(neutral, answers, parts.discovery),
@@ -152,7 +159,7 @@ class EvaluateRequest(Request):
 
     def _task(self, prompts: Sequence[Prompt], model: str) -> str:
         """Say in words what will be measured."""
-        settings = self.settings
+        settings = self.settings.sampled
         n_strengths, n_sets = len(settings.strengths), len({prompt.set for prompt in prompts})
         conditions = f"without edits, at {n_strengths} strength{'s'[: n_strengths != 1]}"
         return (

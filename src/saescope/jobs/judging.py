@@ -13,11 +13,10 @@ from saescope.control.evaluation.http_judge import HttpJudge
 from saescope.control.evaluation.judge import Judge
 from saescope.errors import Interrupted, PromptError
 from saescope.jobs.reporter import Advance, Reporter
-from saescope.sources.mistaken import refuse_folder
+from saescope.sources.known_answers import known_answers, read_answers
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import Prompt
 from saescope.store.resume_cache import ResumeCache, key_of
-from saescope.strict_json import from_json
 
 if TYPE_CHECKING:
     from saescope.engine.lm import LM
@@ -99,7 +98,10 @@ class ReplyInputs:
     "Prompt sets of plain text to measure damage on. Default: the bundled sentences."
 
     answers: Path | None = None
-    "JSON file with the right answers by prompt id."
+    (
+        "JSON file with the right answers by prompt id. Default: answers.json beside the prompts, "
+        "if there is one; bundled prompts have theirs."
+    )
 
     cut: Part | None = None
     "Keep only this share of each prompt, up to a whole word, so there is something to continue."
@@ -108,19 +110,21 @@ class ReplyInputs:
         """Read the neutral texts."""
         return read_all_prompts(self.neutral)
 
-    def read_answers(self) -> dict[str, str] | None:
-        """Read right answers by prompt id; raises PromptError if the file holds anything else."""
-        if self.answers is None:
+    def check_answers(self) -> None:
+        """Raise PromptError for a file of answers that holds anything else."""
+        if self.answers is not None:
+            read_answers(self.answers)
+
+    def answers_of(self, prompts: Sequence[Prompt], sets: str | None) -> dict[str, str] | None:
+        """Return the right answers of prompts, read from `sets`; None if none is known.
+
+        Default: those that come with the sets, unless prompts are cut: then replies continue them.
+        """
+        if self.answers is not None:
+            return read_answers(self.answers)
+        if self.cut is not None:
             return None
-        path = self.answers.expanduser()
-        refuse_folder(path, PromptError, "a JSON file of answers by prompt id")
-        try:
-            answers = from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PromptError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(answers, dict) or not all(isinstance(a, str) for a in answers.values()):
-            raise PromptError(f'{path}: answers are given by prompt id: {{"q-01": "The hill."}}')
-        return answers
+        return known_answers(prompts, sets) or None
 
 
 def read_all_prompts(sets: str) -> list[Prompt]:

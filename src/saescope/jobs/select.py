@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from saescope.analysis.detection import Detection, DetectSettings
-from saescope.arguments import Count, Seed, Share, Strength
-from saescope.control.edits import EditSet, Op
+from saescope.arguments import Share
+from saescope.control.edits import EditSet
 from saescope.control.edits_file import write_edits
-from saescope.control.evaluation.behaviour import FeatureRule
+from saescope.control.evaluation.behaviour import FeatureRule, LanguageJudge
 from saescope.control.evaluation.judge import Judge
 from saescope.control.evaluation.settings import Goal, ReferenceData, SelectSettings
 from saescope.jobs.detect import DetectRequest
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from saescope.control.evaluation.arm_results import ArmResult
     from saescope.control.evaluation.selection import Selection
 
-_OP: dict[Goal, Op] = {"suppress": "scale", "amplify": "add"}
-_STRENGTHS: dict[Goal, tuple[float, ...]] = {
-    "suppress": (-1.0, -2.0, -3.0),
-    "amplify": (0.5, 1.0, 2.0),
-}
+_ANSWERS_UNKNOWN = (
+    "replies are judged by the behaviour alone, since the right answers of these prompts are not "
+    "known: an edit that ends it may still leave the answers wrong. To judge them too, give them "
+    "in a JSON file of prompt id to answer: answers=PATH, or answers.json beside the prompts"
+)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,17 @@ class SelectAnswer:
     run: Run
     result: "Selection"
     edits: Path | None
+    warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON of `saescope select`."""
         edits = None if self.edits is None else str(self.edits)
-        return {**self.result.to_dict(), "edits": edits, "run": str(self.run.path)}
+        return {
+            **self.result.to_dict(),
+            "edits": edits,
+            "run": str(self.run.path),
+            "warnings": self.warnings,
+        }
 
 
 @final
@@ -69,27 +75,7 @@ class SelectRequest(Request):
     "Candidates fire on at least this share of the target's discovery prompts."
     max_other: Share = 0.2
     "Candidates fire on at most this share of any other set's discovery prompts."
-    goal: Goal = "suppress"
-    "Suppress the behaviour on target prompts, or amplify it on the others."
-    op: Op | None = None
-    "How features are edited. Default: scale to suppress, add to amplify."
-    strengths: tuple[Strength, ...] | None = None
-    (
-        "Strengths to try; for add, multiples of the feature's largest activation. "
-        "Default: -1,-2,-3 to suppress, 0.5,1,2 to amplify."
-    )
-    max_features: Count = 5
-    "Maximum number of features."
-    candidates: Count = 12
-    "Number of detected features to try, best detectors first."
-    prompts: Count = 16
-    "Number of prompts to choose on, of prompts to judge on, and of neutral texts."
-    max_new_tokens: Count = 32
-    "Maximum number of tokens per reply."
-    thinking: bool | None = None
-    "Turn thinking on or off in the chat template."
-    seed: Seed = 0
-    "Seed of the held-out split, and of which prompts are chosen on."
+    settings: SelectSettings = SelectSettings()
     judging: JudgeInputs = JudgeInputs()
     replies: ReplyInputs = ReplyInputs()
     masking: Masking = Masking()
@@ -101,29 +87,19 @@ class SelectRequest(Request):
 
     def run(self, reporter: Reporter = SILENT) -> SelectAnswer:
         """Detect, then try the candidates' edits. Finished trials are cached, so this resumes."""
-        judge, settings = self.judging.read(), self._settings()
-        settings.check()
-        neutral, answers = self.replies.read_neutral(), self.replies.read_answers()
+        judge, neutral = self.judging.read(), self.replies.read_neutral()
+        self.settings.check()
+        self.replies.check_answers()
         detection_request = self._detection_request()
         features = features_of_rule(judge) if isinstance(judge, FeatureRule) else []
         run = detection_request.obtain(reporter, features)
         detection = detection_request.ask(run)
+        answers = self.replies.answers_of(run.prompts, _sets_of(run))
         reference = ReferenceData(neutral, answers)
-        result = self._select(run, detection, judge, settings, reference, reporter)
-        return SelectAnswer(run, result, self._write_edits(run, result))
-
-    def _settings(self) -> SelectSettings:
-        return SelectSettings(
-            max_features=self.max_features,
-            candidates=self.candidates,
-            strengths=self.strengths or _STRENGTHS[self.goal],
-            op=self.op or _OP[self.goal],
-            goal=self.goal,
-            prompts=self.prompts,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-            thinking=self.thinking,
-        )
+        result = self._select(run, detection, judge, reference, reporter)
+        edits = self._write_edits(run, result)
+        judged = result.unedited.chosen_on.right_rate is not None
+        return SelectAnswer(run, result, edits, _warnings(judge, self.settings.goal, judged))
 
     def _detection_request(self) -> DetectRequest:
         return DetectRequest(
@@ -133,7 +109,7 @@ class SelectRequest(Request):
             settings=DetectSettings(
                 min_rate=self.min_rate,
                 max_other=self.max_other,
-                seed=self.seed,
+                seed=self.settings.seed,
                 shuffles=0,
                 masking=self.masking,
             ),
@@ -146,10 +122,10 @@ class SelectRequest(Request):
         run: Run,
         detection: Detection,
         judge: Judge | FeatureRule,
-        settings: SelectSettings,
         reference: ReferenceData,
         reporter: Reporter,
     ) -> "Selection":
+        settings = self.settings.sampled
         lm, saes = self._inputs_of(run).load(reporter, decoder=True, generates=True)
         from saescope.control.evaluation.select import select
 
@@ -169,7 +145,7 @@ class SelectRequest(Request):
                 saes,
                 run,
                 detection,
-                bind_judge(judge, lm, saes, self.thinking),
+                bind_judge(judge, lm, saes, settings.thinking),
                 settings,
                 reference=reference,
                 prepare=prepare,
@@ -202,12 +178,31 @@ class SelectRequest(Request):
         return path
 
 
+def _sets_of(run: Run) -> str | None:
+    """Return where a run's prompts were read from, if its manifest says so."""
+    command = run.manifest.get("command") or {}
+    values = command.get("request") or command.get("options") or {}
+    sets = values.get("sets")
+    return sets if isinstance(sets, str) else None
+
+
+def _warnings(judge: Judge | FeatureRule, goal: Goal, judged_answers: bool) -> list[str]:
+    """Say that an edit was chosen without a look at the answers; a language has no right ones.
+
+    To amplify, replies are meant to change.
+    """
+    if judged_answers or goal == "amplify" or isinstance(judge, LanguageJudge):
+        return []
+    return [_ANSWERS_UNKNOWN]
+
+
 def _task(settings: SelectSettings, detection: Detection, model: str) -> str:
     """Say in words what will be tried."""
     n = min(settings.candidates, len(detection.features))
+    n_strengths = len(settings.edit_strengths)
     return (
-        f"{n} candidates at {len(settings.strengths)} strengths on up to {settings.prompts} prompts"
-        f" of {detection.target}, replies of up to {settings.max_new_tokens} tokens from {model}"
+        f"{n} candidates at {n_strengths} strengths on up to {settings.prompts} prompts of "
+        f"{detection.target}, replies of up to {settings.max_new_tokens} tokens from {model}"
     )
 
 

@@ -41,7 +41,7 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     >>> [(prompt.id, prompt.text) for prompt in greetings.prompts]
     [('greetings:1', 'Good morning'), ('greetings:2', 'Good evening')]
     """
-    sources = _split_sources(str(path))
+    sources = split_sources(str(path))
     if len(sources) > 1 and "" in sources:
         raise PromptError(f"{path}: '+' must join two sources, such as languages+conlangs")
     source_of_set: dict[str, str] = {}
@@ -59,7 +59,7 @@ def read_prompts(path: str | Path) -> tuple[PromptSet, ...]:
     return group_by_set(prompts)
 
 
-def _split_sources(text: str) -> list[str]:
+def split_sources(text: str) -> list[str]:
     """Split at `+`, but keep an existing path that contains one."""
     if _exists(text) or "+" not in text:
         return [text]
@@ -70,7 +70,7 @@ def _split_sources(text: str) -> list[str]:
             break
     else:
         start, length = pieces[0], 1
-    return [start, *_split_sources("+".join(pieces[length:]))]
+    return [start, *split_sources("+".join(pieces[length:]))]
 
 
 def _exists(source: str) -> bool:

@@ -3,10 +3,12 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from saescope.sources.prompts import Prompt, Split
 
 DISCOVERY_SHARE = 0.6
+Item = TypeVar("Item")
 
 
 def split_prompts(
@@ -54,3 +56,10 @@ def _discovery_keys(prompts: Sequence[Prompt], share: float, seed: int) -> set[s
         keys.sort(key=digest)
         discovery.update(keys[: round(share * len(keys))])
     return discovery
+
+
+def spread(items: Sequence[Item], n: int) -> list[Item]:
+    """Return n of the items at even distances, or all if there are fewer."""
+    if len(items) <= n:
+        return list(items)
+    return [items[place * len(items) // n] for place in range(n)]

@@ -15,12 +15,19 @@ from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.scoring import EvalSet
-from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
+from saescope.control.evaluation.settings import (
+    QUICK_OTHER_PROMPTS,
+    QUICK_TARGET_PROMPTS,
+    QUICK_TEXTS,
+    EvaluateSettings,
+    ReferenceData,
+)
 from saescope.control.evaluation.verdict import Evidence, choose, verdict
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError
 from saescope.sources.prompts import Prompt
+from saescope.sources.splits import spread
 from saescope.store.resume_cache import ResumeCache
 
 
@@ -55,13 +62,16 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
-    reference = reference or ReferenceData()
+    settings, reference = settings.sampled, reference or ReferenceData()
     judge = as_judge(judge)
     target = _target_sets(prompts, settings)
+    texts = reference.neutral
+    if settings.quick:
+        prompts, texts = quick_prompts(prompts, target), quick_texts(texts, target)
     arms = _edit_arms(edits, settings)
     controls = _controls(lm, saes, edits, prompts, settings, reference)
     n_arms = len(arms) + len(controls.arms(1.0, removes=True))
-    neutral = neutral_texts(lm, reference.neutral, target)
+    neutral = neutral_texts(lm, texts, target)
     cache = ResumeCache() if cache is None else cache
     counter = ReplyCounter(progress, n_arms * len(prompts))
     runner = ArmRunner(lm, saes, prompts, neutral, settings, cache, counter)
@@ -90,6 +100,7 @@ def _compare(
         prompts=list(measurements.eval_set.prompts),
         neutral_tokens=sum(len(text.ids) for text in measurements.runner.neutral),
         controls_left_out=_controls_left_out(controls),
+        quick=measurements.runner.settings.quick,
     )
 
 
@@ -100,6 +111,23 @@ def _target_sets(prompts: Sequence[Prompt], settings: EvaluateSettings) -> list[
         if name not in sets:
             raise PromptError(f"there is no set {name!r}: the sets are {', '.join(sets)}")
     return list(settings.target or sets)
+
+
+def quick_prompts(prompts: Sequence[Prompt], target: Sequence[str]) -> list[Prompt]:
+    """A sample of every set, larger of the target sets."""
+    by_set: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_set.setdefault(prompt.set, []).append(prompt)
+    sample: list[Prompt] = []
+    for name, members in by_set.items():
+        n = QUICK_TARGET_PROMPTS if name in target else QUICK_OTHER_PROMPTS
+        sample += spread(members, n)
+    return sample
+
+
+def quick_texts(neutral: Sequence[Prompt], target: Sequence[str]) -> list[Prompt]:
+    """A sample of the neutral texts."""
+    return spread([text for text in neutral if text.set not in target], QUICK_TEXTS)
 
 
 def _edit_arms(edits: Sequence[Edit], settings: EvaluateSettings) -> list[Arm]:

@@ -1,5 +1,6 @@
 """The result of `evaluate`."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -37,6 +38,14 @@ class Evaluation(Table):
     controls_left_out: list[str]
     "Controls that were not measured, and what they need."
 
+    quick: bool = False
+    "Whether only a sample of the prompts and texts was measured."
+
+    @property
+    def n_prompts(self) -> dict[str, int]:
+        """Number of prompts by set."""
+        return dict(Counter(prompt.set for prompt in self.prompts))
+
     @property
     def verdict(self) -> list[str]:
         """What may be concluded, one sentence per finding."""
@@ -50,6 +59,8 @@ class Evaluation(Table):
             "conditions": [arm.to_dict() for arm in self.arms],
             "chosen": {"name": self.chosen.name, "strength": self.chosen.strength},
             "neutral_tokens": self.neutral_tokens,
+            "quick": self.quick,
+            "n_prompts": self.n_prompts,
             "verdict": " ".join(self.verdict),
             "findings": [vars(finding) for finding in self.findings],
             "controls_left_out": self.controls_left_out,

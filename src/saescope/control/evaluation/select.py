@@ -49,8 +49,9 @@ def select(
     """The detected features whose edits change the behaviour, as few as will do.
 
     Each candidate is tried alone at every strength, then the best set so far with each other
-    candidate, as long as the effect grows. Of equal effects, more right answers win, then less KL.
-    `prepare` maps a prompt of the run to the one to reply to, such as its beginning. Edits in
+    candidate, as long as the effect grows. To suppress, an effect counts as far as answers are
+    right, where right ones are known; of equal effects, less KL wins. `prepare` maps a prompt of
+    the run to the one to reply to, such as its beginning. Edits in
     `cache`, from an interrupted selection, are not tried again. Raises PromptError if nothing was
     detected or there are too few prompts.
 
@@ -70,12 +71,13 @@ def select(
     """
     settings = settings or SelectSettings()
     settings.check()
+    settings = settings.sampled
     reference = reference or ReferenceData()
     judge = as_judge(judge)
     detected = _best_detectors(detection, settings.candidates)
     parts = _discovery_parts(run, detection, settings).prepared(prepare)
     neutral = neutral_texts(lm, reference.neutral, [detection.target])[: settings.prompts]
-    n_trials = len(settings.strengths) * len(detected)
+    n_trials = len(settings.edit_strengths) * len(detected)
     cache = ResumeCache() if cache is None else cache
     planned = (n_trials + 1) * len(parts.choosing) + 2 * len(parts.judging)
     counter = ReplyCounter(progress, planned)
@@ -179,8 +181,9 @@ def _strongest_acts(
 
 def _edits(feature: Feature, strongest: float, settings: SelectSettings) -> list[Edit]:
     """The feature's edit at every strength."""
-    unit = strongest if settings.op == "add" else 1.0
-    return [Edit(feature, settings.op, strength * unit) for strength in settings.strengths]
+    op = settings.edit_op
+    unit = strongest if op == "add" else 1.0
+    return [Edit(feature, op, strength * unit) for strength in settings.edit_strengths]
 
 
 def _best_singles(trials: Trials, tries: Tries) -> dict[Feature, Trial]:

@@ -1,7 +1,7 @@
 """Settings of `evaluate` and `select`, and the data that both read beside prompts. No torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from saescope.arguments import Count, CountOrZero, Seed, Strength, check_arguments
@@ -10,6 +10,14 @@ from saescope.errors import ArgumentError
 from saescope.sources.prompts import Prompt
 
 Goal = Literal["suppress", "amplify"]
+_OPS: Mapping[Goal, Op] = {"suppress": "scale", "amplify": "add"}
+_STRENGTHS: Mapping[Goal, tuple[float, ...]] = {
+    "suppress": (-1.0, -2.0, -3.0),
+    "amplify": (0.5, 1.0, 2.0),
+}
+# What `quick` tries at most: enough for intervals of a whole effect and of none not to overlap.
+QUICK_CANDIDATES, QUICK_SELECT_PROMPTS = 6, 8
+QUICK_TARGET_PROMPTS, QUICK_OTHER_PROMPTS, QUICK_TEXTS, QUICK_DRAWS = 12, 6, 32, 1
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,22 @@ class EvaluateSettings:
     seed: Seed = 0
     "Sampling seed of the random controls."
 
+    quick: bool = False
+    (
+        "Measure a sample, for a first look: 12 prompts per target set, 6 of each other set, 32 "
+        "neutral texts and one draw of each random control. The result says so."
+    )
+
     def check(self) -> None:
         """Raises ArgumentError for a value that no evaluation can use."""
         check_arguments(self)
         if not self.strengths:
             raise ArgumentError("sweep", "has no strength that edits anything: give one besides 0")
+
+    @property
+    def sampled(self) -> "EvaluateSettings":
+        """These settings, with fewer draws if quick."""
+        return replace(self, draws=min(self.draws, QUICK_DRAWS)) if self.quick else self
 
     @property
     def strengths(self) -> list[float]:
@@ -67,14 +86,17 @@ class SelectSettings:
     candidates: Count = 12
     "Number of detected features to try, best detectors first."
 
-    strengths: tuple[Strength, ...] = (-1.0, -2.0, -3.0)
-    "Strengths to try; for `add`, multiples of the feature's largest activation."
-
-    op: Op = "scale"
-    "How features are edited."
-
     goal: Goal = "suppress"
     "Suppress the behaviour on target prompts, or amplify it on the others."
+
+    op: Op | None = None
+    "How features are edited. Default: scale to suppress, add to amplify."
+
+    strengths: tuple[Strength, ...] | None = None
+    (
+        "Strengths to try; for add, multiples of the feature's largest activation. "
+        "Default: -1,-2,-3 to suppress, 0.5,1,2 to amplify."
+    )
 
     prompts: Count = 16
     "Number of prompts to choose on, of prompts to judge on, and of neutral texts."
@@ -83,21 +105,50 @@ class SelectSettings:
     "Maximum number of tokens per reply."
 
     seed: Seed = 0
-    "Sampling seed: decides which prompts features are chosen on."
+    "Seed of the held-out split, and of which prompts are chosen on."
 
     thinking: bool | None = None
     "Tell the chat template to think, or not to. Default: the template's own."
 
+    quick: bool = False
+    (
+        "Try less, for a first look: the 6 best detectors at the first and the last strength, on "
+        "8 prompts. The result says so."
+    )
+
     def check(self) -> None:
         """Raises ArgumentError for a value that no selection can use."""
         check_arguments(self)
-        if not self.strengths or not all(self.strengths):
+        if not self.edit_strengths or not all(self.edit_strengths):
             raise ArgumentError("strengths", "must be numbers other than 0, such as -1,-2")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope select --json` prints as `settings`."""
         plain = {name: value for name, value in vars(self).items() if name != "thinking"}
-        return {**plain, "strengths": list(self.strengths)}
+        return {**plain, "op": self.edit_op, "strengths": list(self.edit_strengths)}
+
+    @property
+    def edit_op(self) -> Op:
+        """How features are edited."""
+        return self.op or _OPS[self.goal]
+
+    @property
+    def edit_strengths(self) -> tuple[float, ...]:
+        """The strengths to try."""
+        return _STRENGTHS[self.goal] if self.strengths is None else self.strengths
+
+    @property
+    def sampled(self) -> "SelectSettings":
+        """These settings, with less to try if quick."""
+        if not self.quick:
+            return self
+        strengths = self.edit_strengths
+        return replace(
+            self,
+            candidates=min(self.candidates, QUICK_CANDIDATES),
+            prompts=min(self.prompts, QUICK_SELECT_PROMPTS),
+            strengths=tuple(dict.fromkeys((*strengths[:1], *strengths[-1:]))),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from saescope.control.evaluation.judge import Judge
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.runner import ArmRunner
 from saescope.control.evaluation.scoring import EvalSet
-from saescope.control.evaluation.settings import ReferenceData, SelectSettings
+from saescope.control.evaluation.settings import Goal, ReferenceData, SelectSettings
 from saescope.sources.prompts import Prompt
 
 
@@ -25,20 +25,22 @@ class Trial:
     effect: float
     "Share of the largest possible change towards the goal."
 
+    worth: float
+    "The effect, to suppress as far as answers are right: a reply may be nonsense instead."
+
     clean: bool
     "Whether the effect is clear and nothing is lost."
 
     @property
-    def gain(self) -> tuple[bool, float]:
+    def gain(self) -> tuple[bool, float, float]:
         """What a further feature has to increase."""
-        return self.clean, self.effect
+        return self.clean, self.worth, self.effect
 
     @property
     def merit(self) -> tuple[bool, float, float, float]:
-        """Larger is better: clean, then the effect, then right answers, then less KL."""
-        right_rate = self.result.right_rate or 0.0
+        """Larger is better: clean, then worth, then the effect alone, then less KL."""
         kl = self.result.damage.kl_mean if self.result.damage else 0.0
-        return self.clean, self.effect, right_rate, -kl
+        return self.clean, self.worth, self.effect, -kl
 
 
 @dataclass(frozen=True)
@@ -75,4 +77,12 @@ class Trials:
         direction = -1.0 if self.settings.goal == "suppress" else 1.0
         effect = self.baseline.effect(result, direction)
         clean = self.baseline.is_clear(result) and not self.baseline.losses(result)
-        return Trial(edits, result, effect, clean)
+        worth = worth_of(effect, result.right_rate, self.settings.goal)
+        return Trial(edits, result, effect, worth, clean)
+
+
+def worth_of(effect: float, right_rate: float | None, goal: Goal) -> float:
+    """The effect; to suppress, as far as answers are right: a reply may be nonsense instead."""
+    if goal == "amplify" or right_rate is None:
+        return effect
+    return effect * right_rate

@@ -89,6 +89,13 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
     """Print the verdict, one row per arm, and the sets one by one."""
     for line in result.verdict:
         print_finding(console, as_typed(line))
+    if result.quick:
+        counts = ", ".join(f"{n} of {cell(name)}" for name, n in result.n_prompts.items())
+        print_line(
+            console,
+            f"quick: measured on a sample ({counts}; {result.neutral_tokens} tokens of neutral "
+            "text): run it without --quick for figures to rely on.",
+        )
     _arms(result).print(console)
     print_line(console, _EXPLANATION)
     _sets(console, result.arms)

@@ -20,8 +20,8 @@ from saescope.surfaces.visible import visible
 
 # Work that takes less says nothing; longer work says something at most this often.
 QUIET_SECONDS = 10.0
-# An estimate needs at least this much of measured work.
-SAMPLE_SECONDS = 1.0
+# An estimate needs at least this much of measured work: a first step warms up.
+SAMPLE_SECONDS, SAMPLE_STEPS = 1.0, 2
 Say = Callable[[str], None]
 
 
@@ -47,6 +47,7 @@ class ProgressLog:
     _start: tuple[int, float] | None = None
     "Amount of work and time of the first `advance`."
 
+    _steps: int = 0
     _done: int = 0
     _total: int = 0
     _lock: Lock = field(default_factory=Lock)
@@ -60,6 +61,8 @@ class ProgressLog:
         with self._lock:
             if self._start is None:
                 self._start = (done, self.clock())
+            else:
+                self._steps += 1
             self._done, self._total = done, total
         self.tick()
 
@@ -110,7 +113,8 @@ class ProgressLog:
         if self._start is None:
             return None
         start, started = self._start
-        if self._done <= start or now - started < SAMPLE_SECONDS:
+        large = now - started >= SAMPLE_SECONDS and self._steps >= SAMPLE_STEPS
+        if self._done <= start or not (large or now - self._started >= QUIET_SECONDS):
             return None
         return (now - started) * (self._total - self._done) / (self._done - start)
 

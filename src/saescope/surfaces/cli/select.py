@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from saescope.jobs.select import SelectRequest
+from saescope.jobs.select import SelectAnswer, SelectRequest
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
@@ -15,6 +15,7 @@ from saescope.surfaces.cli.show import (
     percent,
     present,
     print_finding,
+    print_warnings,
     significant,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -30,16 +31,29 @@ _TOKENS_SHOWN = 3
 @command
 def select(request: SelectRequest, *, output: Output = Output()) -> None:
     answer = request.run(TERMINAL)
-    present(answer, output, lambda console: show_selection(console, answer.result))
+    present(answer, output, lambda console: _show(console, answer))
     if not output.json:
         edits = answer.edits
         note(f"edits: {edits}" if edits else "no candidate has an effect: no edits were written")
         note(f"run: {answer.run.path}")
 
 
+def _show(console: Console, answer: SelectAnswer) -> None:
+    show_selection(console, answer.result)
+    print_warnings(console, answer.warnings)
+
+
 def show_selection(console: Console, result: "Selection") -> None:
     """Print what was selected, candidates with their three ranks, and the edits step by step."""
     print_finding(console, _sentence(result))
+    settings = result.settings
+    if settings.quick:
+        strengths = ", ".join(f"{strength:g}" for strength in settings.edit_strengths)
+        print_line(
+            console,
+            f"quick: tried {len(result.candidates)} candidates at strengths {strengths} on "
+            f"{result.n_chosen_on} prompts: run it without --quick before relying on it.",
+        )
     _candidates(result).print(console)
     _steps(result).print(console)
     print_line(
