@@ -77,14 +77,18 @@ def select(
     detected = _best_detectors(detection, settings.candidates)
     parts = _discovery_parts(run, detection, settings).prepared(prepare)
     neutral = neutral_texts(lm, reference.neutral, [detection.target])[: settings.prompts]
-    n_trials = len(settings.edit_strengths) * len(detected)
     cache = ResumeCache() if cache is None else cache
-    planned = (n_trials + 1) * len(parts.choosing) + 2 * len(parts.judging)
-    counter = ReplyCounter(progress, planned)
+    counter = ReplyCounter(progress, _planned_replies(parts, settings, len(detected)))
     runner = ArmRunner(lm, saes, parts.choosing, neutral, settings, cache, counter)
     choosing = Trials.start(runner, judge, reference)
     judging = Trials.start(replace(runner, prompts=parts.judging), judge, reference)
     return _select(run, detection, detected, choosing, judging)
+
+
+def _planned_replies(parts: "_Parts", settings: SelectSettings, n_detected: int) -> int:
+    """How many replies are written if one feature will do."""
+    n_trials = len(settings.edit_strengths) * n_detected
+    return (n_trials + 1) * len(parts.choosing) + 2 * len(parts.judging)
 
 
 def _select(
