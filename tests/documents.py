@@ -109,7 +109,7 @@ class Shown:
         """Whether anything but a hash, a time or a size is another one, spaces included."""
         if self.output is None:
             return False
-        return [*map(_unmeasured, self.output.lines)] != [*map(_unmeasured, self.printed)]
+        return [*map(unmeasured, self.output.lines)] != [*map(unmeasured, self.printed)]
 
     def differs(self) -> str | None:
         """What does not agree, or None."""
@@ -208,10 +208,11 @@ def _lines_agree(a: str, b: str) -> bool:
 
 
 def _plain(line: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"─+", "─", _unmeasured(line))).strip()
+    return re.sub(r"\s+", " ", re.sub(r"─+", "─", unmeasured(line))).strip()
 
 
-def _unmeasured(line: str) -> str:
+def unmeasured(line: str) -> str:
+    """The text without its hashes, times and sizes."""
     return _MEASURED.sub("N ", _HASH.sub("HASH", line))
 
 

@@ -127,7 +127,7 @@ def test_saescope_alone_shows_commands_to_try(capsys: pytest.CaptureFixture[str]
     assert run([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("  saescope ") for line in lines) == 4
-    assert max(map(len, lines)) <= 88
+    assert max(map(len, lines)) <= 80
 
 
 def test_help_lists_commands_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:

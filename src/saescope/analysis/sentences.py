@@ -33,10 +33,13 @@ def layers_sentence(result: Layers) -> str:
     separation = f"{figures.separation:.2f} (95 % CI {low:.2f}-{high:.2f})"
     others = [n for n, layer in result.layers.items() if layer.as_good and n != best]
     if not others:
-        as_good = "" if len(result.layers) == 1 else ": no other layer is as good"
+        as_good = "" if len(result.layers) == 1 else "; no other layer is as good"
     else:
-        as_good = f": {layer_list(others)} {'is' if len(others) == 1 else 'are'} as good"
-    return f"The sets separate best in layer {best}, by {separation} on held-out prompts{as_good}."
+        as_good = f"; {layer_list(others)} {'is' if len(others) == 1 else 'are'} as good"
+    return (
+        f"The sets separate best in layer {best}: separation {separation} on held-out "
+        f"prompts{as_good}."
+    )
 
 
 def detection_sentence(result: Detection) -> str:

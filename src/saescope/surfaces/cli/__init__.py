@@ -23,11 +23,11 @@ from saescope.version import __version__
 
 GUIDE = """\
 saescope finds the SAE features that stand for a behaviour of a language model,
-steers them, and measures the effect. Try it on the small model that comes with it:
+steers them, and measures the effect. Try it on the model that comes with it:
 
-  saescope demo                          the main job in half a minute, with a report
-  saescope scan "The red dog sleeps."    the features that fire on each token
-  saescope contrast languages            the features that set six languages apart
+  saescope demo                          the main job in half a minute
+  saescope scan "The red dog sleeps."    features that fire on each token
+  saescope contrast languages            features that set six languages apart
 
 Then use your own prompts and model (saescope plan shows the download size):
   saescope contrast my/prompts --model Qwen/Qwen3-8B-Base --layers 17

@@ -10,7 +10,7 @@ from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.profile import show_profile
 from saescope.surfaces.cli.scan import show_scan
-from saescope.surfaces.cli.show import TERMINAL, cell, print_json, stdout
+from saescope.surfaces.cli.show import TERMINAL, cell, print_json, print_result
 from saescope.surfaces.cli.tables import ResultTable
 from saescope.surfaces.report import write_report
 
@@ -24,7 +24,7 @@ def demo(request: DemoRequest = DemoRequest(), *, output: Output = Output()) -> 
     if output.json:
         print_json({**demo.to_dict(), "report": str(report)})
     else:
-        _show(stdout(), demo, report)
+        print_result(lambda console: _show(console, demo, report))
 
 
 def _show(console: Console, demo: Demo, report: Path) -> None:

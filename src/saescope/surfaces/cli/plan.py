@@ -20,9 +20,9 @@ from saescope.surfaces.cli.tables import ResultTable
 from saescope.surfaces.visible import visible
 
 _WAYS_TO_RUN = {
-    "whole": "every layer and the head: needed to generate",
-    "cut": "up to the last requested layer",
-    "streamed": "one block at a time over all prompts",
+    "whole": "all layers and head",
+    "cut": "up to the last layer",
+    "streamed": "one block at a time",
 }
 
 

@@ -19,6 +19,7 @@ from saescope.surfaces.cli.show import (
     print_finding,
     print_parts_note,
     print_warnings,
+    significant,
     token_cell,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -132,13 +133,17 @@ def _norms(result: Profile, layer: int) -> ResultTable:
         norms = in_set.layers[layer]
         table.add(
             cell(name),
-            number(norms.pos0_norm_mean),
-            number(norms.pos0_norm_median),
-            number(norms.later_norm_mean),
-            number(norms.later_norm_median),
+            _norm(norms.pos0_norm_mean),
+            _norm(norms.pos0_norm_median),
+            _norm(norms.later_norm_mean),
+            _norm(norms.later_norm_median),
             f"{norms.pos0_sinks} + {norms.sinks}",
         )
     return table
+
+
+def _norm(norm: float | None) -> str:
+    return "-" if norm is None else significant(norm, 4)
 
 
 def _show_sinks(console: Console, sinks: Sequence[Sink]) -> None:
@@ -157,7 +162,7 @@ def _show_sinks(console: Console, sinks: Sequence[Sink]) -> None:
             cell(sink.prompt),
             token_cell(sink.token),
             str(sink.pos),
-            f"{sink.norm:.4g}",
+            _norm(sink.norm),
             number(sink.ratio, ".1f"),
             layers,
         )

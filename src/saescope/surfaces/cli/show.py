@@ -21,7 +21,7 @@ from saescope.table import Table
 
 PART = "[dim]→[/]"
 _WIDTH_OF_PIPES = 160
-_SMALL_P, _LONGEST_COUNT = 0.001, 1e7
+_SMALL_P, _LONGEST_COUNT = 0.00095, 1e7
 Result = TypeVar("Result", bound=Table)
 
 
@@ -80,7 +80,12 @@ def present(result: Printable, output: Output, show: Callable[[Console], None]) 
     if output.json:
         print_json(result.to_dict())
     else:
-        show(stdout())
+        print_result(show)
+
+
+def print_result(show: Callable[[Console], None]) -> None:
+    """Let `show` print a result for people."""
+    show(stdout())
 
 
 def present_answer(

@@ -19,6 +19,7 @@ from saescope.surfaces.cli.show import (
     percent,
     print_finding,
     print_json,
+    print_result,
     stdout,
 )
 from saescope.surfaces.cli.tables import ResultTable
@@ -38,7 +39,7 @@ def steer(request: SteerRequest, *, output: Output = Output()) -> None:
         return
     with _live_columns() as on_text:
         steering = request.run(TERMINAL, on_text)
-    show_steering(stdout(), steering)
+    print_result(lambda console: show_steering(console, steering))
 
 
 @contextmanager
