@@ -41,7 +41,7 @@ class JudgeInputs:
     "Number of replies sent to the server at once."
 
     judge_timeout: Seconds = 60.0
-    "Seconds the server may take to answer."
+    "Seconds the server, or a function for one reply, may take to answer."
 
     def read(self) -> Judge | FeatureRule:
         """Return the judge, as far as it is known without a model.
@@ -54,7 +54,7 @@ class JudgeInputs:
             both = f"behaviour={self.behaviour} and judge={self.judge}"
             raise PromptError(f"{both} both decide about replies: give one of the two")
         if not self.judge.startswith(("http://", "https://")):
-            return load_judge(self.judge)
+            return load_judge(self.judge, self.judge_timeout)
         # A bad URL is refused here, before a cache file is opened for it.
         server = HttpJudge(self.judge, self.judge_batch, self.judge_timeout)
         cache = ResumeCache(Path("runs") / f"judged-{key_of(server.url)[:12]}.jsonl")

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
+from saescope.control.evaluation.foreign_code import foreign_code
 from saescope.control.evaluation.judge import UNFINISHED, Judge, Label, Reply, as_label
 from saescope.engine.answers import read_answer
-from saescope.errors import JudgeError, first_line
+from saescope.errors import JudgeError
 
+_IMPORT_SECONDS = 600.0
 JudgeFunction = Callable[[str], str | bool | None]
 "Takes a reply's answer. Returns a name for what it shows, True, None or False, or UNSCORED."
 
@@ -30,6 +33,8 @@ class FunctionJudge:
     """
 
     function: JudgeFunction
+    timeout: float = 60.0
+    "Seconds the function may take for one reply."
 
     def label_all(self, replies: Sequence[Reply]) -> list[Label]:
         """One label per reply. Raises JudgeError if the function fails or returns no label."""
@@ -51,24 +56,24 @@ class FunctionJudge:
         answer = read_answer(text)
         if answer.unfinished:
             return UNFINISHED
-        try:
-            return as_label(self.function(answer.text))
-        except Exception as error:  # the user's code may raise anything
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise JudgeError(
-                f"judge {self._name} failed on the reply {text[:60]!r}: {reason}"
-            ) from error
+        with foreign_code(f"judge {self._name} failed on the reply {text[:60]!r}", self.timeout):
+            value = self.function(answer.text)
+            if inspect.iscoroutine(value):
+                value.close()
+                raise TypeError("it is async: give a plain function")
+            return as_label(value)
 
 
-def as_judge(judge: Judge | JudgeFunction) -> Judge:
+def as_judge(judge: Judge | JudgeFunction, timeout: float = 60.0) -> Judge:
     """The judge itself, or a judge that calls this function."""
-    return judge if isinstance(judge, Judge) else FunctionJudge(judge)
+    return judge if isinstance(judge, Judge) else FunctionJudge(judge, timeout)
 
 
-def load_judge(place: str) -> Judge:
+def load_judge(place: str, timeout: float = 60.0) -> Judge:
     """The function at `path/to/file.py:function` or `module:function`, as a judge.
 
-    Raises JudgeError if there is no such function or importing it fails.
+    It may take `timeout` seconds per reply. Raises JudgeError if there is no such function or
+    importing it fails.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -83,22 +88,18 @@ def load_judge(place: str) -> Judge:
     module_name, _, function_name = place.rpartition(":")
     if not module_name or not function_name.isidentifier():
         raise JudgeError(f"judge {place!r} is not FILE.py:FUNCTION, MODULE:FUNCTION or a URL")
-    module = _import(place, module_name)
+    with foreign_code(f"judge {place}: {module_name} cannot be imported", _IMPORT_SECONDS):
+        module = _import(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise JudgeError(f"judge {place}: {module_name} has no function {function_name!r}")
-    return as_judge(function)
+    return as_judge(function, timeout)
 
 
-def _import(place: str, name: str) -> ModuleType:
-    try:
-        if name.endswith(".py"):
-            return _import_file(Path(name).expanduser())
-        return importlib.import_module(name)
-    except Exception as error:  # importing runs the user's code
-        raise JudgeError(
-            f"judge {place}: {name} cannot be imported: {first_line(error)}"
-        ) from error
+def _import(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        return _import_file(Path(name).expanduser())
+    return importlib.import_module(name)
 
 
 def _import_file(path: Path) -> ModuleType:

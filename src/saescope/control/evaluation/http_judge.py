@@ -11,9 +11,11 @@ from http.client import HTTPException
 from typing import Any, final
 from urllib.parse import urlsplit, urlunsplit
 
+from saescope.control.evaluation.foreign_code import within
 from saescope.control.evaluation.judge import UNSCORED, Label, Reply, as_label, reply_text
 from saescope.errors import JudgeError, first_line
 from saescope.store.resume_cache import ResumeCache, key_of
+from saescope.strict_json import from_json
 
 KEY = "SAESCOPE_JUDGE_KEY"
 "Environment variable with a bearer token for the server."
@@ -115,13 +117,14 @@ class HttpJudge:
         for attempt in range(1, self.tries + 1):
             retry_after = None
             try:
-                return self._post_once(document)
+                return within(self.timeout, lambda: self._post_once(document))
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code} {error.reason}"
                 if error.code != 429 and error.code < 500:
                     refusal = f"judge {self.public_url} refused: {reason}: {_body(error)}"
                     raise JudgeError(refusal) from error
                 retry_after = error.headers.get("Retry-After")
+                error.close()
             except (OSError, HTTPException) as error:  # URLError and timeouts among them
                 reason = first_line(getattr(error, "reason", error))
             except ValueError as error:
@@ -141,7 +144,7 @@ class HttpJudge:
         request = urllib.request.Request(self.url, data, headers)
         opener = urllib.request.build_opener(_NoRedirect)
         with opener.open(request, timeout=self.timeout) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
+            return from_json(answer.read(_MOST_BYTES).decode("utf-8"))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from saescope.engine.answers import read_answer
+from saescope.errors import JudgeError, SaescopeError
 from saescope.sources.prompts import Prompt
 
 EMPTY = "empty"
@@ -15,6 +16,7 @@ UNSCORED = "unscored"
 "Label of a reply that the judge cannot decide. No rate counts it."
 UNFINISHED = "unfinished"
 "Label of a reply that ends inside its thinking, before an answer. No rate counts it."
+_LONGEST_LABEL = 1000
 Label = str | None
 "A name for what a reply shows, None if it shows nothing of the kind, or one of the three above."
 
@@ -72,10 +74,31 @@ def label_replies(judge: Judge, replies: Sequence[Reply]) -> list[Label]:
         labels.append(EMPTY)
         if has_words(answer.text):
             to_judge[n] = replace(reply, text=answer.text)
-    judged = judge.label_all(list(to_judge.values()))
+    judged = _ask(judge, list(to_judge.values()))
     for n, label in zip(to_judge, judged, strict=True):
         labels[n] = label
     return labels
+
+
+def _ask(judge: Judge, replies: Sequence[Reply]) -> list[Label]:
+    """Return the judge's labels, one per reply; raises JudgeError for anything else."""
+    try:
+        judged = judge.label_all(replies)
+    except (SaescopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the user's code may raise anything, SystemExit too
+        reason = f"{type(error).__name__}: {error}"
+        raise JudgeError(f"judge {_name(judge)} failed: {reason}") from error
+    if not isinstance(judged, Sequence) or isinstance(judged, str) or len(judged) != len(replies):
+        raise JudgeError(f"judge {_name(judge)} gave no list of {len(replies)} labels")
+    try:
+        return [as_label(label) for label in judged]
+    except ValueError as error:
+        raise JudgeError(f"judge {_name(judge)} gave no label: {error}") from error
+
+
+def _name(judge: Judge) -> str:
+    return type(judge).__name__
 
 
 def shows_behaviour(label: Label) -> bool | None:
@@ -91,9 +114,11 @@ def as_label(value: Any) -> Label:
         return None
     if value is True:
         return "shown"
+    if isinstance(value, str) and len(value) > _LONGEST_LABEL:
+        raise ValueError(f"a label of {len(value):,} characters is no name")
     if isinstance(value, str) and value:
         return value
-    raise ValueError(f"{value!r} is neither a name, true nor false")
+    raise ValueError(f"{value!r:.80} is neither a name, true nor false")
 
 
 def describe_judge(judge: Judge) -> dict[str, Any]:

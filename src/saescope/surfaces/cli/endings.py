@@ -162,8 +162,9 @@ def _one_line_each() -> Iterator[list[BaseException]]:
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and args.exc_type is not SystemExit:
+            if not failures:  # one line, however many threads failed
+                refuse(args.exc_value)
             failures.append(args.exc_value)
-            refuse(args.exc_value)
 
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
     threading.excepthook = in_thread
@@ -178,6 +179,7 @@ def _one_line_each() -> Iterator[list[BaseException]]:
 def show_late_errors() -> None:
     """Let errors after the command, while the interpreter exits, be one line each too."""
     sys.excepthook = _show_uncaught
+    warnings.showwarning = _ShowsWarnings()
     sys.unraisablehook = _show_unraisable
 
 
@@ -197,9 +199,20 @@ def _show_unraisable(unraisable: Any) -> None:
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Within the context, each warning is one line on stderr, shown once."""
-    shown: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = _ShowsWarnings()
+        yield
 
-    def show(
+
+class _ShowsWarnings:
+    """Prints each warning once."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(
+        self,
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -210,14 +223,9 @@ def _warnings_as_lines() -> Iterator[None]:
         text = f"warning: {message}"
         if not issubclass(category, CheckpointWarning):
             text = f"warning: {category.__name__}: {message}"
-        if text not in shown:
+        if text not in self._shown:
             _print_line(text, file)
-        shown.add(text)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
-        warnings.showwarning = show
-        yield
+        self._shown.add(text)
 
 
 def _print_line(text: str, file: TextIO | None = None) -> None:
