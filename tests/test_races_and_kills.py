@@ -77,10 +77,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub_url(inputs: Path) -> Iterator[str]:
-    hub = Hub({MODEL: inputs / "model", SAE: inputs / "hub_sae"}, {"main": COMMIT})
-    with serving(hub) as server:
-        yield server.url
+def hub(inputs: Path) -> Iterator[Hub]:
+    repos = {MODEL: inputs / "model", SAE: inputs / "hub_sae"}
+    with serving(Hub(repos, {"main": COMMIT})) as server:
+        yield server
 
 
 def arguments_of(command: str, inputs: Path) -> tuple[tuple[str, ...], str]:
@@ -107,13 +107,13 @@ def arguments_of(command: str, inputs: Path) -> tuple[tuple[str, ...], str]:
 def undisturbed(
     request: pytest.FixtureRequest,
     inputs: Path,
-    hub_url: str,
+    hub: Hub,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Undisturbed:
     folder = tmp_path_factory.mktemp("alone")
     arguments, out = arguments_of(request.param, inputs)
     env = {
-        "HF_ENDPOINT": hub_url,
+        "HF_ENDPOINT": hub.url,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -227,7 +227,9 @@ def check_whole(job: Undisturbed, folder: Path) -> None:
         assert list((folder / "cache" / "locks").glob("*")) == []
 
 
-def test_races_end_with_one_whole_result(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_races_end_with_one_whole_result(
+    undisturbed: Undisturbed, hub: Hub, tmp_path: Path
+) -> None:
     seed = random.Random(0)
     counts: Counter[str] = Counter()
     for n in range(RACES):
@@ -239,6 +241,7 @@ def test_races_end_with_one_whole_result(undisturbed: Undisturbed, tmp_path: Pat
             time.sleep(delay)
             return undisturbed.run(folder)
 
+        hub.downloaded.clear()
         with ThreadPoolExecutor(2) as pool:
             ended = list(pool.map(start, delays))
         errors = [done.stderr for done in ended]
@@ -252,6 +255,7 @@ def test_races_end_with_one_whole_result(undisturbed: Undisturbed, tmp_path: Pat
                 assert "exists" in done.stderr.splitlines()[-1]
             assert "Traceback" not in done.stderr
         check_whole(undisturbed, folder)
+        assert len(hub.downloaded) == len(set(hub.downloaded))
     print(f"\n{undisturbed.arguments[0]}: {RACES} races, {dict(counts)}")
 
 
