@@ -17,7 +17,7 @@ from conftest import Pair
 from forked import FORKSERVER
 from saescope.engine.extract import extract
 from saescope.errors import ResourceError
-from saescope.sources import locks
+from saescope.sources import locks, whole_files
 from saescope.sources.file_cache import cache_folder
 from saescope.sources.locks import one_writer
 from saescope.sources.prompts import texts
@@ -99,6 +99,20 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     [left] = lock_files()
     assert json.loads(left.read_text())["pid"] == holder.pid
     notes: list[str] = []
+
+    def write() -> None:
+        with one_writer(target, "mine", notes.append):
+            pass
+
+    # Somebody has the lock and has not yet put a name over the dead one's.
+    unnamed = locks.FileLock(left, thread_local=False)
+    unnamed.acquire(blocking=False)
+    ended = beside(write)
+    time.sleep(0.2)
+    assert ended == []
+    unnamed.release()
+    wait_for(lambda: ended)
+    assert ended == [None]
     with one_writer(target, "mine", notes.append) as turn:
         assert turn.waited_for == frozenset()
     assert (notes, lock_files()) == ([], [])
@@ -292,10 +306,14 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
 
 def test_small_files_of_a_cache_are_seen_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    abandoned = tmp_path / ".file.0badc0de.partial"
-    abandoned.write_bytes(b"torn")
-    os.utime(abandoned, (0, 0))
-    (tmp_path / ".other.0badc0de.partial").touch()
+    write_whole(path, b"")
+    host, pid = whole_files._this_host(), 2**22 + 1  # no process has this id
+    for name in (f".file.{host}-{pid}-0badc0de.partial", ".file.old-1-0badc0de.partial"):
+        (tmp_path / name).write_bytes(b"torn")
+    os.utime(tmp_path / ".file.old-1-0badc0de.partial", (0, 0))
+    others = [".file.elsewhere-1-0badc0de.partial", f".other.{host}-{pid}-0badc0de.partial"]
+    for name in others:
+        (tmp_path / name).touch()
     seen = set()
 
     def write(letter: bytes) -> None:
@@ -303,12 +321,12 @@ def test_small_files_of_a_cache_are_seen_whole(tmp_path: Path) -> None:
             write_whole(path, letter * 100_000)
 
     ended = [beside(partial(write, letter)) for letter in (b"x", b"y")]
-    wait_for(path.exists)
+    wait_for(path.read_bytes)
     while not all(ended):
         seen.add(path.read_bytes())
     assert ended == [[None]] * 2
     assert seen <= {b"x" * 100_000, b"y" * 100_000}
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.0badc0de.partial", "file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "file"])
 
 
 # --- published by rename

@@ -1,6 +1,5 @@
 """Fetch a plan's files: interrupted downloads resume, and every large file's SHA-256 is checked."""
 
-import glob
 import hashlib
 import os
 from collections.abc import Callable
@@ -36,6 +35,9 @@ def fetch(plan: JobPlan, *, check: bool = False, report: Report = print) -> JobP
             report(f"{progress}: checking")
             path = files.path(entry.name)
             _refuse_damaged(path, _sha256(path), files, entry)
+    for files in {file.repo: file.files for file in plan.needed}.values():
+        if isinstance(files, HubFiles):
+            _remove_abandoned(files)
     return plan.refreshed()
 
 
@@ -70,8 +72,7 @@ def _fetch(files: HubFiles, entry: FileEntry, progress: str, report: Report) -> 
                 size += f", {show_bytes(entry.partial)} are here"
             report(f"{progress}: {size}")
             _download(files, entry)
-        # A process that was killed may have left it without its name, and parts of it beside it.
-        _remove_abandoned(files, files.path(entry.name))
+        files.path(entry.name)  # a process that was killed may have left it without its name
 
 
 def _download(files: HubFiles, entry: FileEntry) -> None:
@@ -118,15 +119,14 @@ def _download_large(files: HubFiles, entry: FileEntry) -> None:
         unfinished.rename(blob)  # huggingface_hub finds it there and only adds the snapshot's link
 
 
-def _remove_abandoned(files: HubFiles, path: Path) -> None:
-    """Remove what huggingface_hub had of a small file when its process was killed."""
+def _remove_abandoned(files: HubFiles) -> None:
+    """Remove what huggingface_hub had of small files when its process was killed."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    blob = path.resolve()
-    abandoned = f"{glob.escape(blob.name)}.*.incomplete"
-    if any(blob.parent.glob(abandoned)):
-        with WeakFileLock(_blob_lock(files, blob.name)):  # no download of it goes on
-            for part in blob.parent.glob(abandoned):
+    for part in (files.folder / "blobs").glob("*.*.incomplete"):
+        contents = part.name.partition(".")[0]
+        if part.with_name(contents).is_file():  # complete by now
+            with WeakFileLock(_blob_lock(files, contents)):  # and no download of it goes on
                 part.unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from saescope.errors import ResourceError
 from saescope.sources.file_cache import cache_folder
+from saescope.sources.whole_files import is_alive
 
 _POLL_SECONDS = 0.05
 # A process writes who it is right after it takes a lock; until then it has no name.
@@ -258,15 +259,7 @@ def _read_name(path: Path) -> Holder | None:
 
 def _is_alive(holder: Holder) -> bool:
     """Return False for a killed holder, whose name stays until the next one writes its own."""
-    if os.name != "posix" or holder.host != platform.node():
-        return True
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return holder.host != platform.node() or is_alive(holder.pid)
 
 
 def _release(lock: FileLock, turn: Turn | None = None) -> None:
