@@ -1,42 +1,47 @@
-"""Which language a text is in, by its scripts and a few common words.
+"""Which language a text is in, by its scripts and py3langid's statistics of byte sequences.
 
 Knows 14 languages and program code. Digits and names alone are in no language. A language that
-shares script and words with a known one is taken for it (Marathi for Hindi, Persian for Arabic).
+is not among those compared is taken for the nearest one (Asturian for Spanish).
 """
 
-import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from functools import cache
-from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
 CODE, MIXED = "code", "mixed"
 KNOWN_LANGUAGES = (
     "ar", "code", "de", "en", "eo", "es", "eu", "fr", "hi", "it", "ja", "ko", "pt", "ru", "zh",
 )  # fmt: skip
-# Scripts that only one of the known languages uses.
-_LANGUAGE_OF_SCRIPT: Mapping[str, str] = {
-    "HANGUL": "ko",
-    "DEVANAGARI": "hi",
-    "CYRILLIC": "ru",
-    "ARABIC": "ar",
+# Languages that are told apart in each script.
+_LANGUAGES_OF_SCRIPT: Mapping[str, tuple[str, ...]] = {
+    "LATIN": (
+        "de", "en", "eo", "es", "eu", "fr", "it", "pt",
+        "af", "az", "ca", "cs", "cy", "da", "et", "fi", "ga", "hr", "hu", "id", "is", "la", "lt",
+        "lv", "ms", "mt", "nl", "no", "pl", "ro", "sk", "sl", "sq", "sv", "sw", "tl", "tr", "vi",
+    ),
+    "CYRILLIC": ("ru",),
+    "ARABIC": ("ar",),
+    "DEVANAGARI": ("hi",),
+}  # fmt: skip
+# Languages so near to one of these that short texts look alike: found only if they are probable.
+_NEIGHBOURS_OF_SCRIPT: Mapping[str, tuple[str, ...]] = {
+    "LATIN": ("an", "gl"),
+    "CYRILLIC": ("uk", "be", "bg", "sr", "mk", "kk", "ky", "mn", "ba", "tt"),
+    "ARABIC": ("fa", "ur", "ps", "ug"),
+    "DEVANAGARI": ("mr", "ne", "sa"),
 }
+_PROBABLE = 0.7
+_LEAST_PROBABLE = 0.2  # below it, a text is in no language: names, single words
 _KANA = ("HIRAGANA", "KATAKANA")
 _DENSE_SCRIPTS = ("CJK", *_KANA, "HANGUL")
 _DENSE_WEIGHT = 3  # a character of a dense script says about as much as three Latin letters
-# Letters and endings that the other Latin languages have rarely or never.
-_MARKS: Mapping[str, re.Pattern[str]] = {
-    "eo": re.compile(r"[ĉĝĥĵŝŭ]|(?:oj|aj|ojn|ajn)\b"),
-    "eu": re.compile(
-        r"tx|(?:tzen|aren|ariak|egian|egiko|etan|ekin|zuela|tela|nuen|zuen|zuten|tuko|riko)\b"
-    ),
-    "de": re.compile("ß"),
-    "es": re.compile("[ñ¿¡]"),
-    "pt": re.compile("[ãõ]"),
-}
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 # Characters of common Chinese words that Japanese has rarely or never without kana beside them.
 _CHINESE = frozenset("的是了们这那吗呢吧很没哪谁您她你说还让给对过們這嗎還說對過")
 _SENTENCE_ENDS = frozenset("。？！")
@@ -45,7 +50,9 @@ _FEW_HAN = 4
 _CODE_SIGN = re.compile(
     r"^\s*(def |class |import |from [\w.]+ import|return\b|for \w+ in |while |elif |else:|try:"
     r"|(if|with) .*:\s*$|@\w)"
-    r"|\w\(|\)\s*[.:\[]|\w\[|[=!<>+*/-]=|(?<![=<>!])=(?!=)|;\s*$|->|\w\.\w|\w_\w",
+    # Calls, but not the "(s)" of an optional plural.
+    r"|\w\((?!(?:s|es|e|n|en|j|k|ak)\))|\)\s*[:\[]|\)\.\w|\w\[|[=!<>+*/-]=|(?<![=<>!])=(?!=)"
+    r"|[)}\]\"'];\s*$|->|[^\W\d]\.[^\W\d]|\w_\w",
     re.MULTILINE,
 )
 _WORDS_PER_SIGN = 5  # at most, in code
@@ -54,8 +61,9 @@ _WORDS_PER_SIGN = 5  # at most, in code
 def detect_language(text: str) -> str | None:
     """The language with more than half of the text.
 
-    One of KNOWN_LANGUAGES, a script's name if no known language uses it (`thai`), `mixed` if no
-    script has more than half, or None if the language cannot be told.
+    One of KNOWN_LANGUAGES, the code of another language that is told apart from them (`nl`), a
+    script's name if no known language uses it (`thai`), `mixed` if no script has more than half,
+    or None if the language cannot be told.
 
     >>> from saescope.judges import detect_language
     >>> detect_language("The hill is behind the house."), detect_language("丘があります。")
@@ -71,10 +79,14 @@ def detect_language(text: str) -> str | None:
     if 2 * weight <= weights.total():
         return MIXED
     if script == "LATIN":
-        return CODE if _is_code(text) else _latin_language(text)
+        return CODE if _is_code(text) else _most_probable(text, script)
     if script == "CJK":
         return _han_language(text, counts)
-    return _LANGUAGE_OF_SCRIPT.get(script, script.lower())
+    if script == "HANGUL":
+        return "ko"
+    if script in _LANGUAGES_OF_SCRIPT:
+        return _most_probable(text, script)
+    return script.lower()
 
 
 def script_counts(text: str) -> Counter[str]:
@@ -107,25 +119,30 @@ def _han_language(text: str, counts: Counter[str]) -> str | None:
     return None
 
 
-def _latin_language(text: str) -> str | None:
-    """The language with the most common words and marks; None if there are none, or two tie."""
-    folded = unicodedata.normalize("NFC", text).casefold()
-    words = Counter(_WORD.findall(folded))
-    scores: Counter[str] = Counter()
-    for language, common_words in _common_words().items():
-        scores[language] = sum(words[word] for word in common_words)
-        if language in _MARKS:
-            scores[language] += len(_MARKS[language].findall(folded))
-    (best, score), (_, next_score) = scores.most_common(2)
-    return best if score > next_score else None
+def _most_probable(text: str, script: str) -> str | None:
+    """The most probable language of a script; None if none stands out, as in names."""
+    neighbours = _NEIGHBOURS_OF_SCRIPT[script]
+    languages = _LANGUAGES_OF_SCRIPT[script]
+    language, probability = _identifier((*languages, *neighbours)).classify(text)
+    if language in neighbours and probability < _PROBABLE:
+        language, probability = _identifier(languages).classify(text)
+    return str(language) if probability >= _LEAST_PROBABLE else None
 
 
 @cache
-def _common_words() -> Mapping[str, frozenset[str]]:
-    """Common words of the Latin languages."""
-    file = resources.files("saescope.control.evaluation") / "words.json"
-    words: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    return {language: frozenset(line.split()) for language, line in words.items()}
+def _identifier(languages: tuple[str, ...]) -> "LanguageIdentifier":
+    """An identifier of these languages."""
+    identifier = copy(_all_languages())
+    identifier.set_languages(languages)
+    return identifier
+
+
+@cache
+def _all_languages() -> "LanguageIdentifier":
+    """The identifier as its package has it; reading its model takes a third of a second."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _is_code(text: str) -> bool:
