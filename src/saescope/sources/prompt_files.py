@@ -200,9 +200,9 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
 
     refuse_lfs_pointer(path, PromptError)
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(path.absolute())
         columns = [name for name in schema.names if name in COLUMNS]
-        rows = pq.ParquetFile(path).read(columns=columns).to_pylist()
+        rows = pq.ParquetFile(path.absolute()).read(columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise PromptError(f"{path}: not a readable Parquet file: {reason}") from error

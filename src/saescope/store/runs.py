@@ -194,7 +194,7 @@ class Run:
         """Read one table by its file name; raises RunError if it is damaged or missing."""
         path = self.path / name
         try:
-            return pq.ParquetFile(path).read()
+            return pq.ParquetFile(path.absolute()).read()
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{path} is damaged or missing: recompute the run") from error
 

@@ -278,4 +278,5 @@ def _write_prompts(folder: Path, sets: Sequence[PromptSet], tokens: Tokens) -> N
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path, compression="zstd")
+    # pyarrow would read a relative path such as a:b/c as the address of a file system.
+    pq.write_table(table, path.absolute(), compression="zstd")

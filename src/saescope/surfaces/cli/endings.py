@@ -29,6 +29,8 @@ _PACKAGE = Path(__file__).parents[2]
 # Arguments and variables of the package that hold the file it is at work on.
 _NAMES_OF_FILES = ("path", "file", "folder", "place")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a path of the user can be, besides right.
+_ORDINARY = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # A value of many pages is not repeated whole.
 _LONGEST = 1000
 _KEPT = "finished work is kept; run the same command to resume"
@@ -114,9 +116,11 @@ def _os_error(error: OSError, keeps_work: bool) -> str:
         return f"cannot write{_at(path, '')}: {reason}; free some space; {after}"
     if isinstance(error, PermissionError):
         return f"{path or 'a file'} cannot be read or written: {reason}; check its permissions"
-    if path is None:
-        return f"unexpected {type(error).__name__}: {reason}; {_HINT}"
-    return f"{path}: {reason}; {_HINT}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{path or 'a path'}: the name is too long: give a shorter one"
+    if path is not None and isinstance(error, _ORDINARY):
+        return f"{path}: {reason}"
+    return f"unexpected {type(error).__name__}{_at(path)}: {reason}; {_HINT}"
 
 
 def _file_of(error: BaseException) -> str | None:
