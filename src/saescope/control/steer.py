@@ -1,42 +1,49 @@
 """Steering: edits applied while a model runs, and removed without a trace on exit.
 
-Only the layers that edits change or read are hooked, and only within a `with steered(...)` context.
-If contexts are nested, the edits of each see the same residual, not each other's changes at that
-layer, and the changes are summed. The hooks read the active edits from a ContextVar, so other
-threads are unaffected. A receipt records what the edits did.
+Only the layers that edits change or read are hooked, and only while a `steered` block is open.
+If blocks are nested, the edits of each see the same residual, not each other's changes at that
+layer, and the changes are summed. A receipt records what the edits did.
+
+Which passes a block edits (`engine/contexts.py`):
+
+- A block belongs to the thread or task that opened it, and to threads and tasks that started with
+  a copy of its context (`asyncio.to_thread`, `asyncio.create_task`). Others are not affected.
+- A block in a generator edits what the generator runs, wherever it is advanced. While the
+  generator is suspended, its caller is not affected, unless the generator is a context manager.
+- Blocks may be closed in any order, in any thread, or by garbage collection. A closed block edits
+  nothing any more, and after the last one no hook is left.
 """
 
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
 from typing import final
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from saescope.control.active_edits import ActiveEdits, activate
 from saescope.control.edited_pass import EditedPass
 from saescope.control.edits import Edit
 from saescope.control.positions import TargetPositions
 from saescope.control.receipts import Receipt
+from saescope.engine.contexts import OpenBlock, holding_generator
 from saescope.engine.lm import LM
-from saescope.engine.residual import Pass, intervene, mark_edited
+from saescope.engine.residual import OPEN_EDITS, Pass, edits_here, intervene
 from saescope.engine.sae import Sae
 from saescope.engine.stock import decoder_of
+from saescope.errors import EditError
 
-# The edits of every `steered` context that this thread or task is in, outermost first.
-_ACTIVE: ContextVar[tuple[ActiveEdits, ...]] = ContextVar("active", default=())
 # By the id of `lm.blocks`: a model loaded once may be in several LMs.
 _HOOKS: dict[int, "_Hooks"] = {}
-_LOCK = threading.Lock()
 
 
-@contextmanager
 def steered(
     lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], *, random_directions: int | None = None
-) -> Iterator[Receipt]:
+) -> AbstractContextManager[Receipt]:
     """Apply edits to every forward pass within the `with` context, and yield a receipt.
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
@@ -53,79 +60,125 @@ def steered(
     >>> receipt.applied, receipt.steps, receipt.positions > 0
     (True, 1, True)
     """
-    active = activate(lm, saes, edits, random_directions)
-    _hook(lm, active.hooked_layers)
-    token = _ACTIVE.set((*_ACTIVE.get(), active))
-    try:
-        with mark_edited(lm):
-            yield active.receipt
-    finally:
-        _ACTIVE.reset(token)
-        _unhook(lm, active.hooked_layers)
+    return SteeredBlock(lm, saes, edits, random_directions)
 
 
-def _hook(lm: LM, layers: Iterable[int]) -> None:
-    """Hook the decoder and these layers, unless another `steered` context has."""
-    decoders = [lm.decoder]
-    if lm.streamed is None:  # a streamed model cannot generate
-        decoders.append(decoder_of(lm.whole))
-    with _LOCK:
-        _HOOKS.setdefault(id(lm.blocks), _Hooks(lm.blocks, decoders)).open(layers)
+@final
+class SteeredBlock:
+    """What `with steered(...)` enters and leaves."""
+
+    def __init__(
+        self, lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], random_directions: int | None
+    ) -> None:
+        self._lm = lm
+        self._activate = partial(activate, lm, saes, edits, random_directions)
+        self._open: OpenBlock[ActiveEdits] | None = None
+
+    def __enter__(self) -> Receipt:
+        if self._open is not None:
+            raise EditError("this steered block is open already: call steered() for another one")
+        active = self._activate()
+        self._open = OpenBlock(active, holding_generator())
+        try:
+            OPEN_EDITS.open(self._open)
+            _update_hooks(self._lm)
+        except BaseException:
+            self._close()
+            raise
+        return active.receipt
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        # Nobody can close it any more: it was never left, or leaving it was interrupted.
+        if getattr(self, "_open", None) is not None:
+            self._close()
+
+    def _close(self) -> None:
+        block = self._open
+        if block is None:
+            return
+        try:
+            OPEN_EDITS.close(block)
+            _update_hooks(self._lm)
+        except BaseException:  # an interrupt: finish first
+            OPEN_EDITS.close(block)
+            _update_hooks(self._lm)
+            raise
+        finally:
+            self._open = None
 
 
-def _unhook(lm: LM, layers: Iterable[int]) -> None:
-    with _LOCK:
-        hooks = _HOOKS[id(lm.blocks)]
-        hooks.close(layers)
+def _update_hooks(lm: LM) -> None:
+    """Hook the layers that open blocks of this model edit or read, and no others."""
+    with OPEN_EDITS.lock:
+        hooks = _HOOKS.get(id(lm.blocks))
+        if hooks is None:
+            decoders = [lm.decoder]
+            if lm.streamed is None:  # a streamed model cannot generate
+                decoders.append(decoder_of(lm.whole))
+            hooks = _HOOKS[id(lm.blocks)] = _Hooks(lm.blocks, decoders)
+        hooks.update()
         if not hooks.in_use:
-            del _HOOKS[id(lm.blocks)]
+            _HOOKS.pop(id(lm.blocks), None)
 
 
 @final
 class _Hooks:
-    """The hooks of one model, with the number of `steered` contexts that use each.
+    """The hooks of one model: those that the open blocks of any thread need.
 
-    A hook key is a layer, or None for the hook that runs before the decoder. In a thread or task
-    without active edits, the hooks change nothing.
+    A hook key is a layer, or None for the hooks around the decoder. In a thread or task without
+    active edits, the hooks change nothing.
     """
 
     def __init__(self, blocks: nn.ModuleList, decoders: Sequence[nn.Module]) -> None:
         self._blocks = blocks
         self._decoders = decoders
-        self._registered: dict[int | None, ExitStack] = {}
-        self._users: Counter[int | None] = Counter()
+        self._registered: dict[int | None, list[RemovableHandle]] = {}
         self._local = threading.local()
 
     @property
     def in_use(self) -> bool:
-        """Whether any `steered` context uses a hook."""
+        """Whether any hook is registered."""
         return bool(self._registered)
 
-    def open(self, layers: Iterable[int]) -> None:
-        """Add one user of the decoder hook and of these layers."""
-        for hook_key in (None, *layers):
-            self._users[hook_key] += 1
-            if hook_key not in self._registered:
-                self._registered[hook_key] = self._register(hook_key)
+    def update(self) -> None:
+        """Register the hooks that are needed now, and remove the others.
 
-    def close(self, layers: Iterable[int]) -> None:
-        """Remove one user."""
-        for hook_key in (None, *layers):
-            self._users[hook_key] -= 1
-            if not self._users[hook_key]:
-                self._registered.pop(hook_key).close()
+        Every step asks anew: between two steps, garbage collection may close a block.
+        """
+        while self._registered.keys() != (needed := self._needed()):
+            for hook_key in self._registered.keys() - needed:
+                for handle in self._registered[hook_key]:
+                    handle.remove()
+                del self._registered[hook_key]
+                break
+            else:
+                self._register(next(iter(needed - self._registered.keys())))
+        self._local.edited_pass = None
 
-    def _register(self, hook_key: int | None) -> ExitStack:
+    def _needed(self) -> set[int | None]:
+        active = [edits for edits in OPEN_EDITS.everywhere() if edits.lm.blocks is self._blocks]
+        if not active:
+            return set()
+        return {None}.union(*(edits.hooked_layers for edits in active))
+
+    def _register(self, hook_key: int | None) -> None:
         decoders, blocks = self._decoders, {}
         if hook_key is not None:
             decoders, blocks = [], {hook_key: self._blocks[hook_key]}
-        stack = ExitStack()
-        stack.enter_context(intervene(decoders, blocks, self._begin, self._change))
-        return stack
+        handles = self._registered[hook_key] = []
+        intervene(handles, decoders, blocks, self._begin, self._change, self._end)
 
     def _begin(self, forward: Pass) -> None:
         self._local.edited_pass = None
-        active = [edits for edits in _ACTIVE.get() if edits.lm.blocks is self._blocks]
+        active = edits_here(self._blocks)
         positions = TargetPositions(forward)
         # Keys and values that were computed under other edits must not be continued under these.
         positions.check_cache(tuple(edits.key for edits in active if edits.key is not None))
@@ -141,3 +194,6 @@ class _Hooks:
         if edited_pass is None:
             return None
         return edited_pass.change(layer, resid)
+
+    def _end(self) -> None:
+        self._local.edited_pass = None

@@ -1,7 +1,6 @@
 """Generate text, greedily or by sampling. Results do not depend on batching."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from saescope.arguments import COUNT, SEED, TEMPERATURE
 from saescope.engine.answers import reply_parts
 from saescope.engine.cache_rows import keep_rows
 from saescope.engine.lm import LM
-from saescope.engine.residual import replace_outputs
+from saescope.engine.residual import OPEN_EDITS, replace_outputs
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.chats import Message, parse_messages
@@ -184,7 +183,8 @@ def _reads_padding(lm: LM, rows: Sequence[Sequence[int]]) -> bool:
         return False
     token = list(rows[0][:1])
     alone, padded = (
-        Context().run(_next_logits, lm, [token, *other]) for other in ([], [token * 5])
+        OPEN_EDITS.run_outside(partial(_next_logits, lm, [token, *other]))
+        for other in ([], [token * 5])
     )
     tolerance = _PADDING_TOLERANCE[lm.dtype == torch.float32]
     return not bool((alone - padded).abs().max() <= tolerance * alone.abs().max())

@@ -6,22 +6,46 @@ transformers returns differ at the last layer: the last entry is taken after the
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from saescope.engine.contexts import OpenBlocks
 from saescope.engine.lm import LM, SkippedNorm
 from saescope.engine.pages import Pages, release_pages
 from saescope.errors import SourceError
 
 _CHECKED: WeakSet[nn.ModuleList] = WeakSet()
-_EDITED: ContextVar[tuple[nn.ModuleList, ...]] = ContextVar("edited", default=())
+# The edits of all `steered` blocks.
+OPEN_EDITS: OpenBlocks[Any] = OpenBlocks("edits")
+
+
+def edits_here(blocks: nn.ModuleList) -> list[Any]:
+    """Return the edits of a model's blocks that apply to the running code, in opening order."""
+    return [edits for edits in OPEN_EDITS.here() if edits.lm.blocks is blocks]
+
+
+def is_edited(lm: LM) -> bool:
+    """Whether a forward pass of an LM here would be edited."""
+    return bool(edits_here(lm.blocks))
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that ignores the passes of other threads, which may use the same model."""
+    thread = get_ident()
+
+    @wraps(hook)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if get_ident() == thread else None
+
+    return call
 
 
 @contextmanager
@@ -35,8 +59,8 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     with ExitStack() as stack:
         stack.enter_context(check_hook_points(lm))
         for layer in layers:
-            handle = lm.blocks[layer].register_forward_hook(partial(_keep, resid, layer))
-            stack.callback(handle.remove)
+            keep = _in_this_thread(partial(_keep, resid, layer))
+            stack.callback(lm.blocks[layer].register_forward_hook(keep).remove)
         embedding: Any = lm.model.get_input_embeddings()  # type: ignore[operator]
         for module, pages in zip(
             (embedding, *lm.blocks), (lm.embedding_pages, *lm.block_pages), strict=True
@@ -44,21 +68,6 @@ def capture(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
             if pages:
                 stack.callback(module.register_forward_hook(partial(_release, pages)).remove)
         yield resid
-
-
-@contextmanager
-def mark_edited(lm: LM) -> Iterator[None]:
-    """Mark passes as edited, so that `extract` rejects them."""
-    token = _EDITED.set((*_EDITED.get(), lm.blocks))
-    try:
-        yield
-    finally:
-        _EDITED.reset(token)
-
-
-def is_edited(lm: LM) -> bool:
-    """Whether the forward passes of an LM are marked as edited in this context."""
-    return any(blocks is lm.blocks for blocks in _EDITED.get())
 
 
 @dataclass(frozen=True)
@@ -70,21 +79,26 @@ class Pass:
     cache: Any
 
 
-@contextmanager
 def intervene(
+    handles: list[RemovableHandle],
     decoders: Sequence[nn.Module],
     blocks: Mapping[int, nn.Module],
     begin: Callable[[Pass], None],
     change: Callable[[int, Tensor], Tensor | None],
-) -> Iterator[None]:
-    """Within the context, `begin` sees every pass, `change` may replace a block's output."""
-    with ExitStack() as stack:
-        for decoder in decoders:
-            handle = decoder.register_forward_pre_hook(partial(_begin, begin), with_kwargs=True)
-            stack.callback(handle.remove)
-        for layer, block in blocks.items():
-            stack.callback(block.register_forward_hook(partial(_change, change, layer)).remove)
-        yield
+    end: Callable[[], None],
+) -> None:
+    """Let `begin` see every pass of the decoders, and `change` replace the outputs of blocks.
+
+    Each pass ends with `end`, also if it raises. All three see the passes of all threads, until
+    the handles that are added to `handles` are removed. They are no context manager: one whose exit
+    is interrupted would leave its hooks behind.
+    """
+    for decoder in decoders:
+        before, after = partial(_begin, begin), partial(_end, end)
+        handles.append(decoder.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(decoder.register_forward_hook(after, always_call=True))
+    for layer, block in blocks.items():
+        handles.append(block.register_forward_hook(partial(_change, change, layer)))
 
 
 def _begin(
@@ -99,6 +113,10 @@ def _begin(
         inputs = kwargs["inputs_embeds"]
     n_past = int(cache.get_seq_length()) if cache is not None else 0
     begin(Pass(_real_positions(mask, n_past, inputs), n_past, cache))
+
+
+def _end(end: Callable[[], None], _decoder: nn.Module, _inputs: Any, _output: Any) -> None:
+    end()
 
 
 def _real_positions(mask: Any, n_past: int, inputs: Tensor) -> Bool[Tensor, "batch pos"] | None:
@@ -148,12 +166,11 @@ def replace_outputs(
     """
     with ExitStack() as stack:
         for module, change in outputs:
-            stack.callback(module.register_forward_hook(partial(_replace_output, change)).remove)
+            replace_output = _in_this_thread(partial(_replace_output, change))
+            stack.callback(module.register_forward_hook(replace_output).remove)
         for module, change in inputs:
-            handle = module.register_forward_pre_hook(
-                partial(_replace_input, change), with_kwargs=True
-            )
-            stack.callback(handle.remove)
+            replace_input = _in_this_thread(partial(_replace_input, change))
+            stack.callback(module.register_forward_pre_hook(replace_input, with_kwargs=True).remove)
         yield
 
 
@@ -178,11 +195,10 @@ def _replace_input(
 @contextmanager
 def map_output(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """Within the context, a module's output is `change(input, output)`."""
-    handle = module.register_forward_hook(lambda _module, inputs, output: change(inputs[0], output))
-    try:
+    hook = _in_this_thread(lambda _module, inputs, output: change(inputs[0], output))
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -190,7 +206,7 @@ def swap_parameter(
     module: nn.Module, name: str, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Temporarily replace a parameter during each forward call."""
-    originals: list[nn.Parameter] = []
+    originals: list[nn.Parameter] = []  # before each change that is not undone yet
 
     def before(_module: nn.Module, _inputs: Any) -> None:
         original = module.get_parameter(name)
@@ -201,9 +217,17 @@ def swap_parameter(
         setattr(module, name, originals.pop())
 
     with ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(before).remove)
-        stack.callback(module.register_forward_hook(after, always_call=True).remove)
+        # Removed last: an interrupted pass does not reach its own end.
+        stack.callback(_restore, module, name, originals)
+        stack.callback(module.register_forward_pre_hook(_in_this_thread(before)).remove)
+        undo = _in_this_thread(after)
+        stack.callback(module.register_forward_hook(undo, always_call=True).remove)
         yield
+
+
+def _restore(module: nn.Module, name: str, originals: list[nn.Parameter]) -> None:
+    if originals:
+        setattr(module, name, originals[0])
 
 
 @contextmanager
@@ -219,12 +243,10 @@ def check_hook_points(lm: LM) -> Iterator[None]:
         norm.uses = 0
     with ExitStack() as stack:
         for layer, block in enumerate(lm.blocks if lm.blocks not in _CHECKED else ()):
-            before = block.register_forward_pre_hook(
-                partial(_compare, lm, outputs, layer), with_kwargs=True
-            )
-            after = block.register_forward_hook(partial(_remember, lm, outputs, layer))
-            stack.callback(before.remove)
-            stack.callback(after.remove)
+            compare = _in_this_thread(partial(_compare, lm, outputs, layer))
+            remember = _in_this_thread(partial(_remember, lm, outputs, layer))
+            stack.callback(block.register_forward_pre_hook(compare, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(remember).remove)
         yield
     if len(lm.blocks) - 1 in outputs:
         _CHECKED.add(lm.blocks)
