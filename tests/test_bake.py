@@ -598,7 +598,7 @@ def test_killed_bake_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert process.stdout.splitlines() == [
-        "-9 model",  # before anything was written
+        "-9 .out.partial model",
         "-9 .out.partial model",
         "-9 .out.partial model",
         "130 model",  # interrupted: it cleared up after itself and the one before

@@ -238,7 +238,7 @@ def test_a_failed_export_leaves_nothing(
         patch.setattr("saescope.control.exports.tensors.StoredTensor.chunks", full)
         with pytest.raises(ResourceError, match="No space left on device; nothing was left"):
             export_lora(model, saes, EDITS, tmp_path / "out")
-    monkeypatch.setattr("saescope.control.exports.lora._measure", interrupted)
+    monkeypatch.setattr("saescope.control.exports.lora._write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_lora(model, saes, EDITS, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before

@@ -73,7 +73,14 @@ class ResourceError(SaescopeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt of work that keeps what is finished; its text says what that is."""
+    """An interrupt of work that keeps what is finished; its text says what that is.
+
+    `onward` introduces the command that goes on, if more than running it again is needed.
+    """
+
+    def __init__(self, kept: str, onward: str = "") -> None:
+        super().__init__(kept)
+        self.onward = onward
 
 
 class CheckpointWarning(UserWarning):

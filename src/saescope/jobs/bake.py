@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, final
 
 from saescope.control.baking.settings import BakeSettings
+from saescope.control.measured_text import extent
 from saescope.errors import PromptError
 from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
 from saescope.jobs.inputs import ModelInputs
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from saescope.control.baking.bake_result import BakeResult
 
 # Percent at which each stage starts, and its share of the whole.
-_STAGES = {"measuring": (0, 30), "writing": (30, 40), "comparing": (70, 30)}
+_STAGES = {"writing": (0, 40), "measuring": (40, 30), "comparing": (70, 30)}
 
 
 @final
@@ -70,7 +71,7 @@ class BakeRequest(Request):
             )
 
     def _neutral_texts(self) -> list[Prompt]:
-        if not self.settings.measure:
+        if extent(self.settings.measure) == "none":
             return []
         texts = read_all_prompts(self.neutral)
         if not texts:

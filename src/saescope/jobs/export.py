@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from saescope.control.exports.settings import ExportSettings, NeuronpediaSettings
+from saescope.control.measured_text import Measure, extent
 from saescope.errors import EditError, RunError
 from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
 from saescope.jobs.inputs import ModelInputs, show_licence
@@ -70,8 +71,11 @@ class ExportRequest(Request):
     lora: LoraInputs = LoraInputs()
     neutral: str = "neutral"
     "Prompt sets of plain text to measure gguf and lora on. Default: the bundled sentences."
-    measure: bool = True
-    "Measure how far the files are from the edits as steered."
+    measure: Measure | bool = "sample"
+    (
+        "How much text to measure on how far the files are from the edits as steered, once they "
+        "are written: full (all of it), sample (32 texts) or none."
+    )
     inputs: ModelInputs = ModelInputs()
     out: Path
     "A file for gguf, a folder for the others. Nothing is overwritten."
@@ -117,7 +121,7 @@ class ExportRequest(Request):
             )
 
     def _settings(self, inputs: ModelInputs) -> ExportSettings:
-        neutral = tuple(read_all_prompts(self.neutral)) if self.measure else None
+        neutral = tuple(read_all_prompts(self.neutral)) if extent(self.measure) != "none" else None
         return ExportSettings(
             measure=self.measure,
             neutral=neutral,

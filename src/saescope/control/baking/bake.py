@@ -1,15 +1,15 @@
 """Write a checkpoint whose weights implement the edits.
 
 Steps: 1 check that weights can express the edits (`eligibility.py`), 2 plan (`planning.py`),
-3 record outputs of the base model, 4 write to a staging folder (`checkpoint_writer.py`), 5 measure
-(`measuring.py`, `stock.py`) and refuse a checkpoint far from its reference intervention, 6 rename
-the folder to its final name.
+3 write to a staging folder (`checkpoint_writer.py`), 4 record outputs of the base model and measure
+(`measuring.py`, `stock.py`), and refuse a checkpoint far from its reference intervention, 5 rename
+the folder to its final name. An interrupt of step 4 keeps an exact checkpoint.
 
 The reference intervention is the run-time change that a method stands for (`methods.py`). Results
 and files call it `hook`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,6 +49,7 @@ from saescope.control.baking.planning import BaseCheckpoint, checkpoint_changes,
 from saescope.control.baking.settings import BakeSettings
 from saescope.control.baking.stock import StockReading
 from saescope.control.edits import Edit
+from saescope.control.measured_text import Measuring, extent, measured_part
 from saescope.engine.devices import Device
 from saescope.engine.sae import Sae
 from saescope.errors import EditError, PromptError, SourceError
@@ -116,8 +117,8 @@ def bake(
     if not acting:
         raise EditError("nothing to bake: no edit changes anything")
     neutral_prompts: Sequence[Prompt] = ()
-    if settings.measure and not any(reads_another_layer(edit) for edit in acting):
-        neutral_prompts = _neutral_prompts(neutral)
+    if measures(settings) and not any(reads_another_layer(edit) for edit in acting):
+        neutral_prompts = measured_part(_neutral_prompts(neutral), settings.measure)
     base = BaseCheckpoint.open(model, device=device, offline=offline)
     inputs = BakeInputs(base, saes, acting, neutral_prompts, progress or _no_progress)
     return _bake(inputs, out, settings)
@@ -152,29 +153,67 @@ class _Decision:
 
 def _bake(inputs: BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
     decision = _decide(inputs, settings)
-    quick = not settings.measure and not decision.plan.exact
+    quick = not measures(settings) and not decision.plan.exact
     if quick and not any(reads_another_layer(edit) for edit in inputs.edits):
         inputs = replace(inputs, neutral_prompts=_quick_prompts())
     refuse_full_disk(out, output_bytes(inputs.base.shards, decision.changes))
-    before = None
-    if inputs.neutral_prompts:
-        before = record_base(inputs, [decision.plan])
+    measuring = Measuring()
     with atomic_folder(out) as staging:
         rounding = _write_model(inputs, decision, staging)
-        distances = Distances(stock="nothing was measured")
-        if before is not None:
-            distances = measure(inputs, before, staging, with_transformers=settings.measure)
-            if not settings.force:
-                tolerance = _QUICK_TOLERANCE if quick else 1.0
-                refuse_distant(distances, decision.plan, tolerance=tolerance)
+        distances = _distances(inputs, decision, settings, staging, measuring)
         files = [*written_files(staging), CARD, MANIFEST]
         result = _result(inputs, decision, distances, rounding, out=out, files=sorted(files))
-        if settings.measure and before is None:
-            result.notes.append(_STREAMED_CONDITION)
-        if quick and before is not None:
-            result.notes.append(_QUICK)
+        result.notes.extend(_notes_on_measuring(inputs, settings, quick, measuring))
         _write_descriptions(inputs, result, staging)
+    measuring.end(out)
     return result
+
+
+def _distances(
+    inputs: BakeInputs,
+    decision: _Decision,
+    settings: BakeSettings,
+    staging: Path,
+    measuring: Measuring,
+) -> Distances:
+    """Measure what is written, and refuse it if it is too far from what it stands for.
+
+    An exact checkpoint is kept if measuring is interrupted, an unchecked approximation is not.
+    """
+    if not inputs.neutral_prompts:
+        return Distances(stock="nothing was measured")
+
+    def run() -> Distances:
+        before = record_base(inputs, [decision.plan])
+        return measure(inputs, before, staging, with_transformers=measures(settings))
+
+    distances = measuring.run(run) if decision.plan.exact else run()
+    if distances is None:
+        return Distances(stock="measuring was interrupted")
+    if not settings.force:
+        tolerance = 1.0 if measures(settings) else _QUICK_TOLERANCE
+        refuse_distant(distances, decision.plan, tolerance=tolerance)
+    return distances
+
+
+def _notes_on_measuring(
+    inputs: BakeInputs, settings: BakeSettings, quick: bool, measuring: Measuring
+) -> Iterator[str]:
+    """Say on how much text was measured, and why nothing was."""
+    n = len(inputs.neutral_prompts)
+    if measuring.interrupted:
+        yield "Nothing was measured: measuring was interrupted."
+    elif measures(settings) and not n:
+        yield _STREAMED_CONDITION
+    elif quick and n:
+        yield _QUICK
+    elif extent(settings.measure) == "sample":
+        yield f"Measured on a sample of {n} texts: measure='full' takes all."
+
+
+def measures(settings: BakeSettings) -> bool:
+    """Whether distances are measured on neutral text."""
+    return extent(settings.measure) != "none"
 
 
 def _decide(inputs: BakeInputs, settings: BakeSettings) -> _Decision:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from saescope.control.measured_text import Measure, extent
 from saescope.errors import EditError
 
 Method = Literal["every-write", "readers-above", "next-layer", "writers-up-to", "bias"]
@@ -35,11 +36,13 @@ class BakeSettings:
         "removes becomes a projection; other ops lose their scope and condition."
     )
 
-    measure: bool = True
+    measure: Measure | bool = "sample"
     (
-        "Measure the KL from the reference intervention, the edits as steered, and the unedited "
-        "model to the written checkpoint, and let transformers' own model judge the folder. "
-        "Without it, methods that are approximate are still checked on a few short texts."
+        "How much neutral text to measure on, once the checkpoint is written: all of it (full, or "
+        "True), a sample of 32 texts, or none (or False). Measured is the KL from the reference "
+        "intervention, the edits as steered, and the unedited model to the checkpoint, and "
+        "transformers' own model judges the folder. With none, methods that are approximate are "
+        "still checked on a few short texts."
     )
 
     force: bool = False
@@ -50,6 +53,7 @@ class BakeSettings:
 
     def check(self) -> None:
         """Raise EditError for a value that is not among the choices."""
+        extent(self.measure)
         if self.method is not None and self.method not in get_args(Method):
             choices = ", ".join(get_args(Method))
             raise EditError(f"method must be one of {choices}, got {self.method!r}")

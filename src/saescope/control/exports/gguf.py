@@ -24,6 +24,7 @@ from saescope.control.edits import Edit
 from saescope.control.exports.export_result import ExportResult
 from saescope.control.exports.measuring import OutputRecorder, Progress, State
 from saescope.control.exports.settings import ExportSettings
+from saescope.control.measured_text import Measuring, extent
 from saescope.control.steer import steered
 from saescope.engine.anatomy import read_anatomy
 from saescope.engine.config import read_config
@@ -107,6 +108,7 @@ def export_gguf(
     (True, {'layers': [2]})
     """
     settings = settings or ExportSettings()
+    settings.check()
     out = Path(out).expanduser()
     refuse_existing(out)
     files = open_files(str(model), offline=settings.offline)
@@ -116,11 +118,17 @@ def export_gguf(
     vectors = _float32(summed_constants(bound))
     limits = _limits(edits)
     measured: dict[str, Any] = {"layers": sorted(vectors)}
-    if limits and settings.measure:
+    measuring = Measuring()
+
+    def measure() -> dict[str, Any]:
         recorder = OutputRecorder(Shards.open(files), read_anatomy(files), settings)
-        measured |= _measure(recorder, vectors, saes, edits, progress)
+        return _measure(recorder, vectors, saes, edits, progress)
+
     with atomic_file(out) as path:
         path.write_bytes(control_vector(vectors, architecture(config.model_type)))
+        if limits and extent(settings.measure) != "none":
+            measured |= measuring.run(measure) or {}
+    measuring.end(out)
     return ExportResult("gguf", out, (out,), not limits, EQUALS, limits, measured)
 
 

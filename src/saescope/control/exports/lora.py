@@ -33,6 +33,7 @@ from saescope.control.exports.measuring import OutputRecorder, Progress, State
 from saescope.control.exports.peft_format import PeftNames, peft_config, peft_names, peft_tensors
 from saescope.control.exports.settings import ExportSettings
 from saescope.control.exports.tensors import StoredTensor, write_safetensors
+from saescope.control.measured_text import Measuring, extent
 from saescope.control.steer import steered
 from saescope.engine.anatomy import Anatomy, read_anatomy
 from saescope.engine.gains import norm_gains
@@ -88,10 +89,12 @@ def export_lora(
     adapter = complete if settings.embedding else complete.without_embedding
     names = peft_names(files, adapter, settings.model_class)
     measured = _facts(plan, adapter, names)
+    adapters, measuring = _Adapters(plan, complete, adapter), Measuring()
     with atomic_folder(out) as folder:
         _write(folder, files, adapter, names)
-        if settings.measure:
-            measured |= _measure(base, _Adapters(plan, complete, adapter), saes, edits, progress)
+        if extent(settings.measure) != "none":
+            measured |= measuring.run(lambda: _measure(base, adapters, saes, edits, progress)) or {}
+    measuring.end(out)
     limits = _limits(plan, adapter, settings)
     return ExportResult("lora", out, files_in(out), not limits, EQUALS, limits, measured)
 
@@ -164,7 +167,7 @@ def _limits(plan: BakePlan, adapter: LoraAdapter, settings: ExportSettings) -> t
     """Say in what the adapter differs from the projection."""
     limits = []
     if not settings.embedding:
-        distance = "measured below" if settings.measure else "not measured"
+        distance = "measured below" if extent(settings.measure) != "none" else "not measured"
         limits.append(f"what the embedding writes along the directions stays ({distance})")
     if plan.approximation_reason:
         limits.append(plan.approximation_reason)

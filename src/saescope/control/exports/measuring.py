@@ -10,6 +10,7 @@ from torch import Tensor
 from saescope.control.baking.bake_plan import ReferenceIntervention
 from saescope.control.baking.distance import RecordedOutputs, record_outputs
 from saescope.control.exports.settings import ExportSettings
+from saescope.control.measured_text import measured_part
 from saescope.engine.anatomy import Anatomy
 from saescope.engine.devices import DType
 from saescope.engine.lm import LM, load_lm
@@ -31,9 +32,10 @@ class OutputRecorder:
     def __init__(
         self, shards: Shards, anatomy: Anatomy, settings: ExportSettings, dtype: DType = "float32"
     ) -> None:
-        prompts = settings.neutral
-        if prompts is None:
-            prompts = bundled_prompts("neutral")[0].prompts
+        texts = settings.neutral
+        if texts is None:
+            texts = bundled_prompts("neutral")[0].prompts
+        prompts = measured_part(texts, settings.measure)
         if not prompts:
             raise PromptError(
                 "there is no neutral text to measure on: pass neutral=, or set measure=False"

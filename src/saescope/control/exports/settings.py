@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from saescope.arguments import Count, check_arguments
+from saescope.control.measured_text import Measure, extent
 from saescope.errors import EditError
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
@@ -23,11 +24,14 @@ class ExportSettings:
     >>> [texts] = ss.texts(["The red dog sleeps.", "Every bird sings."])
     >>> settings = ss.exports.ExportSettings(neutral=texts.prompts)
     >>> settings.measure
-    True
+    'sample'
     """
 
-    measure: bool = True
-    "Measure the KL from the steered model to the exported files."
+    measure: Measure | bool = "sample"
+    (
+        "How much text to measure the KL from the steered model to the exported files on, once "
+        "they are written: all (full, or True), a sample of 32 texts, or none (or False)."
+    )
 
     neutral: tuple[Prompt, ...] | None = None
     "Plain text to measure on. Default: the bundled sentences."
@@ -48,7 +52,8 @@ class ExportSettings:
     "Whether a LoRA also adapts the embedding, which some servers (vLLM) do not load."
 
     def check(self) -> None:
-        """Raise EditError for a value that is not among the choices."""
+        """Raise EditError or ArgumentError for a value that is not among the choices."""
+        extent(self.measure)
         if self.model_class not in (None, *get_args(ModelClass)):
             choices = ", ".join(get_args(ModelClass))
             raise EditError(f"model_class must be one of {choices}, got {self.model_class!r}")

@@ -139,7 +139,7 @@ def run(arguments: Sequence[str]) -> int:
         try:
             code: int | None = app(arguments, result_action="return_value")
         except KeyboardInterrupt as error:
-            raise Interrupted(how_to_go_on(arguments, str(error), keeps_work)) from error
+            raise Interrupted(how_to_go_on(arguments, error, keeps_work)) from error
         return code
 
     verbs = {command.verb for command in _commands()}.intersection(arguments[:1])

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from saescope.errors import Interrupted
+
 
 def command_line(*words: str) -> str:
     """Return a command to type in this shell and folder: the program as it was started here."""
@@ -37,10 +39,12 @@ def _short(path: Path) -> str:
         return str(absolute)
 
 
-def how_to_go_on(arguments: Sequence[str], kept: str, resumes: bool) -> str:
+def how_to_go_on(arguments: Sequence[str], error: KeyboardInterrupt, resumes: bool) -> str:
     """Say what an interrupted command keeps, and which command goes on."""
-    kept = kept or ("finished work is kept" if resumes else "nothing was written")
+    kept = str(error) or ("finished work is kept" if resumes else "nothing was written")
     onward = "to go on" if resumes else "to start again"
+    if isinstance(error, Interrupted) and error.onward:
+        onward = error.onward
     return f"{kept}; {onward}: {command_line(*arguments)}"
 
 

@@ -108,6 +108,8 @@ def _parameter(field: "Field[Any]", hint: Any) -> Parameter | None:
         return Parameter(name=name, negative="", show_default=False)
     if str in _alternatives(hint) and field.name not in _TEXTS:
         return Parameter(name=name, validator=_not_blank)
+    if bool in get_args(hint):  # a choice that Python also takes as True or False
+        return Parameter(name=name, negative=f"--no-{field.name}", metavar="CHOICE")
     return None if name is None else Parameter(name=name)
 
 
