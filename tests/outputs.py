@@ -25,7 +25,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 from documents import ROOT, TERMINAL, agree, unmeasured
-from saescope.surfaces.cli import COMMANDS, progress, run, show
+from saescope.surfaces.cli import COMMANDS, app, progress, run, show
 from saescope.surfaces.cli.consoles import SafeConsole
 
 FOLDER = Path(__file__).parent / "outputs"
@@ -116,8 +116,9 @@ def _texts(example: Example) -> Iterator[tuple[int, str]]:
     """Run a command, once if its result can be shown at every width."""
     if example.by_width:
         for width in WIDTHS:
-            os.environ |= {"COLUMNS": str(width), "LINES": str(_HEIGHT)}
+            app.console = Console(width=width, height=_HEIGHT)  # of help
             yield width, _run(example)
+        app.console = None
         return
     consoles = {width: _console(width) for width in WIDTHS}
     with _shown_on(list(consoles.values())):

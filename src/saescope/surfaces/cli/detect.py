@@ -164,13 +164,14 @@ def _detectors(result: Detection) -> ResultTable:
         optional=("always-yes F1", "false alarms", "precision"),
     )
     names = ", ".join(map(str, detector.features)) or "none"
+    rule = f"any of {names}" if len(detector.features) > 1 else names
     target = cell(result.target)
-    table.add(f"any of {names}", target, *_score_cells(detector.holdout))
+    table.add(rule, target, *_score_cells(detector.holdout))
     for name, scores in detector.baselines.items():
         table.add(name.replace("_", " "), target, *_score_cells(scores))
     for name, (scores, others) in detector.transfer.items():
         table.end_section()
-        table.add(f"any of {names}", cell(name), *_score_cells(scores))
+        table.add(rule, cell(name), *_score_cells(scores))
         table.add("probe", cell(name), *_score_cells(others["probe"]))
     return table
 

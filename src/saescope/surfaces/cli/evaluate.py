@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 _EXPLANATION = (
-    "shown: share of replies with the behaviour. p: McNemar's, against no edit. change: norm of "
-    "what the edits add / norm of the residual. KL: nats per token on neutral text. ppl: ratio of "
-    "perplexities."
+    "shown: share of replies with the behaviour. p: McNemar's, against no edit. lang.: replies in "
+    "another language. rep.: repetition in replies. change: norm of what the edits add / norm of "
+    "the residual. On neutral text: KL in nats per token, flips of the likeliest token, ratio of "
+    "perplexities (ppl)."
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from rich.console import Console
+from rich.text import Text
 
 from saescope.jobs.reporter import Reporter
 from saescope.jobs.runs import Answer
@@ -42,10 +43,16 @@ def stdout() -> Console:
 
 
 def note(text: str) -> None:
-    """Print one line for the person, not for the program that reads stdout."""
-    SafeConsole(stderr=True, soft_wrap=True).print(
-        visible(as_typed(text)), style="dim", markup=False
-    )
+    """Print a line for the person, not for the program that reads stdout.
+
+    A terminal gets it broken between words; a file or a pipe gets one line.
+    """
+    console = SafeConsole(stderr=True, soft_wrap=True)
+    line = visible(as_typed(text))
+    if sys.stderr.isatty():
+        print_line(console, Text(line), style="dim")
+    else:
+        console.print(line, style="dim", markup=False)
 
 
 @final
