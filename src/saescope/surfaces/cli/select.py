@@ -72,7 +72,9 @@ def _sentence(result: "Selection") -> str:
     names = ", ".join(_describe(edit) for edit in result.edits)
     before, after = result.unedited.judged_on, result.steps[-1].judged_on
     change = f"from {percent(before.behaviour_rate)} to {percent(after.behaviour_rate)}"
-    return f"Selected: {names}; {behaviour} goes {change} on prompts not used to choose."
+    right = after.right_rate
+    answers = "" if right is None else f", and {percent(right)} of answers are right,"
+    return f"Selected: {names}; {behaviour} goes {change}{answers} on prompts not used to choose."
 
 
 def _candidates(result: "Selection") -> ResultTable:
