@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jaxtyping
+from beartype import BeartypeConf, beartype
 
 _ARRAY = re.compile(r"jaxtyping|\b(?:Float|Int|UInt|Bool|Shaped|Num|Real|Inexact|Key)\d*\[")
 _Typechecker = Callable[[Any], Any]
 _jaxtyped = jaxtyping.jaxtyped
+# The same exception for both checks.
+_checked_types = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def _checked(*, typechecker: _Typechecker) -> Callable[[Any], Any]:
@@ -25,9 +28,9 @@ def _checked(*, typechecker: _Typechecker) -> Callable[[Any], Any]:
         if any(map(_may_have_arrays, _functions(wrapped))):
             return _jaxtyped(wrapped, typechecker=typechecker)
         if not inspect.isclass(wrapped):
-            return typechecker(wrapped)
+            return _checked_types(wrapped)
         if dataclasses.is_dataclass(wrapped) and "__init__" in vars(wrapped):
-            wrapped.__init__ = typechecker(wrapped.__init__)
+            wrapped.__init__ = _checked_types(wrapped.__init__)
         return wrapped
 
     return decorate

@@ -468,7 +468,7 @@ def test_converted_edits_are_compared_with_the_edits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["readers-above", "next-layer"])
 def test_norms_that_subtract_a_mean_are_refused(method: Any, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"its norms are not .*use the method every-write"):
+    with pytest.raises(SourceError, match=r"its norms are not .*use method=every-write"):
         bake(
             save("gpt2", tmp_path / "model"),
             (),
