@@ -13,6 +13,7 @@ from saescope.errors import EditError, SourceError
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
 from saescope.sources.locks import one_writer
 from saescope.sources.mistaken import refuse_folder
+from saescope.sources.regular_files import read_text
 from saescope.store.atomic import replace_file
 from saescope.store.directions import directions_file
 
@@ -86,14 +87,14 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
 def _load_toml(path: Path) -> dict[str, Any]:
     refuse_folder(path, EditError, "an edits file, such as detect writes")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise EditError(
             f"{path} does not exist: give an edits file, such as detect writes"
         ) from error
     except RecursionError as error:
         raise EditError(f"{path} is no edits file: it is nested too deeply") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # also numbers with more digits than Python reads
         raise EditError(f"{path} is no edits file: {error}") from error
 
 

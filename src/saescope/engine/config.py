@@ -7,6 +7,7 @@ from typing import Any
 from saescope.errors import SourceError, whole_reason
 from saescope.sources.checkpoint import gguf_name
 from saescope.sources.custom_code import custom_code
+from saescope.sources.declared_sizes import check_config_file, check_gguf_file
 from saescope.sources.files import Files
 from saescope.sources.mistaken import why_no_model
 
@@ -44,6 +45,10 @@ def read_config(files: Files) -> ModelConfig:
         raise SourceError(f"{files.name} {reason}")
     path = files.path(gguf or "config.json")
     source: dict[str, Any] = {"gguf_file": gguf} if gguf is not None else {}
+    if gguf is not None:
+        check_gguf_file(path)
+    else:
+        check_config_file(path)
     try:
         outer = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, **source)
         text = outer.get_text_config(decoder=True)

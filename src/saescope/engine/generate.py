@@ -16,7 +16,7 @@ from saescope.engine.cache_rows import keep_rows
 from saescope.engine.lm import LM
 from saescope.engine.residual import OPEN_EDITS, replace_outputs
 from saescope.engine.tokens import prompt_ids
-from saescope.errors import PromptError
+from saescope.errors import PromptError, SourceError
 from saescope.sources.chats import Message, parse_messages
 from saescope.sources.prompts import Prompt
 
@@ -306,4 +306,7 @@ def _end_tokens(lm: LM) -> set[int]:
     if not isinstance(configured, list):
         configured = [configured]
     candidates = [*configured, lm.tokenizer.eos_token_id]
-    return {int(token) for token in candidates if token is not None}
+    tokens = {token for token in candidates if isinstance(token, int) and token >= 0}
+    if len(tokens) < len({repr(token) for token in candidates if token is not None}):
+        raise SourceError(f"{lm.source} says eos_token_id is {configured!r:.80}: not token ids")
+    return tokens

@@ -27,11 +27,13 @@ from saescope.sources.catalog import ModelSpec
 from saescope.sources.checkpoint import CONFIG, INDEX, SINGLE, TOKENIZER_FILES, gguf_name
 from saescope.sources.custom_code import custom_code
 from saescope.sources.files import Files, open_files
+from saescope.sources.machine import show_bytes
 from saescope.sources.mistaken import missing_packages
 from saescope.sources.stored_files import StoredFile, digest_of, stored_files, text_files
 
 # Files that decide what a whole model writes, beside its weights.
 _GENERATION_FILES = ("generation_config.json",)
+_MOST_TOKENIZER_BYTES = 10**8  # the largest have 40 MB
 # Architectures for which packed rows and shared prefixes were tested: attention does not cross
 # prompts.
 _PACKING_ARCHITECTURES = {
@@ -282,6 +284,7 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
     paths = [files.path(name) for name in present]
     source: dict[str, Any] = {"gguf_file": paths[0].name} if gguf is not None else {}
     folder = paths[0].parent
+    _refuse_large_files(paths, _MOST_TOKENIZER_BYTES if gguf is None else None)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **source), present
     except Exception as error:  # tokenizers raises bare Exception for damaged files
@@ -289,6 +292,15 @@ def read_tokenizer(files: Files) -> tuple[Any, list[str]]:
             f"the tokenizer in {folder} cannot be read: "
             f"{custom_code(files) or missing_packages(str(error)) or whole_reason(error)}"
         ) from error
+
+
+def _refuse_large_files(paths: Sequence[Path], limit: int | None) -> None:
+    for path in paths:
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise SourceError(
+                f"{path} has {show_bytes(size)}: more than {show_bytes(limit)} is no tokenizer"
+            )
 
 
 def _text_names(files: Files, tokenizer_files: Sequence[str]) -> list[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from saescope.errors import SourceError, first_line
+
 _PROBE = "a"
 
 
@@ -55,7 +57,13 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def _encode(tokenizer: Any, text: str, **options: Any) -> list[int]:
-    return list(tokenizer(text, verbose=False, **options)["input_ids"])
+    try:
+        return list(tokenizer(text, verbose=False, **options)["input_ids"])
+    except Exception as error:  # settings of a damaged tokenizer fail only when they are used
+        raise SourceError(
+            f"the tokenizer {tokenizer.name_or_path} cannot encode a text: {first_line(error)}; "
+            "its files are damaged"
+        ) from error
 
 
 def _probe(tokenizer: Any) -> _Added:

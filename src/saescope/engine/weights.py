@@ -18,7 +18,10 @@ from saescope.engine.contents import Contents
 from saescope.engine.names import Source
 from saescope.engine.pages import mapped_pages, release_pages
 from saescope.errors import SourceError
+from saescope.sources.machine import show_bytes
 
+# Of what a model computes from its config instead of reading it, such as masks of old models.
+_MOST_BUFFER_BYTES = 2**29
 # Reads the next block while one computes; a single thread, so that no more than one is ever ahead.
 _READER = ThreadPoolExecutor(1, "weights")
 
@@ -205,6 +208,7 @@ def _compute_buffers(model: Any, part: nn.Module, stored: set[str]) -> None:
 
     Parameters stay without memory meanwhile: the rule would draw random numbers for them.
     """
+    _refuse_large_buffers(model, part, stored)
     initialise = getattr(part, "_init_weights", model._init_weights)
     for owner, module in part.named_modules():
         prefix = f"{owner}." if owner else ""
@@ -224,6 +228,17 @@ def _compute_buffers(model: Any, part: nn.Module, stored: set[str]) -> None:
                     f"it does not say how the buffer {name} "
                     f"of its {type(module).__name__} is computed"
                 )
+
+
+def _refuse_large_buffers(model: Any, part: nn.Module, stored: set[str]) -> None:
+    buffers = [buffer for name, buffer in part.named_buffers() if name not in stored]
+    n_bytes = sum(buffer.numel() * buffer.element_size() for buffer in buffers)
+    if n_bytes > _MOST_BUFFER_BYTES:
+        raise SourceError(
+            f"the config of this {model.config.model_type} asks for tables of "
+            f"{show_bytes(n_bytes)} that no file holds: more than {show_bytes(_MOST_BUFFER_BYTES)} "
+            "is refused"
+        )
 
 
 def _computed(

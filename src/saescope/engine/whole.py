@@ -11,6 +11,7 @@ from saescope.engine.contents import Contents
 from saescope.engine.stock import blocks_of, decoder_of, final_norm, head_path
 from saescope.engine.weights import Weights
 from saescope.errors import SourceError, whole_reason
+from saescope.sources.declared_sizes import check_config_file
 
 _GENERATION = "generation_config.json"
 
@@ -42,6 +43,7 @@ def _generation_config(path: Path) -> Any:
     """Return a generation config; raise SourceError if it is damaged."""
     from transformers import GenerationConfig
 
+    check_config_file(path)
     advice = "correct it, or remove it to use the tokenizer's end token"
     try:
         config = GenerationConfig.from_pretrained(path.parent, trust_remote_code=False)

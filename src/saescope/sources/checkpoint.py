@@ -1,7 +1,6 @@
 """A model's files: their names, the index, and the headers of safetensors files."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from saescope.errors import SourceError
 from saescope.sources.file_names import check_inner_name
 from saescope.sources.files import GGUF, Files, HubFiles, call_hub
 from saescope.sources.mistaken import why_no_model, why_no_weights
+from saescope.sources.regular_files import open_regular, parse_json, read_json
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _PROJECTORS = "mmproj"  # GGUF files of image towers
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _LARGEST_HEADER = 100 * 10**6  # the limit of the safetensors library
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_index(files: Files) -> WeightIndex:
     if INDEX in files.names():
         path = files.path(INDEX)
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path)
             shard_of = {str(name): str(shard) for name, shard in index["weight_map"].items()}
             total = (index.get("metadata") or {}).get("total_size")
         except _MALFORMED as error:
@@ -97,18 +97,18 @@ def read_header(files: Files, shard: str) -> dict[str, TensorInfo]:
         return _fetch_header(files, shard)
     path = files.path(shard)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size):
                 raise ValueError("it has no header")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         return {name: _tensor_info(fields) for name, fields in header.items()}
     except _MALFORMED as error:
         raise SourceError(f"{path} is damaged or truncated: {error}") from error
 
 
-def _tensor_info(fields: Mapping[str, Any]) -> TensorInfo:
+def _tensor_info(fields: Any) -> TensorInfo:
     start, end = fields["data_offsets"]
     return TensorInfo(str(fields["dtype"]), prod(fields["shape"]), end - start)
 

@@ -1,10 +1,10 @@
 """Code that a checkpoint's folder asks for. It is never run; errors say what was asked."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from saescope.sources.files import Files
+from saescope.sources.regular_files import read_json
 
 # Files in which transformers looks for `auto_map`.
 _CONFIGS = (
@@ -35,8 +35,8 @@ def custom_code(files: Files, names: tuple[str, ...] = _CONFIGS) -> str | None:
 
 def _read(files: Files, name: str) -> Any:
     try:
-        return json.loads(files.path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(files.path(name))
+    except (OSError, ValueError):
         return None  # whoever reads the file says that it is damaged
 
 

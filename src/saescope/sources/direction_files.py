@@ -25,11 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.errors import SourceError, first_line
+from saescope.sources.archives import check_archive
 from saescope.sources.gguf_files import bfloat16_to_float32, read_gguf
 from saescope.sources.hook_points import parse_hook_point
+from saescope.sources.regular_files import check_regular, open_regular, read_bytes
 
 METADATA_KEY = "saescope_directions"
-_MAX_FILE_BYTES = 2**30
+_MAX_FILE_BYTES = 2**28
 _DTYPES: Mapping[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _NAME_OF_LAYER = re.compile(
     r"direction[._](\d{1,4})(?:\.\d+)?|(?:(?:layers?|block)[._]?)?(\d{1,4})"
@@ -50,6 +52,7 @@ def read_direction_file(path: Path) -> DirectionFile:
     """Read a file of any of the formats; raises SourceError if it is damaged or of another kind."""
     reader = _READERS.get(path.suffix.lower(), _read_safetensors)
     try:
+        check_regular(path)
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
             raise SourceError(f"{path} has {size:,} bytes: that is too large for directions")
@@ -83,7 +86,7 @@ def _read_safetensors(path: Path) -> DirectionFile:
     from safetensors import SafetensorError, deserialize, safe_open
 
     try:
-        tensors = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+        tensors = dict(deserialize(read_bytes(path, _MAX_FILE_BYTES)))  # type: ignore[no-untyped-call]
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
@@ -147,18 +150,16 @@ def _read_pickled(path: Path) -> DirectionFile:
 
 def _read_numpy(path: Path) -> DirectionFile:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             arrays = _load_arrays(path, file)
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy raises whatever a damaged file leads to
         raise SourceError(f"{path} is not a readable NumPy file: {first_line(error)}") from error
     return DirectionFile({name: partial(_to_float32, array) for name, array in arrays.items()})
 
 
 def _load_arrays(path: Path, file: BinaryIO) -> Mapping[str, npt.NDArray[Any]]:
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if sum(info.file_size for info in archive.infolist()) > _MAX_FILE_BYTES:
-                raise SourceError(f"{path} unpacks to more than directions need")
+        check_archive(path, limit=_MAX_FILE_BYTES)
     file.seek(0)
     content = np.load(file, allow_pickle=False)
     if isinstance(content, np.ndarray):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saescope.errors import ResourceError
+from saescope.sources.regular_files import read_json
 from saescope.sources.whole_files import write_whole
 
 CACHE = "SAESCOPE_CACHE"
@@ -50,7 +51,7 @@ def remembered(path: Path, kind: str, compute: Callable[[Path], str]) -> str:
 def recall(name: str) -> dict[str, Any]:
     """What is remembered under this name; empty if nothing is, or if it is damaged."""
     try:
-        stored = json.loads((cache_folder() / f"{name}.json").read_text(encoding="utf-8"))
+        stored = read_json(cache_folder() / f"{name}.json")
     except (OSError, ValueError):
         return {}
     return stored if isinstance(stored, dict) else {}

@@ -1,6 +1,5 @@
 """Where the tensors of a file lie: safetensors, zip archives (.pt, .npz), GGUF, anything else."""
 
-import json
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, EOFError)
+from saescope.sources.regular_files import open_regular, parse_json
+
+_MALFORMED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, EOFError),
+    *(OverflowError, RecursionError),
+)
 _LARGEST_HEADER = 100 * 10**6  # the limit of the safetensors library
 _PLAIN_PARTS = 64
 
@@ -30,7 +34,7 @@ def file_parts(path: Path) -> list[Part]:
     parts: whoever loads it says what is wrong with it.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(9)
         file.seek(0)
         try:
@@ -66,7 +70,7 @@ def _safetensors_parts(file: BinaryIO, size: int) -> list[Part]:
     (length,) = struct.unpack("<Q", file.read(8))
     if length > min(_LARGEST_HEADER, size - 8):
         raise ValueError("the header is longer than the file")
-    header = json.loads(file.read(length))
+    header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     offsets = [tensor["data_offsets"] for tensor in header.values()]
     return [Part(8 + length + start, end - start) for start, end in offsets]
@@ -87,12 +91,35 @@ def _between(starts: Sequence[int]) -> list[Part]:
     return [Part(start, end - start) for start, end in pairwise(starts)]
 
 
+def gguf_numbers(path: Path) -> dict[str, int]:
+    """The whole numbers in a GGUF file's metadata by name.
+
+    Raises ValueError if the file is no GGUF, or says that it holds more than it has bytes for.
+    """
+    size = path.stat().st_size
+    with open_regular(path) as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError("it is no GGUF file")
+        try:
+            numbers: dict[str, int] = {}
+            parts = _gguf_parts(file, size, numbers)
+        except _MALFORMED as error:
+            raise ValueError("it ends too early, or says so") from error
+    if any(part.bytes < 0 or part.start + part.bytes > size for part in parts):
+        raise ValueError("a tensor lies beyond its end")
+    return numbers
+
+
 # Bytes of GGUF's value types by number; strings and arrays (8 and 9) say their own length.
 _GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _GGUF_STRING, _GGUF_ARRAY, _GGUF_UINT32 = 8, 9, 4
+_GGUF_WHOLE = {0: "<B", 2: "<H", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 
 
-def _gguf_parts(file: BinaryIO, size: int) -> list[Part]:
+def _gguf_parts(
+    file: BinaryIO, size: int, whole_numbers: dict[str, int] | None = None
+) -> list[Part]:
+    """The file's tensors; whole numbers of its metadata are added to `whole_numbers`."""
     reader = _GgufReader(file, size)
     file.seek(8)  # the format's name and version
     n_tensors, n_values = reader.numbers("<QQ")
@@ -100,12 +127,16 @@ def _gguf_parts(file: BinaryIO, size: int) -> list[Part]:
     for _ in range(n_values):
         key = reader.string()
         (kind,) = reader.numbers("<I")
-        if key == b"general.alignment" and kind == _GGUF_UINT32:
-            (alignment,) = reader.numbers("<I")
+        if kind in _GGUF_WHOLE:
+            (number,) = reader.numbers(_GGUF_WHOLE[kind])
+            if whole_numbers is not None:
+                whole_numbers[key.decode(errors="replace")] = number
+            if key == b"general.alignment" and kind == _GGUF_UINT32:
+                alignment = number
         else:
             reader.skip_value(kind)
     offsets = sorted(reader.tensor_offset() for _ in range(n_tensors))
-    data = -(-file.tell() // alignment) * alignment
+    data = -(-file.tell() // max(1, alignment)) * alignment
     return _between([*(data + offset for offset in offsets), size])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from saescope.sources.file_cache import remembered
 from saescope.sources.file_parts import Part, file_parts
+from saescope.sources.regular_files import open_regular
 
 _WHOLE_LIMIT = 64 * 2**20
 _FULL_BYTES = 2**20
@@ -47,7 +48,7 @@ def whole_hash(path: Path, *, again: bool = False) -> str:
 
 
 def _hash_whole(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -57,7 +58,7 @@ def _hash_parts(path: Path) -> str:
     n_large = sum(part.bytes > _FULL_BYTES for part in parts)
     n_samples = max(_LEAST_SAMPLES, _SAMPLES // max(1, n_large))
     digest = hashlib.sha256(f"{size} {len(parts)}\n".encode())
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         for part in _with_gaps(parts, size):
             digest.update(f"{part.start} {part.bytes} {part.in_full}\n".encode())
             for start, length in _read_ranges(part, n_samples):
@@ -93,7 +94,7 @@ def _hash_as_earlier(path: Path) -> str:
     """The size and 256 samples of 16 KiB of the file, regardless of what it holds."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for i in range(_EARLIER_SAMPLES):
             file.seek((size - _EARLIER_BYTES) * i // (_EARLIER_SAMPLES - 1))
             digest.update(file.read(_EARLIER_BYTES))

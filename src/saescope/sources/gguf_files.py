@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.errors import SourceError
+from saescope.sources.regular_files import read_bytes
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT_KEY, _DEFAULT_ALIGNMENT = "general.alignment", 32
 _MAX_DIMENSIONS = 4
+_MAX_FILE_BYTES = 2**28  # of a control vector
 # Numbers of types in GGUF. Values: struct formats of the scalars, then strings and arrays.
 _SCALARS = dict(enumerate(["B", "b", "H", "h", "I", "i", "f", "?"])) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -37,7 +39,7 @@ class GgufFile:
 
 def read_gguf(path: Path) -> GgufFile:
     """Read a whole GGUF file; raises SourceError if it is damaged or of another version."""
-    reader = _Reader(path, path.read_bytes())
+    reader = _Reader(path, read_bytes(path, _MAX_FILE_BYTES))
     if reader.take(4) != _MAGIC:
         raise SourceError(f"{path} is not a GGUF file")
     version = reader.scalar("I")

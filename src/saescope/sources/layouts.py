@@ -17,7 +17,7 @@ from typing import NamedTuple
 from saescope.errors import SourceError
 from saescope.sources.catalog import Format
 from saescope.sources.files import Files
-from saescope.sources.formats.configs import Config
+from saescope.sources.formats.configs import MAX_COUNT, Config
 from saescope.sources.hook_points import (
     UNKNOWN,
     HookPoint,
@@ -25,7 +25,7 @@ from saescope.sources.hook_points import (
     input_of,
     parse_hook_point,
 )
-from saescope.strict_json import from_json
+from saescope.sources.regular_files import UnreadableFileError, read_json
 
 SUPPORTED_FILES = (
     "layer<N>.sae.pt (Qwen-Scope), sae_weights.safetensors with cfg.json (SAELens), "
@@ -150,10 +150,9 @@ def read_sae_config(files: Files, name: str) -> Config:
     """A JSON object of the checkpoint; raises SourceError for any other content."""
     path = files.path(name)
     try:
-        size = path.stat().st_size
-        if size > _MAX_CONFIG_BYTES:
-            raise SourceError(f"{path} has {size:,} bytes: that is too large for an SAE's config")
-        config = from_json(path.read_text(encoding="utf-8"))
+        config = read_json(path, _MAX_CONFIG_BYTES)
+    except UnreadableFileError as error:
+        raise SourceError(f"{path} is no SAE's config: {error}") from error
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -230,7 +229,7 @@ def _section(config: Config, key: str) -> Config:
 
 
 def _count(value: object) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_COUNT:
         return value
     return None
 

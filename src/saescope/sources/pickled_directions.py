@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.errors import SourceError, first_line
+from saescope.sources.archives import check_archive
 
 _WRAPPERS = ("directions", "layer_activations", "vectors", "steering_vectors", "state_dict")
 _LAYER_KEYS = ("layer", "layer_idx", "layer_index")
@@ -52,7 +53,10 @@ def _load(path: Path) -> Any:
 
     # A class under each name: torch looks the stand-in up by the name in the file.
     stand_ins = [(type(name.rpartition(".")[2], (_Attributes,), {}), name) for name in _CLASSES]
+
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path, stored=True)
         with (
             warnings.catch_warnings(action="ignore"),
             torch.serialization.safe_globals([*stand_ins, *_numpy_globals()]),
@@ -65,10 +69,10 @@ def _load(path: Path) -> Any:
             f"{path} is refused: {what} (code in it was not run); save the vectors alone, "
             "as torch.save({layer: vector}, FILE)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is damaged or truncated: {first_line(error)}") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise SourceError(f"{path} cannot be read: {first_line(error)}") from error
+    except Exception as error:  # torch's unpickler trusts the structure of a file
+        raise SourceError(f"{path} is damaged or truncated: {first_line(error)}") from error
 
 
 def _numpy_globals() -> list[Any]:
@@ -83,7 +87,7 @@ def _numpy_globals() -> list[Any]:
 def _read_content(path: Path, content: Any, depth: int) -> PickledDirections:
     if isinstance(content, _Attributes):
         content = vars(content)
-    vector = _vector(content)
+    vector = _vector(path, content)
     if vector is not None:
         return PickledDirections({"vector": vector})
     if not isinstance(content, dict) or depth > _MAX_DEPTH:
@@ -101,7 +105,9 @@ def _read_content(path: Path, content: Any, depth: int) -> PickledDirections:
         if isinstance(content.get(wrapper), dict):
             return _read_content(path, content[wrapper], depth + 1)
     vectors = {
-        str(key): vector for key, value in content.items() if (vector := _vector(value)) is not None
+        str(key): vector
+        for key, value in content.items()
+        if (vector := _vector(path, value)) is not None
     }
     if not vectors:
         stored = ", ".join(map(str, list(content)[:5])) or "nothing"
@@ -114,13 +120,16 @@ def _is_layer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _vector(value: Any) -> npt.NDArray[Any] | None:
+def _vector(path: Path, value: Any) -> npt.NDArray[Any] | None:
     """A tensor or array as an array, without leading dimensions of size 1; None for the rest."""
     import torch
+
+    from saescope.sources.formats.containers import check_held
 
     if isinstance(value, torch.Tensor):
         if value.layout is not torch.strided or value.is_meta or value.is_quantized:
             return None
+        check_held(path, "a vector", value)
         value = value.detach()
         if value.dtype is torch.bfloat16:
             value = value.float()

@@ -13,7 +13,14 @@ from typing import Any
 
 from saescope.errors import PromptError, first_line
 from saescope.sources.chats import HALF_SURROGATE, has_half_surrogates
+from saescope.sources.machine import show_bytes
 from saescope.sources.mistaken import refuse_lfs_pointer
+from saescope.sources.regular_files import (
+    MOST_TEXT_BYTES,
+    check_regular,
+    open_regular,
+    read_bytes,
+)
 from saescope.strict_json import from_json
 
 _NAMES = ("id", "pair", "set", "label")
@@ -22,6 +29,9 @@ COLUMNS = (
     *_NAMES,
 )
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What the rows of any Parquet file may take, and how much more than the file's own bytes.
+_FREE_BYTES, _MOST_GROWTH = 2**27, 50
+_BATCH_ROWS, _ROW_BYTES = 256, 64
 _DELIMITERS = ",;\t|"
 _csv_limit = threading.Lock()
 
@@ -85,8 +95,8 @@ def read_rows(path: Path) -> Iterator[PromptRow]:
 def is_json_array(path: Path) -> bool:
     """Return whether a file begins as a JSON array does."""
     try:
-        with path.open("rb") as file:
-            beginning = file.read(1024)
+        with open_regular(path) as file:
+            beginning: bytes = file.read(1024)
     except OSError:
         return False
     return beginning.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")
@@ -95,15 +105,18 @@ def is_json_array(path: Path) -> bool:
 def read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield a UTF-8 file's non-blank lines with 1-based numbers, without byte-order mark."""
     refuse_lfs_pointer(path, PromptError)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PromptError(f"cannot read {path}: {error.strerror}") from error
-    lines = data.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    lines = _read_bytes(path).removeprefix(_BYTE_ORDER_MARK).split(b"\n")
     for number, line in enumerate(lines, 1):
         text = _decode(line, f"{path}:{number}").removesuffix("\r")
         if text.strip():
             yield number, text
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MOST_TEXT_BYTES)
+    except OSError as error:
+        raise PromptError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _decode(line: bytes, location: str) -> str:
@@ -158,7 +171,7 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     lines = list(read_text_lines(path))  # refuses bytes that are not UTF-8, with their line
     if not lines:
         return
-    text = path.read_bytes().removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    text = _read_bytes(path).removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     reader = csv.DictReader(
         io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(lines[0][1])
     )
@@ -200,10 +213,12 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
 
     refuse_lfs_pointer(path, PromptError)
     try:
-        schema = pq.read_schema(path.absolute())
+        check_regular(path)
+        file = pq.ParquetFile(path.absolute())
+        schema = file.schema_arrow
         columns = [name for name in schema.names if name in COLUMNS]
-        rows = pq.ParquetFile(path.absolute()).read(columns=columns).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        rows = _rows_within_limit(file, columns, path.stat().st_size)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = first_line(error)
         raise PromptError(f"{path}: not a readable Parquet file: {reason}") from error
     class_names = _class_names(schema.metadata or {})
@@ -214,6 +229,30 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
             if isinstance(value, int) and 0 <= value < len(names):
                 present[column] = names[value]
         yield number, present
+
+
+def _rows_within_limit(file: Any, columns: list[str], file_bytes: int) -> list[dict[str, Any]]:
+    """Return all rows; raises ValueError if they are far more than the file has bytes for.
+
+    Equal values are stored once: a few kilobytes can hold a text a million times.
+    """
+    limit = _FREE_BYTES + _MOST_GROWTH * file_bytes
+    said = sum(
+        file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups)
+    )
+    rows: list[dict[str, Any]] = []
+    n_bytes = 0
+    if said <= limit:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            rows += batch.to_pylist()
+            texts = (value for row in rows[-batch.num_rows :] for value in row.values())
+            n_chars = sum(len(value) for value in texts if isinstance(value, str))
+            n_bytes += max(batch.nbytes, n_chars) + batch.num_rows * _ROW_BYTES
+            if n_bytes > limit:
+                break
+    if max(said, n_bytes) > limit:
+        raise ValueError(f"its rows take more than {show_bytes(limit)}: split it")
+    return rows
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

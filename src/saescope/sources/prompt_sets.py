@@ -90,6 +90,8 @@ def _read_source(source: str) -> tuple[PromptSet, ...]:
         return group_by_set(_read_file(path))
     if source in BUNDLES:
         return bundled_prompts(source)
+    if path.exists():
+        raise PromptError(f"cannot read {path}: it is no file and no folder")
     names = " or ".join(f"'{name}'" for name in BUNDLES)
     raise PromptError(
         f"{path} does not exist: give a folder of NAME.txt, a .jsonl, .csv or .parquet, or {names}"

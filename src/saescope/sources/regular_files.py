@@ -6,13 +6,13 @@ itself is checked here, before memory is given.
 """
 
 import errno
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 from saescope.sources.machine import show_bytes
+from saescope.strict_json import from_json
 
 MOST_JSON_BYTES = 16 * 2**20
 "Most bytes of a config or index: as objects of Python they need up to 25 times as much."
@@ -45,13 +45,13 @@ def check_regular(path: Path) -> None:
     _refuse_other_kinds(path, os.stat(path))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, buffering: int = -1) -> Any:
     """Open a file to read its bytes; raises UnreadableFileError unless it is a regular file."""
     check_regular(path)  # opening a device may already do something
     handle = os.open(path, _OPEN)
     try:
         _refuse_other_kinds(path, os.fstat(handle))  # it may have been replaced meanwhile
-        return os.fdopen(handle, "rb")
+        return os.fdopen(handle, "rb", buffering)
     except BaseException:
         os.close(handle)
         raise
@@ -80,12 +80,9 @@ def read_json(path: Path, limit: int = MOST_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, limit))
 
 
-def parse_json(text: str | bytes | bytearray) -> Any:
-    """The values of a JSON text; raises ValueError, also for one that is nested too deeply."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+def parse_json(data: bytes) -> Any:
+    """The values of a JSON text; raises ValueError for anything else."""
+    return from_json(data.decode("utf-8"))
 
 
 def _refuse_other_kinds(path: Path, status: os.stat_result) -> None:

@@ -23,7 +23,7 @@ from saescope.engine.answers import read_answer
 from saescope.errors import PromptError, SourceError
 from saescope.sources.catalog import Feature
 from saescope.sources.mistaken import refuse_folder
-from saescope.strict_json import from_json
+from saescope.sources.regular_files import read_json
 
 
 def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
@@ -187,7 +187,7 @@ def _read_phrases(name: str, bundled: Mapping[str, Any]) -> PhraseJudge:
     path = Path(name).expanduser()
     refuse_folder(path, PromptError, "a JSON file of phrases by language")
     try:
-        data = from_json(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError as error:
         known = ", ".join(bundled)
         raise PromptError(

@@ -7,6 +7,8 @@ from typing import Any
 from saescope.errors import SourceError
 
 Config = Mapping[str, Any]
+MAX_COUNT = 2**31
+"Largest number of features, dimensions and the like that a config may state."
 
 
 def flag(config: Config, key: str, default: bool = False) -> bool:
@@ -22,7 +24,7 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
 def positive_int(config: Config, key: str) -> int:
     """A whole number of at least 1."""
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
         raise _invalid(key, value, "a whole number of at least 1")
     return value
 

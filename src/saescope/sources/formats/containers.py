@@ -16,29 +16,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saescope.errors import SourceError, first_line
+from saescope.sources.archives import check_archive
+from saescope.sources.machine import show_bytes
+from saescope.sources.regular_files import UnreadableFileError, check_regular
 
 # Of a zip member's own header: its signature, and the lengths of name and extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _SIGNATURE = b"PK\x03\x04"
-_MAX_COMPRESSION = 100  # weights hardly shrink: an archive that grows more than this is no SAE
 # Where a training checkpoint keeps its tensors, and what wrapping modules put before their names.
 _NESTED = ("state_dict", "model_state_dict", "model", "sae", "sae_state_dict", "autoencoder", "ae")
 _WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "sae.", "autoencoder.", "ae.")
 _MAX_NESTING = 3
-_MALFORMED_NPZ = (
-    zipfile.BadZipFile,
-    OSError,
-    ValueError,
-    EOFError,
-    struct.error,
-    NotImplementedError,
-)
 
 
 def read_torch(path: Path) -> Mapping[str, Any]:
     """A dict saved by torch, mapped; raises SourceError if damaged or not plain data."""
-    is_zip = zipfile.is_zipfile(path)  # only zip archives can be mapped, not the older format
     try:
+        check_regular(path)
+        is_zip = zipfile.is_zipfile(path)  # only zip archives can be mapped, not the older format
+        if is_zip:
+            check_archive(path, stored=True)
         # torch warns of unusual pickles, which are then refused or read.
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -47,11 +44,33 @@ def read_torch(path: Path) -> Mapping[str, Any]:
             f"{path} is refused: it is damaged, or contains more than plain tensors "
             "(code in it was not run)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except UnreadableFileError as error:
+        raise SourceError(f"{path} is refused: {error}") from error
+    except Exception as error:  # torch's unpickler trusts the structure of a file
         raise _damaged(path) from error
     if not isinstance(state, dict):
         raise SourceError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
-    return _state_dict(state)
+    state = _state_dict(state)
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            check_held(path, name, value)
+    return state
+
+
+def check_held(path: Path, name: object, tensor: Tensor) -> None:
+    """Raise SourceError for a tensor that says it has more values than its file holds.
+
+    Strides of 0 spread one number over any shape: every copy of it would be as large as it says.
+    """
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return  # refused by whoever reads it
+    said = tensor.numel() * tensor.element_size()
+    held = min(tensor.untyped_storage().nbytes(), path.stat().st_size)
+    if said > held:
+        raise SourceError(
+            f"{path} is refused: {name!s:.80} says it has {show_bytes(said)}, "
+            f"the file holds {show_bytes(held)} of it"
+        )
 
 
 def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -86,12 +105,15 @@ def read_npz(path: Path) -> Mapping[str, Tensor]:
     """
     tensors = {}
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 array = _read_array(path, archive, info)
                 if array is not None:
                     tensors[info.filename.removesuffix(".npy")] = torch.from_numpy(array)
-    except _MALFORMED_NPZ as error:
+    except UnreadableFileError as error:
+        raise SourceError(f"{path} is refused: {error}") from error
+    except Exception as error:  # zipfile and NumPy raise whatever a damaged file leads to
         raise _damaged(path) from error
     return tensors
 
@@ -106,8 +128,7 @@ def _read_array(
             return None
         header_size = member.tell()
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        compression = info.file_size / max(1, info.compress_size)
-        if size != info.file_size - header_size or compression > _MAX_COMPRESSION:
+        if size != info.file_size - header_size:
             raise ValueError("the size of an array is not that of its data")
         native = dtype.newbyteorder("=")
         if info.compress_type == zipfile.ZIP_STORED and dtype == native and size:
