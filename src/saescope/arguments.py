@@ -65,7 +65,9 @@ def show_number(value: Any) -> str:
     """Format a number as people write it; very long ones by their size."""
     if isinstance(value, Integral) and abs(int(value)) < 10**12:
         return str(value)
-    return f"{float(value):g}" if abs(value) < 1e300 else str(value)[:40]
+    if isinstance(value, Integral) and abs(int(value)) > 10**300:
+        return "a number of hundreds of digits"
+    return f"{float(value):g}"
 
 
 # Numbers from here on are typing errors: no job of that size ends.

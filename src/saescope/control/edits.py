@@ -1,6 +1,5 @@
 """Edits: which features or directions change, how, and by how much. Imports no torch."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -303,8 +302,9 @@ def _check_strength(name: str, op: str, strength: Any) -> None:
         return
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise EditError(f"edit of {name}: strength {strength!r} is not a number")
-    if isinstance(strength, float) and not math.isfinite(strength):
-        raise EditError(f"edit of {name}: strength {strength} is not finite")
+    if not abs(strength) < _FLOAT32_MAX:
+        shown = show_number(strength)
+        raise EditError(f"edit of {name}: strength {shown} is not finite in float32")
     if abs(strength) > STRENGTH.high:
         raise EditError(
             f"edit of {name}: strength must be a number below 1e6 in size, "
