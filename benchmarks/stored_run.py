@@ -73,6 +73,7 @@ def _job(sets: list[PromptSet], layers: int) -> Job:
 def _features(rng: np.random.Generator) -> LayerFeatures:
     weights = 1 / np.arange(1, D_SAE + 1) ** 0.8
     keys = rng.exponential(size=(N_TOKENS, D_SAE)) / weights[rng.permutation(D_SAE)]
+    keys[:, : SETS * SET_FEATURES] = np.inf  # drawn below: no token has a feature twice
     ids = np.argpartition(keys, K, axis=1)[:, :K].astype(np.uint16)
 
     set_of_token = np.repeat(np.arange(SETS), PROMPTS * TOKENS)

@@ -1,7 +1,10 @@
 """Runs made from planned firings, without a model: what the statistics should find is known."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +12,7 @@ import numpy.typing as npt
 from saescope.sources.catalog import ModelSpec, SaeSpec
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.arrays import Bools, Float32s
+from saescope.store.manifest import DIGEST, MANIFEST, SIZES, digest_of
 from saescope.store.runs import Job, Run
 from saescope.store.tables import LayerFeatures, PromptResids
 from saescope.store.writer import RunWriter
@@ -54,7 +58,7 @@ def write_run(
         )
         for layer, of_layer in fires.items()
     )
-    spec = ModelSpec(model, None, 9, resids.shape[1], "")
+    spec = ModelSpec(model, None, 36, resids.shape[1], "")
     job = Job(spec, saes, fingerprint(sets), "float32", "cpu", 1, errors is not None, {})
     writer = RunWriter(out, job)
     record = {"command": {"verb": "extract", "options": {}}, "inputs": {"model": model, "saes": {}}}
@@ -62,6 +66,38 @@ def write_run(
         for layer, layer_features in features.items():
             writer.put(0, layer, layer_features, PromptResids(positions, resids, resids))
         return writer.publish(sets, tokens, [list(range(len(tokens)))], record)
+
+
+def edit_manifest(run: Path, change: Callable[[dict[str, Any]], object], sign: bool = True) -> None:
+    """Change a run's manifest; `sign` renews its digest if there still is one."""
+    path = run / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    if sign and DIGEST in manifest:
+        manifest[DIGEST] = digest_of(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def sign_table(run: Path, name: str) -> None:
+    """Write a changed table's hash and size into the manifest, as if it had been published so."""
+    data = (run / name).read_bytes()
+
+    def sign(manifest: dict[str, Any]) -> None:
+        manifest["tables"][name] = hashlib.sha256(data).hexdigest()
+        if SIZES in manifest:
+            manifest[SIZES][name] = len(data)
+
+    edit_manifest(run, sign)
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], object]:
+    """A change that makes a manifest of an earlier version: without these keys and its digest."""
+
+    def remove(manifest: dict[str, Any]) -> None:
+        for key in (*keys, DIGEST, SIZES):
+            del manifest[key]
+
+    return remove
 
 
 def _prompt_set(name: str, n: int, paired: bool) -> PromptSet:
@@ -83,6 +119,8 @@ def _k(fires: Bools) -> int:
 def _features(fires: Bools, norms: Float32s, errors: Float32s | None) -> LayerFeatures:
     ids = np.argsort(~fires, axis=1, kind="stable")[:, : _k(fires)]
     acts = np.where(np.take_along_axis(fires, ids, 1), 1 + ids / fires.shape[1], 0)
+    strongest_first = np.argsort(-acts, axis=1, kind="stable")
+    acts, ids = (np.take_along_axis(values, strongest_first, 1) for values in (acts, ids))
     next_pre_act = np.zeros(len(fires), np.float32)
     return LayerFeatures.of_rows(
         norms, acts.astype(np.float32), ids.astype(np.uint16), next_pre_act, errors

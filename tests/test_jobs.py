@@ -25,6 +25,7 @@ from saescope.jobs.rerun import RerunRequest
 from saescope.jobs.scan import ScanRequest
 from saescope.store.masking import Masking
 from saescope.surfaces.cli import COMMANDS
+from stored import edit_manifest
 
 # What a request needs beside its defaults.
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
@@ -244,9 +245,8 @@ def test_run_of_an_earlier_version_is_repeated(
 ) -> None:
     inputs = ModelInputs(model=str(pair.model), sae=str(pair.sae), layers=(0, 2))
     profiled = ProfileRequest(str(sets_folder), inputs=inputs, out=tmp_path / "run").run()
-    manifest = json.loads((profiled.run.path / "manifest.json").read_text())
-    manifest["command"] = next(command for command, _ in EARLIER if command["verb"] == "profile")
-    (profiled.run.path / "manifest.json").write_text(json.dumps(manifest))
+    command = next(command for command, _ in EARLIER if command["verb"] == "profile")
+    edit_manifest(profiled.run.path, lambda manifest: manifest.update(command=command))
     repeated = RerunRequest(profiled.run.path).run()
     assert repeated.same
     assert repeated.answer is not None

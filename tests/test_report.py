@@ -29,12 +29,13 @@ from saescope.jobs.report import report_findings, report_settings
 from saescope.jobs.request import Request
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.store.masking import Masking
-from saescope.store.runs import MANIFEST, Run, verify
+from saescope.store.runs import Run
+from saescope.store.verification import verify
 from saescope.surfaces.cli import run as saescope
 from saescope.surfaces.report import write_report
 from saescope.surfaces.report.heat_map import heat_map
 from saescope.surfaces.report.page import render
-from stored import write_run
+from stored import edit_manifest, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -336,9 +337,7 @@ def test_page_says_if_nothing_is_confirmed(tmp_path: Path) -> None:
 
 def with_command(run: Run, command: Any) -> Run:
     """The run again, with another command in its manifest."""
-    path = run.path / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**manifest, "command": command}), encoding="utf-8")
+    edit_manifest(run.path, lambda manifest: manifest.update(command=command))
     return Run.open(run.path)
 
 
@@ -380,9 +379,9 @@ def test_page_uses_the_masking_of_other_commands(
     ],
 )
 def test_a_damaged_command_is_one_clear_error(command: Any, tmp_path: Path) -> None:
-    run = with_command(two_sets(tmp_path / "run"), command)
+    run = two_sets(tmp_path / "run")
     with pytest.raises(RunError, match="damaged"):
-        page_of(run)
+        page_of(with_command(run, command))
 
 
 def test_command_prints_the_path_of_the_page(

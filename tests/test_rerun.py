@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import Pair
-from saescope.store.runs import Run, verify
+from saescope.store.runs import Run
+from saescope.store.verification import verify
 from saescope.surfaces.cli import run as cli
+from stored import edit_manifest, sign_table
 
 pytestmark = pytest.mark.slow  # each test computes a run first
 
@@ -74,9 +76,8 @@ def test_rerun_with_another_model_is_not_the_same(
 ) -> None:
     import tiny
 
-    manifest = json.loads((run_folder / "manifest.json").read_text())
-    manifest["inputs"]["model"] = str(tiny.save_model(tmp_path / "other", seed=1))
-    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    other = str(tiny.save_model(tmp_path / "other", seed=1))
+    edit_manifest(run_folder, lambda manifest: manifest["inputs"].update(model=other))
     assert cli(["rerun", str(run_folder), "--json"]) == 1
     differences = json.loads(capsys.readouterr().out)["rerun"]["differences"]
     assert any(line.startswith("model: was") for line in differences)
@@ -86,9 +87,7 @@ def test_rerun_with_another_model_is_not_the_same(
 def test_rerun_where_the_model_is_gone_says_so(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = json.loads((run_folder / "manifest.json").read_text())
-    manifest["inputs"]["model"] = "/nowhere/model"
-    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(run_folder, lambda manifest: manifest["inputs"].update(model="/nowhere/model"))
     assert cli(["rerun", str(run_folder)]) == 2
     assert "/nowhere/model" in capsys.readouterr().err
 
@@ -123,7 +122,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: (run / "manifest.json").write_text(
             (run / "manifest.json").read_text().replace("float32", "bfloat16")
         ),
-        "does not match its job: the manifest was modified",
+        "manifest.json was modified: its fingerprint does not match its job",
     ),
 }
 
@@ -139,20 +138,12 @@ def test_damage_is_found(run_folder: Path, damage: str, capsys: pytest.CaptureFi
 
 
 def test_table_of_another_schema_is_found(run_folder: Path) -> None:
-    import hashlib
-
     table = (
         pq.read_table(run_folder / "layer0.parquet").slice(0, 5).append_column("extra", pa.nulls(5))
     )
     pq.write_table(table, run_folder / "layer0.parquet")
-    manifest = json.loads((run_folder / "manifest.json").read_text())
-    manifest["tables"]["layer0.parquet"] = hashlib.sha256(
-        (run_folder / "layer0.parquet").read_bytes()
-    ).hexdigest()
-    (run_folder / "manifest.json").write_text(json.dumps(manifest))
-    problems = verify(run_folder)
-    assert any("has columns" in line for line in problems)
-    assert any("has 5 rows" in line for line in problems)
+    sign_table(run_folder, "layer0.parquet")
+    assert any("has columns" in line for line in verify(run_folder))
 
 
 def test_folder_that_is_no_run_is_refused(

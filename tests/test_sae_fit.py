@@ -252,9 +252,7 @@ def test_earlier_run_says_not_recorded(tmp_path: Path, capsys: pytest.CaptureFix
     fires = np.zeros((2 * 8 * 4, 8), bool)
     fires[: 8 * 4, 3] = True
     run = stored.write_run(tmp_path / "run", {"a": [4] * 8, "b": [4] * 8}, {5: fires})
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    manifest.pop("sae_fit")
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    stored.edit_manifest(run.path, stored.without("sae_fit"))
     assert contrast(Run.open(run.path)).to_dict()["sae_fit"] == {"5": None}
     assert "not recorded" in render(gather(Run.open(run.path)))
     assert run_command(["contrast", str(run.path)]) == 0
@@ -266,9 +264,8 @@ def test_rerun_of_an_earlier_run_records_it(
 ) -> None:
     lm, saes = pair.load(1)
     run = extract(lm, saes, texts(tiny.TEXTS), tmp_path / "run")
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    figures = manifest.pop("sae_fit")
-    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    figures = run.manifest["sae_fit"]
+    stored.edit_manifest(run.path, stored.without("sae_fit"))
     assert run_command(["rerun", str(run.path), "--out", str(tmp_path / "new")]) == 0
     assert Run.open(tmp_path / "new").manifest["sae_fit"] == figures
 

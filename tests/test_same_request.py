@@ -20,8 +20,10 @@ from saescope.engine.load import fingerprint_as, load_sae
 from saescope.engine.numerics import threads
 from saescope.sources import fingerprints, stored_files
 from saescope.sources.prompts import texts
-from saescope.store.runs import Run, verify
+from saescope.store.runs import Run
+from saescope.store.verification import verify
 from saescope.surfaces.cli import run as cli
+from stored import edit_manifest, without
 
 LONG_BEGINNING = "the same long beginning of every prompt, which is computed once " * 2
 SHARED = texts([f"{LONG_BEGINNING}{word}" for word in ("red", "green", "blue", "grey")])
@@ -250,10 +252,7 @@ def test_a_run_without_recorded_files_verifies(
 ) -> None:
     lm, saes = pair.load(1)
     extract(lm, saes, SHARED[:1], tmp_path / "run")
-    path = tmp_path / "run" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["files"]
-    path.write_text(json.dumps(manifest))
+    edit_manifest(tmp_path / "run", without("files"))
     answer = verified(tmp_path / "run", capsys)
     assert answer["ok"]
     assert "an earlier version" in answer["unproven"][0]

@@ -28,7 +28,8 @@ from saescope.engine.scan import scan
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import texts
 from saescope.sources.saes import open_sae
-from saescope.store.runs import Run, verify
+from saescope.store.runs import Run
+from saescope.store.verification import verify
 from saescope.surfaces.cli import main
 
 Kind = tuple[LM, list[Sae], Path]

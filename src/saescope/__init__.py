@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     from saescope.store.directions import write_directions
     from saescope.store.masking import Masking
     from saescope.store.resume_cache import ResumeCache
-    from saescope.store.runs import Run, verify
+    from saescope.store.runs import Run
+    from saescope.store.verification import verify
     from saescope.surfaces.report import write_report
 
 __all__ = [
@@ -240,10 +241,8 @@ _HOMES = {
     "store.directions": ("write_directions",),
     "store.masking": ("Masking",),
     "store.resume_cache": ("ResumeCache",),
-    "store.runs": (
-        "Run",
-        "verify",
-    ),
+    "store.runs": ("Run",),
+    "store.verification": ("verify",),
     "surfaces.report": ("write_report",),
 }
 

@@ -10,8 +10,11 @@ from saescope.errors import RunError
 from saescope.jobs.questions import read_command
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
+from saescope.store.manifest import MANIFEST
 from saescope.store.runs import Run
 from saescope.table import Table
+
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class RerunRequest(Request):
     def run(self, reporter: Reporter = SILENT) -> Rerun:
         """Compute the run again and compare it; raises RunError if the manifest cannot be read."""
         first = Run.open(self.directory)
+        first.check_tables()  # equal hashes in two manifests say nothing about damaged tables
         question = read_command(first.manifest["command"], first.path)
         with TemporaryDirectory(prefix="saescope-") as temporary:
             second = self._repeat(first, self.out or Path(temporary) / "run", reporter)
@@ -94,7 +98,7 @@ class RerunRequest(Request):
             )
             for layer, spec in first.saes.items()
         ]
-        n_threads = numerics.get("threads") or first.manifest.get("threads")
+        n_threads = _thread_count(first, numerics.get("threads") or first.manifest.get("threads"))
         with (
             reporter.progress("features", task=f"{first.path} again") as advance,
             threads(n_threads),
@@ -110,6 +114,16 @@ class RerunRequest(Request):
                 progress=advance,
                 kernels=first.manifest.get("kernels"),
             )
+
+
+def _thread_count(run: Run, recorded: Any) -> int | None:
+    """Return a recorded number of threads; raises RunError for one that no machine has."""
+    if recorded is None or (isinstance(recorded, int) and 0 < recorded <= _MOST_THREADS):
+        return recorded
+    raise RunError(
+        f"{run.path / MANIFEST} is damaged: it was made with {recorded!r} threads; "
+        "remove the run and compute it again"
+    )
 
 
 def _differences(first: Run, second: Run) -> list[str]:

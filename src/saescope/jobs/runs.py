@@ -1,5 +1,6 @@
 """Open or compute the run that a command analyses."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from saescope.jobs.reporter import Reporter, keeping
 from saescope.sources.file_names import file_name_part
 from saescope.sources.prompt_sets import read_prompts
 from saescope.sources.prompts import PromptSet
+from saescope.store.manifest import MANIFEST
 from saescope.store.masking import Masking
-from saescope.store.runs import MANIFEST, Run
+from saescope.store.runs import Run
+from saescope.store.tables import PROMPTS_NAME, TOKENS_NAME
 from saescope.table import Table
 
 if TYPE_CHECKING:
@@ -67,8 +70,13 @@ def beside_run(path: Path, end: str) -> Path:
 
 
 def is_run(path: str) -> bool:
-    """Return whether this is the directory of a run."""
-    return (Path(path).expanduser() / MANIFEST).is_file()
+    """Return whether this is the directory of a run, damaged or not.
+
+    A run without its manifest is none to read prompts from, although it has a table of them.
+    """
+    folder = Path(path).expanduser()
+    has_tables = all(os.path.lexists(folder / name) for name in (PROMPTS_NAME, TOKENS_NAME))
+    return has_tables or os.path.lexists(folder / MANIFEST)
 
 
 def obtain_run(extraction: Extraction, reporter: Reporter) -> Run:

@@ -3,9 +3,8 @@
 This file reads and checks runs; writer.py makes them.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +13,34 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saescope.errors import RunError
 from saescope.sources.catalog import Feature, ModelSpec, SaeSpec
-from saescope.sources.chats import parse_messages
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.store import columns, tables
 from saescope.store.arrays import Bools, Indices
+from saescope.store.manifest import (
+    MANIFEST,
+    SIZES,
+    digest_of,
+    job_fingerprint,
+    manifest_problems,
+    read_manifest,
+)
 from saescope.store.sae_fit import SaeFit, SaeFits
+from saescope.store.table_checks import table_problems
+from saescope.store.table_files import (
+    TableDamage,
+    TableRecord,
+    check_bytes,
+    check_file,
+    is_remembered,
+    read_table,
+    remember,
+)
 from saescope.store.tables import LayerFeatures, PromptResids
 
-MANIFEST = "manifest.json"
-_MANIFEST_KEYS = {"fingerprint", "job", "command", "inputs", "tables"}
+_RECOMPUTE = "remove the run and compute it again"
 Int32s = npt.NDArray[np.int32]
 
 
@@ -52,21 +66,20 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Open a run directory; raises RunError if it is not one, or if its schema is unknown."""
+        """Open a run directory; raises RunError unless it is an intact run.
+
+        Checks the manifest, and that every table is there with its size. What a table holds is
+        checked when it is first read.
+        """
         path = Path(path)
-        manifest = _read_manifest(path)
-        schema = manifest.get("schema")
-        if schema not in tables.READABLE_SCHEMAS:
-            supported = ", ".join(map(str, tables.READABLE_SCHEMAS))
-            raise RunError(
-                f"{path} has schema {schema} (supported: {supported}): recompute the run"
-            )
-        missing = _MANIFEST_KEYS - manifest.keys()
-        if missing:
-            raise RunError(
-                f"{path / MANIFEST} is damaged: it has no {min(missing)}; recompute the run"
-            )
-        return cls(path, manifest)
+        manifest = read_manifest(path)
+        for problem in manifest_problems(manifest):
+            raise RunError(f"{path / MANIFEST} {problem}; {_RECOMPUTE}")
+        run = cls(path, manifest)
+        for name in manifest["tables"]:
+            with run._damage_of(name):
+                check_file(path / name, run.record(name))
+        return run
 
     @cached_property
     def saes(self) -> dict[int, SaeSpec]:
@@ -87,7 +100,12 @@ class Run:
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
         """All prompts in order."""
-        return tuple(_prompt(row) for row in self.read("prompts.parquet").to_pylist())
+        table = self.read(tables.PROMPTS_NAME)
+        with self._damage_of(tables.PROMPTS_NAME):
+            try:
+                return tables.prompts_of(table)
+            except ValueError as error:
+                raise TableDamage("has messages that are no chat") from error
 
     @cached_property
     def sets(self) -> tuple[str, ...]:
@@ -148,7 +166,12 @@ class Run:
 
     @cached_property
     def _tokens(self) -> pa.Table:
-        return self.read("tokens.parquet")
+        return self.read(tables.TOKENS_NAME)
+
+    @cached_property
+    def prompt_lengths(self) -> Int32s:
+        """Number of tokens of each prompt, (prompts,)."""
+        return columns.values(self.read(tables.PROMPTS_NAME)["n_tokens"])
 
     def sae_fits(self, layers: Sequence[int] | None = None) -> SaeFits:
         """Return how well each layer's SAE fits; None if the run's version did not measure it."""
@@ -161,14 +184,21 @@ class Run:
                 fits[layer] = None if figures is None else SaeFit(**figures)
             except TypeError as error:
                 raise RunError(
-                    f"{self.path / MANIFEST} is damaged: sae_fit is {figures}"
+                    f"{self.path / MANIFEST} is damaged: sae_fit is {figures}; {_RECOMPUTE}"
                 ) from error
         return SaeFits(fits, self.saes)
 
     def features(self, layer: int) -> LayerFeatures:
         """Return one layer's features; raises RunError if the run does not hold that layer."""
         self.check_layer(layer)
+        self._check_resids(layer)
         return tables.features_of(self.read(tables.features_name(layer)))
+
+    def _check_resids(self, layer: int) -> None:
+        """Check the SHA-256 of a layer's other table: half of a damaged layer is not trusted."""
+        name = tables.resid_name(layer)
+        with self._damage_of(name):
+            check_bytes(self.path / name, self.record(name))
 
     def resids(self, layer: int) -> PromptResids:
         """Return one layer's residuals per prompt; raises RunError if the run does not hold it."""
@@ -191,12 +221,42 @@ class Run:
             )
 
     def read(self, name: str) -> pa.Table:
-        """Read one table by its file name; raises RunError if it is damaged or missing."""
-        path = self.path / name
+        """Read one table by its file name; raises RunError if it is damaged or missing.
+
+        Its SHA-256 and its content are checked when this process first reads it.
+        """
+        with self._damage_of(name):
+            table, key = read_table(self.path / name, self.record(name))
+            checked = (key, name, self._digest)
+            if key is None or not is_remembered(checked):
+                lengths = None if name == tables.PROMPTS_NAME else self.prompt_lengths
+                for problem in table_problems(name, table, self.saes, lengths):
+                    raise TableDamage(problem)
+                remember(checked)
+            return table
+
+    def check_tables(self) -> None:
+        """Read and check every table; raises RunError if one is damaged or missing."""
+        for name in self.manifest["tables"]:
+            self.read(name)
+
+    def record(self, name: str) -> TableRecord:
+        """Return what the manifest says of a table; raises RunError if it says nothing."""
+        if name not in self.manifest["tables"]:
+            raise RunError(f"{self.path} has no table {name}")
+        return TableRecord(self.manifest["tables"][name], self.manifest.get(SIZES, {}).get(name))
+
+    @cached_property
+    def _digest(self) -> str:
+        """Tells this run's manifest from another one that lists the same file."""
+        return digest_of(self.manifest)
+
+    @contextmanager
+    def _damage_of(self, name: str) -> Iterator[None]:
         try:
-            return pq.ParquetFile(path.absolute()).read()
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{path} is damaged or missing: recompute the run") from error
+            yield
+        except TableDamage as error:
+            raise RunError(f"{self.path / name} {error}: {_RECOMPUTE}") from error
 
 
 @dataclass(frozen=True)
@@ -217,95 +277,4 @@ class Job:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every field and the schema version."""
-        return _fingerprint(tables.SCHEMA_VERSION, asdict(self))
-
-
-def verify(path: str | Path) -> list[str]:
-    """List problems with a run's files, one line each; empty if it is intact.
-
-    Checks hashes, missing and unexpected files, the manifest's fingerprint, then columns and row
-    counts. Raises RunError if the manifest cannot be read.
-
-    >>> import tempfile
-    >>> import saescope as ss
-    >>> lm = ss.load_lm("saescope-tiny", [2])
-    >>> saes = [ss.load_sae("saescope-tiny-sae", 2)]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = ss.extract(lm, saes, ss.bundled_prompts()[:1], f"{folder}/run")
-    ...     (run.path / "tokens.parquet").unlink()
-    ...     ss.verify(run.path)
-    ['tokens.parquet is missing']
-    """
-    run = Run.open(path)
-    hashes: Mapping[str, str] = run.manifest["tables"]
-    present = {file.name for file in run.path.iterdir()} - {MANIFEST}
-    problems = [f"{name} is missing" for name in sorted(hashes.keys() - present)]
-    problems += [
-        f"{name} is unexpected: it is not listed in {MANIFEST}"
-        for name in sorted(present - hashes.keys())
-    ]
-    for name in sorted(hashes.keys() & present):
-        if hashlib.sha256((run.path / name).read_bytes()).hexdigest() != hashes[name]:
-            problems.append(f"{name} was modified: its SHA-256 differs from the manifest")
-    if _fingerprint(run.manifest["schema"], run.manifest["job"]) != run.manifest["fingerprint"]:
-        problems.append(
-            f"the fingerprint in {MANIFEST} does not match its job: the manifest was modified"
-        )
-    return problems or _schema_problems(run)
-
-
-def _read_manifest(path: Path) -> Mapping[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is not a run: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict):
-        raise RunError(f"{path / MANIFEST} is damaged: it is not an object; recompute the run")
-    return manifest
-
-
-def _fingerprint(schema: int, job: Mapping[str, Any]) -> str:
-    text = json.dumps([schema, job], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _prompt(row: Mapping[str, Any]) -> Prompt:
-    """Return the prompt stored in a row of the prompts table."""
-    fields = {name: row[name] for name in ("id", "set", "pair", "split")}
-    if row["messages"] is None:
-        return Prompt(text=row["text"], **fields)
-    return Prompt(messages=parse_messages(json.loads(row["messages"])), **fields)
-
-
-def _schema_problems(run: Run) -> list[str]:
-    """List tables that are not in the manifest or have wrong columns or row counts."""
-    expected = _expected_columns(run)
-    listed = run.manifest["tables"].keys()
-    problems = [f"{name} is not listed in {MANIFEST}" for name in expected.keys() - listed]
-    n_rows = {}
-    for name in expected.keys() & listed:
-        table = run.read(name)
-        n_rows[name] = table.num_rows
-        if table.column_names != expected[name]:
-            actual = ", ".join(table.column_names)
-            problems.append(f"{name} has columns {actual}, not {', '.join(expected[name])}")
-    # A table that is missing is reported already, so nothing is compared with it.
-    for name, n in n_rows.items():
-        per_token = name == "tokens.parquet" or name.startswith("layer")
-        reference_table = "tokens.parquet" if per_token else "prompts.parquet"
-        if n != n_rows.get(reference_table, n):
-            problems.append(f"{name} has {n} rows, {reference_table} has {n_rows[reference_table]}")
-    return sorted(problems)
-
-
-def _expected_columns(run: Run) -> dict[str, Sequence[str]]:
-    expected: dict[str, Sequence[str]] = {
-        "prompts.parquet": tables.PROMPTS.names,
-        "tokens.parquet": tables.TOKENS.names,
-    }
-    for layer in run.layers:
-        expected[tables.features_name(layer)] = list(tables.FEATURE_COLUMNS)
-        expected[tables.resid_name(layer)] = list(tables.RESID_COLUMNS)
-    return expected
+        return job_fingerprint(tables.SCHEMA_VERSION, asdict(self))

@@ -1,7 +1,7 @@
 """Schema and version of every stored table; docs/run.md is the normative text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from saescope.sources.chats import parse_messages
 from saescope.sources.prompts import Prompt
+from saescope.sources.regular_files import parse_json
 from saescope.store import columns
 from saescope.store.arrays import Bools, Float32s, Indices
 
 SCHEMA_VERSION = 3
 READABLE_SCHEMAS = (2, 3)
+PROMPTS_NAME, TOKENS_NAME = "prompts.parquet", "tokens.parquet"
 
 PROMPTS = pa.schema(
     [
@@ -175,6 +178,21 @@ def _messages_json(prompt: Prompt) -> str | None:
     if not prompt.messages:
         return None
     return json.dumps([message.to_dict() for message in prompt.messages], ensure_ascii=False)
+
+
+def prompts_of(table: pa.Table) -> tuple[Prompt, ...]:
+    """Invert `prompts_table`; raises ValueError for messages that are no chat."""
+    return tuple(map(_prompt, table.to_pylist()))
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    values = {name: row[name] for name in ("id", "set", "pair", "split")}
+    if row["messages"] is None:
+        return Prompt(text=row["text"], **values)
+    messages = parse_json(row["messages"])
+    if not isinstance(messages, list):
+        raise ValueError("the messages of a chat are a list")
+    return Prompt(messages=parse_messages(messages), **values)
 
 
 def tokens_table(tokens: Sequence[Sequence[tuple[int, str]]]) -> pa.Table:

@@ -34,7 +34,8 @@ from saescope.store.atomic import (
     remove_empty,
     write_then_rename,
 )
-from saescope.store.runs import MANIFEST, Job, Run
+from saescope.store.manifest import DIGEST, MANIFEST, SIZES, digest_of
+from saescope.store.runs import Job, Run
 from saescope.store.sae_fit import MeasureFit, sample_order
 from saescope.store.tables import LayerFeatures, PromptResids
 
@@ -216,17 +217,18 @@ class RunWriter:
         return np.concatenate(samples)
 
     def _write_manifest(self, folder: Path, record: Mapping[str, Any]) -> None:
+        paths = sorted(folder.iterdir())
         manifest = {
             "schema": tables.SCHEMA_VERSION,
             "fingerprint": self.job.fingerprint,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "job": asdict(self.job),
             **record,
-            "tables": {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(folder.iterdir())
-            },
+            "tables": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+            SIZES: {path.name: path.stat().st_size for path in paths},
         }
+        # The digest is that of the manifest as JSON holds it: with keys that are strings.
+        manifest[DIGEST] = digest_of(json.loads(json.dumps(manifest)))
         text = json.dumps(manifest, ensure_ascii=False, indent=1)
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -273,8 +275,8 @@ def _in_order(archives: Sequence[Archive], name: str, order: Indices) -> npt.NDA
 def _write_prompts(folder: Path, sets: Sequence[PromptSet], tokens: Tokens) -> None:
     prompts = [prompt for group in sets for prompt in group.prompts]
     n_tokens = [len(row) for row in tokens]
-    _write(folder / "prompts.parquet", tables.prompts_table(prompts, n_tokens))
-    _write(folder / "tokens.parquet", tables.tokens_table(tokens))
+    _write(folder / tables.PROMPTS_NAME, tables.prompts_table(prompts, n_tokens))
+    _write(folder / tables.TOKENS_NAME, tables.tokens_table(tokens))
 
 
 def _write(path: Path, table: pa.Table) -> None:

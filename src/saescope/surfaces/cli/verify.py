@@ -23,5 +23,5 @@ def _show(console: Console, verification: Verification) -> None:
         lines.append("its model and SAEs are byte for byte those it was made from")
     for name in verification.unproven or []:
         lines.append(f"not proven byte for byte: {name}")
-    for line in lines:
+    for line in [*lines, *verification.notes]:
         print_line(console, cell(line))
