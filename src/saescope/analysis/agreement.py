@@ -73,12 +73,14 @@ def agreement(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Agreement(Table):
     """The result of `precision`: run `a` is the reference that run `b` is compared with.
 
     `what_a` and `what_b` name what differs between the runs, such as a dtype.
     """
+
+    shown = "layer tokens top1_equal top5_equal topk_jaccard act_rel_diff rate_diff ties"
 
     a: str
     b: str

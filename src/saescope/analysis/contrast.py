@@ -115,9 +115,11 @@ def contrast(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contrast(Table):
     """The result of `contrast`, for every layer of a run."""
+
+    shown = "layer set feature rate holdout_rate other_set holdout_score confirmed"
 
     run: str
     layers: dict[int, "LayerContrast"]

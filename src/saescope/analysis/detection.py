@@ -55,13 +55,15 @@ class DetectSettings:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Detection(Table):
     """The result of `detect`.
 
     `by_chance` features pass the thresholds with shuffled labels, on average over the shuffles;
     in 95 % of them at most `by_chance_95` do.
     """
+
+    shown = "feature prompt_rate prompt_other_rate other_set holdout_rate holdout_passes q group"
 
     run: str
     target: str

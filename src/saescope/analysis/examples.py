@@ -55,7 +55,7 @@ def examples(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Examples(Table):
     """A feature's strongest prompts, strongest first, and on how many prompts it fires at all."""
 

@@ -63,9 +63,11 @@ def fitness(run: Run, base: Run | None = None) -> "Fitness":
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitness(Table):
     """The result of `fitness`."""
+
+    shown = "layer tokens fvu base_fvu l0 base_l0 norm_median topk_jaccard"
 
     model: str
     base: str | None

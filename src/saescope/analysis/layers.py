@@ -72,9 +72,11 @@ def layers(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layers(Table):
     """The result of `layers`; `best` is chosen on discovery prompts."""
+
+    shown = "layer separation set feature holdout_rate other_set holdout_score confirmed"
 
     run: str
     layers: dict[int, "LayerSeparation"]

@@ -60,9 +60,11 @@ def profile(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile(Table):
     """The result of `profile`."""
+
+    shown = "set layer prompts tokens tokens_per_prompt ratio later_norm_median sinks"
 
     run: str
     sets: dict[str, "SetProfile"]

@@ -45,9 +45,11 @@ class TensorChange:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diff(Table):
     """What differs between checkpoints A and B: a row per tensor, in the order of A's files."""
+
+    shown = "name status layer relative largest rank1 written read"
 
     a: str
     b: str

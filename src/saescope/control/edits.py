@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from saescope.arguments import STRENGTH, show_number
@@ -22,6 +22,9 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     "project": 1.0,
 }
 _FLOAT32_MAX = 3.4e38
+
+
+_EDITS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class FeatureCondition:
         return condition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edit:
     """One change to the residual after a layer, along a feature's decoder column or a direction.
 
@@ -101,6 +104,16 @@ class Edit:
 
     when: FeatureCondition | str | None = None
     "Edit only positions where a feature up to this layer fires, such as 17/555 or 17/555 > 2.5."
+
+    def __repr__(self) -> str:
+        """Return what differs from the defaults: caches of finished work tell edits apart by it."""
+        parts = [] if self.feature is None else [repr(str(self.feature))]
+        for one in fields(self)[1:]:
+            value = getattr(self, one.name)
+            if one.name == "op" or value != one.default:
+                shown = repr(str(value)) if one.name == "when" else repr(value)
+                parts.append(f"{one.name}={shown}")
+        return f"Edit({', '.join(parts)})"
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.direction is None):
@@ -171,7 +184,7 @@ class Edit:
         return self.feature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditSet:
     """Edits with the model and the SAE that they belong to: the content of an edits file.
 
@@ -202,6 +215,13 @@ class EditSet:
 
     sae_files: Mapping[str, str] = field(default_factory=dict)
     "Fingerprint of the SAE file by layer, if known."
+
+    def __repr__(self) -> str:
+        lines = [f"EditSet: {len(self.edits)} edits of {self.model} with SAE {self.sae or 'none'}"]
+        lines += [f"  {edit!r}" for edit in self.edits[:_EDITS_SHOWN]]
+        if len(self.edits) > _EDITS_SHOWN:
+            lines.append(f"  … {len(self.edits) - _EDITS_SHOWN} more in .edits")
+        return "\n".join(line if len(line) <= 100 else line[:99] + "…" for line in lines)
 
     def check_sae(self, spec: SaeSpec) -> None:
         """Raise EditError if the edits belong to another SAE, naming what differs."""

@@ -16,6 +16,7 @@ from saescope.control.formulae import EditTensors
 
 _MAX_RECORDS = 512  # aggregated at this count to bound memory
 _TINY = 1e-30
+_EDITS_SHOWN = 6
 
 
 class PassRecord(NamedTuple):
@@ -64,6 +65,18 @@ class Receipt:
         self._by_edit = [_EditTotals() for _ in self.edits]
         self._positions = self._changed = 0
         self._ratio_sum = self._largest_ratio = 0.0
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Receipt: {self.steps} passes, {self.changed} of {self.positions} positions changed",
+            f"  |change| / |residual|: mean {self.delta_norm_ratio:.3g}, "
+            f"largest {self.largest_ratio:.3g}",
+        ]
+        shown = list(zip(self.edits, self.fired, strict=True))[:_EDITS_SHOWN]
+        lines += [f"  {edit.name:.60}: fired at {fired} positions" for edit, fired in shown]
+        if len(self.edits) > _EDITS_SHOWN:
+            lines.append(f"  … {len(self.edits) - _EDITS_SHOWN} more edits")
+        return "\n".join(lines)
 
     def record(self, record: PassRecord) -> None:
         """Add what one layer's edits did in one pass."""

@@ -82,7 +82,7 @@ def load_lm(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LM:
     """A causal LM truncated after the last requested layer, with its tokenizer and metadata.
 
@@ -117,6 +117,11 @@ class LM:
     contents: Contents
     streamed: Weights | None = None
     files: tuple[StoredFile, ...] = ()
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        loaded = f"{len(self.blocks)} of {spec.n_layers} layers, width {spec.d_model}"
+        return f"LM({spec.repo!r:.60}: {loaded}, {self.dtype}, {self.device})"
 
     @property
     def source(self) -> str:

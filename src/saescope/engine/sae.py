@@ -39,6 +39,9 @@ class SparseActs(NamedTuple):
     acts: Float[Tensor, "*b k"]
     ids: Int[Tensor, "*b k"]
 
+    def __repr__(self) -> str:
+        return f"SparseActs(acts and ids {tuple(self.acts.shape)}, {self.acts.dtype})"
+
 
 class Encoding(NamedTuple):
     """The active features of some tokens, and the pre-activation next in line on each token.
@@ -60,7 +63,7 @@ class Decoder(NamedTuple):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sae:
     """An SAE of one layer.
 
@@ -93,6 +96,12 @@ class Sae:
     input_norm: InputNorm = "none"
     files: tuple[StoredFile, ...] = ()
     files_source: str = ""
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        decoder = "no decoder loaded" if self.W_dec is None else "with decoder"
+        size = f"{spec.d_model} dimensions to {spec.d_sae:,} features, k {spec.k}"
+        return f"Sae(layer {spec.layer}, {spec.activation}: {size}, {decoder})"
 
     def decoder(self) -> Decoder | None:
         """Return the loaded decoder, or the one in the SAE's file; None if there is neither."""

@@ -107,9 +107,11 @@ def _strongest(
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scan(Table):
     """The prompts that `scan` read, token by token, and how well the SAEs fit on them."""
+
+    shown = "prompt pos token layer rank feature act norm"
 
     prompts: "list[ScannedPrompt]"
     sae_fits: SaeFits

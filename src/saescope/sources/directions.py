@@ -4,6 +4,7 @@ A file of saescope is self-contained: its metadata hold each direction's name, l
 origin. Files of other tools are read too: `direction_files.py`. `store/directions.py` writes files.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ _NAMES_LISTED = 5
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Direction:
     """A vector of the residual after `layer`; its length is that of the edit it is used for.
 
@@ -64,6 +65,11 @@ class Direction:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.layer}"
+
+    def __repr__(self) -> str:
+        values = hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
+        of = f"norm {self.norm:.4g}, {len(self.values)} values, sha256 {values}"
+        return f"Direction({self.layer}, {self.name!r:.32}, {of})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Direction) and self._key == other._key

@@ -12,7 +12,11 @@ from saescope.sources.chats import HALF_SURROGATE, Message, has_half_surrogates
 Split = Literal["discovery", "holdout"]
 
 
-@dataclass(frozen=True)
+_PROMPTS_SHOWN = 3
+_TEXT_SHOWN = 16
+
+
+@dataclass(frozen=True, repr=False)
 class Prompt:
     """One prompt of a set: either a `text` or the `messages` of a chat.
 
@@ -33,6 +37,13 @@ class Prompt:
     pair: str | None = None
     split: Split | None = None
 
+    def __repr__(self) -> str:
+        kind = "text" if self.messages is None else f"chat of {len(self.messages)}"
+        pair = f", pair={self.pair!r:.16}" if self.pair else ""
+        text = " ".join(self.display_text.split())
+        text = text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 1]}…"
+        return f"Prompt({self.id!r:.20}, {kind} {text!r:.30}{pair})"
+
     @property
     def display_text(self) -> str:
         """Return the text, or all messages of a chat on one line."""
@@ -49,7 +60,7 @@ class Prompt:
         return from_user[-1] if from_user else ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptSet:
     """A named group of prompts.
 
@@ -61,6 +72,13 @@ class PromptSet:
 
     name: str
     prompts: tuple[Prompt, ...]
+
+    def __repr__(self) -> str:
+        lines = [f"PromptSet({self.name!r:.40}): {len(self.prompts):,} prompts"]
+        lines += [f"  {prompt!r}" for prompt in self.prompts[:_PROMPTS_SHOWN]]
+        if len(self.prompts) > _PROMPTS_SHOWN:
+            lines.append("  … all of them: .prompts")
+        return "\n".join(lines)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -45,7 +45,7 @@ Int32s = npt.NDArray[np.int32]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A published run, opened for reading.
 
@@ -63,6 +63,14 @@ class Run:
 
     path: Path
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        """Show what the manifest says; damage is for `verify` to name."""
+        job = self.manifest.get("job", {})
+        layers = ", ".join(str(sae.get("layer")) for sae in job.get("saes", []))
+        model = job.get("model", {}).get("repo")
+        lines = [f"Run({str(self.path)!r})", f"  model {model}", f"  layers {layers}"]
+        return "\n".join(line if len(line) <= 100 else line[:99] + "…" for line in lines)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -37,7 +37,7 @@ class Distances:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BakeResult(Table):
     """A checkpoint with edits in its weights: how it was made, its label, and its distances.
 

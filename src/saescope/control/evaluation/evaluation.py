@@ -14,9 +14,11 @@ _NESTED = ("sets", "kl_sets", "languages", "each", "spread", "ci")
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Table):
     """What edits do: results of the unedited arm, the edits' strengths, and the controls."""
+
+    shown = "name strength behaviour_rate ci_low ci_high kl_mean scored mcnemar_p"
 
     behaviour: dict[str, Any]
     "The judge's description."

@@ -77,9 +77,11 @@ class Step:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection(Table):
     """Which features to edit: candidates by effect, and the greedy set step by step."""
+
+    shown = "feature strength effect effect_rank detect_rank output_rank prompt_rate output_score"
 
     target: str
     behaviour: dict[str, Any]

@@ -9,7 +9,7 @@ from saescope.table import Table
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportResult(Table):
     """The files of an export, and whether they do exactly what was exported.
 
