@@ -7,24 +7,15 @@ others pooled, with Benjamini-Hochberg over features that fire on enough prompts
 over the candidates of step 1. The null control repeats both steps with shuffled labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
-from saescope.analysis import stats
-from saescope.analysis.counts import FiringCounts, count_fires, mean_acts, refuse_unscored
-from saescope.analysis.rates import (
-    largest_other,
-    margin_interval,
-    rate_interval,
-    rate_margin,
-    runner_up,
-)
+from saescope.analysis.contrast_figures import Evidence
+from saescope.analysis.counts import count_fires, mean_acts, refuse_unscored
 from saescope.analysis.search import (
-    SearchResult,
-    max_pairwise_p,
     power_warnings,
     search,
     shuffled_confirmed,
@@ -34,7 +25,7 @@ from saescope.arguments import Count, CountOrZero, Part, Seed, check_arguments
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.splits import split_prompts
-from saescope.store.arrays import Bools, Floats, Ints
+from saescope.store.arrays import Bools
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.store.sae_fit import SaeFits
@@ -249,17 +240,6 @@ class FeatureContrast:
         return {**vars(self), **lists, "feature": str(self.feature)}
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """One layer's firings in all, discovery and held-out prompts, and the search result."""
-
-    counts: FiringCounts
-    discovery: FiringCounts
-    holdout: FiringCounts
-    search_result: SearchResult
-    mean_acts: Floats
-
-
 def _contrast_layer(
     run: Run, layer: int, is_discovery: Bools, settings: ContrastSettings
 ) -> LayerContrast:
@@ -270,13 +250,10 @@ def _contrast_layer(
     discovery, holdout = counts.of_prompts(is_discovery), counts.of_prompts(~is_discovery)
     search_result = search(discovery, holdout, settings.alpha)
     means = mean_acts(run, features, positions.scored, counts.features)
-    evidence = _Evidence(counts, discovery, holdout, search_result, means)
-    sets = {}
-    for set_index, name in enumerate(run.sets):
-        sets[name] = _set_contrast(run, layer, set_index, evidence, settings.n_top)
+    evidence = Evidence(counts, discovery, holdout, search_result, means)
     rng = np.random.default_rng(settings.seed)
     return LayerContrast(
-        sets=sets,
+        sets=_set_contrasts(run, layer, evidence, settings.n_top),
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,
         tested=int(search_result.tested.sum()),
@@ -286,58 +263,26 @@ def _contrast_layer(
     )
 
 
-def _set_contrast(
-    run: Run, layer: int, set_index: int, evidence: _Evidence, n_top: int
-) -> SetContrast:
-    """Return the top features; ranks rest on discovery prompts: held-out figures are unbiased."""
-    counts = evidence.counts
-    in_set = counts.labels == set_index
-    margins = rate_margin(evidence.discovery.rates(), set_index)
-    ranked = np.argsort(-margins, kind="stable")[:n_top]
-    shown = ranked[counts.rates()[set_index, ranked] > 0]
-    field_arrays = _field_arrays(run.sets, set_index, evidence, shown)
-    features = []
-    for rank, column in enumerate(shown.tolist()):
+def _set_contrasts(run: Run, layer: int, evidence: Evidence, n_top: int) -> dict[str, SetContrast]:
+    """Return the top features of every set."""
+    counts, result = evidence.counts, evidence.search_result
+    features: dict[str, list[FeatureContrast]] = {name: [] for name in run.sets}
+    shown_sets, columns = evidence.shown(n_top)
+    field_arrays = evidence.field_arrays(run.sets, shown_sets, columns)
+    for row, (set_index, column) in enumerate(zip(shown_sets, columns, strict=True)):
         feature = Feature(layer, int(counts.features[column]))
-        values = {name: _element(array, rank) for name, array in field_arrays.items()}
-        features.append(FeatureContrast(feature=feature, **values))
-    return SetContrast(
-        tokens=int(counts.n[in_set].sum()),
-        prompts=int(in_set.sum()),
-        candidates=int(evidence.search_result.candidates[set_index].sum()),
-        confirmed=int(evidence.search_result.confirmed[set_index].sum()),
-        features=features,
-    )
-
-
-def _field_arrays(
-    sets: Sequence[str], set_index: int, evidence: _Evidence, shown: Ints
-) -> Mapping[str, Any]:
-    """Return one array per field of FeatureContrast, except `feature`, over the shown features."""
-    counts, holdout = evidence.counts.of_features(shown), evidence.holdout.of_features(shown)
-    rates, prompt_rates, holdout_rates = counts.rates(), counts.prompt_rates(), holdout.rates()
-    runner_ups = runner_up(rates, set_index)
-    n_prompts = ((counts.labels == set_index) & (counts.n > 0)).sum()
+        values = {name: _element(array, row) for name, array in field_arrays.items()}
+        features[run.sets[set_index]].append(FeatureContrast(feature=feature, **values))
+    n_tokens = np.bincount(counts.labels, weights=counts.n, minlength=counts.n_sets)
     return {
-        "rate": rates[set_index],
-        "other_rate": largest_other(rates, set_index),
-        "other_set": np.array(sets)[runner_ups],
-        "score": rate_margin(rates, set_index),
-        "rate_ci": rate_interval(counts, set_index),
-        "prompt_rate": prompt_rates[set_index],
-        "prompt_other_rate": largest_other(prompt_rates, set_index),
-        "ci": stats.wilson(prompt_rates[set_index], float(n_prompts)),
-        "p": evidence.search_result.p[set_index, shown],
-        "q": evidence.search_result.q[set_index, shown],
-        "discovery_score": rate_margin(evidence.discovery.rates(), set_index)[shown],
-        "confirmed": evidence.search_result.confirmed[set_index, shown],
-        "holdout_rate": holdout_rates[set_index],
-        "holdout_other_rate": largest_other(holdout_rates, set_index),
-        "holdout_score": rate_margin(holdout_rates, set_index),
-        "holdout_score_ci": margin_interval(holdout, set_index),
-        "holdout_p": max_pairwise_p(holdout, set_index),
-        "holdout_q": evidence.search_result.holdout_q[set_index, shown],
-        "mean_act": evidence.mean_acts[set_index, shown],
+        name: SetContrast(
+            tokens=int(n_tokens[i]),
+            prompts=int(counts.prompts_per_set[i]),
+            candidates=int(result.candidates[i].sum()),
+            confirmed=int(result.confirmed[i].sum()),
+            features=features[name],
+        )
+        for i, name in enumerate(run.sets)
     }
 
 

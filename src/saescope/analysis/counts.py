@@ -1,7 +1,8 @@
 """Count per prompt how often each feature fires, and average per set."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -51,10 +52,30 @@ class FiringCounts:
         hits = self.hits[:, columns]
         return FiringCounts(self.features[columns], hits, self.n, self.labels, self.n_sets)
 
-    @property
-    def membership(self) -> Floats:
-        """One-hot set of each prompt, (sets, prompts)."""
-        return np.asarray(self.labels == np.arange(self.n_sets)[:, None], np.float64)
+    @cached_property
+    def by_feature(self) -> Any:
+        """The hits, stored feature by feature."""
+        return self.hits.tocsc()
+
+    @cached_property
+    def prompts_of_sets(self) -> list[Ints]:
+        """The rows of each set's prompts, ascending."""
+        order = np.argsort(self.labels, kind="stable")
+        return np.split(order, np.cumsum(self.prompts_per_set)[:-1])
+
+    @cached_property
+    def leaders(self) -> "Leaders":
+        """The two sets in which each feature fires most."""
+        return Leaders.of(self.rates())
+
+    def _per_set(self, hits: Any) -> Floats:
+        """Sum prompts (prompts, features; sparse) by set, (sets, features)."""
+        prompts = np.arange(len(self.labels))
+        ones = np.ones(len(prompts))
+        shape = (self.n_sets, len(prompts))
+        return np.asarray(
+            (sparse.csr_array((ones, (self.labels, prompts)), shape) @ hits).toarray()
+        )
 
     @property
     def prompts_per_set(self) -> Ints:
@@ -63,15 +84,17 @@ class FiringCounts:
 
     def rates(self) -> Floats:
         """Return the share of scored positions on which each feature fires, (sets, features)."""
-        member = self.membership
-        positions = np.maximum(member @ self.n, 1)
-        return np.asarray((member @ self.hits) / positions[:, None])
+        return self._rates
+
+    @cached_property
+    def _rates(self) -> Floats:
+        n = np.bincount(self.labels, weights=self.n, minlength=self.n_sets)
+        return np.asarray(self._per_set(self.hits) / np.maximum(n, 1)[:, None])
 
     def prompt_rates(self) -> Floats:
         """Return the share of prompts on which each feature fires anywhere, (sets, features)."""
-        member = self.membership
-        prompts = np.maximum(member.sum(1), 1)
-        return np.asarray((member @ (self.hits > 0)) / prompts[:, None])
+        prompts = np.maximum(self.prompts_per_set, 1)
+        return np.asarray(self._per_set(self.hits > 0) / prompts[:, None])
 
     def prompts_fired(self) -> Ints:
         """Count the prompts on which each feature fires anywhere, (features,)."""
@@ -82,13 +105,38 @@ class FiringCounts:
         return np.asarray((self.hits > 0).toarray())
 
 
-def fires_per_prompt(run: Run, features: LayerFeatures, scored: Bools, ids: Ints) -> Ints:
-    """Count the scored positions on which some features fire, (prompts, features)."""
-    columns = []
-    for feature in ids.tolist():
-        fires = features.fires(feature) & scored
-        columns.append(np.bincount(run.token_prompt[fires], minlength=len(run.prompts)))
-    return np.stack(columns, axis=1)
+class Leaders(NamedTuple):
+    """For each feature the set with the highest rate, and the highest of all others, (features,).
+
+    With them a set is compared with all others at once: the highest rate in any other set is
+    `second_rate` for the first set, and `first_rate` for all others. Of equal sets, the one that
+    comes first leads.
+    """
+
+    first: Ints
+    first_rate: Floats
+    second: Ints
+    second_rate: Floats
+
+    @classmethod
+    def of(cls, rates: Floats) -> "Leaders":
+        """Find them in rates (sets, features) of at least two sets."""
+        features = np.arange(rates.shape[1])
+        first = rates.argmax(axis=0)
+        others = rates.copy()
+        others[first, features] = -1.0
+        second = others.argmax(axis=0)
+        return cls(first, rates[first, features], second, others[second, features])
+
+    def largest_other(self, sets: Ints | int, columns: Ints | slice = slice(None)) -> Floats:
+        """Return the highest rate in any set but `sets`."""
+        leads = self.first[columns] == sets
+        return np.where(leads, self.second_rate[columns], self.first_rate[columns])
+
+    def runner_up(self, sets: Ints, columns: Ints) -> Ints:
+        """Return the set but `sets` that has this rate."""
+        leads = self.first[columns] == sets
+        return np.where(leads, self.second[columns], self.first[columns])
 
 
 def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -> Floats:
@@ -105,8 +153,9 @@ def mean_acts(run: Run, features: LayerFeatures, scored: Bools, present: Ints) -
 
 def refuse_unscored(run: Run, counts: FiringCounts) -> None:
     """Raise PromptError for a set without a scored position."""
-    for i, name in enumerate(run.sets):
-        if counts.n[counts.labels == i].sum() == 0:
+    positions = np.bincount(counts.labels, weights=counts.n, minlength=counts.n_sets)
+    for name, n in zip(run.sets, positions.tolist(), strict=True):
+        if n == 0:
             raise PromptError(
                 f"set {name!r} has no scored position (position 0 and sinks do not count): "
                 "use prompts of at least two tokens, or set keep_pos0=True"

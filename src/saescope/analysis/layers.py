@@ -7,9 +7,8 @@ from typing import Any, final
 import numpy as np
 
 from saescope.analysis.contrast import Contrast, ContrastSettings, FeatureContrast, contrast
-from saescope.analysis.counts import fires_per_prompt
+from saescope.analysis.counts import FiringCounts, count_fires
 from saescope.analysis.follow import Cosines, Match, ScoredLayers, follow
-from saescope.analysis.rates import rate_margin
 from saescope.sources.catalog import Feature
 from saescope.sources.splits import split_key, split_prompts
 from saescope.store.arrays import Bools, Floats
@@ -211,23 +210,43 @@ def _drawn_separations(
     if not top:
         return np.zeros(len(weights))
     layer = stored[number]
-    ids = np.array([best.feature.id for best in top.values()])
-    hits = fires_per_prompt(run, layer.features, layer.scored, ids)
-    n = np.bincount(run.token_prompt[layer.scored], minlength=len(run.prompts))
-    rates = np.zeros((len(run.sets), len(weights), len(ids)))
-    for set_index in range(len(run.sets)):
-        in_set = run.set_of_prompt == set_index
-        rates[set_index] = _weighted_rates(weights[:, in_set], hits[in_set], n[in_set])
+    counts = count_fires(run, layer.features, layer.scored)
+    columns = np.searchsorted(counts.features, [best.feature.id for best in top.values()])
+    positions = np.stack(
+        [weights[:, rows] @ counts.n[rows] for rows in counts.prompts_of_sets], axis=1
+    )
     margins = [
-        rate_margin(rates[:, :, column], run.sets.index(name)) for column, name in enumerate(top)
+        _drawn_margin(counts, run.sets.index(name), column, weights, np.maximum(positions, 1))
+        for name, column in zip(top, columns.tolist(), strict=True)
     ]
     return np.asarray(np.mean(margins, axis=0))
 
 
-def _weighted_rates(weights: Floats, hits: Any, n: Any) -> Floats:
-    """Return the rates of features in one set in every draw, (draws, features)."""
-    positions = np.maximum(weights @ n, 1)
-    return np.asarray((weights @ hits) / positions[:, None])
+def _drawn_margin(
+    counts: FiringCounts, set_index: int, column: int, weights: Floats, positions: Floats
+) -> Floats:
+    """Return the margin of one feature in one set in every draw, (draws,).
+
+    Sets in which the feature never fires have rate 0: only the others are summed. `positions`
+    (draws, sets) counts the scored positions drawn.
+    """
+    entries = slice(*counts.by_feature.indptr[column : column + 2])
+    prompts, hits = counts.by_feature.indices[entries], counts.by_feature.data[entries]
+    labels = counts.labels[prompts]
+    other_rate = np.full(len(weights), -np.inf)
+    rate = np.zeros(len(weights))
+    present = np.unique(labels).tolist()
+    for i in present:
+        of_set = labels == i
+        drawn = weights[:, prompts[of_set]] @ hits[of_set] / positions[:, i]
+        if i == set_index:
+            rate = drawn
+        else:
+            other_rate = np.maximum(other_rate, drawn)
+    n_others = counts.n_sets - 1
+    if len(set(present) - {set_index}) < n_others:
+        other_rate = np.maximum(other_rate, 0.0)
+    return np.asarray(rate - other_rate)
 
 
 def _rates(

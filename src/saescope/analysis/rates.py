@@ -27,23 +27,28 @@ def runner_up(rates: Floats, i: int) -> Ints:
     return np.asarray(others[rates[others].argmax(axis=0)])
 
 
-def rate_interval(counts: FiringCounts, i: int) -> Interval:
-    """Return the interval of set i's rates.
+def rate_intervals(counts: FiringCounts, sets: Ints, columns: Ints) -> Interval:
+    """Return the intervals of the rates of features in sets, one per pair (set, feature).
 
     Uses the effective sample size, since positions of a prompt are correlated.
     """
-    in_set = counts.labels == i
-    hits, n = counts.hits[in_set].toarray(), counts.n[in_set]
-    return stats.wilson(hits.sum(0) / max(n.sum(), 1), stats.effective_n(hits, n))
+    low, high = np.zeros(len(sets)), np.ones(len(sets))
+    order = np.argsort(sets, kind="stable")
+    present, starts = np.unique(sets[order], return_index=True)
+    for i, pairs in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        prompts = counts.prompts_of_sets[i]
+        hits, n = counts.hits[prompts][:, columns[pairs]].toarray(), counts.n[prompts]
+        rates = hits.sum(0) / max(n.sum(), 1)
+        low[pairs], high[pairs] = stats.wilson(rates, stats.effective_n(hits, n))
+    return Interval(low, high)
 
 
-def margin_interval(counts: FiringCounts, i: int) -> Interval:
-    """Return the interval of set i's rate margin (Newcombe), (features,)."""
-    rates = counts.rates()
-    runner_ups = runner_up(rates, i)
-    low, high = np.zeros(len(runner_ups)), np.ones(len(runner_ups))
-    for j in np.unique(runner_ups).tolist():
-        of_j = runner_ups == j
-        low[of_j], high[of_j] = rate_interval(counts.of_features(of_j), j)
-    other_rates = rates[runner_ups, np.arange(len(runner_ups))]
-    return stats.newcombe(rates[i], rate_interval(counts, i), other_rates, (low, high))
+def margin_intervals(counts: FiringCounts, sets: Ints, columns: Ints) -> Interval:
+    """Return the intervals of rate margins (Newcombe), one per pair (set, feature)."""
+    rates, runner_ups = counts.rates(), counts.leaders.runner_up(sets, columns)
+    return stats.newcombe(
+        rates[sets, columns],
+        rate_intervals(counts, sets, columns),
+        rates[runner_ups, columns],
+        rate_intervals(counts, runner_ups, columns),
+    )

@@ -10,13 +10,12 @@ merely more frequent in the set.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import numpy as np
 
 from saescope.analysis import stats
 from saescope.analysis.counts import FiringCounts
-from saescope.analysis.rates import largest_other
+from saescope.analysis.pairs import ahead, max_pairwise_p
 from saescope.sources.splits import DISCOVERY_SHARE
 from saescope.store.arrays import Bools, Floats, Ints
 
@@ -46,7 +45,7 @@ def search(discovery: FiringCounts, holdout: FiringCounts, alpha: float) -> Sear
     reach significance, the second over the candidates.
     """
     tested = _testable(discovery, alpha)
-    return _search(discovery, holdout, _top_prompts(discovery), tested, alpha)
+    return _search(discovery, holdout, _Ranking.of(discovery), tested, alpha)
 
 
 def shuffled_confirmed(
@@ -65,92 +64,85 @@ def shuffled_confirmed(
         return 0
     tested = _testable(discovery, alpha)
     discovery, holdout = discovery.of_features(tested), holdout.of_features(tested)
-    top_prompts = _top_prompts(discovery)
+    ranking = _Ranking.of(discovery)
     all_tested = np.ones(int(tested.sum()), bool)
     confirmed = 0
     for _ in range(shuffles):
         shuffled_discovery = replace(discovery, labels=rng.permutation(discovery.labels))
         shuffled_holdout = replace(holdout, labels=rng.permutation(holdout.labels))
-        result = _search(shuffled_discovery, shuffled_holdout, top_prompts, all_tested, alpha)
+        result = _search(shuffled_discovery, shuffled_holdout, ranking, all_tested, alpha)
         confirmed += int(result.confirmed.sum())
     return confirmed
 
 
-def max_pairwise_p(counts: FiringCounts, i: int) -> Floats:
-    """Return the largest p of set i over the other sets; 1 unless its rate is above all others.
+@dataclass(frozen=True)
+class _Ranking:
+    """Every firing of a feature on a prompt, and how many prompts have a higher rate of it.
 
-    This is an intersection-union test: set i must exceed every other set, so its p is the largest
-    pairwise p, without correction for the number of sets.
+    Labels play no part in it.
     """
-    rates = counts.rates()
-    p = np.where(rates[i] > largest_other(rates, i), 0.0, 1.0)
-    for j in range(counts.n_sets):
-        if j != i:
-            in_pair = (counts.labels == i) | (counts.labels == j)
-            in_set = counts.labels[in_pair] == i
-            p = np.maximum(p, _pair_p(counts.hits[in_pair], counts.n[in_pair], in_set))
-    return p
+
+    feature: Ints
+    prompt: Ints
+    ahead: Ints
+
+    @classmethod
+    def of(cls, counts: FiringCounts) -> "_Ranking":
+        hits = counts.by_feature
+        feature = np.repeat(np.arange(hits.shape[1]), np.diff(hits.indptr))
+        return cls(feature, hits.indices, ahead(feature, hits.data / counts.n[hits.indices]))
 
 
 def _search(
     discovery: FiringCounts,
     holdout: FiringCounts,
-    top_prompts: Mapping[int, Bools],
+    ranking: _Ranking,
     tested: Bools,
     alpha: float,
 ) -> SearchResult:
-    p = _screen(discovery, top_prompts)
-    q, holdout_q = np.ones_like(p), np.ones_like(p)
-    candidates = np.zeros(p.shape, bool)
+    p = _screen(discovery, ranking)
+    q = np.ones_like(p)
     for i in range(discovery.n_sets):
         q[i, tested] = stats.benjamini_hochberg(p[i, tested])
-        significant = np.flatnonzero(q[i] <= alpha)
-        proposed = _beats_every_other_set(discovery, i, significant, alpha)
-        if len(proposed):
-            candidates[i, proposed] = True
-            # Held-out prompts were not used for selection, so BH over the candidates is valid.
-            holdout_p = max_pairwise_p(holdout.of_features(proposed), i)
-            holdout_q[i, proposed] = stats.benjamini_hochberg(holdout_p)
+    candidates, holdout_q = np.zeros(p.shape, bool), np.ones_like(p)
+    # Only the set with the highest rate can exceed every other set.
+    leader = discovery.leaders.first
+    significant = np.flatnonzero(q[leader, np.arange(len(leader))] <= alpha)
+    beats_others = max_pairwise_p(discovery, leader[significant], significant) <= alpha
+    proposed = significant[beats_others]
+    if len(proposed):
+        candidates[leader[proposed], proposed] = True
+        # Held-out prompts were not used for selection, so BH over the candidates is valid.
+        columns = np.arange(len(proposed))
+        holdout_p = max_pairwise_p(holdout.of_features(proposed), leader[proposed], columns)
+        for i in np.unique(leader[proposed]).tolist():
+            of_set = leader[proposed] == i
+            holdout_q[i, proposed[of_set]] = stats.benjamini_hochberg(holdout_p[of_set])
     confirmed = candidates & (holdout_q <= alpha)
     return SearchResult(p, q, tested, candidates, confirmed, holdout_q)
 
 
-def _beats_every_other_set(counts: FiringCounts, i: int, features: Ints, alpha: float) -> Ints:
-    """Return the features whose rate in set i exceeds every other set's in a pairwise test."""
-    if not len(features):
-        return features
-    return np.asarray(features[max_pairwise_p(counts.of_features(features), i) <= alpha])
+def _screen(counts: FiringCounts, ranking: _Ranking) -> Floats:
+    """Return p of every set against all other prompts, (sets, features); 1 for an empty set.
 
-
-def _top_prompts(counts: FiringCounts) -> dict[int, Bools]:
-    """Return the top prompts of each feature, (prompts, features), by size of a set."""
-    sizes = set(counts.prompts_per_set.tolist()) - {0}
-    return {size: stats.top_prompts(counts.hits, counts.n, size) for size in sizes}
-
-
-def _screen(counts: FiringCounts, top_prompts: Mapping[int, Bools]) -> Floats:
-    """Return p of every set against all other prompts, (sets, features); 1 for an empty set."""
-    n_prompts = len(counts.n)
-    p = np.ones((counts.n_sets, counts.hits.shape[1]))
-    for i, size in enumerate(counts.prompts_per_set.tolist()):
+    Of a set of n prompts, those count that have one of the n highest rates.
+    """
+    n_prompts, n_features = len(counts.n), counts.hits.shape[1]
+    sizes, label = counts.prompts_per_set, counts.labels[ranking.prompt]
+    counted = ranking.ahead < sizes[label]
+    cell = label[counted] * n_features + ranking.feature[counted]
+    shape = (counts.n_sets, n_features)
+    inside = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+    among_top = {
+        size: np.bincount(ranking.feature[ranking.ahead < size], minlength=n_features)
+        for size in set(sizes.tolist())
+    }
+    p = np.ones(shape)
+    for i, size in enumerate(sizes.tolist()):
         if 0 < size < n_prompts:
-            p[i] = _fisher(top_prompts[size], counts.labels == i)
+            outside = among_top[size] - inside[i]
+            p[i] = stats.fisher_greater(inside[i], size, outside, n_prompts - size)
     return p
-
-
-def _pair_p(hits: Any, n: Ints, in_set: Bools) -> Floats:
-    size = int(in_set.sum())
-    if size in (0, len(n)):
-        return np.ones(hits.shape[1])
-    return _fisher(stats.top_prompts(hits, n, size), in_set)
-
-
-def _fisher(top_prompts: Bools, in_set: Bools) -> Floats:
-    """Return the one-sided Fisher p for over-representation of the set among the top prompts."""
-    inside = top_prompts[in_set].sum(0)
-    outside = top_prompts.sum(0) - inside
-    size = int(in_set.sum())
-    return stats.fisher_greater(inside, size, outside, len(in_set) - size)
 
 
 def _testable(counts: FiringCounts, alpha: float) -> Bools:
@@ -172,7 +164,15 @@ def power_warnings(holdout: Mapping[str, int], alpha: float) -> list[str]:
 
     `holdout` is the number of held-out prompts per set.
     """
-    weak = [name for name in holdout if not _confirmable(holdout, name, alpha)]
+    if len(holdout) < 2:
+        return []
+    smallest, next_smallest = sorted(holdout.values())[:2]
+    weak = []
+    for name, n in holdout.items():
+        other_n = next_smallest if n == smallest else smallest
+        # The smallest p is that of a feature which fires on all prompts of the set and no other.
+        if stats.min_attainable_p(n, other_n, n) > alpha:
+            weak.append(name)
     if not weak:
         return []
     counts = ", ".join(f"{name} {holdout[name]}" for name in weak)
@@ -182,16 +182,6 @@ def power_warnings(holdout: Mapping[str, int], alpha: float) -> list[str]:
         f"{counts}; with {needed} or more in every set, about {_prompts_for(needed)} prompts, it "
         "could be"
     ]
-
-
-def _confirmable(holdout: Mapping[str, int], name: str, alpha: float) -> bool:
-    """Whether a feature could be significant against each other set.
-
-    The smallest p is that of a feature which fires on all prompts of the set and on no other.
-    """
-    n = holdout[name]
-    others = [other_n for other, other_n in holdout.items() if other != name]
-    return all(stats.min_attainable_p(n, other_n, n) <= alpha for other_n in others)
 
 
 def _needed_holdout(alpha: float) -> int:

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln, ndtri
 
-from saescope.store.arrays import Bools, Floats, Ints
+from saescope.store.arrays import Floats, Ints
 
-_CHUNK = 4096  # features at a time
 _MAX_TAILS = 200_000  # size of a table of all hypergeometric tails
 _RESAMPLES = 2000
 _MAX_DRAWS = 1_000_000  # values resampled at a time
@@ -121,6 +120,39 @@ def fisher_greater(hits: Ints, n: int, other_hits: Ints, other_n: int) -> Floats
     return np.clip(p, 0.0, 1.0)
 
 
+def fisher_greater_each(hits: Ints, n: Ints, other_hits: Ints, other_n: Ints) -> Floats:
+    """Return `fisher_greater` of tables with sizes of their own, one per element.
+
+    Each different table is computed once.
+    """
+    sizes, of_size = np.unique(np.stack([n, other_n]), axis=1, return_inverse=True)
+    of_size = of_size.reshape(-1)
+    rank = (of_size * (hits.max(initial=0) + 1) + hits) * (other_hits.max(initial=0) + 1)
+    _, first, of_table = np.unique(rank + other_hits, return_index=True, return_inverse=True)
+    hits, n, other_hits, other_n = (values[first] for values in (hits, n, other_hits, other_n))
+    is_small = (n + 1) * (other_n + 1) <= _MAX_TAILS
+    p = np.empty(len(first))
+    p[is_small] = _small_tails(*(v[is_small] for v in (hits, n, other_hits, other_n)))
+    for group in np.unique(of_size[first][~is_small]).tolist():
+        tables = np.flatnonzero(of_size[first] == group)
+        size, other_size = sizes[:, group].tolist()
+        p[tables] = fisher_greater(hits[tables], size, other_hits[tables], other_size)
+    return p[of_table.reshape(-1)]
+
+
+def _small_tails(hits: Ints, n: Ints, other_hits: Ints, other_n: Ints) -> Floats:
+    """Sum each tail from its far end, as `_tails` does, so that the last bits are equal."""
+    total = hits + other_hits
+    largest = np.minimum(n, total)
+    log_all = _log_choose(n + other_n, total)
+    tail = np.zeros(len(hits))
+    for step in range(int((largest - hits).max(initial=-1)) + 1):
+        k = np.maximum(largest - step, hits)
+        log_ways = _log_choose(n, k) + _log_choose(other_n, total - k)
+        tail += np.where(largest - step >= hits, np.exp(log_ways - log_all), 0.0)
+    return np.minimum(tail, 1.0)
+
+
 @lru_cache(maxsize=64)
 def _tails(n: int, other_n: int) -> Floats:
     """Return all hypergeometric tails.
@@ -138,27 +170,8 @@ def _tails(n: int, other_n: int) -> Floats:
     return np.minimum(tails, 1.0)
 
 
-def _log_choose(n: int, k: Ints) -> Floats:
+def _log_choose(n: int | Ints, k: Ints) -> Floats:
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
-
-
-def top_prompts(hits: Any, n: Ints, top: int) -> Bools:
-    """Return each feature's `top` prompts by firing rate, (prompts, features).
-
-    `hits` is a sparse array (prompts, features) of positions on which the feature fires, `n`
-    (prompts,) the positions of each prompt, at least 1. Ties are included; prompts without a
-    firing are excluded.
-    """
-    prompts, features = hits.shape
-    chosen = np.zeros((prompts, features), bool)
-    columns = hits.tocsc()
-    rank = max(0, prompts - top)
-    for start in range(0, features, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        rates = columns[:, chunk].toarray() / n[:, None]
-        cutoff = np.partition(rates, rank, axis=0)[rank]
-        chosen[:, chunk] = (rates >= cutoff) & (rates > 0)
-    return chosen
 
 
 def min_attainable_p(n: int, other_n: int, hits: int) -> float:
