@@ -7,13 +7,14 @@ direction.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from saescope.sources.catalog import Feature
-from saescope.store.arrays import Bools, Float32s, Floats, Ints
+from saescope.store.arrays import Bools, Float32s, Ints
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
@@ -57,6 +58,26 @@ class ScoredLayer:
     features: LayerFeatures
     scored: Bools
 
+    def tokens_of(self, feature: int) -> Ints:
+        """Return the tokens on which a feature fires, scored or not, ascending."""
+        begin, end = np.searchsorted(self._sorted_ids, [feature, feature + 1])
+        return np.asarray(self.features.token[self._by_id[begin:end]])
+
+    def fired_on(self, tokens: Ints) -> Ints:
+        """Return the ids of all features that fire on these tokens."""
+        counts = self.features.counts[tokens]
+        ends = np.cumsum(counts, dtype=np.int64)
+        shift = np.repeat(self.features.starts[tokens] - (ends - counts), counts)
+        return np.asarray(self.features.ids[shift + np.arange(counts.sum())])
+
+    @cached_property
+    def _by_id(self) -> Ints:
+        return np.argsort(self.features.ids, kind="stable")
+
+    @cached_property
+    def _sorted_ids(self) -> Ints:
+        return np.asarray(self.features.ids[self._by_id].astype(np.int64))
+
 
 class ScoredLayers:
     """A run's layers, read when needed; the last two stay in memory, as neighbours are compared."""
@@ -65,6 +86,7 @@ class ScoredLayers:
         self.run = run
         self._masking = masking
         self._cache: dict[int, ScoredLayer] = {}
+        self._n_fires: tuple[tuple[int, int], Ints] | None = None
 
     def __getitem__(self, layer: int) -> ScoredLayer:
         if layer not in self._cache:
@@ -74,6 +96,18 @@ class ScoredLayers:
             scored = self._masking.apply(self.run.token_pos, features.norms).scored
             self._cache[layer] = ScoredLayer(features, scored)
         return self._cache[layer]
+
+    def n_fires(self, layer: int, other: int) -> Ints:
+        """Count each feature of a layer on positions that both layers score, (d_sae,).
+
+        The last counts are kept: many features are followed between the same two layers.
+        """
+        if self._n_fires is None or self._n_fires[0] != (layer, other):
+            features = self[layer].features
+            counted = (self[layer].scored & self[other].scored)[features.token]
+            d_sae = self.run.saes[layer].d_sae
+            self._n_fires = (layer, other), np.bincount(features.ids[counted], minlength=d_sae)
+        return self._n_fires[1]
 
     def fires(self, feature: Feature) -> Bools:
         """Return whether a feature fires on each token, scored or not, (tokens,)."""
@@ -87,7 +121,7 @@ def follow(
     cosines: Cosines | None,
 ) -> list[Match]:
     """Follow each origin up and down through the layers `numbers`, from each match to the next."""
-    origin_fires = {origin: layers.fires(origin) for origin in origins}
+    origin_tokens = {o: layers[o.layer].tokens_of(o.id) for o in origins}
     matches = []
     for order in (numbers, numbers[::-1]):
         current = {origin: origin for origin in origins}
@@ -99,17 +133,18 @@ def follow(
             if cosines is not None:
                 rows = list(cosines([current[origin] for origin in moving], layer))
             for origin, cosine in zip(moving, rows, strict=True):
-                match = _match(layers, current[origin], origin_fires[origin], layer, cosine)
+                match = _match(layers, current[origin], origin_tokens[origin], layer, cosine)
                 if match is not None:
                     matches.append(replace(match, origin=origin))
                     current[origin] = match.target
-    return sorted(matches, key=lambda match: (origins.index(match.origin), match.target.layer))
+    place = {origin: index for index, origin in enumerate(dict.fromkeys(origins))}
+    return sorted(matches, key=lambda match: (place[match.origin], match.target.layer))
 
 
 def _match(
     layers: ScoredLayers,
     source: Feature,
-    origin_fires: Bools,
+    origin_tokens: Ints,
     layer: int,
     cosine: Float32s | None,
 ) -> Match | None:
@@ -117,40 +152,34 @@ def _match(
 
     None if nothing fires together with the source.
     """
-    source_fires = layers.fires(source)
-    source_scored = layers[source.layer].scored
-    target_layer = layers[layer]
-    scored = target_layer.scored & source_scored
-    ids, cofire = _cofire(target_layer.features, source_fires, scored)
+    source_layer, target_layer = layers[source.layer], layers[layer]
+    scored = target_layer.scored & source_layer.scored
+    tokens = source_layer.tokens_of(source.id)
+    tokens = tokens[scored[tokens]]
+    ids, n_together = np.unique(target_layer.fired_on(tokens), return_counts=True)
     if not len(ids):
         return None
+    n_either = layers.n_fires(layer, source.layer)[ids] + len(tokens) - n_together
+    cofire = n_together / n_either
     similarity = cofire
     if cosine is not None:
         similarity = cofire + np.maximum(cosine[ids], 0)
     best = int(np.argmax(similarity))
     target = Feature(layer, int(ids[best]))
+    target_tokens = target_layer.tokens_of(target.id)
     return Match(
         origin=source,
         source=source,
         target=target,
         cosine=None if cosine is None else float(cosine[target.id]),
         cofire=float(cofire[best]),
-        cofire_origin=_jaccard(origin_fires, layers.fires(target), scored),
+        cofire_origin=_jaccard(
+            origin_tokens[scored[origin_tokens]], target_tokens[scored[target_tokens]]
+        ),
     )
 
 
-def _cofire(features: LayerFeatures, fires: Bools, positions: Bools) -> tuple[Ints, Floats]:
-    """Return the ids of features that fire together with one feature, and their Jaccards."""
-    counted = positions[features.token]
-    together = counted & fires[features.token]
-    ids, n_together = np.unique(features.ids[together], return_counts=True)
-    all_ids, n_fires = np.unique(features.ids[counted], return_counts=True)
-    n_either = n_fires[np.searchsorted(all_ids, ids)] + int((fires & positions).sum()) - n_together
-    return ids, n_together / n_either
-
-
-def _jaccard(fires: Bools, other_fires: Bools, positions: Bools) -> float:
-    either = int(((fires | other_fires) & positions).sum())
-    if either == 0:
-        return 0.0
-    return int((fires & other_fires & positions).sum()) / either
+def _jaccard(tokens: Ints, other_tokens: Ints) -> float:
+    both = len(np.intersect1d(tokens, other_tokens, assume_unique=True))
+    either = len(tokens) + len(other_tokens) - both
+    return both / either if either else 0.0
