@@ -13,7 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
-from saescope.analysis.contrast_figures import Evidence
+from saescope.analysis.contrast_figures import LayerEvidence
 from saescope.analysis.counts import count_fires, mean_acts, refuse_unscored
 from saescope.analysis.search import (
     power_warnings,
@@ -250,7 +250,7 @@ def _contrast_layer(
     discovery, holdout = counts.of_prompts(is_discovery), counts.of_prompts(~is_discovery)
     search_result = search(discovery, holdout, settings.alpha)
     means = mean_acts(run, features, positions.scored, counts.features)
-    evidence = Evidence(counts, discovery, holdout, search_result, means)
+    evidence = LayerEvidence(counts, discovery, holdout, search_result, means)
     rng = np.random.default_rng(settings.seed)
     return LayerContrast(
         sets=_set_contrasts(run, layer, evidence, settings.n_top),
@@ -263,7 +263,9 @@ def _contrast_layer(
     )
 
 
-def _set_contrasts(run: Run, layer: int, evidence: Evidence, n_top: int) -> dict[str, SetContrast]:
+def _set_contrasts(
+    run: Run, layer: int, evidence: LayerEvidence, n_top: int
+) -> dict[str, SetContrast]:
     """Return the top features of every set."""
     counts, result = evidence.counts, evidence.search_result
     features: dict[str, list[FeatureContrast]] = {name: [] for name in run.sets}

@@ -15,7 +15,7 @@ from saescope.store.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LayerEvidence:
     """One layer's firings in all, discovery and held-out prompts, and the search result."""
 
     counts: FiringCounts

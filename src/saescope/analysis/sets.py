@@ -52,7 +52,8 @@ class Comparison:
 
 def prompts_of(run: Run, sets: Sequence[str]) -> Bools:
     """Return whether each prompt is in one of these sets, (prompts,)."""
-    return np.array([prompt.set in sets for prompt in run.prompts])
+    is_included = np.isin(run.sets, list(sets))
+    return np.asarray(is_included[run.set_of_prompt])
 
 
 def check_sets(
