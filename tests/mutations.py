@@ -101,7 +101,7 @@ MUTATIONS = [
         "top.values[:, :k].relu()",
         "top.values[:, :k]",
         "test_sae.py",
-        "encode",
+        "encode or fewer_than_k",
     ),
     Mutation(
         "b_dec: left out",
