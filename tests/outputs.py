@@ -78,7 +78,7 @@ EXAMPLES = {
         " --max-new-tokens 8 --draws 1",
         slow=True,
     ),
-    "bake": Example('saescope bake --edit "2/7 project" --out baked', slow=True),
+    "bake": Example('saescope bake --edit "2/7 project" --measure full --out baked', slow=True),
     "diff": Example("saescope diff saescope-tiny baked", slow=True),
     "demo": Example("saescope demo --out demo", slow=True),
 }
