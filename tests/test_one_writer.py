@@ -51,10 +51,10 @@ def test_a_second_thread_waits_and_says_so(tmp_path: Path) -> None:
             order.append("second")
 
     with one_writer(tmp_path / "run", "same"):
-        beside(second)
+        ended = beside(second)
         wait_for(lambda: notes)
         order.append("first")
-    wait_for(lambda: len(order) == 2)
+    wait_for(lambda: ended)
     assert order == ["first", "second"]
     place = f"{tmp_path / 'run'}"
     assert notes == [
@@ -248,6 +248,24 @@ def test_a_batch_with_a_bad_byte_is_computed_again(pair: Pair, tmp_path: Path) -
     resumed = extract_to(pair, tmp_path / "run")
     whole = extract_to(pair, tmp_path / "whole")
     assert resumed.manifest["tables"] == whole.manifest["tables"]
+
+
+def test_finished_batches_are_not_computed_again(pair: Pair, tmp_path: Path) -> None:
+    finished = []
+
+    def stop_at_the_second(done: int, _total: int) -> None:
+        finished.append(done)
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_to(pair, tmp_path / "run", progress=stop_at_the_second)
+    calls: list[tuple[int, int]] = []
+    extract_to(pair, tmp_path / "run", progress=lambda *count: calls.append(count))
+    _, total = calls[0]
+    assert [done for done, _ in calls][-1] == total
+    assert len(calls) == 2  # of two batches at two layers
+    assert calls[0][0] > finished[-1]
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "torn mark"])
