@@ -11,7 +11,7 @@ from pathlib import Path
 from saescope.sources.machine import show_bytes
 from saescope.sources.regular_files import UnreadableFileError, open_regular
 
-_FREE_BYTES = 64 * 2**20  # what any archive may unpack to
+_FREE_BYTES = 16 * 2**20  # what any archive may unpack to
 _MOST_GROWTH = 10  # weights hardly shrink, text and zeros do
 _MOST_PICKLE_BYTES = 16 * 2**20
 
