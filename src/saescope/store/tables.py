@@ -189,7 +189,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     values = {name: row[name] for name in ("id", "set", "pair", "split")}
     if row["messages"] is None:
         return Prompt(text=row["text"], **values)
-    messages = parse_json(row["messages"])
+    messages = parse_json(row["messages"].encode("utf-8", "surrogatepass"))
     if not isinstance(messages, list):
         raise ValueError("the messages of a chat are a list")
     return Prompt(messages=parse_messages(messages), **values)
