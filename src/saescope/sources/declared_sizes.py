@@ -45,7 +45,10 @@ def check_config_file(path: Path) -> None:
     except UnreadableFileError as error:
         raise SourceError(f"{path} is no model config: {error}") from error
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
+        kind = "generation config" if path.name.startswith("generation") else "model config"
+        raise SourceError(
+            f"{path} is no {kind}: it is not JSON: {error}; correct it or download it again"
+        ) from error
     if not isinstance(config, dict):
         raise SourceError(f"{path} is no model config: it holds a {type(config).__name__}")
     check_config_sizes(path, config)
