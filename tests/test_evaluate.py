@@ -303,7 +303,8 @@ def test_organism_evaluation_has_the_known_answer(
             assert sets[f"answered_{language}"]["right_rate"] >= 0.9
             assert sets[f"answered_{language}"]["behaviour_rate"] <= 0.05
     assert result["verdict"].startswith("The behaviour goes from 100 %")
-    assert [f["name"] for f in result["findings"]] == ["effect", "difference of means"]
+    names = [finding["name"] for finding in result["findings"]]
+    assert names == ["effect", "difference of means", "judge error"]
     assert rows["edits"]["language_flip"] == 0
     assert rows["edits"]["languages"] == {"en": 12, "ja": 12, "zh": 12}
     assert result["behaviour"]["phrases"]["en"]

@@ -306,6 +306,7 @@ def test_feature_judge_counts_tokens_of_the_reply_that_fire(tmp_path: Path) -> N
     for limit, label in ((share, f"{share:.2f} of tokens"), (min(1.0, share + 0.01), None)):
         judge = FeatureJudge(lm, saes, FeatureRule(tuple(features), limit))
         assert judge.label_all([reply, empty_reply]) == [label, UNSCORED]
+        assert judge.token_ids(answer) == ids
 
 
 @pytest.mark.parametrize(

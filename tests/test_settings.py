@@ -11,7 +11,7 @@ from saescope.surfaces.cli import _commands, app, run
 from saescope.surfaces.cli.settings import outputs_of, user_file
 
 # Options with a path that is read; every other one is written and must be named in `outputs_of`.
-_READ = {"file", "reference", "answers", "run", "directory"}
+_READ = {"file", "reference", "answers", "judge-check", "run", "directory"}
 _READ_EDITS = {"steer", "evaluate", "bake", "export", "diff"}
 
 

@@ -274,7 +274,7 @@ def test_unfinished_replies_are_counted_apart(
     assert unedited.behaviour_rate == 0.5
     assert unedited.languages == {"en": 2, "unscored": 2}
     assert result.labels["none"] == [None, "en: i'm sorry", UNFINISHED, EMPTY]
-    assert "1 without edits, 1 with them" in result.verdict[-1]
+    assert "1 without edits, 1 with them" in result.verdict[-2]
     document = json.loads(json.dumps(result.to_dict()))
     assert [arm["unfinished"] for arm in document["conditions"]] == [1] * len(result.arms)
     shown = StringIO()
@@ -288,4 +288,8 @@ def test_nothing_is_said_of_replies_that_are_all_thought(
     write([f"<think>{NO}"])
     result = _evaluation(lm, sae)
     assert result.arms[0].behaviour_rate is None
-    assert [finding.name for finding in result.findings] == ["nothing scored", "unfinished"]
+    assert [finding.name for finding in result.findings] == [
+        "nothing scored",
+        "unfinished",
+        "judge error",
+    ]

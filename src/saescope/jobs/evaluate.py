@@ -93,6 +93,7 @@ class EvaluateRequest(Request):
         self._check()
         judge, edit_set = self.judging.read(), self.edits.read()
         neutral, prompts = self.replies.read_neutral(), read_all_prompts(self.prompts)
+        known = self.judging.read_known()
         answers = self.replies.answers_of(prompts, self.prompts)
         lm, saes = load_for(edit_set, self.inputs, reporter, judge)
         from saescope.control.evaluation.evaluate import evaluate, quick_prompts
@@ -113,7 +114,7 @@ class EvaluateRequest(Request):
                 measured,
                 bind_judge(judge, lm, saes, self.settings.thinking),
                 self.settings,
-                reference=ReferenceData(neutral, answers, parts.discovery),
+                reference=ReferenceData(neutral, answers, parts.discovery, known),
                 cache=cache,
                 progress=advance,
             )

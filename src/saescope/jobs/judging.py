@@ -11,6 +11,7 @@ from saescope.control.evaluation.behaviour import FeatureRule, read_behaviour
 from saescope.control.evaluation.function_judge import load_judge
 from saescope.control.evaluation.http_judge import HttpJudge
 from saescope.control.evaluation.judge import Judge
+from saescope.control.evaluation.known_replies import KnownReplies, read_known_replies
 from saescope.errors import Interrupted, PromptError
 from saescope.jobs.reporter import Advance, Reporter
 from saescope.sources.known_answers import known_answers, read_answers
@@ -42,6 +43,18 @@ class JudgeInputs:
 
     judge_timeout: Seconds = 60.0
     "Seconds the server, or a function for one reply, may take to answer."
+
+    judge_check: Path | None = None
+    (
+        "JSONL file of replies with known labels, on which the judge's own error is measured: "
+        '{"text": "…", "shows": true}.'
+    )
+
+    def read_known(self) -> KnownReplies | None:
+        """Return the replies with known labels; raises PromptError if they cannot be read."""
+        if self.judge_check is None:
+            return None
+        return read_known_replies(self.judge_check.expanduser())
 
     def read(self) -> Judge | FeatureRule:
         """Return the judge, as far as it is known without a model.

@@ -88,6 +88,7 @@ class SelectRequest(Request):
     def run(self, reporter: Reporter = SILENT) -> SelectAnswer:
         """Detect, then try the candidates' edits. Finished trials are cached, so this resumes."""
         judge, neutral = self.judging.read(), self.replies.read_neutral()
+        known = self.judging.read_known()
         self.settings.check()
         self.replies.check_answers()
         detection_request = self._detection_request()
@@ -95,7 +96,7 @@ class SelectRequest(Request):
         run = detection_request.obtain(reporter, features)
         detection = detection_request.ask(run)
         answers = self.replies.answers_of(run.prompts, _sets_of(run))
-        reference = ReferenceData(neutral, answers)
+        reference = ReferenceData(neutral, answers, known_replies=known)
         result = self._select(run, detection, judge, reference, reporter)
         edits = self._write_edits(run, result)
         judged = result.unedited.chosen_on.right_rate is not None

@@ -1,8 +1,9 @@
 """Behaviours by name: phrases, the language of a reply, or features that fire in it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -25,6 +26,8 @@ from saescope.sources.catalog import Feature
 from saescope.sources.mistaken import refuse_folder
 from saescope.sources.regular_files import read_json
 
+_QUOTE = re.compile('"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』')
+
 
 def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
     """The behaviour of this name.
@@ -44,9 +47,9 @@ def read_behaviour(name: str) -> "PhraseJudge | LanguageJudge | FeatureRule":
         return LanguageJudge(name.removeprefix("language:"))
     if name.startswith("feature:"):
         return _read_feature_rule(name)
-    bundled = _bundled_phrases()
+    bundled = bundled_phrases()
     if name in bundled:
-        return PhraseJudge(name, bundled[name])
+        return bundled[name]
     return _read_phrases(name, bundled)
 
 
@@ -67,6 +70,10 @@ class PhraseJudge:
     "Phrases by language; case, width and spaces do not matter."
     within: int = 200
     "Search only this many characters of the reply."
+    exceptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    "Longer phrases by language in which no phrase counts, such as `i can't wait`."
+    quoted: bool = True
+    "Also search what the reply quotes. A reply that is one quote is searched too."
 
     def label(self, text: str) -> Label:
         """`LANGUAGE: PHRASE` of the earliest phrase, None, or EMPTY or UNFINISHED."""
@@ -74,7 +81,7 @@ class PhraseJudge:
             return UNFINISHED
         if not has_words(text):
             return EMPTY
-        matches = list(self._matches(normalised(text)))
+        matches = list(self._matches(self._searched(normalised(text))))
         if not matches:
             return None
         _, language, phrase = min(matches)
@@ -83,6 +90,16 @@ class PhraseJudge:
     def __call__(self, text: str) -> Label:
         """Return `label(text)`."""
         return self.label(text)
+
+    def _searched(self, reply: str) -> str:
+        """The reply without exceptions and quotes: blanked, so that positions stay."""
+        for phrases in self.exceptions.values():
+            for phrase in phrases:
+                phrase = _normalised_phrase(phrase)
+                reply = reply.replace(phrase, " " * len(phrase))
+        if self.quoted or _QUOTE.fullmatch(reply):
+            return reply
+        return _QUOTE.sub(lambda quote: " " * len(quote[0]), reply)
 
     def _matches(self, reply: str) -> Iterator[tuple[int, str, str]]:
         """Position, language and text of every phrase in the reply's beginning."""
@@ -98,7 +115,12 @@ class PhraseJudge:
 
     def describe(self) -> dict[str, Any]:
         """The name and all phrases."""
-        return {"name": self.name, "phrases": self.by_language, "within": self.within}
+        return {
+            "name": self.name,
+            "phrases": self.by_language,
+            "exceptions": self.exceptions,
+            "within": self.within,
+        }
 
 
 @lru_cache(maxsize=4096)
@@ -175,11 +197,14 @@ def _read_feature_rule(name: str) -> FeatureRule:
     return rule
 
 
-def _bundled_phrases() -> dict[str, dict[str, list[str]]]:
-    """Phrases by language of every bundled behaviour."""
+def bundled_phrases() -> dict[str, PhraseJudge]:
+    """The judge of every bundled behaviour."""
     file = resources.files("saescope.control.evaluation") / "phrases.json"
-    bundled: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
-    return bundled
+    bundled = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        name: PhraseJudge(name, lists["phrases"], exceptions=lists["exceptions"], quoted=False)
+        for name, lists in bundled.items()
+    }
 
 
 def _read_phrases(name: str, bundled: Mapping[str, Any]) -> PhraseJudge:

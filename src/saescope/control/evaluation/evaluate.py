@@ -11,6 +11,7 @@ from saescope.control.evaluation.effects import Baseline
 from saescope.control.evaluation.evaluation import Evaluation
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
+from saescope.control.evaluation.judge_check import check_judge, error_sentence
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
@@ -22,7 +23,7 @@ from saescope.control.evaluation.settings import (
     EvaluateSettings,
     ReferenceData,
 )
-from saescope.control.evaluation.verdict import Evidence, choose, verdict
+from saescope.control.evaluation.verdict import Evidence, Finding, choose, verdict
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError
@@ -88,15 +89,17 @@ def _compare(
     baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
     control_arms = _control_arms(controls, baseline, choose(baseline, tried), reference)
     control_results = measurements.add(control_arms)
+    judge_error = check_judge(judge, reference.known_replies)
     evidence = Evidence(baseline, tried, control_results, _count(controls.edits))
     return Evaluation(
         behaviour=describe_judge(judge),
         target=target,
         arms=[unedited, *tried, *control_results],
         chosen=evidence.chosen,
-        findings=verdict(evidence),
+        findings=[*verdict(evidence), Finding("judge error", error_sentence(judge_error))],
         replies=measurements.replies,
         labels=measurements.labels,
+        judge_error=judge_error,
         prompts=list(measurements.eval_set.prompts),
         neutral_tokens=sum(len(text.ids) for text in measurements.runner.neutral),
         controls_left_out=_controls_left_out(controls),

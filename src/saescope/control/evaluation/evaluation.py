@@ -6,6 +6,7 @@ from typing import Any, final
 
 from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.judge import Label
+from saescope.control.evaluation.judge_check import JudgeCheck
 from saescope.control.evaluation.verdict import Finding
 from saescope.sources.prompts import Prompt
 from saescope.table import Table
@@ -40,6 +41,9 @@ class Evaluation(Table):
     controls_left_out: list[str]
     "Controls that were not measured, and what they need."
 
+    judge_error: JudgeCheck | None = None
+    "How often the judge is wrong; None if that is not known."
+
     quick: bool = False
     "Whether only a sample of the prompts and texts was measured."
 
@@ -57,6 +61,7 @@ class Evaluation(Table):
         """Return the JSON-compatible dict that `saescope evaluate --json` prints."""
         return {
             "behaviour": self.behaviour,
+            "judge_error": None if self.judge_error is None else self.judge_error.to_dict(),
             "target": self.target,
             "conditions": [arm.to_dict() for arm in self.arms],
             "chosen": {"name": self.chosen.name, "strength": self.chosen.strength},

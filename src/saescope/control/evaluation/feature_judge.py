@@ -92,6 +92,11 @@ class FeatureJudge:
                 shares[number] = self._share(of_row, answers[number])
         return shares
 
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a reply that is known as text only."""
+        ids: list[int] = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def _n_thinking(self, reply: Reply, start: Sequence[int]) -> int:
         """The number of a reply's tokens that come before its answer."""
         return reply_parts(self.lm.tokenizer, reply.prompt, start, reply.ids).n_thinking

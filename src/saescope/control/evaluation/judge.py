@@ -43,7 +43,8 @@ class Reply:
 class Judge(Protocol):
     """Labels replies, and may read their prompts and token ids.
 
-    A judge may also have `describe()`, a dict with its "name", which results then show.
+    A judge may also have `describe()`, a dict with its "name", which results then show, and
+    `token_ids(text)` if it reads token ids: replies with known labels are texts only.
 
     >>> from saescope.judges import Judge
     >>> class ShortReplies:

@@ -13,6 +13,7 @@ from saescope.analysis.detection import DetectedFeature, Detection
 from saescope.control.edits import Edit
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
+from saescope.control.evaluation.judge_check import check_judge
 from saescope.control.evaluation.output_score import OutputScore, output_scores
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.selection import Candidate, Selection, Step
@@ -82,7 +83,7 @@ def select(
     runner = ArmRunner(lm, saes, parts.choosing, neutral, settings, cache, counter)
     choosing = Trials.start(runner, judge, reference)
     judging = Trials.start(replace(runner, prompts=parts.judging), judge, reference)
-    return _select(run, detection, detected, choosing, judging)
+    return _select(run, detection, detected, choosing, judging, reference)
 
 
 def _planned_replies(parts: "_Parts", settings: SelectSettings, n_detected: int) -> int:
@@ -97,6 +98,7 @@ def _select(
     detected: Sequence[DetectedFeature],
     choosing: Trials,
     judging: Trials,
+    reference: ReferenceData,
 ) -> Selection:
     """Tries the detected features alone, then the greedy set on both parts."""
     if choosing.baseline.unedited.behaviour_rate is None:
@@ -117,6 +119,7 @@ def _select(
         steps=_steps(choosing, judging, tries, singles),
         n_chosen_on=len(choosing.prompts),
         n_judged_on=len(judging.prompts),
+        judge_error=check_judge(choosing.measurements.judge, reference.known_replies),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, final
 from saescope.analysis.detection import DetectedFeature
 from saescope.control.edits import Edit
 from saescope.control.evaluation.arm_results import ArmResult
+from saescope.control.evaluation.judge_check import JudgeCheck
 from saescope.control.evaluation.output_score import OutputScore
 from saescope.control.evaluation.settings import SelectSettings
 from saescope.sources.catalog import Feature
@@ -101,6 +102,9 @@ class Selection(Table):
     n_judged_on: int
     "Number of prompts to judge on."
 
+    judge_error: JudgeCheck | None = None
+    "How often the judge is wrong; None if that is not known."
+
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The selected edits; empty if no candidate has an effect."""
@@ -111,6 +115,7 @@ class Selection(Table):
         return {
             "target": self.target,
             "behaviour": self.behaviour,
+            "judge_error": None if self.judge_error is None else self.judge_error.to_dict(),
             "settings": self.settings.to_dict(),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "prompts": {"chosen_on": self.n_chosen_on, "judged_on": self.n_judged_on},

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from saescope.arguments import Count, CountOrZero, Seed, Strength, check_arguments
 from saescope.control.edits import Op
+from saescope.control.evaluation.known_replies import KnownReplies
 from saescope.errors import ArgumentError
 from saescope.sources.prompts import Prompt
 
@@ -168,3 +169,6 @@ class ReferenceData:
 
     discovery: Sequence[Prompt] = ()
     "Prompts that define the difference-of-means control: of target sets and of others."
+
+    known_replies: KnownReplies | None = None
+    "Replies with known labels, on which the judge's own error is measured."

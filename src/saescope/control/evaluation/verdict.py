@@ -29,6 +29,7 @@ Name = Literal[
     "prompt alone",
     "capability lost",
     "unfinished",
+    "judge error",
 ]
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from saescope.jobs.select import SelectAnswer, SelectRequest
 from saescope.surfaces.cli.lines import print_line
+from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
@@ -56,6 +57,9 @@ def show_selection(console: Console, result: "Selection") -> None:
         )
     _candidates(result).print(console)
     _steps(result).print(console)
+    from saescope.control.evaluation.judge_check import error_sentence
+
+    print_line(console, as_typed(error_sentence(result.judge_error)))
     print_line(
         console,
         "Ranks: as a detector; by output score (promotes its own tokens when amplified); by "
