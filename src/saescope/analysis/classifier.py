@@ -40,6 +40,8 @@ class Classifier:
     holdout: Scores
     baselines: dict[str, Scores]
     transfer: dict[str, TransferScores]
+    silent_on: list[str]
+    "Sets of `transfer` that the detector was chosen to be silent on: not expected to transfer."
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict; the held-out scores stand at the top."""
@@ -49,7 +51,10 @@ class Classifier:
             **self.holdout.to_dict(),
             "discovery": self.discovery.to_dict(),
             "baselines": {name: scores.to_dict() for name, scores in self.baselines.items()},
-            "transfer": {name: scores.to_dict() for name, scores in self.transfer.items()},
+            "transfer": {
+                name: {**scores.to_dict(), "expected": name not in self.silent_on}
+                for name, scores in self.transfer.items()
+            },
         }
 
 
@@ -88,6 +93,7 @@ def fit_classifier(
         holdout=holdout.rule,
         baselines=holdout.baselines,
         transfer=transferred,
+        silent_on=[name for name in transferred if name in comparison.against],
     )
 
 

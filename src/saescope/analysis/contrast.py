@@ -192,10 +192,13 @@ class SetContrast:
     candidates: int
     confirmed: int
     features: list["FeatureContrast"]
+    first_by_prompts: Feature
+    "The feature that the share of discovery prompts ranks first, as `detect` ranks."
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""
-        return {**vars(self), "features": [feature.to_dict() for feature in self.features]}
+        features = [feature.to_dict() for feature in self.features]
+        return {**vars(self), "features": features, "first_by_prompts": str(self.first_by_prompts)}
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,7 @@ def _set_contrasts(
         feature = Feature(layer, int(counts.features[column]))
         values = {name: _element(array, row) for name, array in field_arrays.items()}
         features[run.sets[set_index]].append(FeatureContrast(feature=feature, **values))
+    by_prompts = evidence.first_by_prompts()
     n_tokens = np.bincount(counts.labels, weights=counts.n, minlength=counts.n_sets)
     return {
         name: SetContrast(
@@ -283,6 +287,7 @@ def _set_contrasts(
             candidates=int(result.candidates[i].sum()),
             confirmed=int(result.confirmed[i].sum()),
             features=features[name],
+            first_by_prompts=Feature(layer, int(counts.features[by_prompts[i]])),
         )
         for i, name in enumerate(run.sets)
     }

@@ -39,6 +39,17 @@ class LayerEvidence:
         sets = np.repeat(np.arange(len(columns)), [len(of_set) for of_set in columns])
         return sets, np.concatenate(columns)
 
+    def first_by_prompts(self) -> list[int]:
+        """Return per set the column that shares of discovery prompts rank first, as `detect`."""
+        rates = self.discovery.prompt_rates()
+        second, largest = np.partition(rates, -2, axis=0)[-2:]
+        first = []
+        for row in rates:
+            # Where this set has the largest rate, the second largest is the largest other one.
+            others = np.where(row >= largest, second, largest)
+            first.append(int(np.argmax(row - others)))
+        return first
+
     def field_arrays(self, names: Sequence[str], sets: Ints, columns: Ints) -> Mapping[str, Any]:
         """Return one array per field of FeatureContrast, except `feature`, one value per pair.
 

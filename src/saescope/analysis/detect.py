@@ -81,7 +81,16 @@ def detect(
         masked={layer.number: layer.positions.masked for layer in searched},
         warnings=_warnings(comparison),
         sae_fits=run.sae_fits(layers),
+        first_by_tokens=_first_by_tokens(best),
     )
+
+
+def _first_by_tokens(layer: "_LayerSearch") -> Feature | None:
+    """Return the feature that `contrast` would put first for the target."""
+    margins = rate_margin(layer.discovery.rates(), 0)
+    if not len(margins):
+        return None
+    return Feature(layer.number, int(layer.counts.features[int(np.argmax(margins))]))
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ class Detection(Table):
     masked: dict[int, MaskedCounts]
     warnings: list[str]
     sae_fits: SaeFits
+    first_by_tokens: Feature | None = None
+    "The feature of the classifier's layer that `contrast` would put first for the target."
 
     @property
     def top_warnings(self) -> list[str]:

@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast
+from saescope.analysis.ranking import why_ranks_differ
 from saescope.analysis.sentences import confirmed_first, contrast_sentence
 from saescope.jobs.contrast import ContrastRequest
 from saescope.surfaces.cli.lines import print_line
@@ -38,7 +39,21 @@ def show_contrast(console: Console, result: Contrast, n_top: int | None = None) 
             f"Tested: {found.tested} features. Control: {found.shuffled_confirmed} confirmed "
             f"in {result.settings.shuffles} searches with shuffled labels.",
         )
+    sentence = next(filter(None, map(_why_detect_differs, result.layers.values())), None)
+    if sentence:
+        print_line(console, cell(sentence))
     print_warnings(console, result.warnings)
+
+
+def _why_detect_differs(found: LayerContrast) -> str | None:
+    """Say why `detect` puts another feature first, of the first set where it does."""
+    for name, in_set in found.sets.items():
+        confirmed = [feature for feature in in_set.features[:1] if feature.confirmed]
+        for feature in confirmed:
+            sentence = why_ranks_differ(name, feature.feature, in_set.first_by_prompts)
+            if sentence:
+                return sentence
+    return None
 
 
 def _features(layer: int, found: LayerContrast, n_top: int | None) -> ResultTable:

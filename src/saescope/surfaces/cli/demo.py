@@ -6,6 +6,7 @@ from rich.console import Console
 
 from saescope.jobs.demo import DECLINING, Demo, DemoRequest
 from saescope.surfaces.cli.contrast import show_contrast
+from saescope.surfaces.cli.interrupts import command_line
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.profile import show_profile
@@ -13,6 +14,7 @@ from saescope.surfaces.cli.scan import show_scan
 from saescope.surfaces.cli.show import TERMINAL, cell, print_json, print_result
 from saescope.surfaces.cli.tables import ResultTable
 from saescope.surfaces.report import write_report
+from saescope.surfaces.visible import visible
 
 _FEATURES_PER_SET = 3
 
@@ -33,9 +35,10 @@ def _show(console: Console, demo: Demo, report: Path) -> None:
     show_scan(console, demo.scan)
     _steering(demo).print(console)
     run = cell(str(demo.run.path))
-    print_line(console, f"\nThe run is {run}. Ask it more questions without a model, such as:")
-    console.print(f"  saescope contrast {demo.run.path}", markup=False)
-    console.print(f"All of it as a page: {report}", markup=False)
+    print_line(console, f"\nAll of it as a page: {cell(str(report))}")
+    print_line(console, f"The run is {run}. Ask it more questions without a model, such as:")
+    command = visible(command_line("contrast", str(demo.run.path)))
+    console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _steering(demo: Demo) -> ResultTable:

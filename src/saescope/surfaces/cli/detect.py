@@ -6,6 +6,7 @@ from rich.console import Console
 
 from saescope.analysis.classify import Scores
 from saescope.analysis.detection import DetectedFeature, Detection
+from saescope.analysis.ranking import why_ranks_differ
 from saescope.analysis.sentences import detection_sentence
 from saescope.jobs.detect import DetectAnswer, DetectRequest
 from saescope.sources.catalog import Feature
@@ -30,6 +31,8 @@ from saescope.surfaces.cli.tables import ResultTable
 _FEATURES_SHOWN, _FIRING_ROWS, _TOP_FEATURES = 20, 8, 5
 # Up to so many prompts, each is one mark; above, marks become counts.
 _MAX_MARKS = 40
+# Marks the rows of sets that a detector was chosen against: there it is no failure.
+_NOT_EXPECTED = "*"
 
 
 @command
@@ -58,8 +61,19 @@ def show_detection(console: Console, result: Detection) -> None:
     print_finding(console, detection_sentence(result))
     _features(result).print(console)
     print_line(console, _chance_sentence(result))
+    if result.features and result.first_by_tokens is not None:
+        first = result.features[0].feature
+        sentence = why_ranks_differ(result.target, result.first_by_tokens, first)
+        if sentence:
+            print_line(console, cell(sentence))
     _firings(result).print(console)
     _detectors(result).print(console)
+    if result.classifier.silent_on:
+        print_line(
+            console,
+            f"{_NOT_EXPECTED} not expected to transfer: the detector was chosen to be silent "
+            "there.",
+        )
     _measures(result).print(console)
     print_line(console, masked_sentence(result.masked))
     print_warnings(console, result.warnings)
@@ -169,10 +183,12 @@ def _detectors(result: Detection) -> ResultTable:
     table.add(rule, target, *_score_cells(detector.holdout))
     for name, scores in detector.baselines.items():
         table.add(name.replace("_", " "), target, *_score_cells(scores))
-    for name, (scores, others) in detector.transfer.items():
+    for name, scores in detector.transfer.items():
         table.end_section()
-        table.add(rule, cell(name), *_score_cells(scores))
-        table.add("probe", cell(name), *_score_cells(others["probe"]))
+        expected = name not in detector.silent_on
+        tried_on = cell(name) if expected else f"{cell(name)}{_NOT_EXPECTED}"
+        table.add(rule, tried_on, *_score_cells(scores.rule))
+        table.add("probe", tried_on, *_score_cells(scores.baselines["probe"]))
     return table
 
 
