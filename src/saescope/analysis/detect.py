@@ -58,8 +58,7 @@ def detect(
     >>> result.features[0].holdout_rate, result.features[0].holdout_other_rate
     (1.0, 0.0)
     """
-    settings = settings or DetectSettings()
-    settings.check()
+    (settings := settings or DetectSettings()).check()
     others = check_sets(run.sets, target, against, transfer)
     tried = similar_comparisons(run.sets, target, others) if transfer is None else transfer
     comparison = Comparison(run, target, others, settings.seed)

@@ -183,12 +183,12 @@ def _detectors(result: Detection) -> ResultTable:
     table.add(rule, target, *_score_cells(detector.holdout))
     for name, scores in detector.baselines.items():
         table.add(name.replace("_", " "), target, *_score_cells(scores))
-    for name, scores in detector.transfer.items():
+    for name, (rule_scores, others) in detector.transfer.items():
         table.end_section()
         expected = name not in detector.silent_on
         tried_on = cell(name) if expected else f"{cell(name)}{_NOT_EXPECTED}"
-        table.add(rule, tried_on, *_score_cells(scores.rule))
-        table.add("probe", tried_on, *_score_cells(scores.baselines["probe"]))
+        table.add(rule, tried_on, *_score_cells(rule_scores))
+        table.add("probe", tried_on, *_score_cells(others["probe"]))
     return table
 
 
