@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from saescope.store.runs import Run
+from saescope.store.token_norms import TokenNorms
 
 LEADING_SHARE = 0.5
 _MIN_PROMPTS = 3
@@ -15,7 +15,7 @@ APART, ALIKE = 1.5, 1.2
 SINK_SHARE = 0.02
 
 
-def leading_tokens(run: Run) -> list[str]:
+def leading_tokens(run: TokenNorms) -> list[str]:
     """Return a line per set in which half the prompts or more begin with the same token.
 
     The norm at position 0 then shows that token, not the set. A special token such as a BOS is no

@@ -13,21 +13,21 @@ from saescope.analysis.token_figures import Paired, token_figures
 from saescope.arguments import COUNT_OR_ZERO, SEED
 from saescope.store.arrays import Float32s, Floats, Ints
 from saescope.store.masking import Masking
-from saescope.store.runs import Run
+from saescope.store.token_norms import TokenNorms
 from saescope.table import Table
 
 SAMPLES = 3
 
 
 def profile(
-    run: Run,
+    run: TokenNorms,
     masking: Masking | None = None,
     *,
     layers: Sequence[int] | None = None,
     n_samples: int = SAMPLES,
     seed: int = 0,
 ) -> "Profile":
-    """Return tokens and norms of every set of a run.
+    """Return tokens and norms of every set of a run, or of norms measured without an SAE.
 
     Default: all layers of the run. `n_samples` words per set are shown in their pieces; `seed`
     draws the bootstrap of the paired ratios. Raises PromptError for a negative `n_samples`,
@@ -56,7 +56,12 @@ def profile(
     warnings = leading_tokens(run)
     for layer in by_layer:
         warnings += layer.warnings
-    return Profile(run=str(run.path), sets=sets, sinks=_sinks(run, by_layer), warnings=warnings)
+    return Profile(
+        run=None if run.path is None else str(run.path),
+        sets=sets,
+        sinks=_sinks(run, by_layer),
+        warnings=warnings,
+    )
 
 
 @final
@@ -66,7 +71,9 @@ class Profile(Table):
 
     shown = "set layer prompts tokens tokens_per_prompt ratio later_norm_median sinks"
 
-    run: str
+    run: str | None
+    "None if it was measured without an SAE: then nothing is stored."
+
     sets: dict[str, "SetProfile"]
     sinks: list["Sink"]
     warnings: list[str]
@@ -176,8 +183,8 @@ class _LayerProfile:
         return float(self.values[token]) / self.median
 
 
-def _profile_layer(run: Run, masking: Masking, number: int) -> _LayerProfile:
-    values = run.features(number).norms
+def _profile_layer(run: TokenNorms, masking: Masking, number: int) -> _LayerProfile:
+    values = run.norms(number)
     sinks = masking.apply(run.token_pos, values).sinks
     is_later = run.token_pos > 0
     counted = is_later if masking.keep_sinks else is_later & ~sinks
@@ -228,7 +235,7 @@ def _norms(first: Floats, later: Floats, n_sinks: int, n_pos0_sinks: int) -> Lay
     )
 
 
-def _sinks(run: Run, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
+def _sinks(run: TokenNorms, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
     """Return all sinks: those after position 0 first, then by how far they are above the median."""
     layers_of: defaultdict[int, list[_LayerProfile]] = defaultdict(list)
     for layer in by_layer:
@@ -242,7 +249,7 @@ def _sinks(run: Run, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
     return sorted(sinks, key=order)
 
 
-def _sink(run: Run, token: int, layers: Sequence[_LayerProfile]) -> Sink:
+def _sink(run: TokenNorms, token: int, layers: Sequence[_LayerProfile]) -> Sink:
     furthest = max(layers, key=lambda layer: layer.ratio(token) or np.inf)
     prompt = run.prompts[run.token_prompt[token]]
     return Sink(
@@ -257,7 +264,7 @@ def _sink(run: Run, token: int, layers: Sequence[_LayerProfile]) -> Sink:
     )
 
 
-def _token_in_context(run: Run, token: int) -> str:
+def _token_in_context(run: TokenNorms, token: int) -> str:
     """Return the text of a token, with the whole character if it completes one."""
     stored = run.token_text[token]
     if "\\x" not in stored:

@@ -10,7 +10,7 @@ import numpy as np
 from saescope.analysis.pieces import Pieces, Sample, samples
 from saescope.analysis.stats import bootstrap_mean
 from saescope.store.arrays import Ints
-from saescope.store.runs import Run
+from saescope.store.token_norms import TokenNorms
 
 _SAMPLED_PROMPTS = 200  # a set's words are looked for in its first prompts
 Lengths = Mapping[str, Sequence[int]]  # of the prompts of one set, by pair
@@ -46,7 +46,7 @@ class Paired:
     ci: tuple[float, float] | None
 
 
-def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures]:
+def token_figures(run: TokenNorms, n_samples: int, seed: int) -> dict[str, TokenFigures]:
     """Return the figures of every set; `seed` draws the bootstrap of the paired ratios."""
     lengths = np.bincount(run.token_prompt[run.is_text], minlength=len(run.prompts))
     per_prompt = {}
@@ -73,7 +73,7 @@ def token_figures(run: Run, n_samples: int, seed: int) -> dict[str, TokenFigures
     return figures
 
 
-def _pieces_per_set(run: Run, lengths: Ints) -> dict[str, list[tuple[str, Pieces]]]:
+def _pieces_per_set(run: TokenNorms, lengths: Ints) -> dict[str, list[tuple[str, Pieces]]]:
     """Return every set's prompts by id, with their tokens of text: `lengths` of each prompt."""
     by_set: dict[str, list[tuple[str, Pieces]]] = {name: [] for name in run.sets}
     ends = np.cumsum(lengths)
@@ -85,7 +85,7 @@ def _pieces_per_set(run: Run, lengths: Ints) -> dict[str, list[tuple[str, Pieces
 
 
 def _paired_ratios(
-    run: Run, lengths: Ints, per_prompt: Mapping[str, float], seed: int
+    run: TokenNorms, lengths: Ints, per_prompt: Mapping[str, float], seed: int
 ) -> dict[str, Paired]:
     """Tokens compared with the leanest set that has pairs, over the pairs that both have."""
     by_set: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)

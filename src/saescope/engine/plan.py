@@ -23,6 +23,7 @@ from saescope.sources.job_plan import JobOptions, JobPlan, NeededFile, not_cache
 from saescope.sources.layouts import SaeLocation
 from saescope.sources.machine import free_disk, free_memory, show_bytes
 from saescope.sources.references import name_in_catalog
+from saescope.sources.sae_width import width_of_size, widths_in_file
 from saescope.sources.saes import SaeSource, open_sae, sae_name_of
 
 _ONE_TOKEN = 500  # bytes of results per token beside its features: measured
@@ -38,6 +39,7 @@ def plan_job(options: JobOptions) -> JobPlan:
     options = replace(options, offline=is_offline(options.offline))
     sae = _sae_needs(options)
     model = _model_needs(options, last=max(sae.layers))
+    _refuse_other_width(options, model, sae)
     needed = (*model.needed, *sae.needed)
     budget = options.budget
     if budget is None and options.device != "cuda":
@@ -74,6 +76,8 @@ class _SaeNeeds:
     d_sae: int | None
     k: int | None = None
     unknown: tuple[str, ...] = ()
+    widths: tuple[tuple[int, ...], ...] = ()
+    "For each layer, what may be d_model, from configs and sizes; empty if they do not tell."
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,38 @@ def _sae_needs(options: JobOptions) -> _SaeNeeds:
     needed = tuple(NeededFile(files.name, files, files.entry(name)) for name in names)
     release = release or find_release(files.name)
     known_name = release or sae_name_of(files)
+    d_sae = max(location.d_sae or 0 for location in locations) or None
     if known_name is not None:
-        return _SaeNeeds(layers, needed, release, known_name.d_sae, source.k)
-    d_sae = max(location.d_sae or 0 for location in locations)
-    return _SaeNeeds(layers, needed, release, d_sae or None, source.k)
+        d_sae = known_name.d_sae
+    widths = tuple(_sae_widths(files, location, d_sae) for location in locations)
+    return _SaeNeeds(layers, needed, release, d_sae, source.k, widths=widths)
+
+
+def _sae_widths(files: Files, location: SaeLocation, d_sae: int | None) -> tuple[int, ...]:
+    """What may be d_model of an SAE, without opening its weights."""
+    entry = files.entry(location.weights)
+    if entry.have:
+        widths = widths_in_file(files.path(location.weights))
+        if widths:
+            return widths
+    if location.d_model is not None:
+        return (location.d_model,)
+    if location.format == "qwen-scope" and d_sae and entry.bytes:
+        return (width_of_size(entry.bytes, d_sae),)
+    return ()
+
+
+def _refuse_other_width(options: JobOptions, model: _ModelNeeds, sae: _SaeNeeds) -> None:
+    """Raise SourceError if an SAE reads residuals of another width than the model has."""
+    if model.contents is None:
+        return
+    d_model = int(model.contents.config.text.hidden_size)
+    for layer, widths in zip(sae.layers, sae.widths, strict=False):
+        if widths and d_model not in widths:
+            raise SourceError(
+                f"SAE {options.sae} layer {layer} reads residuals {min(widths)} wide, "
+                f"{options.model} has {d_model}: they do not belong together"
+            )
 
 
 def _release_needs(options: JobOptions, release: Release, files: Files | None = None) -> _SaeNeeds:

@@ -16,6 +16,7 @@ from saescope.sources.catalog import (
     parse_sae_name,
     releases_for,
 )
+from saescope.sources.files import open_files
 from saescope.sources.job_plan import JobOptions
 from saescope.sources.machine import guess_device, parse_bytes
 from saescope.sources.prompts import Prompt
@@ -131,6 +132,22 @@ class ModelInputs:
                 offline=self.offline,
                 streamed=streamed,
             )
+
+    def model_layers(self) -> tuple[int, ...]:
+        """Return the requested layers of a model that is used without an SAE.
+
+        Raises SourceError for a layer that the model does not have.
+        """
+        from saescope.engine.config import read_config
+
+        files = open_files(self.model_name(), offline=self.offline)
+        n_layers = int(read_config(files).text.num_hidden_layers)
+        if self.layers == "all":
+            return tuple(range(n_layers))
+        layers = tuple(sorted(set(self.layer_list or ((n_layers - 1) // 2,))))
+        if layers[-1] >= n_layers:
+            raise SourceError(f"{files.name} has layers 0-{n_layers - 1}, not {layers[-1]}")
+        return layers
 
     def load_saes(self, reporter: Reporter, features: Sequence[NamedFeature] = ()) -> "list[Sae]":
         """Load the SAEs alone, with their decoders, on the device of the model."""

@@ -16,6 +16,7 @@ _MALFORMED = (
 )
 _LARGEST_HEADER = 100 * 10**6  # the limit of the safetensors library
 _PLAIN_PARTS = 64
+_NPY_HEADER = 128  # of arrays with up to three dimensions
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,29 @@ def file_parts(path: Path) -> list[Part]:
         except (*_MALFORMED, zipfile.BadZipFile, NotImplementedError):
             starts = _equal_parts(file, size)
     return _ordered(starts, size)
+
+
+def tensor_sizes(path: Path) -> list[int]:
+    """Bytes of each tensor of a safetensors file or zip archive; empty for any other file."""
+    size = path.stat().st_size
+    with open_regular(path) as file:
+        start = file.read(9)
+        file.seek(0)
+        try:
+            if start[:4] == b"PK\x03\x04":
+                with zipfile.ZipFile(file) as archive:
+                    return [_tensor_bytes(info) for info in archive.infolist()]
+            if start[8:9] == b"{":
+                return [part.bytes for part in _safetensors_parts(file, size)]
+        except (*_MALFORMED, zipfile.BadZipFile, NotImplementedError):
+            return []
+    return []
+
+
+def _tensor_bytes(info: zipfile.ZipInfo) -> int:
+    """Bytes of the tensor in an entry; arrays of NumPy begin with a header."""
+    header = _NPY_HEADER if info.filename.endswith(".npy") else 0
+    return max(0, info.file_size - header)
 
 
 def _finder(start: bytes) -> Callable[[BinaryIO, int], list[Part]]:

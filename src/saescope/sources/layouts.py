@@ -48,6 +48,7 @@ class SaeLocation:
     hook: HookPoint
     d_sae: int | None = None
     trained_on: str | None = None
+    d_model: int | None = None
 
     @property
     def folder(self) -> str:
@@ -140,10 +141,17 @@ def with_config(files: Files, location: SaeLocation) -> SaeLocation:
     if location.config is None:
         return location
     config = read_sae_config(files, location.config)
-    hook, d_sae, trained_on = _CONFIG_READERS[location.format](config)
+    description = _CONFIG_READERS[location.format](config)
+    hook = description.hook
     if hook == UNKNOWN:
         hook = location.hook
-    return replace(location, hook=hook, d_sae=d_sae, trained_on=trained_on)
+    return replace(
+        location,
+        hook=hook,
+        d_sae=description.d_sae,
+        trained_on=description.trained_on,
+        d_model=description.d_model,
+    )
 
 
 def read_sae_config(files: Files, name: str) -> Config:
@@ -166,6 +174,7 @@ class _Description(NamedTuple):
     hook: HookPoint = UNKNOWN
     d_sae: int | None = None
     trained_on: str | None = None
+    d_model: int | None = None
 
 
 def _qwen_scope(config: Config) -> _Description:
@@ -184,7 +193,8 @@ def _saelens(config: Config) -> _Description:
         hook = HookPoint(other=f"head {head!r:.20} of {name}")
     if output not in (None, name):
         hook = _transcoder(name, output)
-    return _Description(hook, _count(config.get("d_sae")), _text(metadata.get("model_name")))
+    d_sae, d_model = _count(config.get("d_sae")), _count(config.get("d_in"))
+    return _Description(hook, d_sae, _text(metadata.get("model_name")), d_model)
 
 
 def _sparsify(config: Config) -> _Description:
@@ -192,7 +202,7 @@ def _sparsify(config: Config) -> _Description:
     d_in, factor = _count(config.get("d_in")), _count(config.get("expansion_factor"))
     if latents is None and d_in and factor:
         latents = d_in * factor
-    return _Description(d_sae=latents)
+    return _Description(d_sae=latents, d_model=d_in)
 
 
 def _dictionary_learning(config: Config) -> _Description:
@@ -203,7 +213,8 @@ def _dictionary_learning(config: Config) -> _Description:
         hook = input_of(layer) if buffer.get("io") == "in" else HookPoint(layer)
     if isinstance(module, str) and re.search(r"attn|attention|mlp", module):
         hook = HookPoint(other=module)
-    return _Description(hook, _count(trainer.get("dict_size")), _text(trainer.get("lm_name")))
+    d_sae, d_model = _count(trainer.get("dict_size")), _count(trainer.get("activation_dim"))
+    return _Description(hook, d_sae, _text(trainer.get("lm_name")), d_model)
 
 
 def _gemma_scope(config: Config) -> _Description:
@@ -216,7 +227,8 @@ def _gemma_scope(config: Config) -> _Description:
 
 def _llama_scope(config: Config) -> _Description:
     hook = parse_hook_point(config.get("hook_point_in"))
-    return _Description(hook, _count(config.get("d_sae")), "meta-llama/Llama-3.1-8B")
+    d_sae, d_model = _count(config.get("d_sae")), _count(config.get("d_model"))
+    return _Description(hook, d_sae, "meta-llama/Llama-3.1-8B", d_model)
 
 
 def _transcoder(name: object, output: object) -> HookPoint:

@@ -18,7 +18,7 @@ from saescope.errors import RunError
 from saescope.sources.catalog import Feature, ModelSpec, SaeSpec
 from saescope.sources.prompts import Prompt, PromptSet
 from saescope.store import columns, tables
-from saescope.store.arrays import Bools, Indices
+from saescope.store.arrays import Bools, Float32s, Indices
 from saescope.store.manifest import (
     MANIFEST,
     SIZES,
@@ -207,6 +207,10 @@ class Run:
         name = tables.resid_name(layer)
         with self._damage_of(name):
             check_bytes(self.path / name, self.record(name))
+
+    def norms(self, layer: int) -> Float32s:
+        """Return the tokens' residual norms after one layer, (tokens,)."""
+        return self.features(layer).norms
 
     def resids(self, layer: int) -> PromptResids:
         """Return one layer's residuals per prompt; raises RunError if the run does not hold it."""

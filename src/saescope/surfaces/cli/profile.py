@@ -7,14 +7,16 @@ from rich.console import Console
 from saescope.analysis.profile import Profile, SetProfile, Sink
 from saescope.analysis.sentences import profile_sentence
 from saescope.analysis.token_figures import Paired
-from saescope.jobs.profile import ProfileRequest
+from saescope.jobs.profile import NormsAnswer, ProfileRequest
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import (
     TERMINAL,
     cell,
+    note,
     number,
     percent,
+    present,
     present_answer,
     print_finding,
     print_parts_note,
@@ -29,7 +31,13 @@ _SINKS_SHOWN, _PIECES_SHOWN = 10, 12
 
 @command
 def profile(request: ProfileRequest = ProfileRequest(), *, output: Output = Output()) -> None:
-    present_answer(request.run(TERMINAL), output, show_profile)
+    answer = request.run(TERMINAL)
+    if isinstance(answer, NormsAnswer):
+        present(answer, output, lambda console: show_profile(console, answer.result))
+        if not output.json:
+            note("no SAE: features were not computed and no run was stored; pass --sae for both")
+        return
+    present_answer(answer, output, show_profile)
 
 
 def show_profile(console: Console, result: Profile) -> None:
