@@ -69,7 +69,8 @@ def test_width_is_read_from_sizes_alone(tmp_path: Path, d_model: int, d_sae: int
 
 def test_width_of_a_release_follows_from_its_size() -> None:
     assert width_of_size(2_147_762_176, 65_536) == 4096
-    assert width_of_size(537_010_176 + 1500, 32_768) == 2048
+    assert width_of_size(537_010_176 + 2500, 32_768) == 2048
+    assert width_of_size(537_010_176, 16_384) is None  # another number of features
 
 
 @pytest.mark.parametrize("kind", ["qwen-scope", "saelens"])

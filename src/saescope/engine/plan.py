@@ -128,7 +128,8 @@ def _sae_widths(files: Files, location: SaeLocation, d_sae: int | None) -> tuple
     if location.d_model is not None:
         return (location.d_model,)
     if location.format == "qwen-scope" and d_sae and entry.bytes:
-        return (width_of_size(entry.bytes, d_sae),)
+        width = width_of_size(entry.bytes, d_sae)
+        return () if width is None else (width,)
     return ()
 
 

@@ -7,6 +7,7 @@ from saescope.sources.file_parts import tensor_sizes
 
 _ITEM_BYTES = (4, 2, 8)
 _SIZES_TRIED = 12
+_MOST_REST = 0.02  # of one step of d_model: 5 kB at 32,768 features
 
 
 def widths_in_file(path: Path) -> tuple[int, ...]:
@@ -23,10 +24,11 @@ def widths_in_file(path: Path) -> tuple[int, ...]:
     return ()
 
 
-def width_of_size(file_bytes: int, d_sae: int) -> int:
+def width_of_size(file_bytes: int, d_sae: int) -> int | None:
     """d_model of a Qwen-Scope file with this number of features, from its number of bytes.
 
-    Such a file holds `2 * d_sae * d_model + d_sae + d_model` float32 values and about a kilobyte
-    around them.
+    Such a file holds `2 * d_sae * d_model + d_sae + d_model` float32 values and a few kilobytes
+    around them. None if that leaves a rest: then the number of features is another one.
     """
-    return round((file_bytes / 4 - d_sae) / (2 * d_sae + 1))
+    d_model, rest = divmod(file_bytes // 4 - d_sae, 2 * d_sae + 1)
+    return d_model if 0 <= rest <= _MOST_REST * (2 * d_sae + 1) else None
