@@ -409,7 +409,11 @@ REFUSED = [
         {"measure": False},
         r"clamp depends on the feature's activation.*is not measured",
     ),
-    (Edit("1/3", "project", 1.0, scope="last"), {"measure": False}, "its scope is last"),
+    (
+        Edit("1/3", "add", 1.0, scope="last"),
+        {"measure": False},
+        "its scope is last.*bake the same add without its scope, with convert='project'",
+    ),
     (
         Edit("1/3", "project", 1.0, when="1/4"),
         {},

@@ -1,10 +1,14 @@
 """Which features set prompt sets apart, and whether they still do on held-out prompts.
 
 A feature is confirmed in two steps (`search.py`) of one-sided Fisher tests: are a set's n prompts
-over-represented among the n with the highest firing rates? 1. On discovery prompts, (a) against all
-others pooled, with Benjamini-Hochberg over features that fire on enough prompts to be significant
-(Tarone 1990), and (b) against each other set. 2. (b) on held-out prompts, with Benjamini-Hochberg
-over the candidates of step 1. The null control repeats both steps with shuffled labels.
+over-represented among the n with the highest firing rates?
+
+1. On discovery prompts: test (a) against all other prompts pooled, with Benjamini-Hochberg over the
+   features that fire on enough prompts to be able to reach significance (Tarone 1990), and test (b)
+   against every other set one by one, largest p ≤ alpha. Features that pass both are candidates.
+2. On held-out prompts: test (b) again, with Benjamini-Hochberg over the candidates.
+
+The null control repeats both steps with shuffled labels.
 """
 
 from collections.abc import Sequence
@@ -69,10 +73,11 @@ def contrast(
 ) -> "Contrast":
     """Return each set's features with the largest margin over every other set, best first.
 
-    The margin is the firing rate in the set minus the highest rate in another set: on discovery
-    prompts `discovery_score`, which ranks, on all prompts `score`. It may be negative: `confirmed`
-    marks features that also hold on held-out prompts. `layers` defaults to all. Raises PromptError
-    for fewer than two sets or a set without a scored position, RunError for an unknown layer.
+    The margin is the firing rate in the set minus the highest rate in another set. Features are
+    ranked by the margin on discovery prompts, `discovery_score`; `score` is the margin on all
+    prompts. Both may be negative. `confirmed` marks features that also hold on held-out prompts.
+    `layers` defaults to all. Raises PromptError for fewer than two sets or a set without a scored
+    position, RunError for an unknown layer.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -163,7 +168,8 @@ class Contrast(Table):
 class LayerContrast:
     """One layer: a result per set, and what was left out.
 
-    `tested`: number of features that fire on enough discovery prompts to be significant.
+    `tested`: number of features that fire on enough discovery prompts to be able to reach
+    significance.
     `shuffled_confirmed`: number confirmed under shuffled labels, in all shuffles together.
     """
 
@@ -213,7 +219,8 @@ class FeatureContrast:
       `prompt_other_rate`, `ci` (of `prompt_rate`) and `mean_act` (where the feature fires).
     - Discovery prompts: `p` and `q` against all other prompts together, `discovery_score`.
     - Held-out prompts: `holdout_*`; `holdout_p` is the largest p against another set, and
-      `holdout_q` adjusts it for the number of candidates (1 if the feature is not one).
+      `holdout_q` adjusts it for the number of candidates (1 if the feature is not one). Tables and
+      pages show `holdout_q` as q.
     """
 
     feature: Feature
@@ -226,7 +233,10 @@ class FeatureContrast:
     prompt_other_rate: float
     ci: tuple[float, float]
     p: float
+
     q: float
+    "Adjusted p of the discovery test; the q that tables show is `holdout_q`."
+
     discovery_score: float
     confirmed: bool
     holdout_rate: float

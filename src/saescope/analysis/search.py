@@ -27,7 +27,7 @@ class SearchResult:
     `p` and `q` compare a set with all other discovery prompts. `candidates` are proposed on
     discovery prompts; `confirmed` also hold on held-out ones: their `holdout_q`, the candidates'
     adjusted p there, is at most alpha (1 if not a candidate). `tested` (features,) marks features
-    that fire on enough prompts to be significant under some labelling.
+    that fire on enough prompts to be able to reach significance under some labelling.
     """
 
     p: Floats
@@ -146,7 +146,7 @@ def _screen(counts: FiringCounts, ranking: _Ranking) -> Floats:
 
 
 def _testable(counts: FiringCounts, alpha: float) -> Bools:
-    """Return which features fire on enough prompts to be significant at `alpha`, (features,).
+    """Return which features fire on enough prompts to be able to reach p ≤ `alpha`, (features,).
 
     The filter is independent of the labels, so BH over the remaining features is valid (Tarone
     1990, Gilbert 2005). Features that could never reach significance would only cost power.

@@ -103,7 +103,10 @@ class Receipt:
 
     @property
     def fired(self) -> list[int]:
-        """Targeted positions on which each edit's feature fired (directions: all targeted)."""
+        """Targeted positions where each edit's feature is above 0 under its gate.
+
+        For a direction: all targeted positions.
+        """
         return [totals.fired for totals in self._totals()]
 
     @property

@@ -1,17 +1,18 @@
 """Steering: edits applied while a model runs, and removed without a trace on exit.
 
-Only the layers that edits change or read are hooked, and only while a `steered` block is open.
-If blocks are nested, the edits of each see the same residual, not each other's changes at that
-layer, and the changes are summed. A receipt records what the edits did.
+The decoder and the layers that edits change or read are hooked, and only while a `steered` context
+is open. If contexts are nested, the edits of each see the same residual, not each other's changes
+at that layer, and the changes are summed. A receipt records what the edits did.
 
-Which passes a block edits (`engine/contexts.py`):
+Which passes a context edits (`engine/contexts.py`):
 
-- A block belongs to the thread or task that opened it, and to threads and tasks that started with
-  a copy of its context (`asyncio.to_thread`, `asyncio.create_task`). Others are not affected.
-- A block in a generator edits what the generator runs, wherever it is advanced. While the
+- A context belongs to the thread or task that opened it, and to threads and tasks that started with
+  a copy of its context variables (`asyncio.to_thread`, `asyncio.create_task`). Others are not
+  affected.
+- A context in a generator edits what the generator runs, wherever it is advanced. While the
   generator is suspended, its caller is not affected, unless the generator is a context manager.
-- Blocks may be closed in any order, in any thread, or by garbage collection. A closed block edits
-  nothing any more, and after the last one no hook is left.
+- Contexts may be closed in any order, in any thread, or by garbage collection. A closed context
+  edits nothing any more, and after the last one no hook is left.
 """
 
 import threading
@@ -48,8 +49,8 @@ def steered(
 
     Edits of features need the SAEs of their layers, loaded with decoders; edits of directions need
     none. Entering the context loads the rest of the model, so that it can generate, unless it is
-    streamed. As a control, `random_directions`, a seed of random directions, makes every edit
-    write along a random direction of the same length.
+    streamed. `random_directions` is a seed, not a number of directions: as a control, every edit
+    then writes along a random direction of the same length, drawn with this seed.
     Raises EditError, before anything changes, if an edit does not match these SAEs or this model.
 
     >>> import saescope as ss
@@ -76,7 +77,7 @@ class SteeredBlock:
 
     def __enter__(self) -> Receipt:
         if self._open is not None:
-            raise EditError("this steered block is open already: call steered() for another one")
+            raise EditError("this steered context is open already: call steered() for another one")
         active = self._activate()
         self._open = OpenBlock(active, holding_generator())
         try:
@@ -116,7 +117,7 @@ class SteeredBlock:
 
 
 def _update_hooks(lm: LM) -> None:
-    """Hook the layers that open blocks of this model edit or read, and no others."""
+    """Hook the decoder and the layers that open contexts of this model edit or read, no others."""
     with OPEN_EDITS.lock:
         hooks = _HOOKS.get(id(lm.blocks))
         if hooks is None:
@@ -131,7 +132,7 @@ def _update_hooks(lm: LM) -> None:
 
 @final
 class _Hooks:
-    """The hooks of one model: those that the open blocks of any thread need.
+    """The hooks of one model: those that the open contexts of any thread need.
 
     A hook key is a layer, or None for the hooks around the decoder. In a thread or task without
     active edits, the hooks change nothing.
@@ -151,7 +152,7 @@ class _Hooks:
     def update(self) -> None:
         """Register the hooks that are needed now, and remove the others.
 
-        Every step asks anew: between two steps, garbage collection may close a block.
+        Every step asks anew: between two steps, garbage collection may close a context.
         """
         while self._registered.keys() != (needed := self._needed()):
             for hook_key in self._registered.keys() - needed:
@@ -161,6 +162,7 @@ class _Hooks:
                 break
             else:
                 self._register(next(iter(needed - self._registered.keys())))
+        # `_end` does not run for a pass that an interrupt cut off: drop its tensors here.
         self._local.edited_pass = None
 
     def _needed(self) -> set[int | None]:

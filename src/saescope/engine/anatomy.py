@@ -91,7 +91,7 @@ def read_anatomy(files: Files) -> Anatomy:
             f"{files.name} is quantised ({contents.dequantizer.method}), so its tensors cannot "
             "be edited: load it with transformers, dequantised, and save it with save_pretrained"
         )
-    config, decoder = contents.config.text, contents.decoder
+    config, decoder = contents.config.text, contents.text_decoder
     path, blocks = blocks_of(decoder, config)
     sources = contents.require(
         contents.decoder_path + name for name, _ in decoder.named_parameters()

@@ -17,7 +17,8 @@ from saescope.engine.tokens import tokenize
 from saescope.sources.prompts import Prompt
 from saescope.store.arrays import Indices
 
-# Larger batches are not faster: every layer would allocate its activations anew.
+# Measured (benchmarks/README.md): larger batches are not faster, because every layer then allocates
+# its activations again instead of reusing memory.
 BATCH_TOKENS = 2048
 # A prefix is shared only if it is this long and saves this many tokens.
 MIN_PREFIX_LENGTH = 16
@@ -25,7 +26,7 @@ MIN_SAVED_TOKENS = 64
 # Bounds the recursion for prompts that share ever longer prefixes.
 _MAX_GROUP_DEPTH = 50
 # Every row keeps the keys and values of the shared prefix, so a long prefix makes batches smaller:
-# their tokens are divided by 1 + prefix length // this.
+# `batch_tokens` is divided by 1 + prefix length // this.
 _PREFIX_TOKENS_PER_DIVISION = 512
 # Minimum width of a packed row; only a longer prompt makes it wider. A wider row would hold more
 # prompts, and attention over the whole row would dominate.

@@ -97,8 +97,8 @@ class Contents:
         return replace(self, model=stock_model(self.config, self.dtype))
 
     @property
-    def decoder(self) -> nn.Module:
-        """The text decoder on the meta device."""
+    def text_decoder(self) -> nn.Module:
+        """The text decoder of `model`."""
         return decoder_of(self.model)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The main path: prompts → tokens → residuals → sparse features → run on disk."""
+"""The pipeline: prompts → tokens → residuals → sparse features → run on disk."""
 
 import platform
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -55,12 +55,12 @@ def extract(
     """Compute the features of all prompts and publish them as the run `out`.
 
     If `out` already holds the same job's run, it is returned. A resumed job skips the (batch,
-    layer) pairs already stored. `errors` also stores each token's reconstruction error, which needs
-    SAEs with decoders. `command` goes into the manifest. `progress` gets tokens × layers, done and
-    in total. `kernels`: matmul kernels; None chooses them for this machine (`choose_kernels`).
-    `hash_files` also records the SHA-256 of large local files. `note` gets a line before this waits
-    for another writer of the same run. Raises SourceError, PromptError, RunError or ResourceError.
-    Nothing is published on error.
+    layer) pairs already stored. `errors` also stores the norm of each token's reconstruction error,
+    which needs SAEs with decoders. `command` goes into the manifest. `progress` is called with two
+    numbers: tokens × layers done, and their total. `kernels`: matmul kernels; None chooses them for
+    this machine (`choose_kernels`). `hash_files` also records the SHA-256 of large local files.
+    `note` gets a line before this waits for another writer of the same run. Raises SourceError,
+    PromptError, RunError or ResourceError. Nothing is published on error.
 
     >>> import tempfile, saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -236,9 +236,9 @@ def _encode(
     lengths: Sequence[int],
     errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
-    """Encode a batch's tokens. `indices`: of each token in `resid` (None: identity)."""
-    wide = resid.float()
-    norms = wide.norm(dim=-1)
+    """Encode a batch's tokens; token i is row `indices[i]` of `resid` (row i if None)."""
+    resid_float32 = resid.float()
+    norms = resid_float32.norm(dim=-1)
     if not torch.isfinite(norms).all():
         raise SourceError(
             f"the residual after layer {sae.spec.layer} is not finite: "
@@ -247,7 +247,7 @@ def _encode(
     residual_indices = np.arange(len(resid)) if indices is None else indices.numpy()
     chunks = list(_feature_chunks(sae, resid, norms, errors))
     features = LayerFeatures.joined(chunks).take(residual_indices)
-    return features, _resids_by_prompt(wide, residual_indices, features.norms, lengths)
+    return features, _resids_by_prompt(resid_float32, residual_indices, features.norms, lengths)
 
 
 def _feature_chunks(
@@ -277,7 +277,7 @@ def _resids_by_prompt(
     """Return each prompt's last residual and its mean over scored positions.
 
     A run is made before anybody asks about it, so these positions follow `Masking`'s defaults, with
-    the median norm of each prompt. `indices` maps each token to its index in `resid`.
+    the median norm of each prompt. `indices` holds each token's row in `resid`.
     """
     masking = Masking()
     ends = np.cumsum(lengths)
@@ -330,7 +330,7 @@ def _manifest_record(
 def _file_records(lm: LM, saes: Sequence[Sae], hash_files: bool) -> dict[str, Any]:
     """Return what tells later whether the model's and the SAEs' files are still the same.
 
-    `extract` calls it in a thread, since it reads whole files.
+    `_collect` runs this in a thread, because it reads whole files.
     """
     return {
         "model": {"source": lm.source, "files": file_records(lm.files, hash_all=hash_files)},

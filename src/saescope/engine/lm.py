@@ -1,8 +1,8 @@
 """A causal LM from transformers, cut after the last layer needed.
 
-Layers above it, the final norm and the lm_head are neither fetched nor read. The ModuleList of
-blocks is found by structure, not by architecture. Packing of prompts and sharing of prefixes are
-limited to the architectures that were tested with them.
+Later layers, the final norm and the lm_head are neither fetched nor read until something needs them
+(`LM.whole`). The ModuleList of blocks is found by structure, not by architecture. Rows of several
+prompts and shared prefixes are used only for the architectures that were tested with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,11 +86,11 @@ def load_lm(
 class LM:
     """A causal LM truncated after the last requested layer, with its tokenizer and metadata.
 
-    Weights are memory-mapped and their pages are released after use. Do not modify them in place:
-    the changes would be lost.
+    Weights that are stored in `dtype` are memory-mapped, and their pages are released after use. Do
+    not modify weights in place: the changes would be lost.
 
     Attributes:
-        model: The AutoModel, without the blocks above the last requested layer and the final norm;
+        model: The AutoModel, without its final norm and the blocks after the last requested layer.
             `decoder` is its submodule that runs the blocks.
         block_pages: Memory-mapped pages of each block's weights.
         embedding_pages: Memory-mapped pages of the embedding.
@@ -170,7 +170,7 @@ class LM:
     def block_in_memory(
         self, layer: int, block: nn.Module, *, read_ahead: bool = True
     ) -> Iterator[None]:
-        """Within the `with` block, the block of `layer` has its weights; then they are released.
+        """Within the context, the block of `layer` has its weights; on exit they are released.
 
         Both `layer` and `block` are needed: `layer` says which weights to read, and `block` takes
         them, because `stream_blocks` puts placeholders into `lm.blocks`. A streamed model reads the
@@ -191,12 +191,12 @@ class LM:
 
 
 def _load(contents: Contents, last: int, device: torch.device, *, streamed: bool) -> LM:
-    files, config, model = contents.files, contents.config.text, contents.decoder
+    files, config, model = contents.files, contents.config.text, contents.text_decoder
     blocks = _cut(model, config, last=last)
     weights = Weights(contents, model, contents.decoder_path, device)
     _fill(weights, exclude=f"{path_of(blocks, model)}." if streamed else None)
     tokenizer, tokenizer_files = read_tokenizer(files)
-    stored = stored_files(files, [*_text_names(files, tokenizer_files), *weights.shards])
+    stored = stored_files(files, [*_files_beside_weights(files, tokenizer_files), *weights.shards])
     packs_prompts = config.model_type in _PACKING_ARCHITECTURES
     return LM(
         spec=_spec(files, config, stored),
@@ -237,7 +237,7 @@ def _fill(weights: Weights, exclude: str | None) -> None:
 
 
 def _cut(model: nn.Module, config: Any, *, last: int) -> nn.ModuleList:
-    """Remove the blocks above `last` and the final norm; return the remaining blocks.
+    """Remove the blocks after `last` and the final norm; return the remaining blocks.
 
     The whole model is built first and the config is not changed, because a block's type may depend
     on num_hidden_layers.
@@ -308,7 +308,7 @@ def _refuse_large_files(paths: Sequence[Path], limit: int | None) -> None:
             )
 
 
-def _text_names(files: Files, tokenizer_files: Sequence[str]) -> list[str]:
+def _files_beside_weights(files: Files, tokenizer_files: Sequence[str]) -> list[str]:
     """Return the names of the files that decide the config, the token ids and the shards."""
     gguf = gguf_name(files)
     if gguf is not None:

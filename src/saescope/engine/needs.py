@@ -29,7 +29,7 @@ def needed_parameters(contents: Contents, last: int) -> dict[str, int | None]:
 
     These are the parameters that `load_lm` fills: buffers only if the checkpoint holds them.
     """
-    norm = f"{contents.decoder_path}{final_norm(contents.decoder, contents.config.text)}."
+    norm = f"{contents.decoder_path}{final_norm(contents.text_decoder, contents.config.text)}."
     needed: dict[str, int | None] = {}
     for name in _decoder_parameters(contents):
         layer = _layer_of(contents, name)

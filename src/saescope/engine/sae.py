@@ -25,8 +25,8 @@ from saescope.sources.formats.tensors import InputNorm
 from saescope.sources.stored_files import StoredFile
 
 # Maximum entries (tokens × width) of `encode`'s padded result: one token with many active features
-# widens every row.
-_MAX_ENTRIES = ENCODE_BLOCK // 2
+# widens every row. An entry takes 12 bytes (float32 activation, int64 id), so this is 384 MiB.
+_MAX_ENTRIES = 32 * 2**20
 
 
 class SparseActs(NamedTuple):
@@ -46,9 +46,9 @@ class SparseActs(NamedTuple):
 class Encoding(NamedTuple):
     """The active features of some tokens, and the pre-activation next in line on each token.
 
-    For TopK SAEs, `next_pre_act` is the (k+1)-th largest pre-activation, also if some of the k
-    largest are not above 0; NaN if k = d_sae. For all others, it is the largest pre-activation that
-    is not active; NaN if every feature is active.
+    For TopK SAEs, `next_pre_act` is the (k+1)-th largest pre-activation, even if fewer than k
+    features are active because some of the k largest are 0 or less; NaN if k = d_sae. For all
+    others, it is the largest pre-activation that is not active; NaN if every feature is active.
     """
 
     sparse: SparseActs
@@ -161,7 +161,7 @@ class Sae:
                 f"residuals are {resid.shape[-1]} wide, "
                 f"{_describe(self.spec)} reads {self.spec.d_model}"
             )
-        if self.spec.activation == "topk":  # one result: `largest_products` blocks
+        if self.spec.activation == "topk":  # one chunk: `largest_products` itself works in blocks
             yield self._encode_top_k(self._encoder_input(resid))
         else:
             for rows in _row_chunks(len(resid), 4 * self.spec.d_sae):

@@ -23,7 +23,7 @@ def load_whole(contents: Contents, loaded: nn.ModuleList, device: torch.device) 
     rest of the text model is missing, damaged or does not fit.
     """
     files, contents = contents.files, contents.again()
-    model, decoder = contents.model, contents.decoder
+    model, decoder = contents.model, contents.text_decoder
     path, blocks = blocks_of(decoder, contents.config.text)
     weights = Weights(contents, decoder, contents.decoder_path, device)
     loaded_paths = tuple(f"{path}.{layer}." for layer in range(len(loaded)))

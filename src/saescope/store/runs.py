@@ -74,10 +74,10 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
-        """Open a run directory; raises RunError unless it is an intact run.
+        """Open a run directory; raises RunError if its manifest or a table file is not right.
 
-        Checks the manifest, and that every table is there with its size. What a table holds is
-        checked when it is first read.
+        Checks the manifest, and that every table exists with the recorded size. A table's bytes and
+        content are checked when it is first read; `verify` checks everything.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -182,7 +182,10 @@ class Run:
         return columns.values(self.read(tables.PROMPTS_NAME)["n_tokens"])
 
     def sae_fits(self, layers: Sequence[int] | None = None) -> SaeFits:
-        """Return how well each layer's SAE fits; None if the run's version did not measure it."""
+        """Return how well each layer's SAE fits.
+
+        A layer's entry is None if an earlier version, which did not measure it, made the run.
+        """
         recorded = self.manifest.get("sae_fit", {})
         fits: dict[int, SaeFit | None] = {}
         for layer in layers or self.layers:
@@ -203,7 +206,10 @@ class Run:
         return tables.features_of(self.read(tables.features_name(layer)))
 
     def _check_resids(self, layer: int) -> None:
-        """Check the SHA-256 of a layer's other table: half of a damaged layer is not trusted."""
+        """Check the SHA-256 of a layer's residual table.
+
+        If one of a layer's two tables is damaged, neither is used.
+        """
         name = tables.resid_name(layer)
         with self._damage_of(name):
             check_bytes(self.path / name, self.record(name))
@@ -260,7 +266,11 @@ class Run:
 
     @cached_property
     def _digest(self) -> str:
-        """Tells this run's manifest from another one that lists the same file."""
+        """Digest of the manifest.
+
+        Checks of a table depend on the manifest: one that passed under another manifest, which
+        lists the same file, does not count for this run.
+        """
         return digest_of(self.manifest)
 
     @contextmanager
@@ -281,7 +291,10 @@ class Job:
     dtype: str
     device: str
     batch_tokens: int
+
     errors: bool
+    "Whether the norm of each token's reconstruction error is stored."
+
     versions: Mapping[str, str]
     numerics: Mapping[str, Any] = field(default_factory=dict)
     "What decides how sums round: matmul kernels, threads, processor, shared prefixes."

@@ -3,10 +3,10 @@
 Steps: 1 check that weights can express the edits (`eligibility.py`), 2 plan (`planning.py`),
 3 write to a staging folder (`checkpoint_writer.py`), 4 record outputs of the base model and measure
 (`measuring.py`, `stock.py`), and refuse a checkpoint far from its reference intervention, 5 rename
-the folder to its final name. An interrupt of step 4 keeps an exact checkpoint.
+the folder to its final name. An interrupt of step 4 keeps the checkpoint if the plan is exact.
 
 The reference intervention is the run-time change that a method stands for (`methods.py`). Results
-and files call it `hook`.
+and files call it `hook`. For converted edits, their `hook` is the edits as steered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,15 +88,15 @@ def bake(
 
     Weights can express `project`, `readout_clamp` and `add`, without a scope or condition; any
     other edit raises EditError, or is replaced as `settings.convert` says. `skip_sinks` is ignored:
-    weights also edit position 0 and sinks. "exact" means equal to the method's reference
-    intervention up to rounding. That of every-write acts at every residual write, not only after
-    the edit's layer: `kl_steered_baked` measures the distance to the edit as steered.
+    weights also edit position 0 and sinks. "exact": equal to the method's reference intervention up
+    to rounding. Every-write's reference acts at every residual write, not only after the edit's
+    layer: `kl_steered_baked` measures the distance to the edit as steered.
 
     `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
-    condition reads another layer than its edit's; `notes` then says so. Unless `settings.force`,
-    raises EditError for a checkpoint further from its reference than the reference (if approximate,
-    or the edit as steered) is from the model, or if transformers disagrees. `progress` gets stage,
-    done, total. On EditError, SourceError, PromptError or ResourceError no folder is left.
+    condition reads another layer than its edit's; `notes` then says so. `progress` gets stage,
+    done, total. Unless `settings.force`, raises EditError if transformers disagrees, or if the
+    checkpoint is further from its reference than the reference is from the unedited model (or, for
+    approximate methods, than the edits as steered are). On any error no folder is left.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -117,7 +117,7 @@ def bake(
     if not acting:
         raise EditError("nothing to bake: no edit changes anything")
     neutral_prompts: Sequence[Prompt] = ()
-    if measures(settings) and not any(reads_another_layer(edit) for edit in acting):
+    if _is_measured(settings) and not any(reads_another_layer(edit) for edit in acting):
         neutral_prompts = measured_part(_neutral_prompts(neutral), settings.measure)
     base = BaseCheckpoint.open(model, device=device, offline=offline)
     inputs = BakeInputs(base, saes, acting, neutral_prompts, progress or _no_progress)
@@ -153,7 +153,7 @@ class _Decision:
 
 def _bake(inputs: BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
     decision = _decide(inputs, settings)
-    quick = not measures(settings) and not decision.plan.exact
+    quick = not _is_measured(settings) and not decision.plan.exact
     if quick and not any(reads_another_layer(edit) for edit in inputs.edits):
         inputs = replace(inputs, neutral_prompts=_quick_prompts())
     refuse_full_disk(out, output_bytes(inputs.base.shards, decision.changes))
@@ -178,20 +178,21 @@ def _distances(
 ) -> Distances:
     """Measure what is written, and refuse it if it is too far from what it stands for.
 
-    An exact checkpoint is kept if measuring is interrupted, an unchecked approximation is not.
+    If measuring is interrupted, the checkpoint is kept if the plan is exact (that of converted
+    edits may be, for the edits it bakes). An unchecked approximation is not kept.
     """
     if not inputs.neutral_prompts:
         return Distances(stock="nothing was measured")
 
     def run() -> Distances:
         before = record_base(inputs, [decision.plan])
-        return measure(inputs, before, staging, with_transformers=measures(settings))
+        return measure(inputs, before, staging, with_transformers=_is_measured(settings))
 
     distances = measuring.run(run) if decision.plan.exact else run()
     if distances is None:
         return Distances(stock="measuring was interrupted")
     if not settings.force:
-        tolerance = 1.0 if measures(settings) else _QUICK_TOLERANCE
+        tolerance = 1.0 if _is_measured(settings) else _QUICK_TOLERANCE
         refuse_distant(distances, decision.plan, tolerance=tolerance)
     return distances
 
@@ -203,7 +204,7 @@ def _notes_on_measuring(
     n = len(inputs.neutral_prompts)
     if measuring.interrupted:
         yield "Nothing was measured: measuring was interrupted."
-    elif measures(settings) and not n:
+    elif _is_measured(settings) and not n:
         yield _STREAMED_CONDITION
     elif quick and n:
         yield _QUICK
@@ -211,7 +212,7 @@ def _notes_on_measuring(
         yield f"Measured on a sample of {n} texts: measure='full' takes all."
 
 
-def measures(settings: BakeSettings) -> bool:
+def _is_measured(settings: BakeSettings) -> bool:
     """Whether distances are measured on neutral text."""
     return extent(settings.measure) != "none"
 
@@ -257,11 +258,11 @@ def _result(
     converted = decision.unbakeable_reason is not None
     reference = plan.reference.description
     kl_reference, effect = distances.reference, distances.effect
-    if converted:  # what counts is the distance from the edits that were asked for
+    if converted:  # what counts is the distance from the requested edits, not from the baked ones
         reference = "the edits as they are steered"
         kl_reference, effect = distances.steered, distances.steered_effect
     stock = distances.stock
-    # In field names, `hook` stands for the reference.
+    # In field names, `hook` stands for this reference: of converted edits, the edits as steered.
     return BakeResult(
         out=out,
         method=plan.method,
@@ -296,7 +297,7 @@ def _advice(inputs: BakeInputs) -> str:
         bakeable = [nearest_bakeable(edit) for edit in inputs.edits]
     except EditError as error:
         return str(error)
-    advice = "steer it at run time, or bake its direction with convert='project'"
+    advice = f"steer it at run time, or {_conversion(inputs.edits)}"
     if not inputs.neutral_prompts:
         return f"{advice} (its distance from the edit is not measured)"
     plans = [make_plan(inputs.base, inputs.saes, bakeable, None)]
@@ -316,6 +317,16 @@ def _advice(inputs: BakeInputs) -> str:
         f"{closest.mean:.2g} nats per token (p99 {closest.p99:.2g}). For scale, the edit itself "
         f"moves the model by {effect.mean:.2g} (p99 {effect.p99:.2g})"
     )
+
+
+def _conversion(edits: Sequence[Edit]) -> str:
+    """Say what `convert` does to the first edit that weights cannot express."""
+    edit = next(edit for edit in edits if why_not_bakeable(edit) is not None)
+    if edit.op in ("scale", "clamp"):
+        return "bake its direction with convert='project'"
+    limits = {"scope": edit.scope != "all", "condition": edit.condition is not None}
+    dropped = " and ".join(name for name, is_set in limits.items() if is_set)
+    return f"bake the same {edit.op} without its {dropped}, with convert='project'"
 
 
 def _no_progress(_stage: str, _done: int, _total: int) -> None:

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    0: done. 1: a finding. 2: bad input, or an error. 130: interrupted. 141: nobody reads stdout.
+    0: done. 1: done, but the answer is negative (verify, rerun, plan). 2: bad input, or an error.
+    130: interrupted. 141: nobody reads stdout.
     """
     keeps_nothing = {command.verb for command in _commands() if not command.resumes}
     keeps_work = keeps_nothing.isdisjoint(arguments[:1])
