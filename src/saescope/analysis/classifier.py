@@ -114,8 +114,8 @@ class _Trial:
 
     def score(self, detected: Bools, rows: Bools, positive: Bools) -> Scores:
         """Return one detector's scores on some of the prompts."""
-        keys = [self.comparison.keys[row] for row in np.flatnonzero(rows)]
-        return score(detected[rows], positive[rows], keys, self.comparison.seed)
+        pairs = self.comparison.pair_numbers[rows]
+        return score(detected[rows], positive[rows], pairs, self.comparison.seed)
 
 
 def _occurring_tokens(run: Run) -> Any:

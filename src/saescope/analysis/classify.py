@@ -5,8 +5,9 @@ P(fire | target) - P(fire | others) fires on any scored token. It is compared wi
 difference of means and the words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from saescope.analysis.directions import mean_difference
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Floats, Ints
 
-_DRAWS = 1000
+_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,16 @@ class Scores:
         return {**vars(self), **lists}
 
 
-def score(detected: Bools, positive: Bools, keys: Sequence[str], seed: int = 0) -> Scores:
+def score(detected: Bools, positive: Bools, pairs: Ints, seed: int = 0) -> Scores:
     """Judge detections of prompts (n,) by which are positive (n,).
 
-    `keys` (n,) say which prompts belong together, so that the bootstrap draws them together.
+    `pairs` (n,) numbers what belongs together, so that the bootstrap draws it together.
     """
     hits, n_detected = int((detected & positive).sum()), int(detected.sum())
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     return Scores(
         f1=_f1(hits, n_detected, n_positive),
-        f1_ci=_f1_interval(detected, positive, keys, seed),
+        f1_ci=_f1_interval(detected, positive, pairs, seed),
         precision=_share(hits, n_detected),
         precision_ci=_wilson(hits, n_detected),
         recall=_share(hits, n_positive),
@@ -157,17 +158,38 @@ def _wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def _f1_interval(
-    detected: Bools, positive: Bools, keys: Sequence[str], seed: int
+    detected: Bools, positive: Bools, pairs: Ints, seed: int
 ) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of F1 over pairs.
+
+    F1 depends only on how often each outcome of a pair is drawn, and these counts are multinomial:
+    drawing them is drawing the pairs, at a cost that does not grow with their number.
+    """
     if not positive.any():
         return None
-    names, pair = np.unique(np.array(keys), return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(_DRAWS, len(names)))
-    times_drawn = np.zeros((_DRAWS, len(names)))
-    np.add.at(times_drawn, (np.arange(_DRAWS)[:, None], drawn), 1)
-    weights = times_drawn[:, pair]
-    hits = weights @ (detected & positive)
-    both = weights @ detected + weights @ positive
+    n_pairs = int(pairs.max()) + 1
+    hits = np.bincount(pairs[detected & positive], minlength=n_pairs)
+    both = np.bincount(pairs[detected], minlength=n_pairs)
+    both += np.bincount(pairs[positive], minlength=n_pairs)
+    is_present = np.bincount(pairs, minlength=n_pairs) > 0
+    width = int(both.max()) + 1
+    outcomes = np.bincount((hits * width + both)[is_present])
+    kinds = np.flatnonzero(outcomes)
+    return _bootstrap_f1(tuple(kinds.tolist()), tuple(outcomes[kinds].tolist()), width, seed)
+
+
+@lru_cache(maxsize=1024)
+def _bootstrap_f1(
+    kinds: tuple[int, ...], pairs_of_kind: tuple[int, ...], width: int, seed: int
+) -> tuple[float, float]:
+    """Return the interval for so many pairs of each kind; kind h * `width` + b has h hits.
+
+    b is its detected prompts plus its positive ones. Many sets have equal counts.
+    """
+    n_pairs = sum(pairs_of_kind)
+    shares = np.array(pairs_of_kind) / n_pairs
+    times_drawn = np.random.default_rng(seed).multinomial(n_pairs, shares, size=_DRAWS)
+    hits, both = (times_drawn @ values for values in np.divmod(np.array(kinds), width))
     f1 = 2 * hits[both > 0] / both[both > 0]
     low, high = np.quantile(f1, [0.025, 0.975])
     return float(low), float(high)

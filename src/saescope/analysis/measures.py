@@ -1,9 +1,9 @@
 """Qwen-Scope's measures (arXiv 2605.11887): how far sets repeat features, share them, own them."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.runs import Run
@@ -25,21 +25,26 @@ class SetMeasures:
 
 def measure_sets(run: Run, stored: LayerFeatures, scored: Bools) -> dict[str, SetMeasures]:
     """Return the measures of every set of a run at one layer."""
-    active: dict[str, Counter[int]] = {name: Counter() for name in run.sets}
-    for token in _last_tokens(run).tolist():
-        if scored[token]:
-            prompt = run.prompts[int(run.token_prompt[token])]
-            active[prompt.set].update(stored.ids[stored.row(token)].tolist())
+    is_last = np.zeros(len(scored), bool)
+    is_last[_last_tokens(run)] = True
+    fired = (is_last & scored)[stored.token]
+    present, column = np.unique(stored.ids[fired], return_inverse=True)
+    cells = (run.set_of_token[stored.token[fired]], column)
+    shape = (len(run.sets), len(present))
+    prompts = sparse.coo_array((np.ones(len(column), np.int64), cells), shape).tocsr()
+    has_feature = (prompts > 0).astype(np.int64)
+    shared = (has_feature @ has_feature.T).toarray()
+    totals = np.asarray(prompts.sum(axis=1)).tolist()
     measures = {}
-    for name, counts in active.items():
-        n_features = max(1, len(counts))
+    for i, (name, of_set) in enumerate(zip(run.sets, shared.tolist(), strict=True)):
+        n_features = max(1, of_set[i])
+        # One share per pair of sets: the only result of `detect` that is quadratic in the sets.
         overlap = {
-            other: len(counts.keys() & active[other].keys()) / n_features
-            for other in run.sets
+            other: n_shared / n_features
+            for other, n_shared in zip(run.sets, of_set, strict=True)
             if other != name
         }
-        redundancy = counts.total() / n_features
-        measures[name] = SetMeasures(len(counts), redundancy, overlap)
+        measures[name] = SetMeasures(of_set[i], totals[i] / n_features, overlap)
     return measures
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from saescope.errors import PromptError
 from saescope.sources.splits import split_key, split_prompts
-from saescope.store.arrays import Bools
+from saescope.store.arrays import Bools, Ints
 from saescope.store.runs import Run
 
 
@@ -45,14 +45,17 @@ class Comparison:
         return prompts_of(self.run, self.against)
 
     @cached_property
-    def keys(self) -> list[str]:
-        """Names of the pairs: prompts with one key belong together."""
-        return [split_key(prompt) for prompt in self.run.prompts]
+    def pair_numbers(self) -> Ints:
+        """Number of each prompt's pair: prompts with one number belong together."""
+        numbers: dict[str, int] = {}
+        keys = map(split_key, self.run.prompts)
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def prompts_of(run: Run, sets: Sequence[str]) -> Bools:
     """Return whether each prompt is in one of these sets, (prompts,)."""
-    is_included = np.isin(run.sets, list(sets))
+    names = set(sets)
+    is_included = np.array([name in names for name in run.sets])
     return np.asarray(is_included[run.set_of_prompt])
 
 

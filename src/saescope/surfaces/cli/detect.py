@@ -1,11 +1,12 @@
 """`saescope detect`: features that detect a behaviour, and a detector made of them."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from saescope.analysis.classify import Scores
-from saescope.analysis.detection import DetectedFeature, Detection
+from saescope.analysis.detection import DetectedFeature, Detection, PromptFirings
 from saescope.analysis.ranking import why_ranks_differ
 from saescope.analysis.sentences import detection_sentence
 from saescope.jobs.detect import DetectAnswer, DetectRequest
@@ -135,7 +136,11 @@ def _chance_sentence(result: Detection) -> str:
 def _firings(result: Detection) -> ResultTable:
     """One mark per prompt, █ where the feature fires; counts if the marks would not fit."""
     names = [result.target, *result.against]
-    as_counts = sum(prompt.set in names for prompt in result.firings) > _MAX_MARKS
+    prompts: defaultdict[tuple[str, str], list[PromptFirings]] = defaultdict(list)
+    for prompt in result.firings:
+        prompts[prompt.set, prompt.split].append(prompt)
+    columns = [[prompts[name, part] for part in ("discovery", "holdout")] for name in names]
+    as_counts = sum(len(part) for parts in columns for part in parts) > _MAX_MARKS
     table = ResultTable(
         "prompts it fires on (discovery | held out)",
         text=("feature",),
@@ -143,7 +148,7 @@ def _firings(result: Detection) -> ResultTable:
         optional=[cell(name) for name in result.against[::-1]],
     )
     for feature in _firing_rows(result):
-        cells = [_marks(result, name, feature, as_counts=as_counts) for name in names]
+        cells = [_marks(parts, feature, as_counts=as_counts) for parts in columns]
         table.add(str(feature), *cells)
     return table
 
@@ -154,14 +159,10 @@ def _firing_rows(result: Detection) -> list[Feature]:
     return list(unique)[:_FIRING_ROWS]
 
 
-def _marks(result: Detection, name: str, feature: Feature, *, as_counts: bool) -> str:
+def _marks(parts: Sequence[Sequence[PromptFirings]], feature: Feature, *, as_counts: bool) -> str:
     texts = []
-    for part in ("discovery", "holdout"):
-        fires = [
-            feature in prompt.fires
-            for prompt in result.firings
-            if prompt.set == name and prompt.split == part
-        ]
+    for prompts in parts:
+        fires = [feature in prompt.fires for prompt in prompts]
         if as_counts:
             texts.append(f"{sum(fires)}/{len(fires)}")
         else:
