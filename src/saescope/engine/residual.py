@@ -23,7 +23,7 @@ from saescope.engine.pages import Pages, release_pages
 from saescope.errors import SourceError
 
 _CHECKED: WeakSet[nn.ModuleList] = WeakSet()
-# The edits of all `steered` blocks.
+# The edits of all open `steered` contexts.
 OPEN_EDITS: OpenBlocks[Any] = OpenBlocks("edits")
 
 

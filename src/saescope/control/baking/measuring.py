@@ -103,12 +103,12 @@ def measure(
 
 
 def refuse_distant(distances: Distances, plan: BakePlan, *, tolerance: float = 1.0) -> None:
-    """Raise EditError if an approximation is further from its hook than the edit moves the model.
+    """Raise EditError if a checkpoint is further from its hook than the hook moves the model.
 
-    Two effects count: the hook's own, and the edit's as steered. On models with a large common mean
-    the hook of every write may itself wreck the model; what is far from such a hook is no edit.
-    `tolerance` allows for chance on little text. Also raises EditError if transformers reads one of
-    the two folders otherwise than saescope.
+    For approximate methods, the effect of the edits as steered is a limit too: on models with a
+    large common mean, the hook of every write may itself wreck the model, and weights far from such
+    a hook are no edit. `tolerance` allows for chance on little text. Also raises EditError if
+    transformers reads one of the two folders otherwise than saescope.
     """
     if isinstance(distances.stock, StockReading) and not distances.stock.agrees:
         raise EditError(

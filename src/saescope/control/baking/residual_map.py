@@ -31,11 +31,11 @@ class ResidualMap:
 
     def __call__(self, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b d_model"]:
         """Return the mapped residuals; float16 and bfloat16 are computed in float32."""
-        wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
-        U, V, s = (factor.to(wide) for factor in (self.U, self.V, self.s))
-        mapped = wide - ((wide @ V) * s) @ U.T
+        h_float = h if h.dtype in (torch.float32, torch.float64) else h.float()
+        U, V, s = (factor.to(h_float) for factor in (self.U, self.V, self.s))
+        mapped = h_float - ((h_float @ V) * s) @ U.T
         if self.k is not None:
-            mapped = mapped + self.k.to(wide)
+            mapped = mapped + self.k.to(h_float)
         return mapped.to(h.dtype)
 
     @property
