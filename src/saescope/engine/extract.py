@@ -234,7 +234,7 @@ def _encode(
     resid: Float[Tensor, "n d_model"],
     indices: Int[Tensor, "tokens"] | None,
     lengths: Sequence[int],
-    errors: bool,
+    keep_errors: bool,
 ) -> tuple[LayerFeatures, PromptResids]:
     """Encode a batch's tokens; token i is row `indices[i]` of `resid` (row i if None)."""
     resid_float32 = resid.float()
@@ -245,20 +245,20 @@ def _encode(
             "the weights are damaged, or overflow in this dtype"
         )
     residual_indices = np.arange(len(resid)) if indices is None else indices.numpy()
-    chunks = list(_feature_chunks(sae, resid, norms, errors))
+    chunks = list(_feature_chunks(sae, resid, norms, keep_errors))
     features = LayerFeatures.joined(chunks).take(residual_indices)
     return features, _resids_by_prompt(resid_float32, residual_indices, features.norms, lengths)
 
 
 def _feature_chunks(
-    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], errors: bool
+    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], keep_errors: bool
 ) -> Iterator[LayerFeatures]:
     """Encode chunk by chunk, so a token with many active features pads only its own chunk."""
     start = 0
     for sparse, next_pre_act in sae.encode_chunks(resid):
         end = start + len(next_pre_act)
         error = None
-        if errors:
+        if keep_errors:
             reconstruction = sae.decode(sparse, resid[start:end])
             error = (resid[start:end].float() - reconstruction).norm(dim=-1).cpu().numpy()
         yield LayerFeatures.of_rows(

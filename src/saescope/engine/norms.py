@@ -26,8 +26,8 @@ def measure_norms(
 ) -> MeasuredNorms:
     """Return the tokens of all prompts and their residual norms after these layers.
 
-    `progress` gets tokens × layers, done and in total. Raises SourceError if a residual is not
-    finite.
+    `progress` is called with tokens × layers done and their total. Raises SourceError if
+    a residual is not finite.
 
     >>> import saescope as ss
     >>> from saescope.engine.norms import measure_norms

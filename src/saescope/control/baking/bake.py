@@ -93,10 +93,10 @@ def bake(
     layer: `kl_steered_baked` measures the distance to the edit as steered.
 
     `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
-    condition reads another layer than its edit's; `notes` then says so. `progress` gets stage,
-    done, total. Unless `settings.force`, raises EditError if transformers disagrees, or if the
-    checkpoint is further from its reference than the reference is from the unedited model (or, for
-    approximate methods, than the edits as steered are). On any error no folder is left.
+    condition reads another layer than its edit's; `notes` then says so. `progress` is called with
+    stage, done and total. Unless `settings.force`, raises EditError if transformers disagrees, or
+    if the checkpoint is further from its reference than the reference is from the unedited model
+    (for approximate methods also: than the edits as steered are). On any error no folder is left.
 
     >>> import tempfile
     >>> from pathlib import Path
