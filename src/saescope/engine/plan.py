@@ -314,8 +314,7 @@ def _disk_suggestions(plan: JobPlan, model: _ModelNeeds, sae: _SaeNeeds) -> tupl
         if deepest is not None:
             lines.append(f"ask for one layer up to {deepest}: fewer shards are needed")
     excess = show_bytes(plan.download_bytes - plan.disk_free)
-    other_disk = "HF_HOME=/another/disk saescope fetch …"
-    return (*lines, f"free {excess}, or keep the cache on another disk: {other_disk}")
+    return (*lines, f"free {excess}, or set HF_HOME to a folder on another disk for the cache")
 
 
 def _deepest_layer(free_bytes: int, model: _ModelNeeds, last: int) -> int | None:

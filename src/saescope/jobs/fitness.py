@@ -47,7 +47,8 @@ class FitnessRequest(Request):
         if is_run(self.base):
             return str(Path(self.base).resolve())
         if self.inputs.sae is None:
-            raise SourceError("base= is the model that the SAE was trained on: pass sae= too")
+            missing = "sae= too" if self.inputs.model else "sae= and model= too"
+            raise SourceError(f"base= is the model that the SAE was trained on: pass {missing}")
         run = self._extract(replace(self.inputs, model=self.base), "base", EXTRACT, reporter)
         return str(run.path.resolve())
 

@@ -97,7 +97,10 @@ class FetchRequest(Request):
         """Download what is missing; raises ResourceError if the disk cannot hold it."""
         plan = _plan(self.sets, self.bandwidth, self.inputs)
         if not plan.fits_memory:
-            reporter.note(f"this machine cannot run it as asked: {plan.why[-1]}; see saescope plan")
+            reporter.note(
+                f"this machine cannot run it as asked: {plan.why[-1]}; saescope plan with the "
+                "same options says what would fit"
+            )
         complete = fetch(plan, check=self.check, report=reporter.note)
         if find_release(name_in_catalog(plan.options.sae)):
             reporter.note(QWEN_SCOPE_NOTICE)

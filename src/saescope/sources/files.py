@@ -318,8 +318,9 @@ def _hub_error(files: HubFiles, error: Exception) -> SourceError:
         case errors.RevisionNotFoundError():
             message = f"{repo} has no revision {revision!r}"
         case errors.LocalEntryNotFoundError() if files.offline:
+            switch = "HF_HUB_OFFLINE=1" if is_offline(offline=False) else "offline=True"
             return NotCachedError(
-                f"{ref} is not in the local cache: fetch it once without offline=True"
+                f"{ref} is not in the local cache: fetch it once without {switch}"
             )
         case errors.LocalEntryNotFoundError():
             hint = "check the connection, or give a local folder"

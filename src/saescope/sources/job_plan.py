@@ -124,7 +124,8 @@ class JobPlan:
             lines += suggest_changes(self.sizes, self.budget or 0, _MODES)
         if self.options.offline and self.missing:
             lines.append(
-                "fetch the files where there is a network: saescope fetch, without offline"
+                "run saescope fetch with the same options where there is a network, "
+                "without offline=True"
             )
         return tuple(lines)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -138,7 +139,8 @@ def run(arguments: Sequence[str]) -> int:
         _check_command(arguments)
         check_settings(_known_options)
         try:
-            code: int | None = app(arguments, result_action="return_value")
+            with _long_help(arguments):
+                code: int | None = app(arguments, result_action="return_value")
         except KeyboardInterrupt as error:
             raise Interrupted(how_to_go_on(arguments, error, keeps_work)) from error
         return code
@@ -149,16 +151,29 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
-    """Refuse an unknown command, and give a known one its long help if that is asked for."""
+    """Refuse an unknown command."""
     verb = next(iter(arguments), "-")
     verbs = [command.verb for command in _commands()]
     if not verb.startswith("-") and verb not in verbs:
         similar = get_close_matches(verb, verbs, n=1)
         hint = f"did you mean {similar[0]}?" if similar else "see saescope --help"
         raise SaescopeError(f"unknown command {verb!r}: {hint}")
-    if verb in verbs and {"--help", "-h"}.intersection(arguments):
-        resolved = app[verb]
-        resolved.help = inspect.getdoc(resolved.default_command) or resolved.help
+
+
+@contextmanager
+def _long_help(arguments: Sequence[str]) -> Iterator[None]:
+    """Within the context, a command whose help is asked for has its long one, not its line."""
+    verbs = {command.verb for command in _commands()}.intersection(arguments[:1])
+    if not verbs or not {"--help", "-h"}.intersection(arguments):
+        yield
+        return
+    command = app[arguments[0]]
+    line = command.help
+    command.help = inspect.getdoc(command.default_command) or line
+    try:
+        yield
+    finally:
+        command.help = line
 
 
 def _known_options() -> Set[str]:

@@ -29,7 +29,7 @@ def contrast(request: ContrastRequest = ContrastRequest(), *, output: Output = O
 
 def show_contrast(console: Console, result: Contrast, n_top: int | None = None) -> None:
     """Print the finding, one table per layer, what was masked and the control."""
-    print_sae_fits(console, result.sae_fits)
+    print_sae_fits(console, result.sae_fits, result.run)
     print_finding(console, contrast_sentence(result))
     for layer, found in result.layers.items():
         _features(layer, found, n_top).print(console)

@@ -58,7 +58,7 @@ def _note_files(answer: DetectAnswer) -> None:
 
 def show_detection(console: Console, result: Detection) -> None:
     """Print the finding, features, prompts they fire on, detectors, and Qwen-Scope's measures."""
-    print_sae_fits(console, result.sae_fits)
+    print_sae_fits(console, result.sae_fits, result.run)
     print_finding(console, detection_sentence(result))
     _features(result).print(console)
     print_line(console, _chance_sentence(result))

@@ -11,11 +11,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from saescope.errors import CheckpointWarning, SaescopeError
 from saescope.surfaces.cli.naming import message_of
@@ -31,6 +32,7 @@ _NAMES_OF_FILES = ("path", "file", "folder", "place")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a path of the user can be, besides right.
 _ORDINARY = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_SIMILAR = 0.8  # of an option and a misspelling of it
 # A value of many pages is not repeated whole.
 _LONGEST = 1000
 _KEPT = "finished work is kept; run the same command to resume"
@@ -75,7 +77,9 @@ def drop_output_if_unwritable() -> None:
 
 def one_line(error: BaseException, keeps_work: bool = False) -> str:
     """Describe any exception in one line: what happened, in which file, and what to do."""
-    if isinstance(error, SaescopeError | CycloptsError):
+    if isinstance(error, CycloptsError):
+        return _misused(error)
+    if isinstance(error, SaescopeError):
         return message_of(error)
     if _is_out_of_memory(error):
         return _out_of_memory(error)
@@ -88,6 +92,23 @@ def one_line(error: BaseException, keeps_work: bool = False) -> str:
         return f"text{_at(_file_of(error))} is not readable as UTF-8: {error}; {_HINT}"
     kind, reason = type(error).__name__, _first_line(error)
     return f"unexpected {kind}{_at(_file_of(error))}: {reason}; {_HINT}"
+
+
+def _misused(error: CycloptsError) -> str:
+    """Say which word of a command line is wrong, and only propose what is nearly that word."""
+    usage = " ".join(["saescope", *(error.command_chain or ()), "--help"])
+    if isinstance(error, UnknownOptionError) and error.token.source == "cli":
+        option = (error.token.keyword or error.token.value).partition("=")[0]
+        known = [name for argument in error.argument_collection for name in argument.names]
+        similar = get_close_matches(option, known, n=1, cutoff=_SIMILAR)
+        hint = f"did you mean {similar[0]}?" if similar else f"see {usage}"
+        return f"unknown option {option}: {hint}"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return (
+            f"unexpected argument {error.unused_tokens[0]!r}: quote a text that holds spaces, "
+            f"repeat an option for each of its values; see {usage}"
+        )
+    return message_of(error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -32,7 +32,7 @@ def layers(request: LayersRequest = LayersRequest(), *, output: Output = Output(
 
 def show_layers(console: Console, result: Layers) -> None:
     """Print the best layer, best features by layer, the rates of a followed id, and the matches."""
-    print_sae_fits(console, result.sae_fits)
+    print_sae_fits(console, result.sae_fits, result.run)
     print_finding(console, layers_sentence(result))
     first_layer = next(iter(result.layers.values()))
     names = list(first_layer.sets)

@@ -14,6 +14,7 @@ from saescope.sources.job_plan import JobPlan, NeededFile
 from saescope.sources.machine import show_bytes, show_seconds
 from saescope.sources.saes import ranges
 from saescope.surfaces.cli.lines import print_line
+from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output, command
 from saescope.surfaces.cli.show import TERMINAL, cell, present, print_finding
 from saescope.surfaces.cli.tables import ResultTable
@@ -65,7 +66,7 @@ def _sentence(plan: JobPlan) -> str:
 
 
 def _line(console: Console, text: str) -> None:
-    print_line(console, Text(visible(text)))
+    print_line(console, Text(visible(as_typed(text))))
 
 
 def _files(plan: JobPlan) -> ResultTable:

@@ -13,6 +13,7 @@ from saescope.jobs.runs import Answer
 from saescope.store.sae_fit import SaeFits
 from saescope.strict_json import to_json
 from saescope.surfaces.cli.consoles import SafeConsole, escape
+from saescope.surfaces.cli.interrupts import command_line
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.naming import as_typed
 from saescope.surfaces.cli.options import Output
@@ -115,14 +116,14 @@ def print_warnings(console: Console, warnings: list[str]) -> None:
         print_line(console, f"[yellow]warning:[/] {cell(as_typed(text))}")
 
 
-def print_sae_fits(console: Console, fits: SaeFits) -> None:
+def print_sae_fits(console: Console, fits: SaeFits, run: str = "RUN") -> None:
     """Warn of SAEs that do not fit, or say that an earlier version did not record it."""
     print_warnings(console, fits.warnings)
     if fits.unrecorded:
         print_line(
             console,
             "how well the SAE fits is not recorded, because an earlier version made this run: "
-            "saescope rerun RUN --out NEW records it",
+            f"{cell(command_line('rerun', run, '--out', f'{run}-again'))} records it",
         )
 
 
