@@ -75,7 +75,7 @@ EXAMPLES = {
     "evaluate": Example(
         'saescope evaluate --edit "2/412 scale -3" --prompts requests --target declined_en'
         " --model saescope-tiny-chat --sae saescope-tiny-chat-sae --no-thinking"
-        " --max-new-tokens 8 --draws 1",
+        " --max-new-tokens 8 --draws 1 --quick",
         slow=True,
     ),
     "bake": Example('saescope bake --edit "2/7 project" --measure full --out baked', slow=True),

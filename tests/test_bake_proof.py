@@ -232,7 +232,7 @@ def test_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     for options in (["--neutral", str(sets)], ["--no-measure"]):
         assert cli([*command, *options]) == 2
         [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("saescope: ")]
-        assert "write it all the same with force" in line
+        assert "set --force to write it all the same" in line
         assert not out.exists()
     assert cli([*command, "--force", "--neutral", str(sets)]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -157,7 +157,9 @@ def is_scratch(name: str) -> bool:
 
 
 def without_date(data: bytes) -> bytes:
-    return b"\n".join(line for line in data.split(b"\n") if b'"created"' not in line)
+    dated = (b'"created"', b'"digest"')  # when it was made, and the digest of all that
+    lines = data.split(b"\n")
+    return b"\n".join(line for line in lines if not line.strip().startswith(dated))
 
 
 # --- moments of a process

@@ -121,7 +121,7 @@ class LM:
     def __repr__(self) -> str:
         spec = self.spec
         loaded = f"{len(self.blocks)} of {spec.n_layers} layers, width {spec.d_model}"
-        return f"LM({spec.repo!r:.60}: {loaded}, {self.dtype}, {self.device})"
+        return f"LM({_ending(spec.repo, 48)!r}: {loaded}, {self.dtype}, {self.device})"
 
     @property
     def source(self) -> str:
@@ -326,3 +326,8 @@ def _spec(files: Files, config: Any, stored: Sequence[StoredFile]) -> ModelSpec:
         d_model=int(config.hidden_size),
         fingerprint=digest_of(stored),
     )
+
+
+def _ending(path: str, length: int) -> str:
+    """Return the end of a long path or hub id, which tells more than its beginning."""
+    return path if len(path) <= length else f"…{path[1 - length :]}"
