@@ -6,7 +6,7 @@ A closed descriptor would go to the next file that is opened, so the null device
 import io
 import os
 import sys
-from typing import Any, TextIO, final
+from typing import Any, final
 
 from saescope.errors import SaescopeError
 
@@ -82,7 +82,7 @@ def _is_closed(descriptor: int) -> bool:
     return False
 
 
-def _text(raw: io.FileIO, replaced: TextIO | None, *, line_buffering: bool = False) -> Any:
+def _text(raw: io.FileIO, replaced: object, *, line_buffering: bool = False) -> Any:
     """Return a text stream with the encoding of the stream that it replaces."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
