@@ -247,3 +247,15 @@ def test_a_run_of_an_earlier_version_is_named(capsys: Captured) -> None:
     )
     assert shlex.split(command)[2:] == ["my runs/old", "--out", "my runs/old-again"]
     check_command(command)
+
+
+def test_a_file_of_edits_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    header = 'model = "saescope-tiny"\nsae = "saescope-tiny-sae"\nd_sae = 512\n'
+    edit = '[[edit]]\nfeature = "2/7"\nop = "scale"\nstrength = -1.0\n'
+    for text, where in (("color = 3\n", "the file"), (f"{edit}color = 3\n", "edit 1")):
+        Path("e.toml").write_text(header + text, encoding="utf-8")
+        assert cli(["steer", "a dog", "--edits", "e.toml"]) == 2
+        assert f"saescope: e.toml: {where} has an unknown key 'color'" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def _load_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_header(path: Path, header: Mapping[str, Any]) -> None:
-    _check_keys(path, "the file", header, _HEADER_KEYS)
+    _check_keys(f"{path}: the file", header, _HEADER_KEYS)
     for key, expected in _HEADER_TYPES.items():
         value = header.get(key, expected())
         if not isinstance(value, expected) or isinstance(value, bool):
@@ -114,7 +114,7 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
 
 
 def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
-    _check_keys(path, f"edit {number}", row, _EDIT_KEYS)
+    _check_keys(f"edit {number}", row, _EDIT_KEYS)
     if ("feature" in row) == ("direction" in row):
         raise EditError(f"edit {number}: pass either a feature (such as 17/23991) or a direction")
     values = dict(row)
@@ -134,12 +134,11 @@ def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
     return edit_from_values(values)
 
 
-def _check_keys(path: Path, where: str, row: Mapping[str, Any], known: set[str]) -> None:
+def _check_keys(where: str, row: Mapping[str, Any], known: set[str]) -> None:
     unknown = row.keys() - known
     if unknown:
         raise EditError(
-            f"{path}: {where} has an unknown key {min(unknown)!r}; "
-            f"known are {', '.join(sorted(known))}"
+            f"{where} has an unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}"
         )
 
 
