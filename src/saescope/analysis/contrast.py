@@ -1,4 +1,4 @@
-"""Which features set prompt sets apart, and whether they still do on held-out prompts.
+"""Which features distinguish prompt sets, and whether they still do on held-out prompts.
 
 A feature is confirmed in two steps (`search.py`) of one-sided Fisher tests: are a set's n prompts
 over-represented among the n with the highest firing rates?
@@ -199,7 +199,10 @@ class SetContrast:
     confirmed: int
     features: list["FeatureContrast"]
     first_by_prompts: Feature
-    "The feature that the share of discovery prompts ranks first, as `detect` ranks."
+    (
+        "The feature with the largest margin in the share of discovery prompts it fires on, which "
+        "is how `detect` ranks."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""

@@ -40,7 +40,10 @@ class LayerEvidence:
         return sets, np.concatenate(columns)
 
     def first_by_prompts(self) -> list[int]:
-        """Return per set the column that shares of discovery prompts rank first, as `detect`."""
+        """Return per set the column with the largest margin, which is how `detect` ranks.
+
+        The margin is in the share of discovery prompts on which the feature fires.
+        """
         rates = self.discovery.prompt_rates()
         second, largest = np.partition(rates, -2, axis=0)[-2:]
         first = []

@@ -20,7 +20,7 @@ _MOST_ENTRIES = 2_000_000  # at a time
 def max_pairwise_p(counts: FiringCounts, sets: Ints, columns: Ints) -> Floats:
     """Return the largest p of each (set, feature) over the other sets, one per pair.
 
-    It is 1 unless the rate is above all others, or if another set has no prompts. This is an
+    It is 1 if the rate is not above all others, or if another set has no prompts. This is an
     intersection-union test: a set must exceed every other set, so its p is the largest pairwise p,
     without correction for the number of sets.
     """

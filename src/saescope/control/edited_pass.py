@@ -26,7 +26,7 @@ class EditedPass:
     def change(
         self, layer: int, resid: Float[Tensor, "batch pos d"]
     ) -> Float[Tensor, "batch pos d"] | None:
-        """Return the residual after all edits of this layer; None if none includes this pass."""
+        """Return this layer's residual after all edits; None if no scope includes this pass."""
         h = resid.float()
         for context_index, context in enumerate(self._contexts):
             if layer in context.watched:

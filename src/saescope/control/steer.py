@@ -1,8 +1,8 @@
 """Steering: edits applied while a model runs, and removed without a trace on exit.
 
-The decoder and the layers that edits change or read are hooked, and only while a `steered` context
-is open. If contexts are nested, the edits of each see the same residual, not each other's changes
-at that layer, and the changes are summed. A receipt records what the edits did.
+The transformer's decoder and the layers that edits change or read are hooked, and only while a
+`steered` context is open. If contexts are nested, the edits of each see the same residual, not each
+other's changes at that layer, and the changes are summed. A receipt records what the edits did.
 
 Which passes a context edits (`engine/contexts.py`):
 

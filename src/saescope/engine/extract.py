@@ -276,8 +276,8 @@ def _resids_by_prompt(
 ) -> PromptResids:
     """Return each prompt's last residual and its mean over scored positions.
 
-    A run is made before anybody asks about it, so these positions follow `Masking`'s defaults, with
-    the median norm of each prompt. `indices` holds each token's row in `resid`.
+    A run is computed before any analysis chooses its masking, so the mean uses `Masking`'s
+    defaults, with each prompt's own median norm. `indices` holds each token's row in `resid`.
     """
     masking = Masking()
     ends = np.cumsum(lengths)

@@ -90,8 +90,8 @@ def intervene(
     """Let `begin` see every pass of the decoders, and `change` replace the outputs of blocks.
 
     Each pass ends with `end`, also if it raises. All three see the passes of all threads, until
-    the handles that are added to `handles` are removed. They are no context manager: one whose exit
-    is interrupted would leave its hooks behind.
+    the handles that are added to `handles` are removed. This is not a context manager, because one
+    whose exit is interrupted would leave its hooks behind.
     """
     for decoder in decoders:
         before, after = partial(_begin, begin), partial(_end, end)

@@ -1,4 +1,4 @@
-"""The `contrast` request: features that set prompt sets apart."""
+"""The `contrast` request: features that distinguish prompt sets."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from saescope.store.runs import Run
 @final
 @dataclass(frozen=True)
 class ContrastRequest(Request):
-    """Find features that set prompt sets apart, and confirm them on held-out prompts."""
+    """Find features that distinguish prompt sets, and confirm them on held-out prompts."""
 
     verb: ClassVar[str] = "contrast"
 

@@ -87,7 +87,7 @@ class PromptSet:
 def texts(lines: Iterable[str], name: str = "prompts") -> tuple[PromptSet, ...]:
     """Return one prompt set of these texts, in a tuple because `read_prompts` returns several.
 
-    Raises PromptError if there are no texts, or if one is empty or holds half a character.
+    Raises PromptError if there are no texts, or if one is empty or holds an unpaired surrogate.
 
     >>> import saescope as ss
     >>> [prompts] = ss.texts(["Good morning", "Good evening"])

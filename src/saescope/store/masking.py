@@ -1,7 +1,7 @@
 """Which positions count in statistics.
 
 Position 0 and sinks (norms far above the layer's median) lie outside what an SAE was trained on
-and would dominate every mean. Both are left out by default, and every result counts them.
+and would dominate every mean. Both are left out by default, and results report how many were.
 
 The median is the layer's, over the whole run. `PromptResids` in tables.py are made batch by batch
 and use each prompt's own median instead.

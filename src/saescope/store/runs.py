@@ -268,8 +268,8 @@ class Run:
     def _digest(self) -> str:
         """Digest of the manifest.
 
-        Checks of a table depend on the manifest: one that passed under another manifest, which
-        lists the same file, does not count for this run.
+        A check that passed under another manifest does not count for this run, even if both
+        manifests list the same file.
         """
         return digest_of(self.manifest)
 

@@ -63,8 +63,8 @@ from saescope.strict_json import to_json
 # the distance may be up to _QUICK_TOLERANCE times what `refuse_distant` allows otherwise.
 _QUICK_PROMPTS, _QUICK_CHARACTERS, _QUICK_TOLERANCE = 8, 30, 1.5
 _QUICK = (
-    f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to see that the weights stand "
-    "for their hook: measure for figures to rely on."
+    f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to check that the weights "
+    "are close to their reference intervention; for reliable figures, bake with measuring on."
 )
 _STREAMED_CONDITION = (
     "Nothing was measured: a condition reads another layer than its edit's, which a model that is "
@@ -88,24 +88,23 @@ def bake(
 
     Weights can express `project`, `readout_clamp` and `add`, without a scope or condition; any
     other edit raises EditError, or is replaced as `settings.convert` says. `skip_sinks` is ignored:
-    weights also edit position 0 and sinks. "exact": equal to the method's reference intervention up
-    to rounding. Every-write's reference acts at every residual write, not only after the edit's
-    layer: `kl_steered_baked` measures the distance to the edit as steered.
+    weights also edit position 0 and sinks. The result's label is "exact" if the weights equal the
+    method's reference intervention up to rounding. Every-write's reference acts at every write, not
+    only after the edit's layer: `kl_steered_baked` measures the distance to the edit as steered.
 
     `neutral` is the text to measure on (default: the bundled sentences). Nothing is measured if a
     condition reads another layer than its edit's; `notes` then says so. `progress` is called with
-    stage, done and total. Unless `settings.force`, raises EditError if transformers disagrees, or
-    if the checkpoint is further from its reference than the reference is from the unedited model
-    (for approximate methods also: than the edits as steered are). On any error no folder is left.
+    stage, done and total. Unless `settings.force`, raises EditError if transformers computes other
+    outputs than saescope from either folder, or if the checkpoint's distance from its reference
+    exceeds the reference's distance from the unedited model; for approximate methods also if it
+    exceeds the steered edits' distance from that model. On any error no folder is left.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> import saescope as ss
     >>> sae = ss.load_sae("saescope-tiny-sae", 2)
-    >>> settings = ss.BakeSettings(measure=False)
+    >>> edit, settings = ss.Edit("2/5", "project"), ss.BakeSettings(measure=False)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     out = Path(folder) / "baked"
-    ...     result = ss.bake("saescope-tiny", [sae], [ss.Edit("2/5", "project")], out, settings)
+    ...     result = ss.bake("saescope-tiny", [sae], [edit], folder + "/baked", settings)
     >>> result.method, result.label
     ('every-write', 'exact')
     """

@@ -50,7 +50,8 @@ class BakeResult(Table):
     exact: bool
     """Whether the checkpoint equals the method's reference intervention up to rounding.
 
-    The reference may differ from the edits as steered: see `kl_steered_baked`.
+    Always False for converted edits. The reference may differ from the edits as
+    steered: see `kl_steered_baked`.
     """
 
     hook: str
@@ -73,7 +74,10 @@ class BakeResult(Table):
     "Distance from the model without edits."
 
     kl_base_hook: Distance | None
-    "The hook's own effect: from the model without edits to what `kl_hook_baked` starts from."
+    (
+        "The hook's own effect: distance from the unedited model to the reference intervention "
+        "(converted edits: to the edits as steered)."
+    )
 
     judged_by_transformers: StockReading | None
     "Model and baked folder as transformers' own `from_pretrained` reads them; None: not asked."
@@ -89,7 +93,7 @@ class BakeResult(Table):
     def label(self) -> str:
         """`exact` if the checkpoint equals the reference intervention up to rounding.
 
-        Otherwise `approximate`.
+        Otherwise `approximate`, as converted edits always are.
         """
         return "exact" if self.exact else "approximate"
 

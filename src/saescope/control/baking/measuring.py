@@ -105,10 +105,10 @@ def measure(
 def refuse_distant(distances: Distances, plan: BakePlan, *, tolerance: float = 1.0) -> None:
     """Raise EditError if a checkpoint is further from its hook than the hook moves the model.
 
-    For approximate methods, the effect of the edits as steered is a limit too: on models with a
-    large common mean, the hook of every write may itself wreck the model, and weights far from such
-    a hook are no edit. `tolerance` allows for chance on little text. Also raises EditError if
-    transformers reads one of the two folders otherwise than saescope.
+    For approximate methods, the effect of the edits as steered is a limit too: if residuals share
+    a large mean, every-write's hook may itself wreck the model, and its effect is then so large
+    that any weights would pass. `tolerance` allows for chance on little text. Also raises EditError
+    if transformers reads one of the two folders otherwise than saescope.
     """
     if isinstance(distances.stock, StockReading) and not distances.stock.agrees:
         raise EditError(

@@ -47,8 +47,9 @@ class BakeSettings:
 
     force: bool = False
     (
-        "Write the checkpoint even if it is further from its hook than the hook (if approximate, "
-        "or the edit as steered) is from the model, or if transformers reads it otherwise."
+        "Write the checkpoint even if it is further from the method's reference intervention than "
+        "that intervention is from the unedited model (for approximate methods: or than the edit "
+        "as steered is), or if transformers reads it otherwise."
     )
 
     def check(self) -> None:

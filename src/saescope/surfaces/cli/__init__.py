@@ -49,7 +49,7 @@ COMMANDS = {
     "Look": (
         Command("demo", "The main job on the embedded pair: scan, contrast, steer, report."),
         Command("scan", "Each token's strongest features.", resumes=False),
-        Command("contrast", "Features that set prompt sets apart, confirmed on held-out prompts."),
+        Command("contrast", "Features that distinguish sets, confirmed on held-out prompts."),
         Command("layers", "Where sets separate best, and a concept's feature at each layer."),
         Command("profile", "Tokens, residual norms and sinks of prompt sets."),
         Command("detect", "Features that detect a behaviour, and a detector made of them."),

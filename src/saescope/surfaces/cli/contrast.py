@@ -1,4 +1,4 @@
-"""`saescope contrast`: features that set prompt sets apart."""
+"""`saescope contrast`: features that distinguish prompt sets."""
 
 from rich.console import Console
 

@@ -95,7 +95,7 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
         print_line(
             console,
             f"quick: measured on a sample ({counts}; {result.neutral_tokens} tokens of neutral "
-            "text): run it without --quick for figures to rely on.",
+            "text): for reliable figures, run it without --quick.",
         )
     _arms(result).print(console)
     print_line(console, _EXPLANATION)
