@@ -27,8 +27,10 @@ def use_safe_streams() -> None:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     if sys.stdin is None:
         sys.stdin = open(_STDIN, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = _text(_Notes(_STDERR, "w", closefd=False), sys.stderr, line_buffering=True)
-    sys.stdout = _text(_Results(_STDOUT, "w", closefd=False), sys.stdout)
+    if _leads_to(_STDERR, sys.stderr):
+        sys.stderr = _text(_Notes(_STDERR, "w", closefd=False), sys.stderr, line_buffering=True)
+    if _leads_to(_STDOUT, sys.stdout):
+        sys.stdout = _text(_Results(_STDOUT, "w", closefd=False), sys.stdout)
     if _STDOUT in closed:
         raise OutputError("stdout is closed, so no result can be shown: send it to a file instead")
 
@@ -72,6 +74,16 @@ class _Notes(io.FileIO):
             return super().write(data)
         except OSError:
             return len(data)
+
+
+def _leads_to(descriptor: int, stream: Any) -> bool:
+    """Whether a stream writes to a descriptor; a program may have put one of its own in place."""
+    if stream is None:  # Python's stream of a descriptor that was closed
+        return True
+    try:
+        return int(stream.fileno()) == descriptor
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def _is_closed(descriptor: int) -> bool:
