@@ -280,9 +280,8 @@ def _run_command(line: str) -> tuple[int, str, str]:
     if words[0] != "saescope":
         process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         return process.returncode, process.stdout, process.stderr
-    from saescope.surfaces.cli import progress, run
+    from saescope.surfaces.cli import run
 
-    progress.QUIET_SECONDS = math.inf  # how slow this machine is belongs on no page
     out, err = io.StringIO(), io.StringIO()
     arguments, into = _without_redirection(words[1:])
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -314,13 +313,18 @@ def _inside(folder: Path) -> Iterator[None]:
 
     `src` leads to the repository's, as it does for a reader in a clone.
     """
+    from saescope.surfaces.cli import progress
+
     (folder / "src").symlink_to(ROOT / "src")
     before = {name: os.environ.get(name) for name in TERMINAL}
     os.environ.update(TERMINAL)
+    # How slow this machine is belongs on no page.
+    quiet, progress.QUIET_SECONDS = progress.QUIET_SECONDS, math.inf
     try:
         with contextlib.chdir(folder):
             yield
     finally:
+        progress.QUIET_SECONDS = quiet
         (folder / "src").unlink()
         for name, value in before.items():
             if value is None:
