@@ -55,6 +55,7 @@ def test_every_number_has_a_range() -> None:
     assert len(NUMERIC) > 60
 
 
+@pytest.mark.slow
 def test_absurd_numbers_are_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

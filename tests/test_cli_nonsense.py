@@ -74,6 +74,7 @@ def calls(pair: Pair, sets: Path, folder: Path) -> Iterator[list[str]]:
         yield [str(places.get(word, word)) for word in words]
 
 
+@pytest.mark.slow
 def test_nonsense_ends_in_one_line(
     pair: Pair,
     sets_folder: Path,

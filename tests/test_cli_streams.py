@@ -28,6 +28,7 @@ def ended(
     return run_forked(*arguments, env=dict(os.environ), cwd=tmp_path, **streams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize(
     ("stdout", "code", "line"),

@@ -277,12 +277,14 @@ def signed(name: str, change: Callable[[pa.Table], pa.Table]) -> Damage:
 KINDS = FILES | MANIFEST | {name: signed(*kind) for name, kind in SIGNED.items()}
 
 
+@pytest.mark.slow
 def test_the_intact_run_answers(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         assert cli([command, str(intact)]) == 0
     assert "is whole" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_answer_from_a_damaged_run(
     run: Path, kind: str, capsys: pytest.CaptureFixture[str]

@@ -72,6 +72,7 @@ def test_tensors_that_share_memory_as_they_should_are_read(tmp_path: Path) -> No
     assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.slow
 def test_archives_that_swell_are_refused(tmp_path: Path) -> None:
     zeros = write_zip(
         tmp_path / "z.npz", {"W.npy": npy((2**26,), bytes(2**28))}, zipfile.ZIP_DEFLATED
@@ -105,6 +106,7 @@ def test_archives_of_torch_hold_what_they_say_uncompressed(tmp_path: Path) -> No
             check_archive(path, stored=True)
 
 
+@pytest.mark.slow
 def test_pickles_nested_without_end_are_refused(tmp_path: Path) -> None:
     deep = b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."
     write_zip(tmp_path / "x.pt", {"x/data.pkl": deep, "x/version": b"3\n"})
@@ -209,6 +211,7 @@ def test_gguf_file_that_claims_more_than_it_has_is_refused(title: str, tmp_path:
 # --- prompts
 
 
+@pytest.mark.slow
 def test_parquet_that_swells_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     one = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, "i4")), pa.array(["x" * 10**4]))
@@ -224,6 +227,7 @@ def test_parquet_that_swells_is_refused(tmp_path: Path) -> None:
 # --- whole commands, with limits
 
 
+@pytest.mark.slow
 def test_commands_end_in_time_and_memory(tmp_path: Path) -> None:
     work = tmp_path / "work"
     kinds = {kind.name: kind for kind in corpus(work / "in")}

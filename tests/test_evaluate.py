@@ -127,6 +127,7 @@ def test_unknown_target_set_is_refused(tmp_path: Path) -> None:
         evaluate(lm, [sae], [Edit("1/2")], prompts, judge, settings)
 
 
+@pytest.mark.slow
 def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
     lm = load_lm(tiny.save_model(tmp_path / "model"), [1])
     sae = load_sae(tiny.save_sae(tmp_path / "sae", layers=[1]), 1)
@@ -153,6 +154,7 @@ def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
         evaluate(lm, [sae], edits, prompts, judge, EvaluateSettings(sweep=(1.0, 2.0)))
 
 
+@pytest.mark.slow
 def test_instruction_goes_where_the_template_takes_it(tmp_path: Path) -> None:
     lm = load_lm("saescope-tiny-chat", [0])
     chat = Prompt("a", "s", messages=(Message("user", "Q"),))

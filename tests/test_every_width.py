@@ -71,6 +71,7 @@ VERBS: dict[str, Callable[[Run], Callable[[Console], None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_results_fit_and_keep_their_numbers(
     verb: str, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -2,11 +2,14 @@
 
 import shlex
 
+import pytest
+
 from saescope.analysis.ranking import why_ranks_differ
 from saescope.sources.catalog import Feature
 from saescope.surfaces.cli import run as cli
 
 
+@pytest.mark.slow
 def test_demo_ends_with_a_command_that_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli(["demo", "--out", "my runs/first"]) == 0
@@ -18,6 +21,7 @@ def test_demo_ends_with_a_command_that_runs_as_printed(tmp_path, monkeypatch, ca
     assert "features that distinguish the sets" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_detect_says_why_it_ranks_otherwise_and_what_should_not_transfer(
     tmp_path, monkeypatch, capsys
 ):

@@ -121,6 +121,7 @@ def test_known_replies_are_read_with_places_of_errors(tmp_path: Path) -> None:
         read_known_replies(tmp_path / "missing.jsonl")
 
 
+@pytest.mark.slow
 def test_an_evaluation_prints_its_judges_error(tmp_path: Path) -> None:
     lm = ss.load_lm("saescope-tiny", layers=[1])
     sae = ss.load_sae("saescope-tiny-sae", 1, decoder=True)

@@ -147,6 +147,7 @@ class Recorder:
         yield advance
 
 
+@pytest.mark.slow
 def test_a_job_names_prompts_layers_and_model(tmp_path):
     recorder = Recorder()
     ContrastRequest("languages", out=tmp_path / "run").run(recorder)
@@ -156,6 +157,7 @@ def test_a_job_names_prompts_layers_and_model(tmp_path):
     assert unit == "tokens"
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_says_how_much_is_kept(tmp_path):
     recorder = Recorder(steps=3)
     with pytest.raises(Interrupted, match=r"^[\d,]+ of [\d,]+ tokens are kept$"):
@@ -188,6 +190,7 @@ def test_a_program_that_the_shell_does_not_find_is_named_by_its_path(monkeypatch
     assert command_line("demo") == "saescope demo"
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_finished_work_and_says_how_to_go_on(tmp_path):
     arguments = ["contrast", "languages", "--batch-tokens", "64", "--out", "a run"]
 

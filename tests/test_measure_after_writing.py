@@ -44,6 +44,7 @@ def test_a_sample_is_spread_over_the_texts():
     assert measured_part(NEUTRAL, "none") == []
 
 
+@pytest.mark.slow
 def test_bake_writes_first_and_measures_on_a_sample(model, tmp_path):
     stages = []
 
@@ -100,6 +101,7 @@ def test_the_command_line_says_what_is_kept_and_how_to_measure(tmp_path, monkeyp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--measure", "none"], ["--no-measure"]])
 def test_no_measure_is_measure_none(options, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,7 @@ def import_all(kinds: list[Kind], valid: Path, monkeypatch: pytest.MonkeyPatch) 
     shutil.rmtree(valid / "runs")
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_where_nothing_can_be_locked_a_line_says_so(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder, replace_file])
 def test_everything_published_waits_for_the_writer_before(tmp_path: Path, write: Any) -> None:
     out = tmp_path / "out"

@@ -36,6 +36,7 @@ def test_every_command_has_an_example() -> None:
     assert verbs <= {words[1] for words in lines if len(words) > 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", QUICK)
 def test_output_is_as_kept(name: str, width: int, quick: Texts) -> None:
@@ -57,12 +58,14 @@ def _check_width(text: str, width: int) -> None:
     assert [line for line in shown if cell_len(line) > width and " " in line.strip()] == []
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_terminal_says(folder: Path, quick: Texts) -> None:
     sentence = " ".join(quick["contrast", 120].splitlines()[1:3])
     assert sentence.startswith("All 7 sets have a feature")
     assert f'<p class="lead">{sentence}</p>' in (folder / "run.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_refused_request_prints_no_table(quick: Texts) -> None:
     for width in WIDTHS:
         shown, _, notes = quick["refusal", width].partition("\nstderr:\n")

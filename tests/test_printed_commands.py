@@ -174,6 +174,7 @@ HINTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "hint", "onward"), HINTS, ids=[one[0] for one in HINTS])
 def test_what_a_refusal_proposes_works(
     line: str,

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from saescope.control.evaluation.evaluate import quick_prompts, quick_texts
 from saescope.control.evaluation.settings import EvaluateSettings, SelectSettings
 from saescope.sources.prompt_sets import bundled_prompts
@@ -46,6 +48,7 @@ def test_quick_evaluate_samples_every_set_and_more_of_the_target():
     assert EvaluateSettings(quick=True, draws=0).sampled.draws == 0
 
 
+@pytest.mark.slow
 def test_the_result_says_that_it_was_quick_and_its_n(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["evaluate", "--prompts", "languages", "--target", "japanese", "--edit", "2/5"]

@@ -129,6 +129,7 @@ def _residuals(lm: LM, run: Run) -> np.ndarray:
     return np.concatenate(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["random", "permuted", "transposed", "small_residuals"])
 def test_misfit_is_noticed_everywhere(
     how: str, lm: LM, sae: Sae, sets: list[PromptSet], tmp_path: Path

@@ -110,6 +110,7 @@ def test_refused_keys_of_another_type(capfd: pytest.CaptureFixture[str]) -> None
         assert "must be text" in refusal(["evaluate"], capfd)
 
 
+@pytest.mark.slow
 def test_command_line_and_users_file_choose_the_judge(
     pair: Pair, code: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +129,7 @@ def test_command_line_and_users_file_choose_the_judge(
     assert "whole path" in refusal(words, capfd)
 
 
+@pytest.mark.slow
 def test_folder_wins_over_users_file_and_command_line_over_both(
     pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -261,6 +261,7 @@ def test_threads_do_not_affect_each_other(steerable: tuple[LM, list[Sae]]) -> No
     assert not torch.equal(results["steered"], plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["all", "prefill", "decode", "last"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_batch_equals_single(

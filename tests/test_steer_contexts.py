@@ -352,6 +352,7 @@ def run_interrupted(call: Callable[[], Any], at: int) -> bool:
     return lines >= at
 
 
+@pytest.mark.slow
 # Python reports an interrupt of `__del__`, and goes on.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_leave_nothing_behind(world: World) -> None:

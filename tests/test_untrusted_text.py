@@ -59,6 +59,7 @@ def write_prompts(*names: str, n: int = 8) -> None:
     Path("p.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+@pytest.mark.slow
 def test_any_set_name_is_shown_and_stays_in_the_folder(
     pair: Pair,
     tmp_path: Path,
@@ -90,6 +91,7 @@ def test_any_set_name_is_shown_and_stays_in_the_folder(
     assert places <= {cwd, cwd / "runs", cwd / "runs" / "p"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../up", "[/]", "x" * 300])
 def test_detected_edits_are_written_beside_the_run(
     name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
