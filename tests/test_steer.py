@@ -506,7 +506,7 @@ def test_steer_takes_model_and_sae_from_the_edits(
 REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({}, [], "nothing to edit"),
     ({}, ["--edit", "2/5 melt"], "op 'melt' is not one of"),
-    ({}, ["--edit", "2/5 scale much"], "could not convert"),
+    ({}, ["--edit", "2/5 scale much"], "strength 'much' is not a number"),
     ({}, ["--edit", "2/5 scale 1 relu all twice"], "is not FEATURE OP STRENGTH"),
     ({}, ["--edit", "9/5 scale"], "has no layer9.sae.pt"),
     ({}, ["--edit", "2/512 scale"], "has 512 features"),
@@ -520,9 +520,9 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
         ["--model", "saescope-tiny", "--sae", "saescope-tiny-sae"],
         "these edits are for the",
     ),
-    ({"d_sae": 100}, [], "expect d_sae=100, this SAE (saescope-tiny-sae) has d_sae=512"),
-    ({"d_model": 100}, [], "expect d_model=100, this SAE (saescope-tiny-sae) has d_model=192"),
-    ({"k": 100}, [], "expect k=100, this SAE (saescope-tiny-sae) has k=32"),
+    ({"d_sae": 100}, [], "expect d_sae 100, this SAE (saescope-tiny-sae) has d_sae 512"),
+    ({"d_model": 100}, [], "expect d_model 100, this SAE (saescope-tiny-sae) has d_model 192"),
+    ({"k": 100}, [], "expect k 100, this SAE (saescope-tiny-sae) has k 32"),
     (
         {"sae_files": {"2": "sha256:0"}},
         [],
