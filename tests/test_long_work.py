@@ -16,7 +16,7 @@ from saescope.jobs.contrast import ContrastRequest
 from saescope.jobs.reporter import keeping
 from saescope.surfaces.cli import progress as cli_progress
 from saescope.surfaces.cli.interrupts import command_line
-from saescope.surfaces.cli.progress import ProgressLog, duration
+from saescope.surfaces.cli.progress import ProgressLog
 
 
 class Clock:
@@ -103,13 +103,6 @@ def test_estimates_that_were_too_short_are_corrected():
     clock.now += 10
     log.tick()
     assert "about 36 s left" in said[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (59.0, "59 s"), (200.0, "3 min"), (9000.0, "2.5 h")]
-)
-def test_durations_have_the_unit_that_people_choose(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_lines_on_stderr_where_it_is_no_terminal(capfd, monkeypatch):

@@ -23,7 +23,8 @@ from saescope.surfaces.cli.naming import message_of
 from saescope.surfaces.cli.streams import drop_output
 from saescope.surfaces.visible import visible
 
-DONE, FINDING, REFUSED, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+# 1 is a command's own: a finding that was asked for.
+DONE, REFUSED, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
 DEBUG = "SAESCOPE_DEBUG"
 _HINT = f"{DEBUG}=1 shows the traceback"
 _PACKAGE = Path(__file__).parents[2]

@@ -15,6 +15,7 @@ from rich.progress import (
 )
 
 from saescope.jobs.reporter import Advance
+from saescope.sources.machine import show_seconds
 from saescope.surfaces.cli.consoles import SafeConsole, escape
 from saescope.surfaces.visible import visible
 
@@ -89,8 +90,8 @@ class ProgressLog:
         if not self.lines or now - self._last_said < QUIET_SECONDS:
             return None
         if not self._total:
-            return f"{self.label}: {duration(elapsed)} so far"
-        left = "" if seconds_left is None else f", {duration(seconds_left)} left"
+            return f"{self.label}: {_whole_seconds(elapsed)} so far"
+        left = "" if seconds_left is None else f", {_whole_seconds(seconds_left)} left"
         return f"{self.label}: {self._amount()}{left}"
 
     def _announcement(self, seconds_left: float | None) -> str:
@@ -100,7 +101,7 @@ class ProgressLog:
         if seconds_left is None:
             return f"{what}; takes over {QUIET_SECONDS:g} s"
         first = "" if self._start is None else f"{self._done - self._start[0]:,} {self.unit}"
-        return f"{what}; about {duration(seconds_left)} left, measured on the first {first}"
+        return f"{what}; about {_whole_seconds(seconds_left)} left, measured on the first {first}"
 
     def _size(self) -> str:
         return f"{self._total:,} {self.unit}" if self._total and self.unit != "%" else ""
@@ -169,10 +170,6 @@ def _ticking(log: ProgressLog) -> Iterator[None]:
         thread.join()
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in the unit that people would choose."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
+def _whole_seconds(seconds: float) -> str:
+    """Format a duration; an estimate is no better than to the second."""
+    return show_seconds(float(max(1, round(seconds))))
