@@ -14,6 +14,7 @@ from forked import run_forked
 from saescope.errors import Interrupted
 from saescope.jobs.contrast import ContrastRequest
 from saescope.jobs.reporter import keeping
+from saescope.sources.machine import show_seconds
 from saescope.surfaces.cli import progress as cli_progress
 from saescope.surfaces.cli.interrupts import command_line
 from saescope.surfaces.cli.progress import ProgressLog
@@ -103,6 +104,13 @@ def test_estimates_that_were_too_short_are_corrected():
     clock.now += 10
     log.tick()
     assert "about 36 s left" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.0, "1 s"), (59.0, "59 s"), (200.0, "3 min"), (9000.0, "2.5 h")]
+)
+def test_times_have_the_unit_that_people_choose(seconds, text):
+    assert show_seconds(seconds) == text
 
 
 def test_lines_on_stderr_where_it_is_no_terminal(capfd, monkeypatch):
