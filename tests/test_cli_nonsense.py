@@ -13,10 +13,11 @@ import pytest
 
 from conftest import Pair
 from saescope.surfaces.cli import COMMANDS, app, run
-from saescope.surfaces.cli.endings import CLOSED_PIPE, DONE, FINDING, INTERRUPTED, REFUSED
+from saescope.surfaces.cli.endings import CLOSED_PIPE, DONE, INTERRUPTED, REFUSED
 from saescope.surfaces.cli.naming import typed_names
 
 CALLS = int(os.environ.get("SAESCOPE_NONSENSE_CALLS", "60"))
+FINDING = 1  # of a command that was asked for one, such as `verify`
 CODES = (DONE, FINDING, REFUSED, INTERRUPTED, CLOSED_PIPE)
 # `demo` has no input that could be wrong, and takes long.
 VERBS = sorted({command.verb for commands in COMMANDS.values() for command in commands} - {"demo"})
