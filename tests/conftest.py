@@ -21,6 +21,7 @@ from hypothesis import settings
 
 import shape_checks  # noqa: F401  before the package is imported
 import tiny
+from proof.folder import data_folder
 from saescope.engine.lm import LM, load_lm
 from saescope.engine.load import load_sae
 from saescope.engine.sae import Sae
@@ -52,6 +53,15 @@ _LONGEST_FIRST = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of real models that are not here, then sort for several workers."""
+    if not data_folder().gemma3.exists():
+        absent = [item for item in items if item.get_closest_marker("real")]
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if item not in absent]
+    _sort_for_workers(config, items)
+
+
+def _sort_for_workers(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On several workers, keep each file on one, but run each page of the docs by itself."""
     if not getattr(config.option, "loadgroup", False):
         return

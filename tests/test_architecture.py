@@ -71,6 +71,7 @@ ALLOWED = {
 FILES = sorted(ROOT.rglob("*.py"))
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
+PROOF = REPOSITORY / "proof"
 # The test that first shows what a trap does where a file's code does run.
 SHOWS_A_TRAP = REPOSITORY / "tests" / "test_formats.py"
 # What runs text as code, asks on the terminal, or unpickles.
@@ -169,7 +170,7 @@ def test_public_names_are_sorted_and_exist(name: str) -> None:
 
 @pytest.mark.slow
 def test_no_circular_imports() -> None:
-    for folder in (ROOT, BENCHMARKS):
+    for folder in (ROOT, BENCHMARKS, PROOF):
         assert list(import_circles(import_graph(folder))) == []
 
 
@@ -245,7 +246,7 @@ def test_names_are_defined() -> None:
     """Neither ruff nor mypy looks for them here: jaxtyping's shapes would read as names."""
     pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--select=F821", "--config=lint.ignore=[]"]
-    folders = ["src", "tests", "training", "benchmarks"]
+    folders = ["src", "tests", "training", "benchmarks", "proof"]
     ruff = subprocess.run(
         [*command, "--output-format=json", "--exit-zero", *folders],
         cwd=ROOT.parents[1],
@@ -308,7 +309,7 @@ def is_counted_statement(node: ast.AST) -> bool:
 def test_every_opened_file_is_data() -> None:
     sources = [
         path
-        for folder in ("src", "benchmarks", "training", "tests")
+        for folder in ("src", "benchmarks", "training", "proof", "tests")
         for path in (REPOSITORY / folder).rglob("*.py")
     ]
     found = {path: list(unsafe_calls(path.read_text(encoding="utf-8"))) for path in sources}

@@ -1,0 +1,1 @@
+"""The proof on real models: fetch, convert, train, measure, and write docs/real-models.md."""

@@ -1,0 +1,1 @@
+"""The experiments, one module each: `run` measures, `section` writes its part of the page."""

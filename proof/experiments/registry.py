@@ -1,0 +1,35 @@
+"""All experiments, in the order of the page; a new one is one line here.
+
+The module of an experiment has two functions: `run(folder: DataFolder) -> None` writes
+`results/NAME.json` and pictures `results/NAME-*.svg` or `.png`; `section(results) -> str` makes
+Markdown from the content of that file alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from proof.folder import DataFolder
+from proof.steps import Step
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is measured, from which steps, and how the page shows it."""
+
+    name: str
+    run: Callable[[DataFolder], None]
+    section: Callable[[dict[str, Any]], str]
+    needs: tuple[str, ...]
+    minutes: float
+    about: str
+
+    @property
+    def step(self) -> Step:
+        """The step that runs it."""
+        made = (f"results/{self.name}.json",)
+        return Step(self.name, self.run, self.needs, made, self.minutes, self.about)
+
+
+# Steps to need: smollm2, gemma3, qwen3-tokenizer, sets, smollm2-saes, gemma3-saes.
+EXPERIMENTS: tuple[Experiment, ...] = ()
