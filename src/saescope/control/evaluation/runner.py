@@ -69,14 +69,35 @@ class ArmRunner:
         keys = [self._key(arm) for arm in arms]
         missing = [arm for arm, key in zip(arms, keys, strict=True) if key not in self.cache]
         self.counter.start(len(arms) * len(self.prompts))
-        damages = self._damages(missing)
+        damages = dict(zip(missing, self.damages(missing), strict=True))
         for arm, key in zip(arms, keys, strict=True):
             if key not in self.cache:
-                output = self._run(arm, damages[arm.title])
+                output = self._run(arm, damages[arm])
                 self.cache.put(key, output.to_plain())
             else:
                 self.counter.add(len(self.prompts))
         return [ArmOutput.from_plain(self.cache[key]) for key in keys]
+
+    def damages(self, arms: Sequence[Arm]) -> list[Damage | None]:
+        """Damage under each arm, measured once per arm and without generating.
+
+        None if there is no neutral text, and for an instruction, which neutral text does not get.
+        """
+        keys = [self._damage_key(arm) for arm in arms]
+        missing = {
+            key: arm
+            for arm, key in zip(arms, keys, strict=True)
+            if arm.instruction is None and key not in self.cache
+        }
+        if self.neutral and missing:
+            blocks = [
+                partial(arm.steered_everywhere, self.lm, self.saes) for arm in missing.values()
+            ]
+            rows = [text.ids for text in self.neutral]
+            measured = damage(self.lm, rows, blocks, [text.set for text in self.neutral])
+            for key, one in zip(missing, measured, strict=True):
+                self.cache.put(key, vars(one))
+        return [Damage(**self.cache[key]) if key in self.cache else None for key in keys]
 
     def _run(self, arm: Arm, arm_damage: Damage | None) -> ArmOutput:
         with arm.steered(self.lm, self.saes) as receipt:
@@ -98,28 +119,25 @@ class ArmRunner:
             self.counter.add(len(batch))
         return replies
 
-    def _damages(self, arms: Sequence[Arm]) -> dict[str, Damage | None]:
-        """Damage by the arm's title; None for an instruction, which neutral text does not get."""
-        damages: dict[str, Damage | None] = dict.fromkeys(arm.title for arm in arms)
-        edited = [arm for arm in arms if arm.instruction is None]
-        if not self.neutral or not edited:
-            return damages
-        blocks = [partial(arm.steered_everywhere, self.lm, self.saes) for arm in edited]
-        rows = [text.ids for text in self.neutral]
-        sets = [text.set for text in self.neutral]
-        measured = damage(self.lm, rows, blocks, sets)
-        damages.update(zip([arm.title for arm in edited], measured, strict=True))
-        return damages
-
     def _key(self, arm: Arm) -> str:
-        lm, settings = self.lm, self.settings
+        prompts = fingerprint([PromptSet("", tuple(self.prompts))])
+        replies = [self.settings.max_new_tokens, self.settings.thinking]
+        return key_of("arm 2", *self._computed_on, arm.key_parts, prompts, self._texts, replies)
+
+    def _damage_key(self, arm: Arm) -> str:
+        return key_of("damage", *self._computed_on, arm.key_parts, self._texts)
+
+    @property
+    def _computed_on(self) -> list[Any]:
+        """The model, SAEs and numerics, for cache keys."""
+        lm = self.lm
         saes = [(sae.spec.layer, sae.spec.fingerprint) for sae in self.saes]
         model = [lm.spec.repo, lm.whole_fingerprint, str(lm.dtype), lm.device.type, saes]
-        computed = [library_versions(), numerics(lm.device)]
-        prompts = fingerprint([PromptSet("", tuple(self.prompts))])
-        neutral = [[text.set, text.ids] for text in self.neutral]
-        replies = [settings.max_new_tokens, settings.thinking]
-        return key_of("arm 2", model, computed, arm.key_parts, prompts, neutral, replies)
+        return [model, [library_versions(), numerics(lm.device)]]
+
+    @property
+    def _texts(self) -> list[Any]:
+        return [[text.set, text.ids] for text in self.neutral]
 
 
 def neutral_texts(lm: LM, prompts: Sequence[Prompt], target: Sequence[str]) -> list[NeutralText]:
