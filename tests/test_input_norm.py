@@ -10,7 +10,8 @@ from torch import Tensor
 import tiny
 from saescope.control.edits import Edit
 from saescope.control.exports.saelens import export_saelens
-from saescope.control.formulae import WatchedFeature, bind_edits, condition_reader, delta
+from saescope.control.formulae import bind_edits, delta
+from saescope.control.readouts import WatchedFeature, condition_reader
 from saescope.control.steer import steered
 from saescope.engine.extract import extract
 from saescope.engine.lm import LM, load_lm

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from saescope.engine.generate import generate
     from saescope.engine.lm import LM, load_lm
     from saescope.engine.load import load_sae
+    from saescope.engine.neutral_means import neutral_means
     from saescope.engine.sae import Sae, SparseActs
     from saescope.engine.scan import Scan, scan
     from saescope.errors import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from saescope.sources.catalog import Feature
     from saescope.sources.chats import Message
     from saescope.sources.directions import Direction, read_direction
+    from saescope.sources.neutral_mean import NeutralMean
     from saescope.sources.prompt_sets import bundled_prompts, read_prompts
     from saescope.sources.prompts import Prompt, PromptSet, texts
     from saescope.sources.saes import open_sae
@@ -88,6 +90,7 @@ __all__ = [
     "Layers",
     "Masking",
     "Message",
+    "NeutralMean",
     "OutputScore",
     "Profile",
     "Prompt",
@@ -125,6 +128,7 @@ __all__ = [
     "layers",
     "load_lm",
     "load_sae",
+    "neutral_means",
     "open_sae",
     "output_scores",
     "parse_edit",
@@ -211,6 +215,7 @@ _HOMES = {
         "load_lm",
     ),
     "engine.load": ("load_sae",),
+    "engine.neutral_means": ("neutral_means",),
     "engine.sae": (
         "Sae",
         "SparseActs",
@@ -235,6 +240,7 @@ _HOMES = {
         "read_direction",
     ),
     "sources.chats": ("Message",),
+    "sources.neutral_mean": ("NeutralMean",),
     "sources.prompt_sets": ("bundled_prompts", "read_prompts"),
     "sources.prompts": ("Prompt", "PromptSet", "texts"),
     "sources.saes": ("open_sae",),

@@ -5,14 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from saescope.control.edits import Edit
-from saescope.control.formulae import (
-    ActivationReader,
-    EditTensors,
-    WatchedFeature,
-    bind_edits,
-    condition_reader,
-)
+from saescope.control.formulae import EditTensors, bind_edits
 from saescope.control.positions import PositionRule
+from saescope.control.readouts import ActivationReader, WatchedFeature, condition_reader
 from saescope.control.receipts import Receipt
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
@@ -148,6 +143,11 @@ def _check_fit(lm: LM, edit: Edit, sae_of: SaeOfLayer) -> None:
             raise EditError(
                 f"{name}: direction has {size} dimensions, the residual of {repo} has {d_model}"
             )
+    if edit.about is not None and len(edit.about.values) != d_model:
+        raise EditError(
+            f"{name}: the mean it acts about has {len(edit.about.values)} dimensions, the residual "
+            f"of {repo} has {d_model}"
+        )
     condition = edit.condition
     if lm.streamed is not None and condition is not None and condition.feature.layer != edit.layer:
         raise EditError(

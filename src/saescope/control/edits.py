@@ -10,6 +10,7 @@ from saescope.errors import EditError, SourceError
 from saescope.sources.catalog import Feature, SaeSpec
 from saescope.sources.direction_files import is_direction_file
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
+from saescope.sources.neutral_mean import NeutralMean
 
 Op = Literal["add", "scale", "clamp", "readout_clamp", "project"]
 Gate = Literal["relu", "topk"]
@@ -22,8 +23,6 @@ DEFAULT_STRENGTHS: Mapping[str, float] = {
     "project": 1.0,
 }
 _FLOAT32_MAX = 3.4e38
-
-
 _EDITS_SHOWN = 6
 
 
@@ -105,6 +104,12 @@ class Edit:
     when: FeatureCondition | str | None = None
     "Edit only positions where a feature up to this layer fires, such as 17/555 or 17/555 > 2.5."
 
+    about: NeutralMean | None = None
+    (
+        "The mean residual of this layer, from `neutral_means`: project then removes what differs "
+        "from it, and receipts compare changes with the spread about it. Default: about zero."
+    )
+
     def __repr__(self) -> str:
         """Return what differs from the defaults: caches of finished work tell edits apart by it."""
         parts = [] if self.feature is None else [repr(str(self.feature))]
@@ -123,6 +128,11 @@ class Edit:
         if isinstance(self.when, str):
             object.__setattr__(self, "when", FeatureCondition.parse(self.when))
         _check_values(self.name, vars(self))
+        if self.about is not None and self.about.layer != self.layer:
+            raise EditError(
+                f"edit of {self.name}: about is the mean of layer {self.about.layer}, "
+                f"not {self.layer}"
+            )
         condition = self.condition
         if condition is not None and condition.feature.layer > self.layer:
             raise EditError(

@@ -4,15 +4,18 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from saescope.control.about import About
 from saescope.control.edits import Edit, EditSet, edit_from_values
+from saescope.control.means_file import mean_row, means_content, means_of, read_means
 from saescope.errors import EditError, SourceError
 from saescope.sources.directions import Direction, parse_direction_ref, read_direction
 from saescope.sources.locks import one_writer
 from saescope.sources.mistaken import refuse_folder
+from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.regular_files import read_text
 from saescope.store.atomic import replace_file
 from saescope.store.directions import directions_file
@@ -20,6 +23,7 @@ from saescope.store.directions import directions_file
 _HEADER_TYPES = {"model": str, "sae": str, "d_model": int, "d_sae": int, "k": int}
 _HEADER_KEYS = {field.name for field in fields(EditSet)} - {"edits"}
 _EDIT_KEYS = {field.name for field in fields(Edit)} | {"layer"}
+_MEAN = "mean"  # the table of mean residuals by layer
 
 
 def read_edits(path: str | Path) -> EditSet:
@@ -39,7 +43,7 @@ def read_edits(path: str | Path) -> EditSet:
     """
     path = Path(path).expanduser()
     header = _load_toml(path)
-    rows = header.pop("edit", [])
+    rows, mean_tables = header.pop("edit", []), header.pop(_MEAN, {})
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         rows = []
     _check_header(path, header)
@@ -52,18 +56,21 @@ def read_edits(path: str | Path) -> EditSet:
     if not rows:
         raise EditError(f"{path} has no [[edit]]")
     try:
-        edits = tuple(_read_edit(row, path, number) for number, row in enumerate(rows, 1))
+        means = read_means(path, mean_tables)
+        edits = tuple(_read_edit(row, path, number, means) for number, row in enumerate(rows, 1))
     except (EditError, SourceError) as error:
-        raise EditError(f"{path}: {error}") from error
+        text = str(error)
+        raise EditError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     return EditSet(**{"sae": "", **header}, edits=edits)
 
 
 def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> None:
     """Write an edits file, whole or not at all.
 
-    Directions go into `NAME.directions.safetensors` beside it, or, if that holds others, into
-    `NAME.directions-HASH.safetensors`. `comments` are the first lines.
-    Raises ResourceError if a file cannot be written.
+    Directions go into `NAME.directions.safetensors` beside it, means that edits act about into
+    `NAME.means.safetensors`; if that file holds others, into `NAME.directions-HASH.safetensors`.
+    `comments` are the first lines. Raises ResourceError if a file cannot be written, and EditError
+    if edits of one layer carry different means.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -74,13 +81,18 @@ def write_edits(edits: EditSet, path: Path, comments: Sequence[str] = ()) -> Non
     ...     (Path(folder) / "edits.toml").read_text().splitlines()[:2]
     ['# chosen by hand', 'model = "saescope-tiny"']
     """
-    with one_writer(path):  # the file and its directions belong together
+    means = means_of(edits.edits)
+    with one_writer(path):  # the file and its vectors belong together
         places = _write_directions(edits, path)
         lines = [f"# {_printable(line)}" for line in comments]
         lines += _header_lines(edits)
         for edit in edits.edits:
             row = _edit_row(edit, places)
-            lines += ["", "[[edit]]", *(f"{key} = {_toml(value)}" for key, value in row.items())]
+            lines += ["", "[[edit]]", *_toml_lines(row)]
+        if means:
+            file = _write_beside(path, "means", means_content(means))
+            for layer, mean in means.items():
+                lines += ["", f"[{_MEAN}.{layer}]", *_toml_lines(mean_row(mean, file))]
         replace_file(path, "\n".join(lines) + "\n")
 
 
@@ -113,7 +125,9 @@ def _check_header(path: Path, header: Mapping[str, Any]) -> None:
         )
 
 
-def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
+def _read_edit(
+    row: Mapping[str, Any], path: Path, number: int, means: Mapping[int, NeutralMean]
+) -> Edit:
     _check_keys(f"edit {number}", row, _EDIT_KEYS)
     if ("feature" in row) == ("direction" in row):
         raise EditError(f"edit {number}: pass either a feature (such as 17/23991) or a direction")
@@ -131,7 +145,18 @@ def _read_edit(row: Mapping[str, Any], path: Path, number: int) -> Edit:
         values["direction"] = read_direction(file, tensor, layer)
     elif layer is not None:
         raise EditError(f"edit {number}: a feature says its layer itself; remove layer")
-    return edit_from_values(values)
+    about = values.pop("about", "zero")
+    if about not in get_args(About):
+        raise EditError(f"edit {number}: about {about!r:.40} is not mean or zero")
+    edit = edit_from_values(values)
+    if about == "zero":
+        return edit
+    if edit.layer not in means:
+        raise EditError(
+            f'edit {number}: about = "mean" needs a table [mean.{edit.layer}]: leave about out, '
+            "and let --about mean measure it"
+        )
+    return replace(edit, about=means[edit.layer])
 
 
 def _check_keys(where: str, row: Mapping[str, Any], known: set[str]) -> None:
@@ -149,16 +174,21 @@ def _write_directions(edits: EditSet, path: Path) -> dict[Direction, str]:
     if not unique:
         return {}
     content, tensors = directions_file(unique)
-    file = path.with_name(f"{path.stem}.directions.safetensors")
-    if file.exists() and file.read_bytes() != content:
-        # The edits file that is there needs its own directions until the new one is in its place.
-        digest = hashlib.sha256(content).hexdigest()[:8]
-        file = path.with_name(f"{path.stem}.directions-{digest}.safetensors")
-    replace_file(file, content)
+    file = _write_beside(path, "directions", content)
     return {
-        direction: f"{file.name}#{tensor}"
-        for direction, tensor in zip(unique, tensors, strict=True)
+        direction: f"{file}#{tensor}" for direction, tensor in zip(unique, tensors, strict=True)
     }
+
+
+def _write_beside(path: Path, kind: str, content: bytes) -> str:
+    """Write a file of vectors beside the edits file, and return its name."""
+    file = path.with_name(f"{path.stem}.{kind}.safetensors")
+    if file.exists() and file.read_bytes() != content:
+        # The edits file that is there needs its own vectors until the new one is in its place.
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        file = path.with_name(f"{path.stem}.{kind}-{digest}.safetensors")
+    replace_file(file, content)
+    return file.name
 
 
 def _header_lines(edits: EditSet) -> Iterator[str]:
@@ -182,9 +212,15 @@ def _edit_row(edit: Edit, places: Mapping[Direction, str]) -> dict[str, Any]:
         "scope": edit.scope,
         "skip_sinks": edit.skip_sinks,
     }
+    if edit.about is not None or edit.op == "project":
+        row["about"] = "zero" if edit.about is None else "mean"
     if edit.condition is not None:
         row["when"] = str(edit.condition)
     return row
+
+
+def _toml_lines(row: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in row.items()]
 
 
 def _printable(line: str) -> str:

@@ -8,9 +8,10 @@ c = w·d:
     scale          h + s·a·d            s = -1 removes the feature's contribution
     clamp          h + (t - a)·d        keeps what the SAE does not explain; t = 0 is ablation
     readout_clamp  h + ((t - z)/c)·d    the feature's pre-activation becomes t
-    project        h - s·(d̂·h)·d̂        removes the component along the direction, whatever the
-                                        feature does
+    project        h - s·(d̂·(h - μ))·d̂  removes what differs from the mean along the direction,
+                                        whatever the feature does
 
+μ is the mean residual over neutral text that an edit may carry (`Edit.about`), otherwise zero.
 For a plain direction, w = d̂ and b = 0. The read-out clamp is then h + (t - d̂·h)·d̂, after which
 the component along d̂ is t.
 
@@ -24,78 +25,19 @@ u·(t - a)·d.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saescope.control.edits import Edit
-from saescope.engine.input_norm import token_scale
+from saescope.control.readouts import ActivationReader, ReaderRow, Readout, feature_row, stack_rows
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
-from saescope.sources.catalog import Feature
-from saescope.sources.formats.tensors import InputNorm
 
 _MIN_READOUT_GAIN = 1e-6  # below this, clamping is ill-conditioned
-
-
-@dataclass(frozen=True, eq=False)
-class Readout:
-    """Linear read-outs z = w·h + b of the residual, one row per edit.
-
-    Rows that `normalised` marks read a normalised residual (None: no row does), as `input_norm`
-    says.
-    """
-
-    w: Float[Tensor, "n d_model"]
-    b: Float[Tensor, "n"]
-    normalised: Bool[Tensor, "n"] | None = None
-    input_norm: InputNorm = "none"
-
-    def __call__(self, h: Float[Tensor, "*b d_model"]) -> Float[Tensor, "*b n"]:
-        """Return the read-outs of each residual."""
-        scale = token_scale(self.input_norm, h)
-        if scale is None or self.normalised is None:
-            return torch.nn.functional.linear(h, self.w, self.b)
-        factor = torch.where(self.normalised, scale.factor.to(h), 1)
-        return torch.nn.functional.linear(h, self.w) * factor + self.b
-
-    def units(
-        self, h: Float[Tensor, "*b d_model"], rows: Bool[Tensor, "n"]
-    ) -> Float[Tensor, "*b n"] | None:
-        """Return what one unit of these rows' activations is in the residual; None if 1."""
-        scale = token_scale(self.input_norm, h)
-        if scale is None or self.normalised is None:
-            return None
-        return torch.where(self.normalised & rows, scale.unit.to(h), 1)
-
-
-@dataclass(frozen=True, eq=False)
-class ActivationReader:
-    """Reads pre-activations and gated activations of features, or components along directions.
-
-    `ids` are the features (-1: a direction). `relu_mask` says which features need no SAE encode
-    (None: all need it). `sae` is None if no feature needs it.
-    """
-
-    readout: Readout
-    ids: Int[Tensor, "n"]
-    relu_mask: Bool[Tensor, "n"] | None
-    sae: Sae | None
-
-    def acts(
-        self, h: Float[Tensor, "*b d_model"], pre_acts: Float[Tensor, "*b n"]
-    ) -> Float[Tensor, "*b n"]:
-        """Return the activations of each residual under each feature's gate."""
-        acts = pre_acts.relu()
-        if self.sae is None:
-            return acts
-        is_active = self.sae.fires(h, self.ids.to(self.sae.W_enc.device)).to(self.ids.device)
-        if self.relu_mask is not None:
-            is_active = is_active | self.relu_mask
-        return torch.where(is_active, acts, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +45,9 @@ class EditTensors:
     """The tensors of one layer's edits, one row per edit.
 
     The coefficient of column d is `constant + by_act·a + by_read·r`, where a is the activation and
-    r the read-out: d̂·h for `project`, otherwise z. `by_act` and `by_read` are None if all zero.
-    `coefficient_readout` computes r; it is None if r is z for every edit. `in_activations` marks
-    the edits whose coefficient is an amount of activation, in the SAE's unit.
+    r the read-out: d̂·(h - μ) for `project`, otherwise z. `by_act` and `by_read` are None if all
+    zero. `coefficient_readout` computes r; it is None if r is z for every edit. `in_activations`
+    marks the edits whose coefficient is an amount of activation, in the SAE's unit.
     """
 
     edits: tuple[Edit, ...]
@@ -117,6 +59,11 @@ class EditTensors:
     by_read: Float[Tensor, "n"] | None
     coefficient_readout: Readout | None
     in_activations: Bool[Tensor, "n"]
+
+    @property
+    def spread(self) -> float | None:
+        """The spread of this layer's residuals about their mean; None if no edit carries it."""
+        return next((edit.about.spread for edit in self.edits if edit.about is not None), None)
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
@@ -175,7 +122,7 @@ def bind_edits(
     if device is None:
         device = torch.device("cpu") if sae is None else sae.W_enc.device
     rows = [_reader_row(edit, sae) for edit in edits]
-    reader = _stack_rows(rows, sae, dtype, device)
+    reader = stack_rows(rows, sae, dtype, device)
     d = torch.stack([_decoder_column(edit, sae) for edit in edits]).to(device, dtype)
     gain = (reader.readout.w * d).sum(1)
     for edit, c in zip(edits, gain.tolist(), strict=True):
@@ -196,70 +143,14 @@ def _normalises(sae: Sae | None) -> bool:
     return sae is not None and sae.input_norm != "none"
 
 
-class WatchedFeature(NamedTuple):
-    """A feature that a condition reads; `topk` is True if the edit's gate is `topk`."""
-
-    feature: Feature
-    topk: bool
-
-
-def condition_reader(
-    watched: Sequence[WatchedFeature], sae: Sae, dtype: torch.dtype = torch.float32
-) -> ActivationReader:
-    """Return the reader of the features that conditions read.
-
-    Raises EditError for a feature that the SAE does not have.
-    """
-    rows = [_feature_row(feature, sae, needs_encode=topk) for feature, topk in watched]
-    return _stack_rows(rows, sae, dtype, sae.W_enc.device)
-
-
-class _ReaderRow(NamedTuple):
-    """One row of an ActivationReader; `needs_encode`: its activation needs an SAE encode."""
-
-    w: Float[Tensor, "d_model"]
-    b: Float[Tensor, ""]
-    id: int
-    needs_encode: bool
-
-
-def _reader_row(edit: Edit, sae: Sae | None) -> _ReaderRow:
+def _reader_row(edit: Edit, sae: Sae | None) -> ReaderRow:
     if edit.direction is not None:
         d = torch.tensor(edit.direction.values, dtype=torch.float64)
-        return _ReaderRow(d / d.norm(), torch.zeros((), dtype=d.dtype), id=-1, needs_encode=False)
+        return ReaderRow(d / d.norm(), torch.zeros((), dtype=d.dtype), id=-1, needs_encode=False)
     if sae is None:
         raise EditError(f"edit of {edit.name}: no SAE for layer {edit.layer} was passed")
     needs_encode = edit.gate == "topk" and edit.op in ("scale", "clamp")
-    return _feature_row(edit.target_feature, sae, needs_encode=needs_encode)
-
-
-def _feature_row(feature: Feature, sae: Sae, *, needs_encode: bool) -> _ReaderRow:
-    layer, d_sae = sae.spec.layer, sae.spec.d_sae
-    if feature.layer != layer:
-        raise EditError(f"edit of {feature}: this is the SAE of layer {layer}")
-    if feature.id >= d_sae:
-        raise EditError(
-            f"edit of {feature}: the SAE of layer {layer} has {d_sae} features (ids 0-{d_sae - 1})"
-        )
-    return _ReaderRow(sae.W_enc[feature.id], sae.b_enc[feature.id], feature.id, needs_encode)
-
-
-def _stack_rows(
-    rows: Sequence[_ReaderRow], sae: Sae | None, dtype: torch.dtype, device: torch.device
-) -> ActivationReader:
-    w = torch.stack([row.w for row in rows]).to(device, dtype)
-    b = torch.stack([row.b for row in rows]).to(device, dtype)
-    ids = torch.tensor([row.id for row in rows], device=device)
-    needs_encode = torch.tensor([row.needs_encode for row in rows], device=device)
-    encoder = None
-    if sae is not None and needs_encode.any():
-        encoder = replace(sae, mapped=())  # keep pages resident: every step needs them
-    relu_mask = None if needs_encode.all() else ~needs_encode
-    if sae is None or sae.input_norm == "none":
-        readout = Readout(w, b)
-    else:
-        readout = Readout(w, b, normalised=ids >= 0, input_norm=sae.input_norm)
-    return ActivationReader(readout, ids, relu_mask, encoder)
+    return feature_row(edit.target_feature, sae, needs_encode=needs_encode)
 
 
 def _decoder_column(edit: Edit, sae: Sae | None) -> Float[Tensor, "d_model"]:
@@ -332,11 +223,21 @@ def _coefficient_terms(
 def _coefficient_readout(
     edits: Sequence[Edit], readout: Readout, d: Float[Tensor, "n d_model"]
 ) -> Readout:
-    """Return the read-out for coefficients: write direction for `project`, else encoder row."""
-    projected = torch.tensor([edit.op == "project" for edit in edits], device=d.device)
-    norms = d.double().norm(dim=1, keepdim=True)
-    w = torch.where(projected[:, None], (d.double() / norms).to(d), readout.w)
-    b = torch.where(projected, 0, readout.b)
+    """Return the read-out for coefficients: d̂·(h - μ) for `project`, else the encoder row."""
+    if not any(edit.op == "project" for edit in edits):
+        return readout
+    w, b = readout.w.clone(), readout.b.clone()
+    for row, edit in enumerate(edits):
+        if edit.op == "project":
+            unit = d[row].double() / d[row].double().norm()
+            w[row] = unit
+            b[row] = 0 if edit.about is None else -(unit @ _mean_of(edit).to(unit))
     if torch.equal(w, readout.w) and torch.equal(b, readout.b):
         return readout
     return Readout(w, b)
+
+
+def _mean_of(edit: Edit) -> Float[Tensor, "d_model"]:
+    """Return the mean that an edit acts about."""
+    assert edit.about is not None
+    return torch.tensor(edit.about.values)

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saescope.control.about import about_name
 from saescope.control.edits import Edit
 from saescope.control.formulae import EditTensors
+from saescope.sources.neutral_mean import NeutralMean
 
 _MAX_RECORDS = 512  # aggregated at this count to bound memory
 _TINY = 1e-30
@@ -47,6 +49,14 @@ class _EditTotals:
     largest_act: float = 0.0
 
 
+class RelativeChange(NamedTuple):
+    """Mean and largest size of a change, in units of `unit`."""
+
+    unit: str
+    mean: float
+    largest: float
+
+
 @final
 class Receipt:
     """What edits did: forward passes, positions targeted and changed, firings, sizes of the change.
@@ -65,12 +75,16 @@ class Receipt:
         self._by_edit = [_EditTotals() for _ in self.edits]
         self._positions = self._changed = 0
         self._ratio_sum = self._largest_ratio = 0.0
+        self._spread_ratio_sum = self._largest_spread_ratio = 0.0
+        acting = [edit for edit in self.edits if not edit.is_noop]
+        with_spread = {edit.layer for edit in acting if edit.about is not None}
+        self._has_spread = all(edit.layer in with_spread for edit in acting)
 
     def __repr__(self) -> str:
+        size = self.size
         lines = [
             f"Receipt: {self.steps} passes, {self.changed} of {self.positions} positions changed",
-            f"  |change| / |residual|: mean {self.delta_norm_ratio:.3g}, "
-            f"largest {self.largest_ratio:.3g}",
+            f"  |change| / {size.unit}: mean {size.mean:.3g}, largest {size.largest:.3g}",
         ]
         shown = list(zip(self.edits, self.fired, strict=True))[:_EDITS_SHOWN]
         lines += [f"  {edit.name:.60}: fired at {fired} positions" for edit, fired in shown]
@@ -134,6 +148,35 @@ class Receipt:
         self._aggregate()
         return self._largest_ratio
 
+    @property
+    def spread_ratio(self) -> float | None:
+        """Mean of |change| / spread over the positions that some edit targets.
+
+        The spread is that of the layer's residuals about their mean on neutral text. None if the
+        edits of a layer do not carry it (`Edit.about`).
+        """
+        self._aggregate()
+        return self._spread_ratio_sum / max(self._positions, 1) if self._has_spread else None
+
+    @property
+    def largest_spread_ratio(self) -> float | None:
+        """The largest |change| / spread; None as for `spread_ratio`."""
+        self._aggregate()
+        return self._largest_spread_ratio if self._has_spread else None
+
+    @property
+    def size(self) -> "RelativeChange":
+        """How large the change is: beside the spread if it is known, else beside the residual."""
+        mean, largest = self.spread_ratio, self.largest_spread_ratio
+        if mean is None or largest is None:
+            return RelativeChange("|residual|", self.delta_norm_ratio, self.largest_ratio)
+        return RelativeChange("spread", mean, largest)
+
+    @property
+    def means(self) -> dict[int, NeutralMean]:
+        """The mean residuals that the edits carry, by layer."""
+        return {edit.layer: edit.about for edit in self.edits if edit.about is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-compatible dict that `saescope steer --json` prints as `receipt`.
 
@@ -150,6 +193,9 @@ class Receipt:
             "fired": fired,
             "delta_norm_ratio": self.delta_norm_ratio,
             "largest_ratio": self.largest_ratio,
+            "spread_ratio": self.spread_ratio,
+            "largest_spread_ratio": self.largest_spread_ratio,
+            "means": {str(layer): mean.to_dict() for layer, mean in self.means.items()},
             "edits": [self._edit_dict(index) for index in range(len(self.edits))],
         }
 
@@ -162,6 +208,7 @@ class Receipt:
             "gate": edit.gate,
             "scope": edit.scope,
             "skip_sinks": edit.skip_sinks,
+            "about": about_name(edit),
             "when": None if edit.condition is None else str(edit.condition),
             "readout_gain": self.gains[index],
             "direction_norm": self.norms[index],
@@ -209,12 +256,17 @@ class Receipt:
     def _add_sizes(self, record: PassRecord, coefficients: Float[Tensor, "p n"]) -> None:
         sizes = (coefficients @ record.tensors.write_directions).norm(dim=1)
         targeted = record.targeted.any(dim=1)
-        ratios = (sizes / record.norms.clamp(min=_TINY))[targeted]
+        sizes_targeted = sizes[targeted]
+        ratios = sizes_targeted / record.norms.clamp(min=_TINY)[targeted]
         self._positions += int(targeted.sum())
         self._changed += int((record.changed & (sizes > 0)).sum())
         if len(ratios):
             self._ratio_sum += float(ratios.sum())
             self._largest_ratio = max(self._largest_ratio, float(ratios.max()))
+        if len(ratios) and record.tensors.spread is not None:
+            relative = sizes_targeted / record.tensors.spread
+            self._spread_ratio_sum += float(relative.sum())
+            self._largest_spread_ratio = max(self._largest_spread_ratio, float(relative.max()))
 
 
 def _largest_acts(record: PassRecord) -> list[float]:
