@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saescope.analysis.directions import difference_of_means
     from saescope.analysis.examples import Examples, examples
     from saescope.analysis.fitness import Fitness, fitness
+    from saescope.analysis.headline import Headline
     from saescope.analysis.layers import Layers, layers
     from saescope.analysis.profile import Profile, profile
     from saescope.control.baking.bake import bake
@@ -85,6 +86,7 @@ __all__ = [
     "Examples",
     "Feature",
     "Fitness",
+    "Headline",
     "JudgeError",
     "LM",
     "Layers",
@@ -170,6 +172,7 @@ _HOMES = {
         "Fitness",
         "fitness",
     ),
+    "analysis.headline": ("Headline",),
     "analysis.layers": (
         "Layers",
         "layers",

@@ -4,7 +4,7 @@ Everything is selected on discovery prompts and reported on held-out prompts. Ho
 pass the thresholds by chance is measured by the same rule with shuffled labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,10 +43,9 @@ def detect(
 ) -> Detection:
     """Return the features that fire on prompts of `target` and not on those of the sets `against`.
 
-    Default of `against`: all other sets. The classifier belongs to the layer with the largest gap
-    between shares of prompts. `transfer` names positive sets and the negative ones that each is
-    tried with. Default: sets named alike (`x_en` against `y_en` finds `x_ja` against `y_ja`), or
-    else every other set. Raises PromptError for sets that are not in the run.
+    `against` defaults to all other sets. The classifier is of the layer with the largest gap in
+    shares of prompts. `transfer` maps positive sets to negative ones; by default sets named alike
+    (`x_ja` and `y_ja` for `x_en` and `y_en`), else all others. Raises PromptError for unknown sets.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -60,27 +59,28 @@ def detect(
     """
     (settings := settings or DetectSettings()).check()
     others = check_sets(run.sets, target, against, transfer)
-    tried = similar_comparisons(run.sets, target, others) if transfer is None else transfer
     comparison = Comparison(run, target, others, settings.seed)
     searched = [_search_layer(comparison, n, settings) for n in layers or run.layers]
-    features = [row for layer in searched for row in _detected(comparison, layer, settings)]
-    by_chance = sum((_passing_by_chance(layer, settings) for layer in searched), np.zeros(1))
+    by_chance = _passing_by_chance(searched, settings)
     best = max(searched, key=lambda layer: layer.best_gap)
+    classifier = _classifier(comparison, best, transfer, settings.max_k)
+    detected = _detected_rows(comparison, searched, classifier, settings)
     return Detection(
         run=str(run.path),
         target=target,
         against=others,
         settings=settings,
-        features=sorted(features, key=lambda f: (f.prompt_other_rate - f.prompt_rate, f.feature)),
+        features=[row for row in detected.values() if row.passes],
         by_chance=float(np.mean(by_chance)),
         by_chance_95=float(np.quantile(by_chance, 0.95)),
-        firings=_firings(comparison, searched),
-        classifier=_classifier(comparison, best, tried, settings.max_k),
+        firings=_firings(comparison, searched, detected),
+        classifier=classifier,
         sets=measure_sets(run, best.stored, best.positions.scored),
         masked={layer.number: layer.positions.masked for layer in searched},
         warnings=_warnings(comparison),
         sae_fits=run.sae_fits(layers),
         first_by_tokens=_first_by_tokens(best),
+        detector=[detected[feature] for feature in classifier.features],
     )
 
 
@@ -108,6 +108,11 @@ class _LayerSearch:
     search_result: SearchResult
     passing: Ints
     best_gap: float
+
+    def columns_of(self, features: Iterable[Feature]) -> Ints:
+        """Return the columns of those features that are of this layer."""
+        ids = [feature.id for feature in features if feature.layer == self.number]
+        return np.searchsorted(self.counts.features, np.array(ids, np.int64))
 
 
 def _search_layer(comparison: Comparison, number: int, settings: DetectSettings) -> _LayerSearch:
@@ -150,7 +155,12 @@ def _passes(prompt_rates: Floats, settings: DetectSettings) -> Bools:
     return np.asarray(fires_here & silent_elsewhere)
 
 
-def _passing_by_chance(layer: _LayerSearch, settings: DetectSettings) -> Floats:
+def _passing_by_chance(searched: Sequence[_LayerSearch], settings: DetectSettings) -> Floats:
+    """Count per shuffle the features of all layers that pass with shuffled labels."""
+    return sum((_passing_in_layer(layer, settings) for layer in searched), np.zeros(1))
+
+
+def _passing_in_layer(layer: _LayerSearch, settings: DetectSettings) -> Floats:
     """Count per shuffle the features that pass on discovery prompts with shuffled labels."""
     discovery = layer.discovery
     if settings.shuffles == 0:
@@ -166,21 +176,37 @@ def _passing_by_chance(layer: _LayerSearch, settings: DetectSettings) -> Floats:
     return passing
 
 
+def _detected_rows(
+    comparison: Comparison,
+    searched: Sequence[_LayerSearch],
+    classifier: Classifier,
+    settings: DetectSettings,
+) -> dict[Feature, DetectedFeature]:
+    """Return the features that pass or that the detector uses, the largest difference first."""
+    rows: list[DetectedFeature] = []
+    for layer in searched:
+        columns = np.union1d(layer.passing, layer.columns_of(classifier.features))
+        rows += _detected(comparison, layer, columns, settings)
+    rows.sort(key=lambda row: (row.prompt_other_rate - row.prompt_rate, row.feature))
+    return {row.feature: row for row in rows}
+
+
 def _detected(
-    comparison: Comparison, layer: _LayerSearch, settings: DetectSettings
+    comparison: Comparison, layer: _LayerSearch, columns: Ints, settings: DetectSettings
 ) -> list[DetectedFeature]:
-    """Return the features of one layer that pass on discovery prompts."""
-    if not len(layer.passing):
+    """Return these features of one layer with their figures."""
+    if not len(columns):
         return []
-    holdout = layer.holdout.of_features(layer.passing)
-    rates = layer.discovery.of_features(layer.passing).prompt_rates()
+    holdout = layer.holdout.of_features(columns)
+    rates = layer.discovery.of_features(columns).prompt_rates()
     holdout_rates = holdout.prompt_rates()
     n_holdout = int((holdout.labels == 0).sum())
     others, holdout_others = largest_other(rates, 0), largest_other(holdout_rates, 0)
     runner_ups = runner_up(rates, 0) - 1
     holdout_ci = stats.wilson(holdout_rates[0], n_holdout)
     holdout_passes = _passes(holdout_rates, settings)
-    ids = layer.counts.features[layer.passing]
+    passes = np.isin(columns, layer.passing)
+    ids = layer.counts.features[columns]
     strength = _monolinguality(comparison, layer, ids)
     groups = _groups(layer, ids)
     return [
@@ -199,14 +225,21 @@ def _detected(
             holdout_q=float(layer.search_result.holdout_q[0, column]),
             monolinguality=float(strength[index]),
             group=int(groups[index]),
+            passes=bool(passes[index]),
         )
-        for index, column in enumerate(layer.passing.tolist())
+        for index, column in enumerate(columns.tolist())
     ]
 
 
 def _classifier(
-    comparison: Comparison, layer: _LayerSearch, transfer: Mapping[str, Sequence[str]], max_k: int
+    comparison: Comparison,
+    layer: _LayerSearch,
+    transfer: Mapping[str, Sequence[str]] | None,
+    max_k: int,
 ) -> Classifier:
+    if transfer is None:
+        names, target = comparison.run.sets, comparison.target
+        transfer = similar_comparisons(names, target, comparison.against)
     strength = _monolinguality(comparison, layer, layer.counts.features)
     return fit_classifier(comparison, layer.number, layer.counts, strength, transfer, max_k)
 
@@ -239,14 +272,16 @@ def _groups(layer: _LayerSearch, ids: Ints) -> Ints:
     return np.asarray(groups, np.int64) - 1
 
 
-def _firings(comparison: Comparison, searched: Sequence[_LayerSearch]) -> list[PromptFirings]:
-    """Return per prompt of the run the passing features that fire on it."""
+def _firings(
+    comparison: Comparison, searched: Sequence[_LayerSearch], features: Iterable[Feature]
+) -> list[PromptFirings]:
+    """Return per prompt of the run which of these features fire on it."""
     prompts = comparison.run.prompts
     fires: list[list[Feature]] = [[] for _ in prompts]
     for layer in searched:
-        passing = layer.counts.of_features(layer.passing)
-        for prompt, column in np.argwhere(passing.fires_anywhere()).tolist():
-            fires[prompt].append(Feature(layer.number, int(passing.features[column])))
+        shown = layer.counts.of_features(np.sort(layer.columns_of(features)))
+        for prompt, column in np.argwhere(shown.fires_anywhere()).tolist():
+            fires[prompt].append(Feature(layer.number, int(shown.features[column])))
     return [
         PromptFirings(prompt.id, prompt.set, subset, fired)
         for prompt, subset, fired in zip(prompts, comparison.split, fires, strict=True)

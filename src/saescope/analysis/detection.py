@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from saescope.analysis.classifier import Classifier
+from saescope.analysis.headline import Headline
 from saescope.analysis.measures import SetMeasures
 from saescope.arguments import Count, CountOrZero, Part, Seed, Share, check_arguments
 from saescope.errors import ArgumentError
@@ -41,6 +42,9 @@ class DetectSettings:
     seed: Seed = 0
     "Seed of the discovery/held-out split, the shuffles and the bootstrap."
 
+    headline: Headline = field(default_factory=Headline)
+    "The minimum effect size of what the headline names, in shares of held-out prompts."
+
     masking: Masking = field(default_factory=Masking)
     "Which positions count."
 
@@ -60,10 +64,11 @@ class Detection(Table):
     """The result of `detect`.
 
     `by_chance` features pass the thresholds with shuffled labels, on average over the shuffles;
-    in 95 % of them at most `by_chance_95` do.
+    in 95 % of them at most `by_chance_95` do. `detector` are the features that the classifier uses,
+    whether they pass the thresholds or not.
     """
 
-    shown = "feature prompt_rate prompt_other_rate other_set holdout_rate holdout_passes q group"
+    shown = "feature prompt_rate prompt_other_rate other_set holdout_rate passes holdout_passes q"
 
     run: str
     target: str
@@ -80,6 +85,7 @@ class Detection(Table):
     sae_fits: SaeFits
     first_by_tokens: Feature | None = None
     "The feature of the classifier's layer that `contrast` would put first for the target."
+    detector: list["DetectedFeature"] = field(default_factory=list)
 
     @property
     def top_warnings(self) -> list[str]:
@@ -91,7 +97,8 @@ class Detection(Table):
         return {
             "target": self.target,
             "against": self.against,
-            "features": self.rows(),
+            "features": [feature.to_dict() for feature in self.features],
+            "detector": [feature.to_dict() for feature in self.detector],
             "by_chance": {
                 "mean": self.by_chance,
                 "q95": self.by_chance_95,
@@ -101,22 +108,33 @@ class Detection(Table):
             "classifier": self.classifier.to_dict(),
             "sets": {name: vars(measures) for name, measures in self.sets.items()},
             "masked": {str(layer): masked._asdict() for layer, masked in self.masked.items()},
+            "settings": {
+                "min_rate": self.settings.min_rate,
+                "max_other": self.settings.max_other,
+                **vars(self.settings.headline),
+            },
             "sae_fit": self.sae_fits.to_dict(),
             "warnings": [*self.sae_fits.warnings, *self.warnings],
             "run": self.run,
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per feature that passes the thresholds."""
-        return [feature.to_dict() for feature in self.features]
+        """Return a row per feature that passes the thresholds, then the detector's other ones."""
+        return [feature.to_dict() for feature in [*self.features, *self.below_thresholds]]
+
+    @property
+    def below_thresholds(self) -> list["DetectedFeature"]:
+        """The detector's features that do not pass the thresholds by themselves."""
+        return [feature for feature in self.detector if not feature.passes]
 
 
 @dataclass(frozen=True)
 class DetectedFeature:
-    """A feature that passes the thresholds on discovery prompts.
+    """A feature that passes the thresholds on discovery prompts, or that the detector uses.
 
     Rates are shares of prompts on which it fires at all, `other_` the largest of any other set;
-    `holdout_passes` says whether the thresholds hold on held-out prompts too. `p`, `q`, `confirmed`
+    `passes` and `holdout_passes` say whether the thresholds hold on discovery prompts and on
+    held-out ones. `p`, `q`, `confirmed`
     and `holdout_q` are those of `contrast` for the target. `monolinguality` is
     the mean activation over the target's scored positions minus that over the others'
     (Qwen-Scope's measure). Features of one `group` fire on the same tokens.
@@ -136,6 +154,7 @@ class DetectedFeature:
     holdout_q: float
     monolinguality: float
     group: int
+    passes: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""
@@ -144,7 +163,7 @@ class DetectedFeature:
 
 @dataclass(frozen=True)
 class PromptFirings:
-    """The detected features that fire on a prompt."""
+    """The features that fire on a prompt, of those that pass and those that the detector uses."""
 
     id: str
     set: str

@@ -1,5 +1,6 @@
 """Qwen-Scope's measures (arXiv 2605.11887): how far sets repeat features, share them, own them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,16 @@ from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
+MAX_OVERLAPS = 100
+
 
 @dataclass(frozen=True)
 class SetMeasures:
     """Measures of a set from the features active at the last position of each prompt.
 
     `redundancy` is the mean number of its prompts on which such a feature is active; `overlap` the
-    share of this set's features that another set has too.
+    share of this set's features that another set has too, for the MAX_OVERLAPS sets that share most
+    (all others, if there are no more).
     """
 
     features: int
@@ -33,19 +37,24 @@ def measure_sets(run: Run, stored: LayerFeatures, scored: Bools) -> dict[str, Se
     shape = (len(run.sets), len(present))
     prompts = sparse.coo_array((np.ones(len(column), np.int64), cells), shape).tocsr()
     has_feature = (prompts > 0).astype(np.int64)
-    shared = (has_feature @ has_feature.T).toarray()
+    n_features = np.asarray(has_feature.sum(axis=1)).tolist()
     totals = np.asarray(prompts.sum(axis=1)).tolist()
     measures = {}
-    for i, (name, of_set) in enumerate(zip(run.sets, shared.tolist(), strict=True)):
-        n_features = max(1, of_set[i])
-        # One share per pair of sets: the only result of `detect` that is quadratic in the sets.
-        overlap = {
-            other: n_shared / n_features
-            for other, n_shared in zip(run.sets, of_set, strict=True)
-            if other != name
-        }
-        measures[name] = SetMeasures(of_set[i], totals[i] / n_features, overlap)
+    for i, name in enumerate(run.sets):
+        n = max(1, n_features[i])
+        overlap = _overlaps(run.sets, i, has_feature @ has_feature[[i]].toarray()[0], n)
+        measures[name] = SetMeasures(n_features[i], totals[i] / n, overlap)
     return measures
+
+
+def _overlaps(names: Sequence[str], i: int, shared: Ints, n_features: int) -> dict[str, float]:
+    """Return the share of set i's features that other sets have, in the order of the sets.
+
+    Bounded, because a value per pair of sets would be quadratic in the sets.
+    """
+    largest = np.argsort(-shared, kind="stable")
+    others = np.sort(largest[largest != i][:MAX_OVERLAPS])
+    return {names[other]: int(shared[other]) / n_features for other in others.tolist()}
 
 
 def _last_tokens(run: Run) -> Ints:

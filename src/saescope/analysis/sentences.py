@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast, SetContrast
 from saescope.analysis.detection import Detection
+from saescope.analysis.headline import rates_in_words
 from saescope.analysis.layers import Layers
 from saescope.analysis.profile import Profile
 
@@ -43,21 +44,39 @@ def layers_sentence(result: Layers) -> str:
 
 
 def detection_sentence(result: Detection) -> str:
-    """Say how many features detect the target, and how well the detector does."""
-    n, n_hold = len(result.features), sum(one.holdout_passes for one in result.features)
-    where = f"{result.target} on discovery prompts"
+    """Say how many features detect the target, by which minimum, and how well the detector does."""
+    rule = result.settings
+    where = f"(≥ {100 * rule.min_rate:g} % of its prompts, ≤ {100 * rule.max_other:g} % elsewhere)"
+    n = len(result.features)
     if n == 0:
-        found = f"No feature detects {where}"
-    elif n == 1:
-        found = f"1 feature detects {where}, {'and' if n_hold else 'but not'} on held-out prompts"
+        found = f"No feature by itself detects {result.target} on discovery prompts {where}"
     else:
-        found = f"{n} features detect {where}, {n_hold or 'none'} of them on held-out prompts too"
+        subject = "1 feature detects" if n == 1 else f"{n} features detect"
+        found = f"{subject} {result.target} on discovery prompts {where}{_held_out(result)}"
     detector = result.classifier
-    if not detector.features or detector.holdout.f1 is None:
+    f1 = detector.holdout.f1
+    if not detector.features or f1 is None:
         return f"{found}."
     names = ", ".join(map(str, detector.features))
-    rule = names if len(detector.features) == 1 else f"any of {names}"
-    return f"{found}; {rule} detects it with F1 {detector.holdout.f1:.2f} there."
+    used = names if len(detector.features) == 1 else f"any of {names}"
+    always = detector.holdout.always_f1 or 0.0
+    doubt = f", no better than calling every prompt {result.target}" if f1 <= always else ""
+    return f"{found}; {used} detects it with F1 {f1:.2f} on held-out prompts{doubt}."
+
+
+def _held_out(result: Detection) -> str:
+    """Say how many of the features hold on held-out prompts, with a headline's effect size."""
+    headline = result.settings.headline
+    n_hold = sum(
+        one.holdout_passes and headline.allows(one.holdout_rate, one.holdout_other_rate)
+        for one in result.features
+    )
+    minimum = f"on held-out prompts too, at {headline.words}"
+    if n_hold:
+        return f", {n_hold} of them {minimum}" if len(result.features) > 1 else f", and {minimum}"
+    best = max(result.features, key=lambda one: one.holdout_rate - one.holdout_other_rate)
+    rates = rates_in_words(best.holdout_rate, best.holdout_other_rate)
+    return f", but none {minimum} (best: {best.feature} on {rates})"
 
 
 def profile_sentence(result: Profile) -> str:

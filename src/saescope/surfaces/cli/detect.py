@@ -62,6 +62,9 @@ def show_detection(console: Console, result: Detection) -> None:
     print_finding(console, detection_sentence(result))
     _features(result).print(console)
     print_line(console, _chance_sentence(result))
+    others = _detector_features(result)
+    if others is not None:
+        others.print(console)
     if result.features and result.first_by_tokens is not None:
         first = result.features[0].feature
         sentence = why_ranks_differ(result.target, result.first_by_tokens, first)
@@ -82,9 +85,38 @@ def show_detection(console: Console, result: Detection) -> None:
 
 def _features(result: Detection) -> ResultTable:
     rule = result.settings
-    table = ResultTable(
-        f"features on ≥ {100 * rule.min_rate:.0f} % of {cell(result.target)} prompts and "
-        f"≤ {100 * rule.max_other:.0f} % elsewhere",
+    table = _feature_table(
+        f"features on ≥ {100 * rule.min_rate:g} % of {cell(result.target)} prompts and "
+        f"≤ {100 * rule.max_other:g} % elsewhere"
+    )
+    for feature in _shown_features(result):
+        table.add(*_feature_cells(feature))
+    return table
+
+
+def _shown_features(result: Detection) -> Sequence[DetectedFeature]:
+    """Return the best features that pass the thresholds, confirmed ones first."""
+    return sorted(result.features, key=lambda feature: not feature.confirmed)[:_FEATURES_SHOWN]
+
+
+def _detector_features(result: Detection) -> ResultTable | None:
+    """The detector's features that the table of passing ones does not show."""
+    shown = {feature.feature for feature in _shown_features(result)}
+    others = [feature for feature in result.detector if feature.feature not in shown]
+    if not others:
+        return None
+    title = "other features that the detector uses"
+    if not any(feature.passes for feature in others):
+        title += ": below these thresholds by themselves"
+    table = _feature_table(title)
+    for feature in others:
+        table.add(*_feature_cells(feature))
+    return table
+
+
+def _feature_table(title: str) -> ResultTable:
+    return ResultTable(
+        title,
         text=("feature",),
         numbers=(
             "prompts / elsewhere",
@@ -98,10 +130,6 @@ def _features(result: Detection) -> ResultTable:
         after=("next set",),
         optional=("monolinguality", "group", "next set", "holds", "95 % CI"),
     )
-    confirmed_first = sorted(result.features, key=lambda feature: not feature.confirmed)
-    for feature in confirmed_first[:_FEATURES_SHOWN]:
-        table.add(*_feature_cells(feature))
-    return table
 
 
 def _feature_cells(feature: DetectedFeature) -> list[str]:
@@ -126,10 +154,11 @@ def _chance_sentence(result: Detection) -> str:
     hidden = ""
     if count > _FEATURES_SHOWN:
         hidden = f" ({count - _FEATURES_SHOWN} not shown)"
+    verb = "passes" if count == 1 else "pass"
     return (
-        f"{count} pass on discovery prompts{hidden}. With shuffled labels {result.by_chance:.2f} "
-        f"pass (mean of {result.settings.shuffles} shuffles; 95 % have at most "
-        f"{result.by_chance_95:.0f})."
+        f"{count} {verb} on discovery prompts{hidden}. With shuffled labels "
+        f"{result.by_chance:.2f} pass (mean of {result.settings.shuffles} shuffles; 95 % have at "
+        f"most {result.by_chance_95:.0f})."
     )
 
 
@@ -154,9 +183,11 @@ def _firings(result: Detection) -> ResultTable:
 
 
 def _firing_rows(result: Detection) -> list[Feature]:
+    """Return all features of the detector, then the best that pass as far as there is room."""
+    used = result.classifier.features
     best = [feature.feature for feature in result.features[:_TOP_FEATURES]]
-    unique = dict.fromkeys([*result.classifier.features, *best])
-    return list(unique)[:_FIRING_ROWS]
+    unique = dict.fromkeys([*used, *best])
+    return list(unique)[: max(_FIRING_ROWS, len(used))]
 
 
 def _marks(parts: Sequence[Sequence[PromptFirings]], feature: Feature, *, as_counts: bool) -> str:

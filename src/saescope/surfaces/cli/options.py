@@ -36,6 +36,7 @@ _HELP_ORDER = (
 _TITLES = {
     "ContrastSettings": "Statistics",
     "DetectSettings": "Statistics",
+    "Headline": "Statistics",
     "Masking": "Positions",
     "EditInputs": "Edits",
     "BakeSettings": "Method",
