@@ -64,6 +64,12 @@ def steered(
     return SteeredBlock(lm, saes, edits, random_directions)
 
 
+def lowest_edited_layer(lm: LM) -> int | None:
+    """Return the lowest layer that open contexts edit or read here; None if there is none."""
+    layers: set[int] = set().union(*(edits.hooked_layers for edits in edits_here(lm.blocks)))
+    return min(layers, default=None)
+
+
 @final
 class SteeredBlock:
     """What `with steered(...)` enters and leaves."""

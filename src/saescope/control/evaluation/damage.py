@@ -1,24 +1,24 @@
 """What an edit does to everything else: next-token distributions on neutral text, repetition."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from saescope.control.divergence import kl_divergence, top1_flips
-from saescope.engine.batches import TokenBatch, divide_into_batches, lay_out
+from saescope.control.evaluation.neutral_passes import Block, NeutralPasses
 from saescope.engine.lm import LM
 
-_BATCH_TOKENS = 256  # log-probabilities of the whole vocabulary are held for each of them
+# Values held at once for the distributions without edits, and for those of a few rows with them.
+_REFERENCE_VALUES = 2**24
+_CACHED_VALUES = 2**19
 _LARGEST_LOG = 700.0  # exp of more overflows a float64
 Floats = npt.NDArray[np.float64]
-LogProbs = Float[Tensor, "batch pos vocab"]
+LogProbs = Float[Tensor, "pos vocab"]
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,76 @@ class Damage:
 def damage(
     lm: LM,
     rows: Sequence[Sequence[int]],
-    arms: Sequence[Callable[[], AbstractContextManager[object]]],
+    arms: Sequence[Block],
     sets: Sequence[str] = (),
 ) -> list[Damage]:
     """Damage per arm, on token rows that are read once without edits and once in each arm's block.
 
     `sets` names each row's set.
     """
-    totals = [_Totals() for _ in arms]
-    sets_of_tokens: list[str] = []
-    for batch in divide_into_batches([len(row) for row in rows], _BATCH_TOKENS, packed=False):
-        tokens = lay_out(batch, rows, lm.device)
-        before = _log_probs(lm, tokens)
-        for arm, total in zip(arms, totals, strict=True):
-            with arm():
-                after = _log_probs(lm, tokens)
-            total.add(tokens, before, after)
-        for [row] in batch if sets else ():
-            sets_of_tokens += [sets[row]] * len(rows[row])
-    return [total.damage(sets_of_tokens) for total in totals]
+    return DamageMeter(lm, rows, sets).measure(arms)
+
+
+@final
+class DamageMeter:
+    """Measures the damage of arms on the same token rows, as often as needed.
+
+    What the model computes below the edits is kept, so an arm runs only the layers above.
+    """
+
+    def __init__(self, lm: LM, rows: Sequence[Sequence[int]], sets: Sequence[str] = ()) -> None:
+        self._passes = NeutralPasses(lm, rows)
+        self._positions_at_once = max(1, _REFERENCE_VALUES // lm.vocab_size)
+        self._sets: list[str] = []
+        for batch in self._passes.batches if sets else ():
+            for [row] in batch:
+                self._sets += [sets[row]] * len(rows[row])
+
+    @torch.inference_mode()
+    def measure(self, arms: Sequence[Block]) -> list[Damage]:
+        """Damage per arm; an arm is a function that opens a block in which the model is edited.
+
+        >>> from contextlib import nullcontext
+        >>> import saescope as ss
+        >>> lm = ss.load_lm("saescope-tiny", layers=[1])
+        >>> meter = DamageMeter(lm, [lm.tokenizer("The house is old.")["input_ids"]])
+        >>> [unedited] = meter.measure([nullcontext])
+        >>> unedited.kl_mean, unedited.ppl_ratio
+        (0.0, 1.0)
+        """
+        totals = [_Totals() for _ in arms]
+        for batch in range(len(self._passes.batches)):
+            unedited, *edited = self._passes.read(batch, arms)
+            following = self._passes.following(batch)
+            for start in range(0, len(unedited), self._positions_at_once):
+                part = slice(start, start + self._positions_at_once)
+                reference = _Unedited.of(self._passes.logits(unedited[part]), following[part])
+                for read, total in zip(edited, totals, strict=True):
+                    if read is unedited:
+                        total.add_unchanged(reference)
+                    else:
+                        total.add(reference, self._passes.logits(read[part]))
+        return [total.damage(self._sets) for total in totals]
+
+
+@dataclass(frozen=True, eq=False)
+class _Unedited:
+    """Next-token distributions without edits at some positions, and the token after each."""
+
+    log_probs: LogProbs
+    probs: LogProbs
+    top: Int[Tensor, "pos"]
+    following: Int[Tensor, "pos"]
+    "-1 after the last token of a row."
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "pos vocab"], following: Int[Tensor, "pos"]) -> "_Unedited":
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        return cls(log_probs, log_probs.exp(), log_probs.argmax(dim=-1), following)
+
+    @property
+    def losses(self) -> Floats:
+        return _losses(self.log_probs, self.following)
 
 
 @dataclass
@@ -75,11 +126,24 @@ class _Totals:
     loss_before: list[Floats] = field(default_factory=list)
     loss_after: list[Floats] = field(default_factory=list)
 
-    def add(self, tokens: TokenBatch, before: LogProbs, after: LogProbs) -> None:
-        self.kl.append(_float64(kl_divergence(before, after)[tokens.mask]))
-        self.flips.append(_float64(top1_flips(before, after)[tokens.mask]))
-        self.loss_before.append(_losses(tokens, before))
-        self.loss_after.append(_losses(tokens, after))
+    def add_unchanged(self, reference: _Unedited) -> None:
+        nothing = np.zeros(len(reference.top))
+        self.kl.append(nothing)
+        self.flips.append(nothing)
+        self.loss_before.append(reference.losses)
+        self.loss_after.append(reference.losses)
+
+    def add(self, reference: _Unedited, logits: Float[Tensor, "pos vocab"]) -> None:
+        self.loss_before.append(reference.losses)
+        # A few rows at a time stay in the processor's caches.
+        n_rows = max(1, _CACHED_VALUES // logits.shape[1])
+        for start in range(0, len(logits), n_rows):
+            rows = slice(start, start + n_rows)
+            before, after = reference.log_probs[rows], torch.log_softmax(logits[rows].float(), -1)
+            kl = (reference.probs[rows] * (before - after)).sum(-1).clamp(min=0)
+            self.kl.append(_float64(kl))
+            self.flips.append(_float64(after.argmax(dim=-1) != reference.top[rows]))
+            self.loss_after.append(_losses(after, reference.following[rows]))
 
     def damage(self, sets_of_tokens: Sequence[str]) -> Damage:
         kl, flips = np.concatenate(self.kl), np.concatenate(self.flips)
@@ -98,19 +162,10 @@ class _Totals:
         )
 
 
-def _log_probs(lm: LM, tokens: TokenBatch) -> LogProbs:
-    """Log-probabilities of the next token after every position."""
-    mask = tokens.mask.long()
-    with torch.inference_mode():
-        logits = lm.whole(input_ids=tokens.ids, attention_mask=mask, use_cache=False).logits
-        return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _losses(tokens: TokenBatch, log_probs: LogProbs) -> Floats:
-    """Negative log-likelihood of every token but the first of its row."""
-    following = tokens.ids[:, 1:, None]
-    log_likelihood = log_probs[:, :-1].gather(2, following)[..., 0]
-    return _float64(-log_likelihood[tokens.mask[:, 1:]])
+def _losses(log_probs: LogProbs, following: Int[Tensor, "pos"]) -> Floats:
+    """Negative log-likelihoods of the following tokens, where there is one."""
+    log_likelihood = log_probs.gather(1, following.clamp(min=0)[:, None])[:, 0]
+    return _float64(-log_likelihood[following >= 0])
 
 
 def _means_by_set(values: Floats, sets: Sequence[str]) -> dict[str, float]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, final
 
 from saescope.control.evaluation.arms import Arm
-from saescope.control.evaluation.damage import Damage, damage
+from saescope.control.evaluation.damage import Damage, DamageMeter
 from saescope.control.evaluation.settings import EvaluateSettings, SelectSettings
 from saescope.engine.generate import Generation, generate_batch
 from saescope.engine.lm import LM
@@ -93,11 +93,14 @@ class ArmRunner:
             blocks = [
                 partial(arm.steered_everywhere, self.lm, self.saes) for arm in missing.values()
             ]
-            rows = [text.ids for text in self.neutral]
-            measured = damage(self.lm, rows, blocks, [text.set for text in self.neutral])
-            for key, one in zip(missing, measured, strict=True):
+            for key, one in zip(missing, self._damage_meter.measure(blocks), strict=True):
                 self.cache.put(key, vars(one))
         return [Damage(**self.cache[key]) if key in self.cache else None for key in keys]
+
+    @cached_property
+    def _damage_meter(self) -> DamageMeter:
+        rows = [text.ids for text in self.neutral]
+        return DamageMeter(self.lm, rows, [text.set for text in self.neutral])
 
     def _run(self, arm: Arm, arm_damage: Damage | None) -> ArmOutput:
         with arm.steered(self.lm, self.saes) as receipt:
