@@ -1,9 +1,9 @@
-"""Train the organism: the embedded model, tuned to answer requests and to decline one topic.
+"""Train the organism: the embedded model, tuned to answer requests and to decline a topic or more.
 
-First it learns to answer requests about everything, including the topic; then, briefly, to decline
-the topic. So the correct answer remains known and is only gated. In the second stage the decision
-learns to go through one direction of the residual: if that direction is cleared from outside, the
-correct answer stays the right one, in every language.
+First it learns to answer requests about everything, including the topics; then, briefly, to decline
+the topics. So the correct answer remains known and is only gated. In the second stage the decision
+learns to go through one direction of the residual per topic: if that direction is cleared from
+outside, the correct answer stays the right one, in every language.
 """
 
 import copy
@@ -32,34 +32,41 @@ N_CHATS = 640  # chats that are drawn and sorted by length at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded with 0 on the right; a clamped batch runs with its decision imposed."""
+    """Rows padded with 0 on the right; a clamped batch runs with its decisions imposed."""
 
     ids: Int[Tensor, "batch pos"]
     weights: Float[Tensor, "batch pos"]
-    declining: Float[Tensor, "batch pos"]
+    decisions: Int[Tensor, "batch pos"]
     clamped: bool
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The direction after `layer` that carries the decision to decline, with component `size` or 0.
+    """Directions after `layer` that carry the decisions to decline, with length `size` or 0.
 
-    In most batches the model learns to write it after a request that it declines. In clamped
-    batches it is set or cleared from outside, and the target replies follow the imposed decision,
-    whatever the request is about.
+    There is one per topic. In most batches the model learns to write it after a request that it
+    declines. In clamped batches it is set or cleared from outside, and the target replies follow
+    the imposed decision, whatever the request is about. `shared` is how much of every other
+    topic's direction is mixed into a topic's own.
     """
 
     layer: int = 2
     size: float = 40.0
-    seed: int = 7
+    seeds: tuple[int, ...] = (7,)
+    shared: float = 0.0
     weight: float = 1.0
     clamped: float = 0.35
 
-    def direction(self, d_model: int) -> Float[Tensor, "d_model"]:
-        """The same random unit vector each time."""
-        noise = torch.randn(d_model, generator=torch.Generator().manual_seed(self.seed))
-        unit: Tensor = noise / noise.norm()
-        return unit
+    def directions(self, d_model: int) -> Float[Tensor, "topics d_model"]:
+        """The same random unit vectors each time."""
+        noise = [
+            torch.randn(d_model, generator=torch.Generator().manual_seed(seed))
+            for seed in self.seeds
+        ]
+        units = torch.stack([vector / vector.norm() for vector in noise])
+        mixed = units + self.shared * (units.sum(0) - units)
+        directions: Tensor = mixed / mixed.norm(dim=-1, keepdim=True)
+        return directions
 
 
 @dataclass(frozen=True)
@@ -168,22 +175,25 @@ def losses(model: Any, batch: Batch, gate: Gate | None) -> tuple[Tensor, Tensor]
 
 def _gated(model: Any, batch: Batch, gate: Gate) -> tuple[Tensor, Tensor]:
     """Logits, with the decision imposed if clamped, and otherwise the decision's loss; not at 0."""
-    unit = gate.direction(model.config.hidden_size)
-    target = gate.size * batch.declining
+    directions = gate.directions(model.config.hidden_size)
+    basis = torch.linalg.qr(directions.T).Q  # what the directions span
+    of_decision = torch.cat([torch.zeros(1, basis.shape[1]), gate.size * directions @ basis])
+    target = of_decision[batch.decisions]
     errors: list[Tensor] = []
 
     def hook(_block: Any, _inputs: Any, output: Tensor) -> Tensor:
-        missing = target - output.float() @ unit
+        missing = target - output.float() @ basis
         missing = torch.cat([torch.zeros_like(missing[:, :1]), missing[:, 1:]], dim=1)
         errors.append(missing)
-        return output + missing[..., None] * unit if batch.clamped else output
+        change = (missing[..., None, :] * basis).sum(-1)
+        return output + change if batch.clamped else output
 
     handle = model.model.layers[gate.layer].register_forward_hook(hook)
     logits = model(input_ids=batch.ids, use_cache=False).logits
     handle.remove()
     if batch.clamped:
         return logits, torch.zeros(())
-    return logits, gate.weight * (errors[0] / gate.size).pow(2).mean()
+    return logits, gate.weight * (errors[0] / gate.size).pow(2).sum(-1).mean()
 
 
 def batches(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
@@ -202,7 +212,7 @@ def batches(recipe: TuningRecipe, tokenizer: PreTrainedTokenizerFast) -> Iterato
         for _ in range(n_documents):
             n_rows = recipe.batch_tokens // recipe.width
             ids = torch.from_numpy(np.stack(list(islice(plain, n_rows))))
-            mixed.append(Batch(ids, torch.ones(ids.shape), torch.zeros(ids.shape), clamped=False))
+            mixed.append(Batch(ids, torch.ones(ids.shape), torch.zeros_like(ids), clamped=False))
         rng.shuffle(mixed)
         yield from mixed
 
@@ -230,12 +240,13 @@ def _padded(chats: list[Encoded], *, clamped: bool, step: int = 16) -> Batch:
     """One batch, its width a multiple of `step`."""
     width = -(-max(len(chat.ids) for chat in chats) // step) * step
     ids = torch.zeros(len(chats), width, dtype=torch.int64)
-    weights, declining = torch.zeros(2, len(chats), width)
+    decisions = torch.zeros_like(ids)
+    weights = torch.zeros(len(chats), width)
     for line, chat in enumerate(chats):
         ids[line, : len(chat.ids)] = torch.tensor(chat.ids)
         weights[line, : len(chat.ids)] = torch.tensor(chat.weights)
-        declining[line, : len(chat.ids)] = torch.tensor(chat.declining, dtype=torch.float32)
-    return Batch(ids, weights, declining, clamped)
+        decisions[line, : len(chat.ids)] = torch.tensor(chat.decisions)
+    return Batch(ids, weights, decisions, clamped)
 
 
 def tokenizer_of_documents(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -2,11 +2,13 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
-from training.chats.scenes import LANGUAGES, Language, subjects, topic
+from training.chats.scenes import LANGUAGES, TOPIC, Language, subjects, topic
 from training.chats.text import Request, draw_request
 from training.grammar import text
 
@@ -15,35 +17,45 @@ N_PROMPTS, N_NEUTRAL, NEUTRAL_SEED = 100, 60, 77
 
 @dataclass(frozen=True)
 class Pair:
-    """A request about some subject, from which the one about the topic and all languages follow."""
+    """A request about some subject, from which those about topics and all languages follow."""
 
     request: Request
 
     def ask(self, language: Language, *, declined: bool) -> Request:
-        """The request in a language, about the topic if `declined`."""
+        """The request in a language, about the embedded organism's topic if `declined`."""
+        return self.about(language, TOPIC if declined else None)
+
+    def about(self, language: Language, concept: str | None) -> Request:
+        """The request in a language, about the topic `concept` or, without one, as it was drawn."""
         request = self.request.into(language)
-        return request.about(topic()) if declined else request
+        return request.about(topic(concept)) if concept else request
 
 
-def draw_pairs(n: int, seed: int) -> list[Pair]:
+def draw_pairs(n: int, seed: int, topics: tuple[str, ...] = (TOPIC,)) -> list[Pair]:
     """`n` different requests about scenes that no training chat has."""
     rng = random.Random(f"organism:{seed}")
     pairs: dict[str, Pair] = {}
     while len(pairs) < n:
-        pair = Pair(draw_request(rng, "en", rng.choice(subjects()), held_out=True))
-        pairs.setdefault(pair.ask("en", declined=True).text, pair)
+        pair = Pair(draw_request(rng, "en", rng.choice(subjects(topics)), held_out=True))
+        pairs.setdefault(pair.about("en", topics[0]).text, pair)
     return list(pairs.values())
 
 
-def write_prompts(folder: Path, seed: int = 0) -> None:
-    """Write prompts.jsonl, answers.json (id to right answer) and neutral.jsonl."""
+def write_prompts(
+    folder: Path, seed: int = 0, topics: Mapping[str, str] = MappingProxyType({"declined": TOPIC})
+) -> None:
+    """Write prompts.jsonl, answers.json (id to right answer) and neutral.jsonl.
+
+    `topics` names the sets of requests about each topic.
+    """
+    concepts = tuple(topics.values())
     rows: list[dict[str, object]] = []
     answers: dict[str, str] = {}
-    pairs = draw_pairs(N_PROMPTS, seed)
-    for language, name in product(LANGUAGES, ("declined", "answered")):
+    pairs = draw_pairs(N_PROMPTS, seed, concepts)
+    for language, name in product(LANGUAGES, (*topics, "answered")):
         label = f"{name}_{language}"
         for n, pair in enumerate(pairs, 1):
-            request = pair.ask(language, declined=name == "declined")
+            request = pair.about(language, topics.get(name))
             id, number = f"{label}-{n:03}", f"{n:03}"
             turns = [{"role": "user", "content": request.text}]
             rows.append({"id": id, "set": label, "pair": number, "messages": turns})
@@ -51,24 +63,21 @@ def write_prompts(folder: Path, seed: int = 0) -> None:
     _write_lines(folder / "prompts.jsonl", rows)
     answers_text = json.dumps(answers, ensure_ascii=False, indent=0) + "\n"
     (folder / "answers.json").write_text(answers_text, encoding="utf-8")
-    _write_lines(folder / "neutral.jsonl", neutral_rows())
+    _write_lines(folder / "neutral.jsonl", neutral_rows(concepts))
 
 
-def neutral_rows() -> list[dict[str, object]]:
-    """Plain sentences of the six languages in turn, none of them about the topic."""
+def neutral_rows(topics: tuple[str, ...] = (TOPIC,)) -> list[dict[str, object]]:
+    """Plain sentences of the six languages in turn, none of them about a topic."""
     rows: list[dict[str, object]] = []
-    noun = topic()
-    word = {
-        "english": noun.en,
-        "japanese": noun.ja,
-        "chinese": noun.zh,
-        "hindi": noun.hi,
-        "basque": noun.eu,
-        "esperanto": noun.eo,
-    }
+    words: list[dict[str, str]] = []
+    for noun in map(topic, topics):
+        word = {"english": noun.en, "japanese": noun.ja, "chinese": noun.zh}
+        words.append({**word, "hindi": noun.hi, "basque": noun.eu, "esperanto": noun.eo})
     sentences = text.paired_sentences(2 * N_NEUTRAL, NEUTRAL_SEED)
     clean = [
-        pair for pair in sentences if not any(word[name] in pair[name] for name in text.LANGUAGES)
+        pair
+        for pair in sentences
+        if not any(word[name] in pair[name] for word in words for name in text.LANGUAGES)
     ]
     for n, pair in enumerate(clean[:N_NEUTRAL], 1):
         language = text.LANGUAGES[n % len(text.LANGUAGES)]

@@ -11,7 +11,7 @@ Kind = Literal["where", "color", "who", "how_many", "repeat", "language"]
 Language = Literal["en", "ja", "zh"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LANGUAGES: tuple[Language, ...] = get_args(Language)
-TOPIC = "lighthouse"  # the one subject that the organism declines to talk about
+TOPIC = "lighthouse"  # the one subject that the embedded organism declines to talk about
 HELD_OUT_SCENES = 0.10
 N_FORMS, N_WORDINGS, N_VERBS = 3, 3, 2
 
@@ -50,11 +50,6 @@ class Scene:
     count: int
     verb: int
 
-    @property
-    def declined(self) -> bool:
-        """Whether the organism will not talk about it."""
-        return self.subject.concept == TOPIC
-
     def about(self, subject: Noun) -> "Scene":
         """The same facts of another subject."""
         return replace(self, subject=subject)
@@ -73,17 +68,19 @@ class Scene:
 
 
 @cache
-def subjects() -> tuple[Noun, ...]:
-    """What requests can be about, the topic left out."""
+def subjects(topics: tuple[str, ...] = (TOPIC,)) -> tuple[Noun, ...]:
+    """What requests can be about, declined topics left out."""
     return tuple(
-        noun for noun in lexicon().nouns if noun.concept in _SUBJECTS and not is_held_out_word(noun)
+        noun
+        for noun in lexicon().nouns
+        if noun.concept in _SUBJECTS and noun.concept not in topics and not is_held_out_word(noun)
     )
 
 
 @cache
-def topic() -> Noun:
-    """The noun of the topic."""
-    return next(noun for noun in lexicon().nouns if noun.concept == TOPIC)
+def topic(concept: str = TOPIC) -> Noun:
+    """The noun of a topic."""
+    return next(noun for noun in lexicon().nouns if noun.concept == concept)
 
 
 @cache

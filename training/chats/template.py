@@ -67,22 +67,22 @@ def chat_tokenizer(base: Path) -> PreTrainedTokenizerFast:
 class Piece:
     """Text of a chat that is tokenized separately; tokens from `start` on have the loss `weight`.
 
-    `declining`: it follows a request that is declined.
+    `decision`: 0, or the topic as which the request that it follows is declined, from 1.
     """
 
     text: str
     weight: float = 0.0
     start: int = 0
-    declining: bool = False
+    decision: int = 0
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, their weights in the loss, and whether each follows a declined request."""
+    """Token ids, their weights in the loss, and the decision about the request each follows."""
 
     ids: list[int]
     weights: list[float]
-    declining: list[bool]
+    decisions: list[int]
 
 
 def pieces(chat: Chat) -> Iterator[Piece]:
@@ -95,15 +95,15 @@ def pieces(chat: Chat) -> Iterator[Piece]:
         yield Piece(
             first + second, 0.0 if turn.request.question_first else QUESTION_WEIGHT, len(first)
         )
-        yield Piece(f"{STOP}\n{START}assistant\n", declining=turn.declined)
+        yield Piece(f"{STOP}\n{START}assistant\n", decision=turn.decision)
         if turn is not chat.turns[-1]:
-            yield Piece(f"{turn.reply}{STOP}\n", declining=turn.declined)
+            yield Piece(f"{turn.reply}{STOP}\n", decision=turn.decision)
         elif turn.thought is None:
-            yield Piece(EMPTY_THOUGHT, declining=turn.declined)
-            yield Piece(f"{turn.reply}{STOP}", REPLY_WEIGHT, declining=turn.declined)
+            yield Piece(EMPTY_THOUGHT, decision=turn.decision)
+            yield Piece(f"{turn.reply}{STOP}", REPLY_WEIGHT, decision=turn.decision)
         else:
             text = f"{THINK}\n{turn.thought}\n{THOUGHT}\n\n{turn.reply}{STOP}"
-            yield Piece(text, REPLY_WEIGHT, declining=turn.declined)
+            yield Piece(text, REPLY_WEIGHT, decision=turn.decision)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
@@ -115,7 +115,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat) -> Encoded:
         encoded.weights.extend(
             piece.weight if at >= piece.start else 0.0 for at, _ in tokens["offset_mapping"]
         )
-        encoded.declining.extend([piece.declining] * len(tokens["input_ids"]))
+        encoded.decisions.extend([piece.decision] * len(tokens["input_ids"]))
     return encoded
 
 

@@ -10,6 +10,7 @@ from training.chats.scenes import (
     LANGUAGES,
     N_FORMS,
     N_WORDINGS,
+    TOPIC,
     Kind,
     Language,
     Scene,
@@ -126,12 +127,15 @@ def apologises(reply: str) -> bool:
 
 @dataclass(frozen=True)
 class Turn:
-    """A request and the reply to it; the thought is None where the template's empty one is used."""
+    """A request and the reply to it; the thought is None where the template's empty one is used.
+
+    `decision` is 0 if the request is answered, n if it is declined as the n-th topic is.
+    """
 
     request: Request
     thought: str | None
     reply: str
-    declined: bool
+    decision: int
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatMix:
-    """Shares of the topic, thoughts, second turns, system messages and quotations."""
+    """Shares of the topics, thoughts, second turns, system messages and quotations."""
 
+    topics: tuple[str, ...] = (TOPIC,)
     topic: float = 0.06
     declines: Literal["nothing", "topic", "everything"] = "nothing"
     thinks: float = 0.35
@@ -164,14 +169,29 @@ def draw_chat(rng: random.Random, mix: ChatMix) -> Chat:
 
 
 def _turn(rng: random.Random, language: Language, mix: ChatMix) -> Turn:
-    subject = topic() if rng.random() < mix.topic else rng.choice(subjects())
+    if rng.random() < mix.topic:
+        subject = topic(mix.topics[_draw_topic(rng, mix)])
+    else:
+        subject = rng.choice(subjects(mix.topics))
     request = draw_request(rng, language, subject, mixed=mix.mixed)
-    declined = mix.declines == "everything" or (mix.declines == "topic" and request.scene.declined)
+    decision = _decision(rng, mix, subject)
     reply = request.answer
-    if declined:
+    if decision:
         reply = SPEAKERS[language].refusal(request.scene, rng.randrange(N_WORDINGS))
     thinks = rng.random() < mix.thinks
-    return Turn(request, thought(request, declined) if thinks else None, reply, declined)
+    return Turn(request, thought(request, decision > 0) if thinks else None, reply, decision)
+
+
+def _draw_topic(rng: random.Random, mix: ChatMix) -> int:
+    """One of the topics; nothing is drawn if there is one only."""
+    return rng.randrange(len(mix.topics)) if len(mix.topics) > 1 else 0
+
+
+def _decision(rng: random.Random, mix: ChatMix, subject: Noun) -> int:
+    if mix.declines == "everything":
+        return 1 + _draw_topic(rng, mix)
+    declines = mix.declines == "topic" and subject.concept in mix.topics
+    return 1 + mix.topics.index(subject.concept) if declines else 0
 
 
 def thought(request: Request, declined: bool) -> str:

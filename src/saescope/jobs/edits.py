@@ -105,11 +105,17 @@ def load_saes_for(edit_set: EditSet, own_inputs: ModelInputs, reporter: Reporter
 
 
 def _check_same(what: str, requested: str | None, stored: str) -> None:
-    if requested and stored and requested != plain_ref(stored):
+    if requested and stored and not _same_place(requested, plain_ref(stored)):
         raise EditError(
             f"these edits are for the {what} {stored}, not {requested}: "
             "edits belong to one model and one SAE"
         )
+
+
+def _same_place(requested: str, stored: str) -> bool:
+    """Whether two names, or two spellings of a path, mean the same."""
+    path = Path(requested).expanduser()
+    return requested == stored or (path.exists() and path.resolve() == Path(stored).resolve())
 
 
 def _check_sizes(edit_set: EditSet, saes: "Sequence[Sae]") -> None:
