@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from proof.folder import DataFolder
@@ -12,17 +13,17 @@ GEMMA = ("--model", "models/gemma3", "--sae", "saes/gemma3")
 
 
 class CommandFailed(Exception):
-    """A saescope command ended with an exit code other than 0."""
+    """A saescope command ended with an unexpected exit code."""
 
 
-def saescope(folder: DataFolder, *words: str) -> dict[str, Any]:
+def saescope(folder: DataFolder, *words: str, exit_codes: Sequence[int] = (0,)) -> dict[str, Any]:
     """Run a command in the data folder and return its JSON document."""
     from saescope.surfaces.cli import run
 
     out = io.StringIO()
     with contextlib.chdir(folder.root), contextlib.redirect_stdout(out):
         code = run([*words, "--json"])
-    if code:
+    if code not in exit_codes:
         raise CommandFailed(f"{typed(*words)} ends with exit code {code}")
     document: dict[str, Any] = json.loads(out.getvalue())
     return document

@@ -1,21 +1,33 @@
 """docs/real-models.md, assembled from the sections of the experiments that are done."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from proof.experiments.registry import EXPERIMENTS, Experiment
-from proof.folder import REPOSITORY, DataFolder
+from proof.folder import REPOSITORY, DataFolder, read_json
+from proof.wording import join, paragraph, percent, table
 
 PAGE = REPOSITORY / "docs" / "real-models.md"
 IMAGES = REPOSITORY / "docs" / "images" / "real"
+_MODELS = {"gemma3": "Gemma 3 270M", "smollm2": "SmolLM2-135M"}
 
 _HEAD = """# Real models
 
-Two small real models, and what saescope's methods do on them. Everything here is measured by
-`scripts/real`, which also writes this page. The models come as 4-bit packages and are converted
-to bfloat16: they are real models, slightly worse than their originals. The SAEs are small (4,096
-features) and were trained for minutes on half a million positions: their features are coarser
-than those of Qwen-Scope. Results that speak against a method are shown like all others.
+What saescope's methods do on two small real models: Gemma 3 270M, a base model, and
+SmolLM2-135M-Instruct, a chat model. `scripts/real` measures everything here and writes this page,
+sentences included. Results that speak against a method are shown like all others.
+
+- **The models are slightly worse than their originals.** They come as 4-bit packages and are
+  converted to bfloat16.
+- **The SAEs are small and were trained for minutes**, on text in eight languages and on chats, in
+  the format of Qwen-Scope. Expect coarser features than those of a large SAE.
+- **Intervals are at 95 %.** Features, layers and strengths are chosen on discovery documents or
+  prompts; rates are of others.
+- **KL** is the mean over tokens of text that an edit should leave alone, in nats, between the
+  model without and with the edit.
+
+Commands are as typed in the data folder, where `models/`, `saes/` and `sets/` are.
 """
 
 _REPEAT = """## How to repeat
@@ -37,13 +49,36 @@ run gives the same figures, times excepted.
 
 def write_page(folder: DataFolder, page: Path = PAGE, images: Path = IMAGES) -> None:
     """Write the page and copy the pictures that it shows."""
-    parts = [_HEAD]
+    parts = [_HEAD, *_saes(folder)]
     for experiment in EXPERIMENTS:
         if (folder.results / f"{experiment.name}.json").exists():
             parts.append(_section(experiment, folder))
             _copy_pictures(experiment, folder, images)
     text = "\n".join(part.rstrip("\n") + "\n" for part in [*parts, _REPEAT])
     page.write_text(text, encoding="utf-8")
+
+
+def _saes(folder: DataFolder) -> Iterator[str]:
+    """Yield a table of the SAEs, if they are there."""
+    rows = []
+    for model, name in _MODELS.items():
+        file = folder.saes / model / "figures.json"
+        if not file.exists():
+            continue
+        for one in read_json(file)["layers"]:
+            figures = (f"{one['fvu']:.3f}", f"{one['l0']:.1f}", f"{percent(one['dead'], 1)} %")
+            rows.append([name, one["layer"], f"{one['positions']:,}", *figures])
+    if not rows:
+        return
+    header = ("SAE of", "layer", "trained on positions", "FVU", "L0", "dead")
+    yield join(
+        table(header, rows),
+        paragraph(
+            "Measured on held-out documents. FVU is the share of the residual's variance that the "
+            "SAE does not explain, L0 the mean number of features that fire per token, *dead* the "
+            "share of features that never fire there."
+        ),
+    )
 
 
 def _section(experiment: Experiment, folder: DataFolder) -> str:

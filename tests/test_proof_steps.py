@@ -122,7 +122,8 @@ def test_steps_are_listed_and_unknown_ones_refused(
 ) -> None:
     monkeypatch.setenv("SAESCOPE_REAL", str(tmp_path / "real"))
     assert main(["--list"]) == 0
-    assert all(name in capsys.readouterr().out for name in STEPS)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in STEPS)
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "nonsense"])
     assert "there is no step 'nonsense'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from proof.experiments import forcing, languages, large, layers
 from proof.folder import DataFolder
 from proof.steps import Step
 
@@ -32,4 +33,20 @@ class Experiment:
 
 
 # Steps to need: smollm2, gemma3, qwen3-tokenizer, sets, smollm2-saes, gemma3-saes.
-EXPERIMENTS: tuple[Experiment, ...] = ()
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment(
+        "languages",
+        languages.run,
+        languages.section,
+        (),
+        2,
+        "features of languages over depth",
+    ),
+    Experiment(
+        "layers", layers.run, layers.section, ("languages",), 4, "detection, output score, effect"
+    ),
+    Experiment(
+        "forcing", forcing.run, forcing.section, ("languages",), 6, "languages forced, suppressed"
+    ),
+    Experiment("large", large.run, large.section, (), 0.2, "what Qwen3-8B would take"),
+)
