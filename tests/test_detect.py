@@ -66,11 +66,11 @@ def test_position_0_and_sinks_do_not_detect(tmp_path: Path) -> None:
     norms = np.ones(200, np.float32)
     norms[1:100:LENGTH] = 500
     run = write_run(
-        tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {0: fires}, norms=norms
+        tmp_path / "run", {"yes": [LENGTH] * 20, "no": [LENGTH] * 20}, {1: fires}, norms=norms
     )
     detection = detect(run, "yes")
     assert detection.features == []
-    assert detection.masked[0] == (40, 20)
+    assert detection.masked[1] == (40, 20)
 
 
 def test_chance_is_what_shuffled_labels_pass(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_norms_of_zero_give_no_ratio(tmp_path: Path) -> None:
-    result = profile(planned(tmp_path / "run", {"a": [[0, 0, 0, 2]]}))
+    result = profile(planned(tmp_path / "run", {"a": [[0, 0, 0, 2]]}, layers=[1]))
     assert [(sink.norm, sink.ratio) for sink in result.sinks] == [(2.0, None)]
     json.dumps(result.to_dict(), allow_nan=False)
 
@@ -154,10 +154,11 @@ def test_difference_without_position_0_is_not_warned_of(
 @pytest.mark.parametrize(("sinks", "fires"), [(3, True), (2, False)])
 def test_many_sinks_are_warned_of(sinks: int, fires: bool, tmp_path: Path) -> None:
     with_sinks = [[1.0] + [50.0] * sinks + [1.0] * (60 - sinks)]
-    lines = warned(planned(tmp_path / "run", {"a": [[1.0] * 41], "b": with_sinks}), "sinks")
+    run = planned(tmp_path / "run", {"a": [[1.0] * 41], "b": with_sinks}, layers=[1])
+    lines = warned(run, "sinks")
     assert len(lines) == fires
     assert not fires or lines[0].startswith(
-        "layer 0: 3.0 % of later positions are sinks (5.0 % in b)"
+        "layer 1: 3.0 % of later positions are sinks (5.0 % in b)"
     )
 
 

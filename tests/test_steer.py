@@ -356,14 +356,16 @@ def test_sinks_are_left_alone(tmp_path: Path) -> None:
     state = load_file(model / "model.safetensors")
     state["model.embed_tokens.weight"][tiny.tokenizer().convert_tokens_to_ids("%")] *= 200
     save_file(state, model / "model.safetensors", {"format": "pt"})
-    lm, sae = load_lm(model, [1]), load_sae(tiny.save_sae(tmp_path / "sae", layers=[0]), 0)
-    seen: dict[bool, int] = {}
-    for skip in (True, False):
-        with steered(lm, [sae], [Edit(Feature(0, 1), "add", 1.0, skip_sinks=skip)]) as receipt:
+    lm, folder = load_lm(model, [1]), tiny.save_sae(tmp_path / "sae", layers=[0, 1])
+    seen: dict[tuple[int, bool], int] = {}
+    for layer, skip in [(1, True), (1, False), (0, True)]:
+        edit = Edit(Feature(layer, 1), "add", 1.0, skip_sinks=skip)
+        with steered(lm, [load_sae(folder, layer)], [edit]) as receipt:
             logits(lm, "hello the% world, how are you")
-        seen[skip] = receipt.positions
+        seen[layer, skip] = receipt.positions
     n = len(lm.tokenizer("hello the% world, how are you")["input_ids"])
-    assert seen == {True: n - 2, False: n}  # position 0 and the sink
+    # Position 0 and the sink; layer 0 has no sinks.
+    assert seen == {(1, True): n - 2, (1, False): n, (0, True): n - 1}
 
 
 def test_whole_model_shares_its_blocks_with_transformers(pair: Pair) -> None:

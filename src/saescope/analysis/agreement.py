@@ -24,8 +24,8 @@ from saescope.analysis.token_agreement import (
 from saescope.errors import RunError
 from saescope.store.arrays import Bools, Float32s, Floats, Ints
 from saescope.store.masking import Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
-from saescope.store.tables import LayerFeatures
 from saescope.table import Table
 
 SAFE_TOP5, SAFE_RATE = 0.9, 0.05
@@ -59,7 +59,7 @@ def agreement(
     confirmed_a, confirmed_b = (_confirmed(run, layers, settings) for run in (a, b))
     results = {}
     for layer in layers:
-        pair = _LayerPair(a, layer, a.features(layer), b.features(layer), masking)
+        pair = _LayerPair(a, b, layer, masking)
         confirmed = confirmed_a[layer], confirmed_b[layer]
         resid_diff = _resid_diff(a.resids(layer).last, b.resids(layer).last)
         results[layer] = _compare(pair, resid_diff, confirmed, n_worst)
@@ -223,11 +223,10 @@ def _confirmed(
 class _LayerPair:
     """One layer of both runs, and the positions that count in both."""
 
-    def __init__(
-        self, run: Run, layer: int, a: LayerFeatures, b: LayerFeatures, masking: Masking
-    ) -> None:
-        self.run, self.layer, self.a, self.b = run, layer, a, b
-        positions_a, positions_b = (masking.apply(run.token_pos, f.norms) for f in (a, b))
+    def __init__(self, run: Run, other: Run, layer: int, masking: Masking) -> None:
+        self.run, self.layer = run, layer
+        self.a, self.b = run.features(layer), other.features(layer)
+        positions_a, positions_b = (run_positions(r, masking)[layer] for r in (run, other))
         self.scored = positions_a.scored & positions_b.scored
         self.masked_pos0 = positions_a.masked_pos0
         self.masked_sinks = int((masking.candidates(run.token_pos) & ~self.scored).sum())

@@ -30,7 +30,8 @@ from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.splits import split_prompts
 from saescope.store.arrays import Bools
-from saescope.store.masking import Masking
+from saescope.store.masking import MaskedCounts, Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.store.sae_fit import SaeFits
 from saescope.table import Table
@@ -99,9 +100,11 @@ def contrast(
     split = split_prompts(run.prompts, seed=settings.seed)
     is_discovery = np.array([subset == "discovery" for subset in split])
     holdout = run.prompts_per_set(~is_discovery)
+    contrasted = {n: _contrast_layer(run, n, is_discovery, settings) for n in layers or run.layers}
     return Contrast(
         run=str(run.path),
-        layers={n: _contrast_layer(run, n, is_discovery, settings) for n in layers or run.layers},
+        layers=contrasted,
+        masked=_masked(run, list(contrasted.values())),
         settings=settings,
         discovery=run.prompts_per_set(is_discovery),
         holdout=holdout,
@@ -119,6 +122,10 @@ class Contrast(Table):
 
     run: str
     layers: dict[int, "LayerContrast"]
+
+    masked: MaskedCounts
+    "Positions left out; in runs of earlier versions, where layers differ, the sum of their sinks."
+
     settings: ContrastSettings
     discovery: dict[str, int]
     holdout: dict[str, int]
@@ -137,11 +144,7 @@ class Contrast(Table):
         confirmed = sum(layer.shuffled_confirmed for layer in layers)
         return {
             "layers": {str(n): layer.to_dict(shuffles) for n, layer in self.layers.items()},
-            # Position 0 is the same in every layer; sinks differ.
-            "masked": {
-                "pos0": max((layer.masked_pos0 for layer in layers), default=0),
-                "sinks": sum(layer.masked_sinks for layer in layers),
-            },
+            "masked": self.masked._asdict(),
             "control": {"shuffles": shuffles, "confirmed": confirmed},
             "split": {"discovery": self.discovery, "holdout": self.holdout},
             "settings": {
@@ -256,11 +259,17 @@ class FeatureContrast:
         return {**vars(self), **lists, "feature": str(self.feature)}
 
 
+def _masked(run: Run, layers: Sequence[LayerContrast]) -> MaskedCounts:
+    pos0 = max((layer.masked_pos0 for layer in layers), default=0)
+    sinks = [layer.masked_sinks for layer in layers]
+    return MaskedCounts(pos0, max(sinks, default=0) if run.sinks_across_layers else sum(sinks))
+
+
 def _contrast_layer(
     run: Run, layer: int, is_discovery: Bools, settings: ContrastSettings
 ) -> LayerContrast:
     features = run.features(layer)
-    positions = settings.masking.apply(run.token_pos, features.norms)
+    positions = run_positions(run, settings.masking)[layer]
     counts = count_fires(run, features, positions.scored)
     refuse_unscored(run, counts)
     discovery, holdout = counts.of_prompts(is_discovery), counts.of_prompts(~is_discovery)

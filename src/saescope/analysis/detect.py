@@ -25,6 +25,7 @@ from saescope.analysis.sets import Comparison, check_sets, similar_comparisons
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Floats, Ints
 from saescope.store.masking import Positions
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
@@ -118,7 +119,7 @@ class _LayerSearch:
 def _search_layer(comparison: Comparison, number: int, settings: DetectSettings) -> _LayerSearch:
     run = comparison.run
     stored = run.features(number)
-    positions = settings.masking.apply(run.token_pos, stored.norms)
+    positions = run_positions(run, settings.masking)[number]
     counts = count_fires(run, stored, positions.scored)
     refuse_unscored(run, counts)
     compared = _compared_sets(comparison, counts)

@@ -10,6 +10,7 @@ from saescope.arguments import COUNT
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Floats
 from saescope.store.masking import Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.table import Table
 
@@ -37,7 +38,7 @@ def examples(
     masking = masking or Masking()
     acts = _FeatureActs(
         acts=stored.acts_of(feature.id).astype(np.float64),
-        scored=masking.apply(run.token_pos, stored.norms).scored,
+        scored=run_positions(run, masking)[feature.layer].scored,
         candidates=masking.candidates(run.token_pos),
     )
     strongest = np.zeros(len(run.prompts))

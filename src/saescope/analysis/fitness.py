@@ -14,6 +14,7 @@ from saescope.sources.catalog import SaeSpec
 from saescope.sources.fingerprints import scheme_of
 from saescope.store.arrays import Float32s
 from saescope.store.masking import MaskedCounts, Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.store.sae_fit import unexplained_share
 from saescope.store.tables import PromptResids
@@ -173,7 +174,7 @@ def _measure(run: Run, layer: int, masking: Masking) -> _Measurement:
     features = run.features(layer)
     if features.error is None:
         raise RunError(f"{run.path} keeps no reconstruction errors: make it with saescope fitness")
-    positions = masking.apply(run.token_pos, features.norms)
+    positions = run_positions(run, masking)[layer]
     scored = positions.scored
     if not scored.any():
         raise RunError(

@@ -16,6 +16,7 @@ import numpy as np
 from saescope.sources.catalog import Feature
 from saescope.store.arrays import Bools, Float32s, Ints
 from saescope.store.masking import Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
@@ -93,7 +94,7 @@ class ScoredLayers:
             while len(self._cache) > 1:
                 del self._cache[next(iter(self._cache))]
             features = self.run.features(layer)
-            scored = self._masking.apply(self.run.token_pos, features.norms).scored
+            scored = run_positions(self.run, self._masking)[layer].scored
             self._cache[layer] = ScoredLayer(features, scored)
         return self._cache[layer]
 

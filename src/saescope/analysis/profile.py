@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from saescope.analysis.cautions import Means, leading_tokens, many_sinks, positi
 from saescope.analysis.pieces import Sample, shown_tokens
 from saescope.analysis.token_figures import Paired, token_figures
 from saescope.arguments import COUNT_OR_ZERO, SEED
-from saescope.store.arrays import Float32s, Floats, Ints
+from saescope.store.arrays import Floats
 from saescope.store.masking import Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.token_norms import TokenNorms
 from saescope.table import Table
 
@@ -46,9 +47,8 @@ def profile(
     COUNT_OR_ZERO.check("n_samples", n_samples)
     SEED.check("seed", seed)
     masking = masking or Masking()
-    by_layer = [
-        _profile_layer(run, masking, layer) for layer in dict.fromkeys(layers or run.layers)
-    ]
+    numbers = tuple(dict.fromkeys(layers or run.layers))
+    by_layer = [_profile_layer(run, masking, layer) for layer in numbers]
     sets = {}
     for name, figures in token_figures(run, n_samples, seed).items():
         norms = {layer.number: layer.norms[name] for layer in by_layer}
@@ -59,7 +59,7 @@ def profile(
     return Profile(
         run=None if run.path is None else str(run.path),
         sets=sets,
-        sinks=_sinks(run, by_layer),
+        sinks=_sinks(run, masking, numbers),
         warnings=warnings,
     )
 
@@ -150,9 +150,10 @@ class LayerNorms:
 
 @dataclass(frozen=True)
 class Sink:
-    """A position whose norm is far above the median.
+    """A position whose residual is far larger than the median.
 
-    `layers` are those where it is one, `layer` the one where its `ratio` to the median is largest.
+    `layers` are those that show it: of the layers asked about, or else of the run's other ones.
+    `layer` is the one of them where its `ratio` to the median norm is largest.
     """
 
     set: str
@@ -167,25 +168,17 @@ class Sink:
 
 @dataclass(frozen=True)
 class _LayerProfile:
-    """One layer's norms by token and by set, its sinks (rows of the token table), its warnings."""
+    """One layer's norms by set, and its warnings."""
 
     number: int
-    median: float | None
-    values: Float32s
-    sinks: Ints
     norms: dict[str, LayerNorms]
     warnings: list[str]
-
-    def ratio(self, token: int) -> float | None:
-        """A token's norm over the median."""
-        if not self.median:
-            return None
-        return float(self.values[token]) / self.median
 
 
 def _profile_layer(run: TokenNorms, masking: Masking, number: int) -> _LayerProfile:
     values = run.norms(number)
-    sinks = masking.apply(run.token_pos, values).sinks
+    positions = run_positions(run, masking)
+    sinks, shown = positions[number].sinks, positions.shown_by(number)
     is_later = run.token_pos > 0
     counted = is_later if masking.keep_sinks else is_later & ~sinks
     norms: dict[str, LayerNorms] = {}
@@ -202,16 +195,13 @@ def _profile_layer(run: TokenNorms, masking: Masking, number: int) -> _LayerProf
         )
         later_text = in_set & is_later & run.is_text
         n_later.append(int(later_text.sum()))
-        n_sinks.append(int((later_text & sinks).sum()))
+        n_sinks.append(int(later_text[shown].sum()))
         begins_with_text = bool((in_set & ~is_later & run.is_text).any())
         of_set = norms[name]
         if of_set.later_norm_mean and begins_with_text:
             means[name] = Means(of_set.with_pos0_norm_mean, of_set.later_norm_mean)
     return _LayerProfile(
         number=number,
-        median=masking.median(run.token_pos, values),
-        values=values,
-        sinks=np.flatnonzero(sinks),
         norms=norms,
         warnings=[
             *position_0_drives(number, means),
@@ -235,13 +225,24 @@ def _norms(first: Floats, later: Floats, n_sinks: int, n_pos0_sinks: int) -> Lay
     )
 
 
-def _sinks(run: TokenNorms, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
+def _sinks(run: TokenNorms, masking: Masking, numbers: Sequence[int]) -> list[Sink]:
     """Return all sinks: those after position 0 first, then by how far they are above the median."""
-    layers_of: defaultdict[int, list[_LayerProfile]] = defaultdict(list)
-    for layer in by_layer:
-        for token in layer.sinks.tolist():
-            layers_of[token].append(layer)
-    sinks = [_sink(run, token, layers) for token, layers in layers_of.items()]
+    positions = run_positions(run, masking)
+    deciding = run.layers if run.sinks_across_layers else numbers
+    shown: defaultdict[int, list[_Shown]] = defaultdict(list)
+    for layer in deciding:
+        tokens = positions.shown_by(layer)
+        if not len(tokens):
+            continue
+        values = run.magnitudes(layer).norms
+        median = masking.median(run.token_pos, values)
+        for token in tokens.tolist():
+            norm = float(values[token])
+            shown[token].append(_Shown(layer, norm, norm / median if median else None))
+    sinks = []
+    for token, everywhere in shown.items():
+        here = [at for at in everywhere if at.layer in numbers]
+        sinks.append(_sink(run, token, here or everywhere))
 
     def order(sink: Sink) -> tuple[Any, ...]:
         return sink.pos == 0, -(sink.ratio or np.inf), sink.prompt, sink.pos
@@ -249,18 +250,26 @@ def _sinks(run: TokenNorms, by_layer: Sequence[_LayerProfile]) -> list[Sink]:
     return sorted(sinks, key=order)
 
 
-def _sink(run: TokenNorms, token: int, layers: Sequence[_LayerProfile]) -> Sink:
-    furthest = max(layers, key=lambda layer: layer.ratio(token) or np.inf)
+class _Shown(NamedTuple):
+    """A layer that shows a sink: its norm there, and its ratio to the median norm."""
+
+    layer: int
+    norm: float
+    ratio: float | None
+
+
+def _sink(run: TokenNorms, token: int, shown: Sequence[_Shown]) -> Sink:
+    furthest = max(shown, key=lambda at: at.ratio or np.inf)
     prompt = run.prompts[run.token_prompt[token]]
     return Sink(
         set=prompt.set,
         prompt=prompt.id,
         pos=int(run.token_pos[token]),
         token=_token_in_context(run, token),
-        layer=furthest.number,
-        norm=float(furthest.values[token]),
-        ratio=furthest.ratio(token),
-        layers=tuple(layer.number for layer in layers),
+        layer=furthest.layer,
+        norm=furthest.norm,
+        ratio=furthest.ratio,
+        layers=tuple(at.layer for at in shown),
     )
 
 

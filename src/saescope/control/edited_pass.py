@@ -49,7 +49,7 @@ class EditedPass:
         """Return what the edits of one context do at this layer; None if no scope includes it."""
         context = self._contexts[context_index]
         edits = context.layers[layer]
-        masks = self._positions.masks(layer, edits.rules, norms)
+        masks = self._positions.masks(layer, edits.rules, h, norms)
         if masks is None:
             return None
         selection = _Selection(None if h.shape[1] == 1 else masks.any(dim=-1))

@@ -1,8 +1,9 @@
 """Which positions of a forward pass an edit targets: by scope, padding and attention sinks.
 
 State needed by later passes (edits, sink thresholds per row) is stored on the KV cache and survives
-copying. Steering compares a position's norm with the median of its row, because a forward pass
-knows nothing else; statistics compare it with the layer's median over the run.
+copying. Steering finds sinks by the rule of one layer (`store/masking.py`): it compares a position
+with the median of its row, because a forward pass knows neither other rows nor later layers.
+Statistics compare it with the layer's median over the run, at all layers of the run.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from saescope.control.edits import Scope
 from saescope.engine.cache_rows import select_kept
+from saescope.engine.magnitudes import sink_sizes
 from saescope.engine.residual import Pass
 from saescope.errors import EditError
+from saescope.store.masking import FIRST_LAYER, SINK_RATIO
 
-SINK_RATIO = 10.0
 _CACHE_ATTRIBUTE = "saescope_edits"
 
 
@@ -64,7 +66,11 @@ class TargetPositions:
         self._sink_thresholds = state.sink_thresholds
 
     def masks(
-        self, layer: int, rules: Sequence[PositionRule], norms: Float[Tensor, "batch pos"]
+        self,
+        layer: int,
+        rules: Sequence[PositionRule],
+        resid: Float[Tensor, "batch pos d"],
+        norms: Float[Tensor, "batch pos"],
     ) -> Bool[Tensor, "batch pos n"] | None:
         """Return the positions that each rule targets; None if no rule's scope includes this pass.
 
@@ -73,7 +79,7 @@ class TargetPositions:
         """
         without_sinks = None
         if any(rule.skip_sinks for rule in rules):
-            without_sinks = self._without_first_and_sinks(layer, norms)
+            without_sinks = self._without_first_and_sinks(layer, resid, norms)
         mask_of = {rule: self._mask_of(rule, without_sinks, norms) for rule in rules}
         if all(mask is None for mask in mask_of.values()):
             return None
@@ -109,18 +115,21 @@ class TargetPositions:
         return torch.ones_like(norms, dtype=torch.bool)
 
     def _without_first_and_sinks(
-        self, layer: int, norms: Float[Tensor, "batch pos"]
+        self, layer: int, resid: Float[Tensor, "batch pos d"], norms: Float[Tensor, "batch pos"]
     ) -> Bool[Tensor, "batch pos"]:
         """Real positions that are neither the first of their row nor a sink."""
         real = self._real(norms)
         if self._past:
-            return real & (norms <= self._stored_threshold(layer, len(norms)))
+            threshold = self._stored_threshold(layer, len(norms))
+            return real & (sink_sizes(resid, norms) <= threshold)
         if self._first is None:
             self._first = real & (real.cumsum(dim=1) == 1)
         others = real & ~self._first
         threshold = SINK_RATIO * _lower_median(norms, others)
+        if layer == FIRST_LAYER:
+            threshold = torch.full_like(threshold, torch.inf)
         self._sink_thresholds[layer] = threshold
-        return others & (norms <= threshold)
+        return others & (sink_sizes(resid, norms) <= threshold)
 
     def _stored_threshold(self, layer: int, n_rows: int) -> Float[Tensor, "batch 1"]:
         """The sink thresholds that prefill stored for the rows of this cache."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from saescope.engine.batches import BATCH_TOKENS, BatchPlan, plan_batches
+from saescope.engine.encode import encode_batch
 from saescope.engine.forward import Unit, compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.matmul_kernels import NATIVE, KernelMode, Kernels, choose_kernels
@@ -26,11 +25,10 @@ from saescope.errors import SourceError
 from saescope.sources.locks import Note
 from saescope.sources.prompts import PromptSet, fingerprint
 from saescope.sources.stored_files import file_records
-from saescope.store.arrays import Float32s, Indices
-from saescope.store.masking import Masking
+from saescope.store.arrays import Float32s
 from saescope.store.runs import Job, Run
 from saescope.store.sae_fit import sample_tokens
-from saescope.store.tables import LayerFeatures, PromptResids, id_type
+from saescope.store.tables import LayerFeatures, PromptResids
 from saescope.store.writer import RunWriter
 from saescope.version import __version__
 
@@ -95,6 +93,7 @@ def _collect(
     plan = plan_batches(lm, prompts, writer.job.batch_tokens)
     kernels, errors = writer.job.numerics["kernels"], writer.job.errors
     with writer.collecting() as finished, ThreadPoolExecutor(1) as pool:
+        finished -= writer.without_peaks(finished)
         files = pool.submit(_file_records, lm, saes, hash_files)
         count = _counter(plan, len(saes), finished, progress)
         for done in compute_features(
@@ -216,7 +215,7 @@ def compute_features(
         lengths = plan.prompt_lengths(residuals.batch)
         indices = plan.residual_indices(residuals.batch)
         with mode:
-            features, resids = _encode(
+            features, resids = encode_batch(
                 sae_of[residuals.layer], residuals.resid, indices, lengths, errors
             )
         sampled_tokens = np.flatnonzero(np.isin(plan.token_indices(residuals.batch), sample))
@@ -227,74 +226,6 @@ def compute_features(
         yield BatchFeatures(
             residuals.batch, residuals.layer, features, resids, sampled_resid.float().cpu().numpy()
         )
-
-
-def _encode(
-    sae: Sae,
-    resid: Float[Tensor, "n d_model"],
-    indices: Int[Tensor, "tokens"] | None,
-    lengths: Sequence[int],
-    keep_errors: bool,
-) -> tuple[LayerFeatures, PromptResids]:
-    """Encode a batch's tokens; token i is row `indices[i]` of `resid` (row i if None)."""
-    resid_float32 = resid.float()
-    norms = resid_float32.norm(dim=-1)
-    if not torch.isfinite(norms).all():
-        raise SourceError(
-            f"the residual after layer {sae.spec.layer} is not finite: "
-            "the weights are damaged, or overflow in this dtype"
-        )
-    residual_indices = np.arange(len(resid)) if indices is None else indices.numpy()
-    chunks = list(_feature_chunks(sae, resid, norms, keep_errors))
-    features = LayerFeatures.joined(chunks).take(residual_indices)
-    return features, _resids_by_prompt(resid_float32, residual_indices, features.norms, lengths)
-
-
-def _feature_chunks(
-    sae: Sae, resid: Float[Tensor, "n d_model"], norms: Float[Tensor, "n"], keep_errors: bool
-) -> Iterator[LayerFeatures]:
-    """Encode chunk by chunk, so a token with many active features pads only its own chunk."""
-    start = 0
-    for sparse, next_pre_act in sae.encode_chunks(resid):
-        end = start + len(next_pre_act)
-        error = None
-        if keep_errors:
-            reconstruction = sae.decode(sparse, resid[start:end])
-            error = (resid[start:end].float() - reconstruction).norm(dim=-1).cpu().numpy()
-        yield LayerFeatures.of_rows(
-            norms=norms[start:end].cpu().numpy(),
-            acts=sparse.acts.cpu().numpy(),
-            ids=sparse.ids.cpu().numpy().astype(id_type(sae.spec.d_sae)),
-            next_pre_act=next_pre_act.cpu().numpy(),
-            error=error,
-        )
-        start = end
-
-
-def _resids_by_prompt(
-    resid: Float[Tensor, "n d_model"], indices: Indices, norms: Float32s, lengths: Sequence[int]
-) -> PromptResids:
-    """Return each prompt's last residual and its mean over scored positions.
-
-    A run is computed before any analysis chooses its masking, so the mean uses `Masking`'s
-    defaults, with each prompt's own median norm. `indices` holds each token's row in `resid`.
-    """
-    masking = Masking()
-    ends = np.cumsum(lengths)
-    means = []
-    n_scored = []
-    for start, end in zip(ends - lengths, ends, strict=True):
-        positions = np.arange(end - start)
-        scored = indices[start:end][masking.apply(positions, norms[start:end]).scored]
-        summed = resid[torch.from_numpy(scored).to(resid.device)].sum(0)
-        means.append(summed / max(1, len(scored)))
-        n_scored.append(len(scored))
-    last = torch.from_numpy(indices[ends - 1]).to(resid.device)
-    return PromptResids(
-        positions=np.array(n_scored, np.int32),
-        mean=torch.stack(means).cpu().numpy(),
-        last=resid[last].cpu().numpy(),
-    )
 
 
 def _tokens_with_text(lm: LM, plan: BatchPlan) -> list[list[tuple[int, str]]]:

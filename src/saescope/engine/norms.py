@@ -8,11 +8,11 @@ import torch
 from saescope.engine.batches import BATCH_TOKENS, plan_batches
 from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM
+from saescope.engine.magnitudes import finite_magnitudes
 from saescope.engine.text_ids import special_ids
 from saescope.engine.tokens import TokenText
-from saescope.errors import SourceError
 from saescope.sources.prompts import PromptSet
-from saescope.store.arrays import Float32s
+from saescope.store.masking import Magnitudes
 from saescope.store.token_norms import MeasuredNorms
 
 
@@ -38,15 +38,18 @@ def measure_norms(
     prompts = tuple(prompt for group in sets for prompt in group.prompts)
     plan = plan_batches(lm, prompts, batch_tokens)
     n_tokens, n_done = sum(plan.lengths), 0
-    norms: dict[int, Float32s] = {layer: np.empty(n_tokens, np.float32) for layer in layers}
-    for residuals in compute_residuals(lm, sorted(norms), plan):
-        computed = _norms(residuals.resid, residuals.layer)
+    # Norms and peaks of every token.
+    measured = {layer: np.empty((2, n_tokens), np.float32) for layer in layers}
+    for residuals in compute_residuals(lm, sorted(measured), plan):
+        computed = finite_magnitudes(residuals.resid.float(), residuals.layer)
+        by_row = torch.stack(computed).cpu().numpy()
         indices = plan.residual_indices(residuals.batch)
         tokens = plan.token_indices(residuals.batch)
-        norms[residuals.layer][tokens] = computed if indices is None else computed[indices.numpy()]
+        by_token = by_row if indices is None else by_row[:, indices.numpy()]
+        measured[residuals.layer][:, tokens] = by_token
         n_done += len(tokens)
         if progress:
-            progress(n_done, n_tokens * len(norms))
+            progress(n_done, n_tokens * len(measured))
     text, special = TokenText(lm.tokenizer), list(special_ids(lm.tokenizer))
     ids = [token for row in plan.token_ids for token in row]
     return MeasuredNorms(
@@ -54,15 +57,5 @@ def measure_norms(
         lengths=plan.lengths,
         token_text=[text(token) for token in ids],
         is_text=np.isin(ids, special, invert=True),
-        norms_of_layer=norms,
+        magnitudes_of_layer={n: Magnitudes(*values) for n, values in measured.items()},
     )
-
-
-def _norms(resid: torch.Tensor, layer: int) -> Float32s:
-    norms = resid.float().norm(dim=-1)
-    if not torch.isfinite(norms).all():
-        raise SourceError(
-            f"the residual after layer {layer} is not finite: "
-            "the weights are damaged, or overflow in this dtype"
-        )
-    return np.asarray(norms.cpu().numpy())

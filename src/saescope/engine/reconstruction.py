@@ -16,9 +16,8 @@ from saescope.engine.input_norm import denormalise
 from saescope.engine.pages import mapped_pages, release_pages, within
 from saescope.engine.sae import Sae
 from saescope.errors import SourceError
-from saescope.store.arrays import Float32s, Indices
-from saescope.store.masking import Masking
-from saescope.store.sae_fit import MeasureFit, SaeFit, positions_of, sample_tokens
+from saescope.store.arrays import Bools, Float32s, Indices
+from saescope.store.sae_fit import MeasureFit, SaeFit, sample_tokens
 from saescope.store.tables import LayerFeatures
 
 # Rows of a (d_model, d_sae) decoder that are read at a time.
@@ -33,10 +32,9 @@ def fit_measurer(saes: Sequence[Sae], lengths: Sequence[int]) -> MeasureFit:
     `lengths` are those of all prompts. Features and residuals are in prompt order.
     """
     sae_of = {sae.spec.layer: sae for sae in saes}
-    positions, sample = positions_of(lengths), sample_tokens(lengths)
+    sample = sample_tokens(lengths)
 
-    def measure(layer: int, features: LayerFeatures, resid: Float32s) -> SaeFit:
-        scored = Masking().apply(positions, features.norms).scored
+    def measure(layer: int, features: LayerFeatures, resid: Float32s, scored: Bools) -> SaeFit:
         sampled = features.take(sample)
         measured = _affordable(sampled, np.flatnonzero(scored[sample]))
         h = resid[measured]

@@ -15,8 +15,10 @@ from saescope.engine.sae import Sae
 from saescope.engine.tokens import TokenText
 from saescope.sources.catalog import Feature
 from saescope.sources.prompts import Prompt
+from saescope.store.arrays import Ints
 from saescope.store.masking import Masking
-from saescope.store.sae_fit import SaeFit, SaeFits, sample_order
+from saescope.store.run_positions import any_layer, join_sinks
+from saescope.store.sae_fit import SaeFit, SaeFits, positions_of, sample_order
 from saescope.store.tables import LayerFeatures
 from saescope.table import Table
 
@@ -32,7 +34,8 @@ def scan(
 ) -> "Scan":
     """Return the `n_top` strongest features of every token at every SAE's layer.
 
-    Only features that fire are listed. Sinks are found among the tokens of these prompts.
+    Only features that fire are listed. Sinks are found among the tokens of these prompts: a sink of
+    one of these layers is one at all.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[2])
@@ -47,10 +50,7 @@ def scan(
     COUNT.check("n_top", n_top)
     plan = plan_batches(lm, prompts, batch_tokens)
     layers, sae_fits = _features_by_layer(lm, saes, plan)
-    positions = np.concatenate([np.arange(len(ids)) for ids in plan.token_ids])
-    rule = masking or Masking()
-    sinks_by_layer = [rule.apply(positions, layer.norms).sinks for layer in layers.values()]
-    is_sink = np.any(sinks_by_layer, axis=0)
+    sink_layers = _sink_layers(layers, plan, masking or Masking())
     text = TokenText(lm.tokenizer)
     scanned = []
     row = 0
@@ -61,7 +61,8 @@ def scan(
                 pos=pos,
                 id=token_id,
                 token=token_text,
-                sink=bool(is_sink[row]),
+                sink=row in sink_layers,
+                sink_layers=sink_layers.get(row, ()),
                 norm={layer: float(features.norms[row]) for layer, features in layers.items()},
                 features=_strongest(layers, row, n_top),
             )
@@ -83,15 +84,34 @@ def _features_by_layer(
     order = np.argsort(computed_order)
     order_of_sample = sample_order(computed_order, plan.lengths)
     measure_fit = fit_measurer(saes, plan.lengths)
-    layers = {}
-    fits: dict[int, SaeFit | None] = {}
+    layers, samples = {}, {}
     for sae in saes:
         layer = sae.spec.layer
         units = [by_unit[layer, index] for index in range(len(plan.batches))]
         layers[layer] = LayerFeatures.joined([unit.features for unit in units]).take(order)
-        sample = np.concatenate([unit.sample for unit in units])[order_of_sample]
-        fits[layer] = measure_fit(layer, layers[layer], sample)
+        samples[layer] = np.concatenate([unit.sample for unit in units])[order_of_sample]
+    pos, masking = positions_of(plan.lengths), Masking()
+    sinks = any_layer(len(pos), _sinks(layers, pos, masking).values())
+    scored = masking.positions(pos, sinks).scored
+    fits: dict[int, SaeFit | None] = {
+        layer: measure_fit(layer, features, samples[layer], scored)
+        for layer, features in layers.items()
+    }
     return layers, SaeFits(fits, {sae.spec.layer: sae.spec for sae in saes})
+
+
+def _sink_layers(
+    layers: Mapping[int, LayerFeatures], plan: BatchPlan, masking: Masking
+) -> dict[int, tuple[int, ...]]:
+    """Return the layers that show each sink, by its row among all tokens."""
+    sinks = _sinks(layers, positions_of(plan.lengths), masking)
+    rows = {row for of_layer in sinks.values() for row in of_layer.tolist()}
+    return {row: tuple(n for n, of_layer in sinks.items() if row in of_layer) for row in rows}
+
+
+def _sinks(layers: Mapping[int, LayerFeatures], pos: Ints, masking: Masking) -> dict[int, Ints]:
+    magnitudes = ((layer, features.magnitudes) for layer, features in layers.items())
+    return join_sinks(pos, magnitudes, masking)
 
 
 def _strongest(
@@ -154,6 +174,7 @@ class ScannedPrompt:
 class ScannedToken:
     """One token: its position, its norm and strongest features per layer, whether it is a sink.
 
+    `sink_layers` are the layers that show it as one.
     A character that several tokens hold is in the `token` of the last of them.
     """
 
@@ -161,6 +182,7 @@ class ScannedToken:
     id: int
     token: str
     sink: bool
+    sink_layers: tuple[int, ...]
     norm: dict[int, float]
     features: dict[int, list[tuple[Feature, float]]]
 
@@ -174,6 +196,7 @@ class ScannedToken:
             "id": self.id,
             "token": self.token,
             "sink": self.sink,
+            "sink_layers": list(self.sink_layers),
             "norm": {str(layer): norm for layer, norm in self.norm.items()},
             "features": features,
         }

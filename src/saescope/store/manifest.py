@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 DIGEST = "digest"
 SIZES = "bytes"
 "Size of every table; with `DIGEST` since both are written."
+SINKS_ACROSS_LAYERS = "sinks_across_layers"
+"Whether a sink of one layer is one at all; earlier versions let each layer decide for itself."
 _MOST_BYTES = 64 * 2**20
 _MOST_FEATURES = 2**32  # ids are 32 bits wide
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,6 +40,7 @@ _OPTIONAL: dict[str, type] = {
     "special_tokens": list,
     "files": dict,
     "kernels": dict,
+    SINKS_ACROSS_LAYERS: bool,
 }
 _JOB: Mapping[str, type] = {"dtype": str, "device": str, "batch_tokens": int, "errors": bool}
 

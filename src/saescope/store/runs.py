@@ -21,14 +21,16 @@ from saescope.store import columns, tables
 from saescope.store.arrays import Bools, Float32s, Indices
 from saescope.store.manifest import (
     MANIFEST,
+    SINKS_ACROSS_LAYERS,
     SIZES,
     digest_of,
     job_fingerprint,
     manifest_problems,
     read_manifest,
 )
+from saescope.store.masking import Magnitudes, Masking
 from saescope.store.sae_fit import SaeFit, SaeFits
-from saescope.store.table_checks import table_problems
+from saescope.store.table_checks import magnitudes_problems, table_problems
 from saescope.store.table_files import (
     TableDamage,
     TableRecord,
@@ -217,6 +219,26 @@ class Run:
     def norms(self, layer: int) -> Float32s:
         """Return the tokens' residual norms after one layer, (tokens,)."""
         return self.features(layer).norms
+
+    def magnitudes(self, layer: int) -> Magnitudes:
+        """Return how large the residuals after one layer are, without reading its features."""
+        self.check_layer(layer)
+        name = tables.features_name(layer)
+        with self._damage_of(name):
+            table, _ = read_table(self.path / name, self.record(name), ("norm", "peak"))
+            for problem in magnitudes_problems(table, self.prompt_lengths):
+                raise TableDamage(problem)
+        return tables.magnitudes_of(table)
+
+    @property
+    def sinks_across_layers(self) -> bool:
+        """Whether a sink of one layer is one at all; in runs of earlier versions it is not."""
+        return bool(self.manifest.get(SINKS_ACROSS_LAYERS, False))
+
+    @cached_property
+    def positions_by_masking(self) -> dict[Masking, Any]:
+        """What `run_positions` has found, kept for the next question."""
+        return {}
 
     def resids(self, layer: int) -> PromptResids:
         """Return one layer's residuals per prompt; raises RunError if the run does not hold it."""

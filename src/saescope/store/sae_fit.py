@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.sources.catalog import SaeSpec
-from saescope.store.arrays import Float32s, Indices
+from saescope.store.arrays import Bools, Float32s, Indices
 from saescope.store.tables import LayerFeatures
 
 # At most so many positions of a layer are reconstructed.
@@ -37,8 +37,9 @@ _SO = "so its features may mean nothing here"
 _CHECK = "check that it was trained on this layer, this model and this scale of the residual"
 
 
-# Measures a layer from its features and its sampled residuals, both in prompt order.
-MeasureFit = Callable[[int, LayerFeatures, Float32s], "SaeFit"]
+# Measures a layer from its features, its sampled residuals and which tokens are scored (tokens,),
+# all in prompt order.
+MeasureFit = Callable[[int, LayerFeatures, Float32s, Bools], "SaeFit"]
 
 
 def sample_tokens(lengths: Sequence[int], n: int = SAMPLE) -> Indices:

@@ -14,14 +14,17 @@ import pyarrow.compute as pc
 from saescope.sources.catalog import SaeSpec
 from saescope.store import columns, tables
 from saescope.store.arrays import Bools, Ints
+from saescope.store.masking import Magnitudes
 from saescope.store.tables import LayerFeatures
 
 _SPLITS = {None, "discovery", "holdout"}
+_MOST_PEAK = 1.001  # a share that was rounded
 _PROMPTS_WITHOUT_NULLS = ("id", "set", "text", "n_tokens")
 _NUMBERS: Mapping[str, pa.DataType] = {
     "norm": pa.float32(),
     "border": pa.float32(),
     "error": pa.float32(),
+    "peak": pa.float32(),
     "positions": pa.int32(),
 }
 
@@ -94,21 +97,47 @@ def _tokens_problems(table: pa.Table, prompt_lengths: Ints | None) -> Iterator[s
 
 def _features_problems(table: pa.Table, sae: SaeSpec, prompt_lengths: Ints | None) -> Iterator[str]:
     """Yield what is wrong with a layer's table of features."""
-    problem = _columns_problem(table, tables.FEATURE_COLUMNS)
-    problem = problem or _feature_types_problem(table)
+    names = tables.FEATURE_COLUMNS
+    if "peak" not in table.column_names:
+        names = tables.EARLIER_FEATURE_COLUMNS
+    problem = _columns_problem(table, names) or _feature_types_problem(table)
     if problem:
         yield problem
         return
     if prompt_lengths is not None:
-        n_tokens = int(prompt_lengths.sum(dtype=np.int64))
-        if table.num_rows != n_tokens:
-            yield f"has {table.num_rows} rows, the prompts have {n_tokens} tokens"
+        yield from _rows_problem(table, prompt_lengths)
+    yield from _magnitude_problems(tables.magnitudes_of(table))
     # Of schema 2, entries of 0 are no features: what is below 0 or no number would vanish too.
     stored = columns.values(pc.list_flatten(table["acts"]))
     is_schema_2 = pa.types.is_fixed_size_list(table["ids"].type)
     if not (stored >= 0 if is_schema_2 else stored > 0).all() or np.isinf(stored).any():
         yield "has activations that are not above 0 and finite"
     yield from _layer_problems(tables.features_of(table), sae)
+
+
+def magnitudes_problems(table: pa.Table, prompt_lengths: Ints) -> Iterator[str]:
+    """Yield what is wrong with the columns of a layer's table that say how large residuals are."""
+    for name in table.column_names:
+        problem = _number_problem(table, name)
+        if problem:
+            yield problem
+            return
+    yield from _rows_problem(table, prompt_lengths)
+    yield from _magnitude_problems(tables.magnitudes_of(table))
+
+
+def _rows_problem(table: pa.Table, prompt_lengths: Ints) -> Iterator[str]:
+    n_tokens = int(prompt_lengths.sum(dtype=np.int64))
+    if table.num_rows != n_tokens:
+        yield f"has {table.num_rows} rows, the prompts have {n_tokens} tokens"
+
+
+def _magnitude_problems(magnitudes: Magnitudes) -> Iterator[str]:
+    norms, peaks = magnitudes
+    if not _is_finite(norms) or (norms < 0).any():
+        yield "has norms that are not finite"
+    if peaks is not None and not ((peaks >= 0) & (peaks <= _MOST_PEAK)).all():
+        yield "has peaks that are no shares of a norm"
 
 
 def _resids_problems(table: pa.Table, d_model: int, prompt_lengths: Ints | None) -> Iterator[str]:
@@ -131,8 +160,6 @@ def _resids_problems(table: pa.Table, d_model: int, prompt_lengths: Ints | None)
 
 
 def _layer_problems(features: LayerFeatures, sae: SaeSpec) -> Iterator[str]:
-    if not _is_finite(features.norms) or (features.norms < 0).any():
-        yield "has norms that are not finite"
     if features.error is not None and not (
         _is_finite(features.error) and (features.error >= 0).all()
     ):
@@ -198,7 +225,7 @@ def _number_problem(table: pa.Table, name: str) -> str | None:
 
 
 def _feature_types_problem(table: pa.Table) -> str | None:
-    for name in ("norm", "border", "error"):
+    for name in [name for name in _NUMBERS if name in table.column_names]:
         problem = _number_problem(table, name)
         if problem:
             return problem

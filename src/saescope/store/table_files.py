@@ -7,7 +7,7 @@ by its inode, size and times, later reads skip that.
 import hashlib
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, final
 
@@ -71,15 +71,17 @@ def check_bytes(path: Path, record: TableRecord) -> None:
         raise TableDamage(_reason(error)) from error
 
 
-def read_table(path: Path, record: TableRecord | None) -> ReadTable:
+def read_table(
+    path: Path, record: TableRecord | None, names: Collection[str] | None = None
+) -> ReadTable:
     """Read a table whose SHA-256 is as recorded, or whatever is there if `record` is None.
 
-    Raises TableDamage.
+    With `names`, only these columns of it are read, in the file's order. Raises TableDamage.
     """
     try:
         with open_regular(path) as file:
             key = _identity(file) if record is None else _check_hash(file, record)
-            return ReadTable(_parse(file), key)
+            return ReadTable(_parse(file, names), key)
     except (OSError, ValueError) as error:
         raise TableDamage(_reason(error)) from error
 
@@ -150,17 +152,18 @@ def _check_ends(file: BinaryIO) -> None:
         raise TableDamage("is damaged: it is no whole Parquet file")
 
 
-def _parse(file: BinaryIO) -> pa.Table:
+def _parse(file: BinaryIO, names: Collection[str] | None) -> pa.Table:
     """Return the table in a file, if its values fit their types and its size."""
     _check_ends(file)
     limit = max(_SMALL, _MOST_RATIO * os.fstat(file.fileno()).st_size)
     try:
         schema = pq.ParquetFile(file).schema_arrow
-        texts = [field.name for field in schema if pa.types.is_string(field.type)]
+        read = [name for name in schema.names if names is None or name in names]
+        texts = [name for name in read if pa.types.is_string(schema.field(name).type)]
         # A long string that occurs a million times is stored, and here read, once.
         opened = pq.ParquetFile(file, read_dictionary=texts)
         _refuse_larger(_declared_bytes(opened.metadata), limit)
-        table = opened.read()
+        table = opened.read(None if names is None else read)
         for name in texts:
             _refuse_larger(_text_bytes(table[name]), limit)
         index_of = {name: index for index, name in enumerate(table.column_names)}

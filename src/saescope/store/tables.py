@@ -16,6 +16,7 @@ from saescope.sources.prompts import Prompt
 from saescope.sources.regular_files import parse_json
 from saescope.store import columns
 from saescope.store.arrays import Bools, Float32s, Indices
+from saescope.store.masking import Magnitudes
 
 SCHEMA_VERSION = 3
 READABLE_SCHEMAS = (2, 3)
@@ -36,7 +37,8 @@ TOKENS = pa.schema(
     [("prompt", pa.int32()), ("pos", pa.int32()), ("token_id", pa.int32()), ("token", pa.string())]
 )
 # "border" holds `next_pre_act`; the name is kept for schema 2 and 3.
-FEATURE_COLUMNS = ("norm", "ids", "acts", "border", "error")
+FEATURE_COLUMNS: tuple[str, ...] = ("norm", "ids", "acts", "border", "error", "peak")
+EARLIER_FEATURE_COLUMNS = FEATURE_COLUMNS[:-1]
 RESID_COLUMNS = ("positions", "mean", "last")
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -63,7 +65,9 @@ class LayerFeatures:
     `norms` (tokens,) are residual norms. `counts` (tokens,) says how many entries of `acts` and
     `ids` (fired,) belong to each token; every activation is above 0. `next_pre_act` (tokens,) is
     the largest inactive pre-activation, or for TopK the (k+1)-th largest; NaN if there is none.
-    `error` (tokens,) is the norm of the reconstruction error, None if not requested.
+    `error` (tokens,) is the norm of the reconstruction error, None if not requested. `peaks`
+    (tokens,) is the share of the squared norm in the residual's largest coordinate, None in runs of
+    earlier versions.
     """
 
     norms: Float32s
@@ -72,6 +76,7 @@ class LayerFeatures:
     ids: Ids
     next_pre_act: Float32s
     error: Float32s | None = None
+    peaks: Float32s | None = None
 
     @classmethod
     def of_rows(
@@ -81,11 +86,17 @@ class LayerFeatures:
         ids: Ids,
         next_pre_act: Float32s,
         error: Float32s | None = None,
+        peaks: Float32s | None = None,
     ) -> "LayerFeatures":
         """Build from matrices (tokens, k), in which an activation of 0 is inactive."""
         fires = acts > 0
         counts = fires.sum(1, dtype=np.int32)
-        return cls(norms, counts, acts[fires], ids[fires], next_pre_act, error)
+        return cls(norms, counts, acts[fires], ids[fires], next_pre_act, error, peaks)
+
+    @property
+    def magnitudes(self) -> Magnitudes:
+        """How large each token's residual is: what sinks are found by."""
+        return Magnitudes(self.norms, self.peaks)
 
     @cached_property
     def token(self) -> Indices:
@@ -134,15 +145,16 @@ class LayerFeatures:
             ids=self.ids[entries],
             next_pre_act=self.next_pre_act[tokens],
             error=None if self.error is None else self.error[tokens],
+            peaks=None if self.peaks is None else self.peaks[tokens],
         )
 
     @classmethod
     def joined(cls, batches: Sequence["LayerFeatures"]) -> "LayerFeatures":
-        """Concatenate."""
+        """Concatenate; what one batch did not measure, the result lacks."""
         arrays = {}
         for field in fields(cls):
             values = [getattr(batch, field.name) for batch in batches]
-            if values[0] is not None:
+            if all(value is not None for value in values):
                 arrays[field.name] = np.concatenate(values)
         return cls(**arrays)
 
@@ -153,8 +165,8 @@ class PromptResids:
 
     `mean` (prompts, d_model) is the mean over `positions` (prompts,) positions of each prompt, and
     `last` (prompts, d_model) the residual of its last position. The mean leaves out position 0 and
-    norms above 10 times the prompt's own lower median; statistics of features (`Masking`) use the
-    layer's lower median over the whole run instead.
+    what is a sink at this layer beside the prompt's own lower median norm; statistics of features
+    use the layer's lower median over the whole run, and the sinks of all its layers.
     """
 
     positions: npt.NDArray[np.int32]
@@ -215,7 +227,7 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
     error = pa.nulls(len(features.norms), pa.float32())
     if features.error is not None:
         error = columns.numbers(features.error)
-    return pa.table(
+    table = pa.table(
         {
             "norm": columns.numbers(features.norms),
             "ids": pa.LargeListArray.from_arrays(starts, ids),
@@ -224,6 +236,9 @@ def features_table(features: LayerFeatures, d_sae: int) -> pa.Table:
             "error": error,
         }
     )
+    if features.peaks is None:
+        return table
+    return table.append_column("peak", columns.numbers(features.peaks))
 
 
 def features_of(table: pa.Table) -> LayerFeatures:
@@ -233,17 +248,28 @@ def features_of(table: pa.Table) -> LayerFeatures:
     """
     norms = columns.values(table["norm"])
     next_pre_act = columns.values(table["border"])
-    error = None
-    if table["error"].null_count == 0:
-        error = columns.values(table["error"])
+    error = _values_or_none(table, "error")
+    peaks = _values_or_none(table, "peak")
     if pa.types.is_fixed_size_list(table["ids"].type):
         k = table["ids"].type.list_size
         acts, ids = _matrix(table["acts"], k), _matrix(table["ids"], k)
-        return LayerFeatures.of_rows(norms, acts, ids, next_pre_act, error)
+        return LayerFeatures.of_rows(norms, acts, ids, next_pre_act, error, peaks)
     counts = columns.values(pc.list_value_length(table["ids"])).astype(np.int32)
     acts = columns.values(pc.list_flatten(table["acts"]))
     ids = columns.values(pc.list_flatten(table["ids"]))
-    return LayerFeatures(norms, counts, acts, ids, next_pre_act, error)
+    return LayerFeatures(norms, counts, acts, ids, next_pre_act, error, peaks)
+
+
+def magnitudes_of(table: pa.Table) -> Magnitudes:
+    """Return how large the residuals are whose features a table holds."""
+    return Magnitudes(columns.values(table["norm"]), _values_or_none(table, "peak"))
+
+
+def _values_or_none(table: pa.Table, name: str) -> Float32s | None:
+    """Return a column; None if it is not there, or holds nothing."""
+    if name not in table.column_names or table[name].null_count:
+        return None
+    return columns.values(table[name])
 
 
 def resid_table(resid: PromptResids) -> pa.Table:

@@ -8,7 +8,8 @@ from typing import final
 import numpy as np
 
 from saescope.sources.prompts import Prompt
-from saescope.store.arrays import Bools, Float32s, Indices
+from saescope.store.arrays import Bools, Indices
+from saescope.store.masking import Magnitudes, Norms
 from saescope.store.runs import Run
 
 
@@ -25,17 +26,22 @@ class MeasuredNorms:
     is_text: Bools
     "For each token, whether it is text and not a special token such as a BOS, (tokens,)."
 
-    norms_of_layer: Mapping[int, Float32s]
+    magnitudes_of_layer: Mapping[int, Magnitudes]
     path: None = None
+    sinks_across_layers: bool = True
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers measured, ascending."""
-        return tuple(sorted(self.norms_of_layer))
+        return tuple(sorted(self.magnitudes_of_layer))
 
-    def norms(self, layer: int) -> Float32s:
+    def norms(self, layer: int) -> Norms:
         """Residual norms after this layer, (tokens,)."""
-        return self.norms_of_layer[layer]
+        return self.magnitudes(layer).norms
+
+    def magnitudes(self, layer: int) -> Magnitudes:
+        """How large the residuals after this layer are."""
+        return self.magnitudes_of_layer[layer]
 
     @cached_property
     def sets(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from saescope.errors import RunError
 from saescope.sources.locks import Note, one_writer
 from saescope.sources.prompts import PromptSet
 from saescope.store import tables
-from saescope.store.arrays import Float32s, Indices
+from saescope.store.arrays import Bools, Float32s, Indices
 from saescope.store.atomic import (
     clear,
     disk_errors,
@@ -34,9 +34,11 @@ from saescope.store.atomic import (
     remove_empty,
     write_then_rename,
 )
-from saescope.store.manifest import DIGEST, MANIFEST, SIZES, digest_of
+from saescope.store.manifest import DIGEST, MANIFEST, SINKS_ACROSS_LAYERS, SIZES, digest_of
+from saescope.store.masking import Magnitudes, Masking
+from saescope.store.run_positions import any_layer, join_sinks
 from saescope.store.runs import Job, Run
-from saescope.store.sae_fit import MeasureFit, sample_order
+from saescope.store.sae_fit import MeasureFit, positions_of, sample_order
 from saescope.store.tables import LayerFeatures, PromptResids
 
 _SAMPLE = "sample"  # name of the sampled residuals in the archive of a batch
@@ -124,7 +126,7 @@ class RunWriter:
             arrays[_SAMPLE] = sample
         archive = io.BytesIO()
         np.savez(archive, **arrays)
-        path = self._partial / f"layer{layer}-batch{number:06d}.npz"
+        path = self._batch_path(number, layer)
         with self._disk():
             write_then_rename(path, archive.getbuffer(), durable=False)
 
@@ -150,6 +152,7 @@ class RunWriter:
             prompt_order = np.array([prompt for batch in batches for prompt in batch])
             lengths = [len(row) for row in tokens]
             token_order = _token_order(prompt_order, lengths)
+            scored = self._scored(token_order, lengths)
             sae_fit = {}
             for spec in self.job.saes:
                 features = self._write_layer(
@@ -158,7 +161,9 @@ class RunWriter:
                 sample = self._sample(spec.layer)
                 if measure_fit is not None and sample is not None:
                     resid = sample[sample_order(token_order, lengths)]
-                    sae_fit[str(spec.layer)] = asdict(measure_fit(spec.layer, features, resid))
+                    sae_fit[str(spec.layer)] = asdict(
+                        measure_fit(spec.layer, features, resid, scored)
+                    )
             self._write_manifest(folder, {**record, "sae_fit": sae_fit})
             publish(folder, self.out)
             clear(self._partial)
@@ -171,6 +176,18 @@ class RunWriter:
         clear(self._partial)
         self._partial.mkdir(parents=True)
         mark.write_text(self.job.fingerprint)
+
+    def without_peaks(self, units: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Return which of these (batch, layer) pairs an earlier version stored, without peaks."""
+        lacking = set()
+        for number, layer in units:
+            with np.load(self._batch_path(number, layer), allow_pickle=False) as archive:
+                if "peaks" not in archive:
+                    lacking.add((number, layer))
+        return lacking
+
+    def _batch_path(self, number: int, layer: int) -> Path:
+        return self._partial / f"layer{layer}-batch{number:06d}.npz"
 
     def _finished_units(self) -> set[tuple[int, int]]:
         units = set()
@@ -203,6 +220,26 @@ class RunWriter:
         _write(folder / tables.resid_name(layer), tables.resid_table(resid))
         return features
 
+    def _scored(self, token_order: Indices, lengths: Sequence[int]) -> Bools:
+        """Return which tokens count under the default masking, from what all layers show."""
+        pos, masking = positions_of(lengths), Masking()
+        layers = ((s.layer, self._magnitudes(s.layer, token_order)) for s in self.job.saes)
+        sinks = any_layer(len(pos), join_sinks(pos, layers, masking).values())
+        return masking.positions(pos, sinks).scored
+
+    def _magnitudes(self, layer: int, token_order: Indices) -> Magnitudes:
+        """Return a layer's norms and peaks in prompt order; no more of its archives is read."""
+        norms, peaks = [], []
+        for path in self._batch_files(layer):
+            with np.load(path, allow_pickle=False) as archive:
+                norms.append(archive["norms"])
+                peaks += [archive["peaks"]] if "peaks" in archive else []
+        in_order = np.argsort(token_order)
+        return Magnitudes(
+            np.concatenate(norms)[in_order],
+            np.concatenate(peaks)[in_order] if peaks else None,
+        )
+
     def _sample(self, layer: int) -> Float32s | None:
         """Return a layer's sampled residuals in batch order.
 
@@ -223,6 +260,7 @@ class RunWriter:
             "fingerprint": self.job.fingerprint,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "job": asdict(self.job),
+            SINKS_ACROSS_LAYERS: True,
             **record,
             "tables": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
             SIZES: {path.name: path.stat().st_size for path in paths},

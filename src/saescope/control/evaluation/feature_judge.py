@@ -1,6 +1,6 @@
 """A judge by the features that fire in a reply, when the unedited model reads prompt and reply."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,11 +15,13 @@ from saescope.control.evaluation.judge import UNSCORED, Label, Reply
 from saescope.engine.answers import reply_parts
 from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM
+from saescope.engine.magnitudes import peaks_of
 from saescope.engine.residual import capture
 from saescope.engine.sae import Sae
 from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
-from saescope.store.masking import Masking
+from saescope.store.masking import Magnitudes, Masking
+from saescope.store.run_positions import any_layer, join_sinks
 
 _BATCH_TOKENS = 2048
 Bools = npt.NDArray[np.bool_]
@@ -104,13 +106,11 @@ class FeatureJudge:
     def _share(self, resid: dict[int, Float[Tensor, "pos d_model"]], start: int) -> float | None:
         """The share of an answer that begins at position `start`; `resid` by layer."""
         n_pos = len(next(iter(resid.values())))
-        fires, counts = np.zeros(n_pos, bool), np.ones(n_pos, bool)
+        fires, counts = np.zeros(n_pos, bool), _scored(resid)
         for sae in self.saes:
             layer = sae.spec.layer
             if layer in resid:
-                h = resid[layer].float()
-                fires |= self._fires(sae, h)
-                counts &= _scored(h)
+                fires |= self._fires(sae, resid[layer].float())
         fires, counts = fires[start:], counts[start:]
         return float(fires[counts].mean()) if counts.any() else None
 
@@ -123,7 +123,14 @@ class FeatureJudge:
         return np.asarray(fires.any(dim=-1).cpu().numpy())
 
 
-def _scored(h: Float[Tensor, "pos d_model"]) -> Bools:
-    """Positions that count: all but the first and attention sinks."""
-    norms = h.norm(dim=-1).cpu().numpy()
-    return np.asarray(Masking().apply(np.arange(len(norms)), norms).scored)
+def _scored(resid: Mapping[int, Float[Tensor, "pos d_model"]]) -> Bools:
+    """Positions that count: all but the first and attention sinks of any of these layers."""
+    pos, masking = np.arange(len(next(iter(resid.values())))), Masking()
+    layers = ((layer, _magnitudes(of_layer.float())) for layer, of_layer in resid.items())
+    sinks = any_layer(len(pos), join_sinks(pos, layers, masking).values())
+    return masking.positions(pos, sinks).scored
+
+
+def _magnitudes(h: Float[Tensor, "pos d_model"]) -> Magnitudes:
+    norms = h.norm(dim=-1)
+    return Magnitudes(norms.cpu().numpy(), peaks_of(h, norms).cpu().numpy())

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saescope.store.masking import Masking
+from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.store.tables import LayerFeatures
 
@@ -36,7 +37,7 @@ class LayerFirings:
     def of(cls, run: Run, layer: int, masking: Masking) -> "LayerFirings":
         """Count the firings of a run's layer; raises RunError if the run does not hold it."""
         stored = run.features(layer)
-        positions = masking.apply(run.token_pos, stored.norms)
+        positions = run_positions(run, masking)[layer]
         n_tokens = len(run.token_pos)
         return cls(
             stored=stored,
