@@ -19,8 +19,10 @@ from saescope.surfaces.cli.naming import typed_names
 CALLS = int(os.environ.get("SAESCOPE_NONSENSE_CALLS", "60"))
 FINDING = 1  # of a command that was asked for one, such as `verify`
 CODES = (DONE, FINDING, REFUSED, INTERRUPTED, CLOSED_PIPE)
-# `demo` has no input that could be wrong, and takes long.
-VERBS = sorted({command.verb for commands in COMMANDS.values() for command in commands} - {"demo"})
+# `demo` has no input that could be wrong, and takes long; `serve` does not end by itself.
+VERBS = sorted(
+    {command.verb for commands in COMMANDS.values() for command in commands} - {"demo", "serve"}
+)
 NONSENSE = [
     "", "x", "-1", "0", "nan", "inf", "1e30", str(2**70), "None", "[/]", "\x1b[31mred", "a\nb",
     "日本", "\udce9", "*" * 300, "../x", "-", "--", "@", "%s", "9" * 5000, "1/1", "0/1 scale -1",

@@ -104,6 +104,13 @@ def test_written_edits_stay_in_the_folder(
     assert f"type --{key} ../up.toml" in refusal([verb, "sets", "--target", "a"], capfd)
 
 
+@pytest.mark.parametrize("setting", ['host = "0.0.0.0"', 'api_key = "known"', 'dir = "../up"'])
+def test_folder_opens_no_server_to_others(setting: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("saescope.toml").write_text(setting)
+    option = setting.partition(" ")[0].replace("_", "-")
+    assert f"type --{option}" in refusal(["serve", "--port", "0"], capfd)
+
+
 def test_refused_keys_of_another_type(capfd: pytest.CaptureFixture[str]) -> None:
     for text in ('out = ["/tmp/x"]', '[judge]\nx = "judge.py:score"', "judge = 5"):
         Path("saescope.toml").write_text(text)

@@ -70,6 +70,7 @@ COMMANDS = {
         Command("plan", "What a job downloads and holds in memory.", resumes=False),
         Command("fetch", "Download the files a job needs, and no others."),
     ),
+    "Serve": (Command("serve", "OpenAI's API with steering, for your programs.", resumes=False),),
     "Runs": (
         Command("report", "A run as one HTML page.", resumes=False),
         Command("rerun", "The job of a run again, from its manifest: is it the same?"),

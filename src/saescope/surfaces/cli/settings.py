@@ -1,8 +1,8 @@
 """Options in files: saescope.toml in the working folder, and the user's own.
 
-Anybody can have written the file that lies in a folder. It sets no option that runs code or sends
-replies to a server, and no place outside its folder to write to: those count only from the command
-line or from the user's own file.
+Anybody can have written the file that lies in a folder. It sets no option that runs code, sends
+replies to a server or opens this machine to others, and no place outside its folder to write to:
+those count only from the command line or from the user's own file.
 """
 
 import os
@@ -23,8 +23,10 @@ FOLDER_FILE = "saescope.toml"
 _MOST_BYTES = 2**20
 # Options whose values are code, or a server that gets the replies.
 _JUDGES = ("judge",)
+# Options by which others can reach a server here.
+_ACCESS = ("host", "api_key")
 # Options that name what is written, in every command or in some.
-_OUTPUTS = ("out", "plot", "direction")
+_OUTPUTS = ("out", "plot", "direction", "dir")
 _OUTPUTS_OF: Mapping[str, tuple[str, ...]] = {"detect": ("edits",), "select": ("edits",)}
 
 
@@ -100,7 +102,7 @@ def _refuse_untrusted(settings: _SettingsFile, verb: str, arguments: ArgumentCol
     open_names = {name for argument in arguments if not argument.tokens for name in argument.names}
     for key, value in settings.values.items():
         option = "--" + key.replace("_", "-")
-        if option not in open_names or key not in (*_JUDGES, *outputs_of(verb)):
+        if option not in open_names or key not in (*_JUDGES, *_ACCESS, *outputs_of(verb)):
             continue
         if not isinstance(value, str):
             raise SaescopeError(f"{settings.path}: {key} must be text, got {value!r:.40}")
@@ -109,6 +111,8 @@ def _refuse_untrusted(settings: _SettingsFile, verb: str, arguments: ArgumentCol
             continue
         if key in _JUDGES:
             what = "may not choose the judge, which may be code or a server"
+        elif key in _ACCESS:
+            what = "may not decide who can reach this machine"
         elif not _is_inside(value):
             what = "names a place outside its folder to write to"
         else:

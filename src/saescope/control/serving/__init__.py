@@ -1,0 +1,1 @@
+"""Many requests on one model at once, each with its own edits."""
