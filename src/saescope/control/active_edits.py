@@ -44,7 +44,8 @@ class LayerTargets:
 class ActiveEdits:
     """The edits of one `steered` context by layer, the readers of their conditions, their receipt.
 
-    `key` identifies the edits, to validate KV caches; it is None if no edit has an effect.
+    `key` identifies the edits, to validate KV caches; it is None if no edit has an effect. `rows`
+    are the rows of a batch that they edit, None for all.
     """
 
     lm: LM
@@ -52,6 +53,7 @@ class ActiveEdits:
     watched: Mapping[int, ActivationReader]
     receipt: Receipt
     key: Hashable
+    rows: range | None = None
 
     @property
     def hooked_layers(self) -> set[int]:
@@ -68,7 +70,11 @@ class _Key(NamedTuple):
 
 
 def activate(
-    lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], random_seed: int | None
+    lm: LM,
+    saes: Sequence[Sae],
+    edits: Sequence[Edit],
+    random_seed: int | None,
+    rows: range | None = None,
 ) -> ActiveEdits:
     """Return the edits bound to tensors; with `random_seed`, along random directions.
 
@@ -89,7 +95,7 @@ def activate(
         targets[layer] = _layer_targets(layer_edits, tensors, watched)
     readers = {layer: condition_reader(read, sae_of[layer]) for layer, read in watched.items()}
     key = _key(tuple(effective.values()), random_seed, sae_of)
-    return ActiveEdits(lm, targets, readers, _receipt(edits, sae_of), key)
+    return ActiveEdits(lm, targets, readers, _receipt(edits, sae_of), key, rows)
 
 
 def _layer_targets(

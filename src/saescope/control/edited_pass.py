@@ -12,6 +12,7 @@ from saescope.control.active_edits import ActiveEdits, ConditionSite, LayerTarge
 from saescope.control.formulae import Coefficients, coefficients
 from saescope.control.positions import TargetPositions
 from saescope.control.receipts import PassRecord, Receipt
+from saescope.errors import EditError
 
 
 @final
@@ -21,6 +22,7 @@ class EditedPass:
     def __init__(self, contexts: Sequence[ActiveEdits], positions: TargetPositions) -> None:
         self._contexts = contexts
         self._positions = positions
+        self._rows = [positions.rows(context.rows) for context in contexts]
         self._condition_acts: dict[tuple[int, int], Float[Tensor, "batch pos n"]] = {}
 
     def change(
@@ -28,16 +30,25 @@ class EditedPass:
     ) -> Float[Tensor, "batch pos d"] | None:
         """Return this layer's residual after all edits; None if no scope includes this pass."""
         h = resid.float()
+        self._check_rows(len(h))
         for context_index, context in enumerate(self._contexts):
             if layer in context.watched:
-                reader = context.watched[layer]
-                self._condition_acts[context_index, layer] = reader.acts(h, reader.readout(h))
+                reader, read = context.watched[layer], h[self._rows[context_index]]
+                self._condition_acts[context_index, layer] = reader.acts(read, reader.readout(read))
         norms = torch.linalg.vector_norm(h, dim=-1)
         changes = []
         for context_index, context in enumerate(self._contexts):
             if layer in context.layers:
                 changes.append(self._context_change(context_index, layer, h, norms))
         return _apply([change for change in changes if change is not None], resid, h, norms)
+
+    def _check_rows(self, n_rows: int) -> None:
+        for rows in self._rows:
+            if rows.stop is not None and rows.stop > n_rows:
+                raise EditError(
+                    f"these edits are for rows up to {rows.stop} of a batch, and it has {n_rows}: "
+                    "pass all rows in one batch"
+                )
 
     def _context_change(
         self,
@@ -47,11 +58,12 @@ class EditedPass:
         norms: Float[Tensor, "batch pos"],
     ) -> "_Change | None":
         """Return what the edits of one context do at this layer; None if no scope includes it."""
-        context = self._contexts[context_index]
+        context, rows = self._contexts[context_index], self._rows[context_index]
         edits = context.layers[layer]
         masks = self._positions.masks(layer, edits.rules, h, norms)
-        if masks is None:
+        if masks is None or not len(h[rows]):
             return None
+        h, masks = h[rows], masks[rows]
         selection = _Selection(None if h.shape[1] == 1 else masks.any(dim=-1))
         values, acts = coefficients(edits.tensors, selection.pick(h))
         targeted = selection.pick(masks).expand_as(acts)
@@ -69,6 +81,7 @@ class EditedPass:
             targeted=targeted,
             condition_met=condition_met,
             affected_positions=affected_positions,
+            rows=rows,
         )
 
     def _conditions_met(
@@ -133,6 +146,7 @@ class _Change:
     """What the edits of one context do at one layer.
 
     At `affected_positions` at least one edit applies: it targets them and its condition is met.
+    All but `rows` is about these rows of the batch alone.
     """
 
     receipt: Receipt
@@ -141,7 +155,8 @@ class _Change:
     coefficients: Coefficients
     targeted: Bool[Tensor, "p n"]
     condition_met: Bool[Tensor, "p n"] | None
-    affected_positions: Bool[Tensor, "batch pos"]
+    affected_positions: Bool[Tensor, "rows pos"]
+    rows: slice
 
     def record(self, norms: Float[Tensor, "batch pos"], changed: Bool[Tensor, "batch pos"]) -> None:
         """Add this change to the receipt; `changed` marks residuals that differ as stored."""
@@ -153,8 +168,8 @@ class _Change:
                 acts=self.coefficients.acts,
                 targeted=self.targeted,
                 condition_met=self.condition_met,
-                norms=self.selection.pick(norms),
-                changed=self.selection.pick(changed),
+                norms=self.selection.pick(norms[self.rows]),
+                changed=self.selection.pick(changed[self.rows]),
             )
         )
 
@@ -168,12 +183,12 @@ def _apply(
     """Return the residual in its dtype after these changes, all computed from `h`."""
     if not changes:
         return None
-    total, affected_positions = h, changes[0].affected_positions
+    total, affected_positions = h.clone(), torch.zeros_like(norms, dtype=torch.bool)
     for change in changes:
-        write_directions = change.edits.tensors.write_directions
-        total = change.selection.add_columns(total, change.coefficients.values, write_directions)
-    for change in changes[1:]:
-        affected_positions = affected_positions | change.affected_positions
+        write_directions, values = change.edits.tensors.write_directions, change.coefficients.values
+        rows = change.rows
+        total[rows] = change.selection.add_columns(total[rows], values, write_directions)
+        affected_positions[rows] |= change.affected_positions
     edited = torch.where(affected_positions[..., None], total.to(resid.dtype), resid)
     changed = (edited != resid).any(dim=-1)
     for change in changes:

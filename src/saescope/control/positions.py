@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saescope.control.edits import Scope
-from saescope.engine.cache_rows import select_kept
+from saescope.engine.cache_rows import kept_rows, select_kept
 from saescope.engine.magnitudes import sink_sizes
 from saescope.engine.residual import Pass
 from saescope.errors import EditError
@@ -64,6 +64,15 @@ class TargetPositions:
                 "this KV cache was built under different edits: build it again inside this context"
             )
         self._sink_thresholds = state.sink_thresholds
+
+    def rows(self, rows: range | None) -> slice:
+        """Return where the rows of a prefill batch are in this pass; None stands for all rows."""
+        if rows is None:
+            return slice(None)
+        kept = kept_rows(self._cache)
+        if kept is None:
+            return slice(rows.start, rows.stop)
+        return slice(int((kept < rows.start).sum()), int((kept < rows.stop).sum()))
 
     def masks(
         self,

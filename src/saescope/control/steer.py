@@ -64,21 +64,20 @@ def steered(
     return SteeredBlock(lm, saes, edits, random_directions)
 
 
-def lowest_edited_layer(lm: LM) -> int | None:
-    """Return the lowest layer that open contexts edit or read here; None if there is none."""
-    layers: set[int] = set().union(*(edits.hooked_layers for edits in edits_here(lm.blocks)))
-    return min(layers, default=None)
-
-
 @final
 class SteeredBlock:
     """What `with steered(...)` enters and leaves."""
 
     def __init__(
-        self, lm: LM, saes: Sequence[Sae], edits: Sequence[Edit], random_directions: int | None
+        self,
+        lm: LM,
+        saes: Sequence[Sae],
+        edits: Sequence[Edit],
+        random_directions: int | None,
+        rows: range | None = None,
     ) -> None:
         self._lm = lm
-        self._activate = partial(activate, lm, saes, edits, random_directions)
+        self._activate = partial(activate, lm, saes, edits, random_directions, rows)
         self._open: OpenBlock[ActiveEdits] | None = None
 
     def __enter__(self) -> Receipt:
@@ -189,7 +188,8 @@ class _Hooks:
         active = edits_here(self._blocks)
         positions = TargetPositions(forward)
         # Keys and values that were computed under other edits must not be continued under these.
-        positions.check_cache(tuple(edits.key for edits in active if edits.key is not None))
+        keys = [(edits.key, edits.rows) for edits in active if edits.key is not None]
+        positions.check_cache(tuple(keys))
         if active:
             self._local.edited_pass = EditedPass(active, positions)
         for edits in active:

@@ -32,6 +32,12 @@ def edits_here(blocks: nn.ModuleList) -> list[Any]:
     return [edits for edits in OPEN_EDITS.here() if edits.lm.blocks is blocks]
 
 
+def lowest_edited_layer(lm: LM) -> int | None:
+    """Return the lowest layer that edits change or read here; None if there are no edits."""
+    layers: set[int] = set().union(*(edits.hooked_layers for edits in edits_here(lm.blocks)))
+    return min(layers, default=None)
+
+
 def is_edited(lm: LM) -> bool:
     """Whether a forward pass of an LM here would be edited."""
     return bool(edits_here(lm.blocks))

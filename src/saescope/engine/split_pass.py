@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from saescope.engine.growing_cache import growing_cache, text_config
 from saescope.engine.lm import LM
 from saescope.engine.residual import OPEN_EDITS, replace_outputs
 from saescope.engine.stock import blocks_of, decoder_of
@@ -89,6 +90,49 @@ def starting_above(lm: LM, lower: LowerOutput) -> Iterator[None]:
     """
     with _forwards_replaced(_blocks(lm)[: lower.layer + 1], lower.as_returned):
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRows:
+    """What a prefill of the whole model reads, and which rows are equal.
+
+    `distinct` are the first rows of each kind, `kinds` says of which kind every row is.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    positions: Int[Tensor, "batch pos"]
+    distinct: Int[Tensor, "n"]
+    kinds: Int[Tensor, "batch"]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the whole model."""
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            "use_cache": True,
+        }
+
+
+def prefill_split(lm: LM, layer: int, rows: PromptRows, cache: Any, lower_cache: Any) -> Any:
+    """Return the whole model's output for `rows`, of which equal ones share the lower blocks.
+
+    `cache` and `lower_cache` are empty; `cache` then holds the keys, values and states of all
+    blocks.
+    """
+    once = {
+        name: value[rows.distinct] if isinstance(value, Tensor) else value
+        for name, value in rows.inputs.items()
+    }
+    lower = run_lower(lm, layer, **once, past_key_values=lower_cache)
+    with starting_above(lm, lower.select(rows.kinds)):
+        output = lm.whole(**rows.inputs, past_key_values=cache)
+    for n in range(min(layer + 1, len(cache.layers))):
+        lower_cache.layers[n].reorder_cache(rows.kinds)
+        cache.layers[n] = lower_cache.layers[n]
+    return output
 
 
 def head_inputs(lm: LM, **inputs: Any) -> Float[Tensor, "batch pos d_model"]:
@@ -193,17 +237,43 @@ def can_split(lm: LM, layer: int, row: Sequence[int]) -> bool:
 
 @torch.inference_mode()
 def _splits(lm: LM, layer: int, row: Sequence[int]) -> bool:
-    """Whether a split pass has the logits of an ordinary one."""
+    """Whether a split pass and the token after it have the logits of ordinary ones."""
     one = torch.tensor([list(row[:_PROBE_TOKENS])], device=lm.device)
-    two = one.expand(2, -1)
-    expected: Tensor = lm.whole(input_ids=two, use_cache=False).logits
+    two, zeros = one.expand(2, -1), torch.zeros(2, dtype=torch.int64, device=lm.device)
+    mask, positions = torch.ones_like(two), torch.arange(two.shape[1]).to(two).expand(2, -1)
+    rows = PromptRows(two, mask, positions, distinct=zeros[:1], kinds=zeros)
+    caches = [growing_cache(text_config(lm.whole)) for _ in range(3)]
+    expected: Tensor = lm.whole(**rows.inputs, past_key_values=caches[0]).logits
+    expected_next = _next_logits(lm, caches[0], two)
     try:
-        lower = run_lower(lm, layer, input_ids=one, use_cache=False)
-        lower = lower.select(torch.zeros(2, dtype=torch.int64, device=lm.device))
+        output = prefill_split(lm, layer, rows, caches[1], caches[2])
+        lower = run_lower(lm, layer, input_ids=one, use_cache=False).select(zeros)
         with starting_above(lm, lower):
             hidden = head_inputs(lm, input_ids=two, use_cache=False)
         logits = head_logits(lm, hidden.flatten(0, 1)).view_as(expected)
+        following = _next_logits(lm, caches[1], two)
     except (AttributeError, LookupError, RuntimeError, SourceError, TypeError, ValueError):
         return False  # the upper part needs what the lower one did not leave
+    pairs = ((logits, expected), (output.logits, expected), (following, expected_next))
+    return all(_equal(lm, *pair) for pair in pairs)
+
+
+def _next_logits(lm: LM, cache: Any, ids: Tensor) -> Tensor:
+    """Return the logits after one more token."""
+    mask = torch.ones(len(ids), ids.shape[1] + 1, dtype=torch.int64, device=ids.device)
+    positions = torch.full_like(ids[:, :1], ids.shape[1])
+    output = lm.whole(
+        input_ids=ids[:, :1],
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def _equal(lm: LM, logits: Tensor, expected: Tensor) -> bool:
+    """Whether logits are equal up to rounding."""
     difference = (logits.float() - expected.float()).abs().max()
     return bool(difference <= ROUNDING[lm.dtype == torch.float32] * expected.float().abs().max())

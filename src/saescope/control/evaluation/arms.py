@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+from saescope.control.conditions import Condition
 from saescope.control.edits import Edit
 from saescope.control.receipts import Receipt
 from saescope.control.steer import steered
@@ -63,6 +64,11 @@ class Arm:
         """The same for text read in one pass: edits of the newest token apply to every token."""
         edits = tuple(_at_all_positions(edit) for edit in self.edits)
         return replace(self, edits=edits).steered(lm, saes)
+
+    @property
+    def condition(self) -> Condition:
+        """The edits of this arm, for rows of a batch."""
+        return Condition(self.edits, self.direction_seed)
 
     def prompts(self, lm: LM, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         """The prompts as this arm puts them."""

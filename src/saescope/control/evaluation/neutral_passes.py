@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saescope.control.steer import lowest_edited_layer
 from saescope.engine.batches import divide_into_batches, lay_out
 from saescope.engine.lm import LM
+from saescope.engine.residual import lowest_edited_layer
 from saescope.engine.split_pass import (
     LowerOutput,
     can_split,

@@ -7,8 +7,9 @@ from typing import Any, final
 
 from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.damage import Damage, DamageMeter
+from saescope.control.evaluation.reply_batches import ReplyBatches, ReplyOptions
 from saescope.control.evaluation.settings import EvaluateSettings, SelectSettings
-from saescope.engine.generate import Generation, generate_batch
+from saescope.engine.generate import Generation
 from saescope.engine.lm import LM
 from saescope.engine.numerics import library_versions, numerics
 from saescope.engine.sae import Sae
@@ -16,7 +17,6 @@ from saescope.engine.tokens import prompt_ids
 from saescope.sources.prompts import Prompt, PromptSet, fingerprint
 from saescope.store.resume_cache import ResumeCache, key_of
 
-_BATCH_PROMPTS = 32
 Progress = Callable[[int, int], None]
 "Called with the number of replies that are written, and of all replies."
 
@@ -67,16 +67,23 @@ class ArmRunner:
     def run(self, arms: Sequence[Arm]) -> list[ArmOutput]:
         """Replies and damage under each arm."""
         keys = [self._key(arm) for arm in arms]
-        missing = [arm for arm, key in zip(arms, keys, strict=True) if key not in self.cache]
+        missing = {key: arm for arm, key in zip(arms, keys, strict=True) if key not in self.cache}
         self.counter.start(len(arms) * len(self.prompts))
-        damages = dict(zip(missing, self.damages(missing), strict=True))
-        for arm, key in zip(arms, keys, strict=True):
-            if key not in self.cache:
-                output = self._run(arm, damages[arm])
-                self.cache.put(key, output.to_plain())
-            else:
-                self.counter.add(len(self.prompts))
+        self.counter.add((len(arms) - len(missing)) * len(self.prompts))
+        damages = dict(zip(missing, self.damages(list(missing.values())), strict=True))
+        key_of_arm = {id(arm): key for key, arm in missing.items()}
+        for arm, replies in self._replies.under(list(missing.values())):
+            key = key_of_arm[id(arm)]
+            output = ArmOutput(
+                replies.generations, replies.applied, replies.delta_norm_ratio, damages[key]
+            )
+            self.cache.put(key, output.to_plain())
         return [ArmOutput.from_plain(self.cache[key]) for key in keys]
+
+    @property
+    def _replies(self) -> ReplyBatches:
+        options = ReplyOptions(self.settings.max_new_tokens, self.settings.thinking)
+        return ReplyBatches(self.lm, self.saes, self.prompts, options, self.counter.add)
 
     def damages(self, arms: Sequence[Arm]) -> list[Damage | None]:
         """Damage under each arm, measured once per arm and without generating.
@@ -102,30 +109,10 @@ class ArmRunner:
         rows = [text.ids for text in self.neutral]
         return DamageMeter(self.lm, rows, [text.set for text in self.neutral])
 
-    def _run(self, arm: Arm, arm_damage: Damage | None) -> ArmOutput:
-        with arm.steered(self.lm, self.saes) as receipt:
-            replies = self._generate(arm.prompts(self.lm, self.prompts))
-        if receipt is None:
-            return ArmOutput(replies, applied=False, delta_norm_ratio=0.0, damage=arm_damage)
-        return ArmOutput(replies, receipt.applied, receipt.delta_norm_ratio, arm_damage)
-
-    def _generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        replies: list[Generation] = []
-        for start in range(0, len(prompts), _BATCH_PROMPTS):
-            batch = prompts[start : start + _BATCH_PROMPTS]
-            replies += generate_batch(
-                self.lm,
-                batch,
-                max_new_tokens=self.settings.max_new_tokens,
-                thinking=self.settings.thinking,
-            )
-            self.counter.add(len(batch))
-        return replies
-
     def _key(self, arm: Arm) -> str:
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
         replies = [self.settings.max_new_tokens, self.settings.thinking]
-        return key_of("arm 2", *self._computed_on, arm.key_parts, prompts, self._texts, replies)
+        return key_of("arm 3", *self._computed_on, arm.key_parts, prompts, self._texts, replies)
 
     def _damage_key(self, arm: Arm) -> str:
         return key_of("damage", *self._computed_on, arm.key_parts, self._texts)

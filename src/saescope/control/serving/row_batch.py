@@ -17,9 +17,9 @@ from saescope.engine.generate import (
     _end_tokens,
     _last_position,
     _left_padded,
-    _reads_padding,
-    _text_config,
+    reads_padding,
 )
+from saescope.engine.growing_cache import text_config
 from saescope.engine.lm import LM
 from saescope.engine.residual import replace_outputs
 from saescope.engine.sae import Sae
@@ -50,14 +50,14 @@ class RowBatch:
         self._end_tokens = _end_tokens(lm)
         self._ids, self._mask = _left_padded([row.ticket.work.ids for row in rows], lm.device)
         self._positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=_text_config(lm.whole))
+        self._cache = DynamicCache(config=text_config(lm.whole))
 
     @staticmethod
     def groups(lm: LM, tickets: Sequence[Ticket]) -> Iterator[Sequence[Ticket]]:
         """Yield which replies can start as one batch: all, unless the model reads padding."""
         if not tickets:
             return
-        if _reads_padding(lm, [ticket.work.ids for ticket in tickets]):
+        if reads_padding(lm, [ticket.work.ids for ticket in tickets]):
             yield from ([ticket] for ticket in tickets)
         else:
             yield tickets
