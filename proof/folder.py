@@ -30,6 +30,11 @@ class DataFolder:
         return self.root / "texts"
 
     @property
+    def chats(self) -> Path:
+        """Requests from patterns with SmolLM2's replies, which its SAEs are trained on."""
+        return self.root / "chats.jsonl"
+
+    @property
     def smollm2(self) -> Path:
         """SmolLM2-135M-Instruct as a transformers folder in bfloat16."""
         return self.root / "models" / "smollm2"
@@ -46,7 +51,7 @@ class DataFolder:
 
     @property
     def sets(self) -> Path:
-        """Prompt sets, a folder per experiment's kind of text: `languages/`, `requests/`, ..."""
+        """Prompt sets by kind: `languages/`, `declaration/`, `requests/`, `neutral-*/`, ..."""
         return self.root / "sets"
 
     @property

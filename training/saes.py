@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SaeRecipe:
-    """Sizes, loss weights and schedule of one layer's SAE; `general` 0 is plain TopK."""
+    """Sizes, loss weights and schedule of one layer's SAE; `general` 0 is plain TopK.
+
+    Real residuals have a large common mean: `centred` scales what varies around it to a mean
+    square of 1, instead of all of it. `sparse` decodes active features alone, which is faster for
+    large dictionaries.
+    """
 
     d_sae: int = 512
     k: int = 32
@@ -36,6 +41,8 @@ class SaeRecipe:
     peak_lr: float = 2e-3
     dead_after: int = 300
     dead_weight: float = 1 / 32
+    centred: bool = False
+    sparse: bool = False
     seed: int = 0
 
 
@@ -59,18 +66,20 @@ class Residuals:
         offset = torch.arange(len(owner)) - torch.repeat_interleave(
             lengths.cumsum(0) - lengths, lengths
         )
-        return self.resid[self.starts[documents][owner] + offset], owner
+        return self.resid[self.starts[documents][owner] + offset].float(), owner
 
 
 class Sae(nn.Module):
-    """Trainable SAE on residuals of unit mean square; columns of W_dec are features of norm 1."""
+    """Trainable SAE on scaled residuals; columns of W_dec are features of norm 1."""
 
     def __init__(self, recipe: SaeRecipe, data: Residuals) -> None:
         super().__init__()
         d_model = data.resid.shape[1]
         self.recipe = recipe
-        self.scale = float(data.resid.pow(2).mean().sqrt())
-        self.b_dec = nn.Parameter(data.resid.mean(0) / self.scale)
+        mean = data.resid.float().mean(0)
+        varying = data.resid.float() - mean if recipe.centred else data.resid.float()
+        self.scale = float(varying.pow(2).mean().sqrt())
+        self.b_dec = nn.Parameter(mean / self.scale)
         directions = nn.functional.normalize(torch.randn(d_model, recipe.d_sae), dim=0)
         if recipe.general:
             directions[:, : recipe.general] = _clusters(data, recipe).T
@@ -121,7 +130,7 @@ def train_sae(recipe: SaeRecipe, data: Residuals) -> Sae:
     sae = Sae(recipe, data)
     optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99))
     idle = torch.zeros(recipe.d_sae, dtype=torch.int64)
-    variance = (data.resid / sae.scale).var(0).sum().item()
+    variance = (data.resid.float() / sae.scale).var(0).sum().item()
     for step, documents in enumerate(_batches(data.documents, recipe)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_lr * min(1.0, (step + 1) / 100, 3 * (1 - step / recipe.steps))
@@ -155,24 +164,42 @@ def _loss(
     """Reconstruction, the general group's share, and a revival of dead features (Gao 2024)."""
     recipe = sae.recipe
     pre = sae.pre_acts(x)
-    top = pre.topk(recipe.k, dim=-1, sorted=False)
-    acts = torch.zeros_like(pre).scatter(-1, top.indices, top.values.relu())
-    error = x - acts @ sae.W_dec.T - sae.b_dec
+    acts = _top(pre, recipe.k)
+    error = x - _decode(sae, acts) - sae.b_dec
     loss = error.pow(2).sum(-1).mean() / variance
     if recipe.general:
         loss = loss + _general_loss(sae, x, pre[:, : recipe.general], owner, n_documents, variance)
     if dead.any():
-        rest = torch.where(dead, pre, -torch.inf).topk(
-            min(2 * recipe.k, int(dead.sum())), dim=-1, sorted=False
+        rest = torch.where(dead, pre, -torch.inf)
+        revived = _decode(sae, _top(rest, min(2 * recipe.k, int(dead.sum()))))
+        missed = (error.detach() - revived).pow(2).sum(-1).mean() / variance
+        loss = loss + recipe.dead_weight * missed
+    fired = torch.zeros_like(dead)
+    fired[acts.ids[acts.values > 0]] = True
+    return loss, fired
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The largest pre-activations per token, those below zero as zero."""
+
+    ids: Int[Tensor, "n k"]
+    values: Float[Tensor, "n k"]
+
+
+def _top(pre: Float[Tensor, "n d_sae"], k: int) -> _Top:
+    top = pre.topk(k, dim=-1, sorted=False)
+    return _Top(top.indices, top.values.relu())
+
+
+def _decode(sae: Sae, top: _Top) -> Float[Tensor, "n d_model"]:
+    """The sum of the features' directions, without the decoder's bias."""
+    if sae.recipe.sparse:
+        return nn.functional.embedding_bag(
+            top.ids, sae.W_dec.T.contiguous(), per_sample_weights=top.values, mode="sum"
         )
-        revived = torch.zeros_like(pre).scatter(-1, rest.indices, rest.values.relu())
-        loss = (
-            loss
-            + recipe.dead_weight
-            * (error.detach() - revived @ sae.W_dec.T).pow(2).sum(-1).mean()
-            / variance
-        )
-    return loss, (acts > 0).any(0)
+    acts = top.values.new_zeros(len(top.ids), sae.recipe.d_sae).scatter(-1, top.ids, top.values)
+    return acts @ sae.W_dec.T
 
 
 def _general_loss(
