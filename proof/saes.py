@@ -33,11 +33,12 @@ RECIPE = SaeRecipe(
     k=40,
     general=0,
     documents=32,
-    steps=800,
+    steps=600,
     peak_lr=3e-3,
     dead_after=100,
     centred=True,
     sparse=True,
+    bfloat16=True,
 )
 _SHARDS = 4  # fixed, so that the number of cores changes no bit
 _JUDGE = "judge"

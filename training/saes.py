@@ -25,8 +25,8 @@ class SaeRecipe:
     """Sizes, loss weights and schedule of one layer's SAE; `general` 0 is plain TopK.
 
     Real residuals have a large common mean: `centred` scales what varies around it to a mean
-    square of 1, instead of all of it. `sparse` decodes active features alone, which is faster for
-    large dictionaries.
+    square of 1, instead of all of it. For large dictionaries, `sparse` decodes active features
+    alone, and `bfloat16` rounds the encoder's products: both are several times faster.
     """
 
     d_sae: int = 512
@@ -43,6 +43,7 @@ class SaeRecipe:
     dead_weight: float = 1 / 32
     centred: bool = False
     sparse: bool = False
+    bfloat16: bool = False
     seed: int = 0
 
 
@@ -79,7 +80,8 @@ class Sae(nn.Module):
         mean = data.resid.float().mean(0)
         varying = data.resid.float() - mean if recipe.centred else data.resid.float()
         self.scale = float(varying.pow(2).mean().sqrt())
-        self.b_dec = nn.Parameter(mean / self.scale)
+        self.mean = mean / self.scale
+        self.b_dec = nn.Parameter(self.mean.clone())
         directions = nn.functional.normalize(torch.randn(d_model, recipe.d_sae), dim=0)
         if recipe.general:
             directions[:, : recipe.general] = _clusters(data, recipe).T
@@ -88,6 +90,10 @@ class Sae(nn.Module):
         self.b_enc = nn.Parameter(-(self.W_enc @ self.b_dec).detach())
 
     def pre_acts(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_sae"]:
+        if self.recipe.bfloat16:
+            # Only what varies is rounded: next to the mean it would lose most of its digits.
+            product = (x - self.mean).bfloat16() @ self.W_enc.bfloat16().T
+            return product.float() + (self.W_enc @ self.mean + self.b_enc)
         return torch.addmm(self.b_enc, x, self.W_enc.T)
 
     def state(self) -> dict[str, Tensor]:
@@ -128,7 +134,9 @@ def train_sae(recipe: SaeRecipe, data: Residuals) -> Sae:
     """Train one layer's SAE by Adam with a warm-up and a linear decay."""
     torch.manual_seed(recipe.seed)
     sae = Sae(recipe, data)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(
+        sae.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99), fused=recipe.bfloat16
+    )
     idle = torch.zeros(recipe.d_sae, dtype=torch.int64)
     variance = (data.resid.float() / sae.scale).var(0).sum().item()
     for step, documents in enumerate(_batches(data.documents, recipe)):
