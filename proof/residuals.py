@@ -44,10 +44,10 @@ def collect(model: Path, layers: Sequence[int], prompts: Sequence[Prompt]) -> Co
         for layer in layers:
             parts[layer].append(resid[layer][kept].bfloat16())
         lengths += kept.sum(1).tolist()
-    return _without_sinks({layer: torch.cat(parts.pop(layer)) for layer in layers}, lengths)
+    return without_sinks({layer: torch.cat(parts.pop(layer)) for layer in layers}, lengths)
 
 
-def _without_sinks(
+def without_sinks(
     resid: dict[int, Float[Tensor, "n d_model"]], lengths: Sequence[int]
 ) -> Collected:
     sinks = torch.stack([_sinks(values) for values in resid.values()]).any(0)
