@@ -22,6 +22,10 @@ sentences included. Results that speak against a method are shown like all other
   converted to bfloat16.
 - **The SAEs are small and were trained for minutes**, on text in eight languages and on chats, in
   the format of Qwen-Scope. Expect coarser features than those of a large SAE.
+- **The texts are LibreOffice's help pages** in English, German, Spanish, Basque, Hindi, Japanese
+  and Chinese, its interface in Esperanto (and in Hindi, which has few translated pages), and
+  GNOME's guides. Held-out pages are the same in every language, and no SAE has seen them. A
+  campaign of Wesnoth (no Hindi) and the Declaration of Human Rights are another kind of text.
 - **Intervals are at 95 %.** Features, layers and strengths are chosen on discovery documents or
   prompts; rates are of others.
 - **KL** is the mean over tokens of text that an edit should leave alone, in nats, between the

@@ -38,7 +38,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "languages",
         languages.run,
         languages.section,
-        (),
+        ("gemma3", "sets", "gemma3-saes"),
         2,
         "features of languages over depth",
     ),
