@@ -147,6 +147,7 @@ def test_clamps_have_no_opposite_and_no_multiples(tmp_path: Path) -> None:
     assert result.arms[1].applied
     assert not result.arms[2].applied
     assert {line.partition(":")[0] for line in result.controls_left_out} == {
+        "controls at the damage of the edits",
         "difference of means",
         "prompt only",
     }

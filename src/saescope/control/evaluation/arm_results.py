@@ -3,10 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, Literal, final
+
+import numpy as np
 
 from saescope.control.evaluation.damage import Damage, mean_damage
 from saescope.control.evaluation.metrics import mean_known, wilson_interval
+
+Match = Literal["matched", "milder", "costlier", "wrecked"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ArmResult:
 
     name: str
     strength: float | None
+    "Of several draws, the mean."
     behaviour_rate: float | None
     "Over the `scored` replies: `empty`, `unscored` and `unfinished` ones count neither way."
     ci: tuple[float, float]
@@ -65,6 +70,13 @@ class ArmResult:
     "The smallest and the largest rate of several draws."
     each: list[dict[str, Any]] = field(default_factory=list)
     "Figures of every draw."
+    match: Match | None = None
+    "A control's damage beside the edits': `matched`, less, more, or so much that it is wrecked."
+
+    @property
+    def kl_mean(self) -> float | None:
+        """Mean KL on neutral text; None if damage was not measured."""
+        return None if self.damage is None else self.damage.kl_mean
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict, with the figures of the damage."""
@@ -72,6 +84,8 @@ class ArmResult:
         del plain["damage"], plain["sets"]
         plain["ci"] = list(self.ci)
         plain["spread"] = list(self.spread) if self.spread else None
+        plain["matched"] = None if self.match is None else self.match == "matched"
+        plain["wrecked"] = self.match == "wrecked"
         sets = {name: one.to_dict() for name, one in self.sets.items()}
         return {**plain, **self._damage(), "sets": sets}
 
@@ -111,6 +125,7 @@ def pooled(results: Sequence[ArmResult], draws: Sequence[str]) -> ArmResult:
         averages[name] = mean_known([getattr(one, name) for one in results])
     return replace(
         results[0],
+        strength=_mean_strength([one.strength for one in results]),
         behaviour_rate=rate,
         ci=wilson_interval(rate, scored / n),  # every draw has the same prompts
         mcnemar_p=min(p_values, default=None),
@@ -129,6 +144,16 @@ def pooled(results: Sequence[ArmResult], draws: Sequence[str]) -> ArmResult:
     )
 
 
+def _mean_strength(strengths: Sequence[float | None]) -> float | None:
+    mean = mean_known(strengths)
+    return None if mean is None else three_digits(mean)
+
+
+def three_digits(strength: float) -> float:
+    """The strength to three significant digits, as tables show it."""
+    return float(np.format_float_scientific(strength, precision=2))
+
+
 def _pooled_set(draws: Sequence[SetResult]) -> SetResult:
     rate = mean_known([draw.behaviour_rate for draw in draws])
     scored = sum(draw.scored for draw in draws)
@@ -141,9 +166,11 @@ def _draw_figures(draw: str, result: ArmResult) -> dict[str, Any]:
     """One draw's figures, of which the pooled result has the mean."""
     return {
         "of": draw,
+        "strength": result.strength,
         "behaviour_rate": result.behaviour_rate,
         "ci": list(result.ci),
         "right_rate": result.right_rate,
-        "kl_mean": None if result.damage is None else result.damage.kl_mean,
+        "kl_mean": result.kl_mean,
+        "match": result.match,
         "delta_norm_ratio": result.delta_norm_ratio,
     }

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from saescope.analysis.directions import mean_difference
 from saescope.control.edits import Edit
 from saescope.control.evaluation.arms import Arm, times
+from saescope.control.evaluation.matching import Control
 from saescope.control.evaluation.settings import EvaluateSettings
 from saescope.engine.batches import BATCH_TOKENS, plan_batches, plan_token_batches
 from saescope.engine.extract import compute_features
@@ -21,7 +22,7 @@ from saescope.sources.catalog import Feature
 from saescope.sources.directions import Direction
 from saescope.sources.prompts import Prompt
 
-MEANS = "difference of means"
+MEANS, IN_FULL = "difference of means", " in full"
 _LEAST_SIMILAR = 10
 Counts = npt.NDArray[np.int64]
 
@@ -42,8 +43,8 @@ class Controls:
 
     instruction: str | None
 
-    def arms(self, strength: float, *, removes: bool) -> list[Arm]:
-        """Every control of the edits at this strength.
+    def at(self, strength: float, *, removes: bool) -> list[Control]:
+        """Every control at this strength of the edits; baselines of their own at 1.
 
         `removes` says whether the edits lead away from the behaviour: the difference of means is
         then subtracted and projected out, else added.
@@ -51,47 +52,52 @@ class Controls:
         return [
             *self._of_edits(strength),
             *self._random(strength),
-            *self._of_means(removes),
+            *self.of_means(removes=removes),
             *self._prompt_only(),
         ]
 
-    def _of_edits(self, strength: float) -> Iterator[Arm]:
-        yield Arm("zero", 0.0, times(self.edits, 0.0))
+    def _of_edits(self, strength: float) -> Iterator[Control]:
+        yield Control(Arm("zero", 0.0, times(self.edits, 0.0)))
         if any(edit.op in ("add", "scale") for edit in self.edits):  # others have no opposite
-            yield Arm("minus", -strength, times(self.edits, -strength))
+            yield Control(Arm("minus", -strength, times(self.edits, -strength)), self.edits)
 
-    def _random(self, strength: float) -> Iterator[Arm]:
+    def _random(self, strength: float) -> Iterator[Control]:
         for edits in self.random_features:
             names = " ".join(edit.name for edit in edits)
-            yield Arm("random feature", strength, times(edits, strength), draw=names)
+            arm = Arm("random feature", strength, times(edits, strength), draw=names)
+            yield Control(arm, edits)
         edits = times(self.edits, strength)
         for seed in self.direction_seeds:
-            yield Arm("random direction", strength, edits, direction_seed=seed, draw=f"seed {seed}")
+            draw = f"seed {seed}"
+            arm = Arm("random direction", strength, edits, direction_seed=seed, draw=draw)
+            yield Control(arm, self.edits)
 
-    def _of_means(self, removes: bool) -> Iterator[Arm]:
+    def of_means(self, *, removes: bool) -> list[Control]:
+        """The difference of means, projected out if it `removes`, and added or subtracted once."""
         if not self.means:
-            return
+            return []
+        added = tuple(self._along(direction) for direction in self.means.values())
         sign = -1.0 if removes else 1.0
-        added = tuple(self._along(direction, sign) for direction in self.means.values())
+        controls = [Control(Arm(f"{MEANS}, add", sign, times(added, sign)), added)]
         if removes:
-            projected = tuple(replace(edit, op="project", strength=1.0) for edit in added)
-            yield Arm(f"{MEANS}, project", None, projected)
-        yield Arm(f"{MEANS}, add", sign, added)
+            projected = tuple(replace(edit, op="project") for edit in added)
+            controls.insert(0, Control(Arm(f"{MEANS}, project", 1.0, projected), projected))
+        return controls
 
-    def _along(self, direction: Direction, strength: float) -> Edit:
+    def _along(self, direction: Direction) -> Edit:
         """An edit along a direction, with the scope and sinks of the evaluated edits."""
         first = self.edits[0]
         return Edit(
             op="add",
-            strength=strength,
+            strength=1.0,
             scope=first.scope,
             skip_sinks=first.skip_sinks,
             direction=direction,
         )
 
-    def _prompt_only(self) -> Iterator[Arm]:
+    def _prompt_only(self) -> Iterator[Control]:
         if self.instruction:
-            yield Arm("prompt only", instruction=self.instruction)
+            yield Control(Arm("prompt only", instruction=self.instruction))
 
 
 def draw_features(

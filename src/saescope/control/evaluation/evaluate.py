@@ -1,17 +1,26 @@
 """Before and after: what edits do to a behaviour, and to everything else, beside controls."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from saescope.control.edits import Edit
 from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.arms import Arm, times
 from saescope.control.evaluation.behaviour import LanguageJudge
-from saescope.control.evaluation.controls import Controls, draw_features, mean_directions
-from saescope.control.evaluation.effects import Baseline
+from saescope.control.evaluation.control_rows import control_rows
+from saescope.control.evaluation.controls import (
+    IN_FULL,
+    Controls,
+    draw_features,
+    mean_directions,
+)
+from saescope.control.evaluation.effects import Baseline, kl_text
 from saescope.control.evaluation.evaluation import Evaluation
+from saescope.control.evaluation.evidence import Evidence, Finding, choose
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.judge_check import check_judge, error_sentence
+from saescope.control.evaluation.matching import LEAST_KL, at_matched_damage
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
@@ -23,7 +32,7 @@ from saescope.control.evaluation.settings import (
     EvaluateSettings,
     ReferenceData,
 )
-from saescope.control.evaluation.verdict import Evidence, Finding, choose, verdict
+from saescope.control.evaluation.verdict import verdict
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import PromptError
@@ -46,11 +55,12 @@ def evaluate(
 ) -> Evaluation:
     """How often a behaviour shows in greedy replies without edits, with them, and under controls.
 
-    The edits run at every strength of the sweep, the controls at the strength that does most
-    without harm. An effect counts for the edits only if no control has it too. `reference` has
-    texts to measure damage on, right answers, and discovery prompts. Arms in `cache`, from an
-    interrupted evaluation, are not run again. Raises PromptError for sets that do not exist and
-    settings that cannot be used.
+    The edits run at every strength of the sweep. Every control then runs at the strength where it
+    does as much damage to neutral text as the edits do at the strength with the best effect. An
+    effect counts for the edits only if no control has it too. `reference` has texts to measure
+    damage on, right answers, and discovery prompts. Arms in `cache`, from an interrupted
+    evaluation, are not run again. Raises PromptError for sets that do not exist and settings that
+    cannot be used.
 
     >>> import saescope as ss
     >>> lm = ss.load_lm("saescope-tiny", layers=[1])
@@ -71,7 +81,7 @@ def evaluate(
         prompts, texts = quick_prompts(prompts, target), quick_texts(texts, target)
     arms = _edit_arms(edits, settings)
     controls = _controls(lm, saes, edits, prompts, settings, reference)
-    n_arms = len(arms) + len(controls.arms(1.0, removes=True))
+    n_arms = len(arms) + len(controls.at(1.0, removes=True))
     neutral = neutral_texts(lm, texts, target)
     cache = ResumeCache() if cache is None else cache
     counter = ReplyCounter(progress, n_arms * len(prompts))
@@ -83,18 +93,22 @@ def evaluate(
 def _compare(
     measurements: Measurements, arms: Sequence[Arm], controls: Controls, reference: ReferenceData
 ) -> Evaluation:
-    """Measures the arms, the first of them unedited, then the controls at the best strength."""
+    """Measures the arms, the first of them unedited, then the controls of the best strength."""
     judge, target = measurements.judge, list(measurements.eval_set.target)
     unedited, *tried = measurements.add(arms)
     baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
-    control_arms = _control_arms(controls, baseline, choose(baseline, tried), reference)
-    control_results = measurements.add(control_arms)
+    best = choose(baseline, tried)
+    control_arms = _control_arms(measurements.runner, controls, baseline, best, reference)
+    results = measurements.add_each(control_arms)
+    rows = control_rows(baseline, best, control_arms, results)
     judge_error = check_judge(judge, reference.known_replies)
-    evidence = Evidence(baseline, tried, control_results, _count(controls.edits))
+    evidence = Evidence(baseline, tried, rows, _count(controls.edits))
+    settings = measurements.runner.settings
+    assert isinstance(settings, EvaluateSettings)
     return Evaluation(
         behaviour=describe_judge(judge),
         target=target,
-        arms=[unedited, *tried, *control_results],
+        arms=[unedited, *tried, *rows],
         chosen=evidence.chosen,
         findings=[*verdict(evidence), Finding("judge error", error_sentence(judge_error))],
         replies=measurements.replies,
@@ -102,8 +116,9 @@ def _compare(
         judge_error=judge_error,
         prompts=list(measurements.eval_set.prompts),
         neutral_tokens=sum(len(text.ids) for text in measurements.runner.neutral),
-        controls_left_out=_controls_left_out(controls),
-        quick=measurements.runner.settings.quick,
+        controls_left_out=_controls_left_out(controls, best, settings),
+        quick=settings.quick,
+        controls=settings.controls if _can_match(best) else "same-strength",
     )
 
 
@@ -163,12 +178,37 @@ def _controls(
 
 
 def _control_arms(
-    controls: Controls, baseline: Baseline, chosen: ArmResult, reference: ReferenceData
+    runner: ArmRunner,
+    controls: Controls,
+    baseline: Baseline,
+    chosen: ArmResult,
+    reference: ReferenceData,
 ) -> list[Arm]:
-    """The controls at the chosen strength."""
+    """The controls, at the damage or at the strength of the edits.
+
+    Where the edits' effect is not whole, the difference of means also runs at full strength: if
+    that has the effect, the layer can carry it.
+    """
     assert chosen.strength is not None
     removes = _lead_away(baseline, chosen, reference.discovery)
-    return controls.arms(chosen.strength, removes=removes)
+    at_strength = controls.at(chosen.strength, removes=removes)
+    assert isinstance(runner.settings, EvaluateSettings)
+    if runner.settings.controls == "same-strength" or not _can_match(chosen):
+        return [control.arm for control in at_strength]
+    assert chosen.kl_mean is not None
+    arms = at_matched_damage(at_strength, chosen.kl_mean, runner.damages)
+    if not Evidence(baseline, [chosen], [], "").is_whole:
+        titles = {arm.title for arm in arms}
+        full = [control.arm for control in controls.of_means(removes=removes)]
+        arms += [
+            replace(arm, name=f"{arm.name}{IN_FULL}") for arm in full if arm.title not in titles
+        ]
+    return arms
+
+
+def _can_match(chosen: ArmResult) -> bool:
+    """Whether the edits do damage that controls can be matched to."""
+    return chosen.kl_mean is not None and chosen.kl_mean > LEAST_KL
 
 
 def _lead_away(baseline: Baseline, chosen: ArmResult, discovery: Sequence[Prompt]) -> bool:
@@ -197,9 +237,18 @@ def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _controls_left_out(controls: Controls) -> list[str]:
+def _controls_left_out(
+    controls: Controls, chosen: ArmResult, settings: EvaluateSettings
+) -> list[str]:
     """Controls that were not measured, and what they need."""
     left_out = []
+    if settings.controls == "same-damage" and not _can_match(chosen):
+        why = "there is no neutral text to measure damage on"
+        if chosen.kl_mean is not None:
+            why = f"the edits leave neutral text as it is (KL {kl_text(chosen.kl_mean)})"
+        left_out.append(
+            f"controls at the damage of the edits: {why}, so they run at the edits' strength"
+        )
     if not controls.means:
         left_out.append(
             "difference of means: it needs discovery prompts of sets that show the behaviour "

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from saescope.control.evaluation.arm_results import ArmResult
+from saescope.control.evaluation.evidence import Finding
 from saescope.control.evaluation.judge import Label
 from saescope.control.evaluation.judge_check import JudgeCheck
-from saescope.control.evaluation.verdict import Finding
+from saescope.control.evaluation.matching import TOLERANCE, WRECKED_FACTOR, WRECKED_KL
+from saescope.control.evaluation.settings import ControlStrength
 from saescope.sources.prompts import Prompt
 from saescope.table import Table
 
@@ -19,7 +21,7 @@ _NESTED = ("sets", "kl_sets", "languages", "each", "spread", "ci")
 class Evaluation(Table):
     """What edits do: results of the unedited arm, the edits' strengths, and the controls."""
 
-    shown = "name strength behaviour_rate ci_low ci_high kl_mean scored mcnemar_p"
+    shown = "name strength behaviour_rate ci_low ci_high kl_mean match mcnemar_p"
 
     behaviour: dict[str, Any]
     "The judge's description."
@@ -47,6 +49,9 @@ class Evaluation(Table):
     quick: bool = False
     "Whether only a sample of the prompts and texts was measured."
 
+    controls: ControlStrength = "same-strength"
+    "What the controls have in common with the chosen strength."
+
     @property
     def n_prompts(self) -> dict[str, int]:
         """Number of prompts by set."""
@@ -70,6 +75,12 @@ class Evaluation(Table):
             "n_prompts": self.n_prompts,
             "verdict": " ".join(self.verdict),
             "findings": [vars(finding) for finding in self.findings],
+            "controls": {
+                "at": self.controls,
+                "kl_mean": self.chosen.kl_mean,
+                "tolerance": TOLERANCE,
+                "wrecked_above": {"kl_mean": WRECKED_KL, "factor": WRECKED_FACTOR},
+            },
             "controls_left_out": self.controls_left_out,
             "replies": [self._replies(n) for n in range(len(self.prompts))],
         }

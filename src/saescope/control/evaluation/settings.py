@@ -11,6 +11,7 @@ from saescope.errors import ArgumentError
 from saescope.sources.prompts import Prompt
 
 Goal = Literal["suppress", "amplify"]
+ControlStrength = Literal["same-damage", "same-strength"]
 _OPS: Mapping[Goal, Op] = {"suppress": "scale", "amplify": "add"}
 _STRENGTHS: Mapping[Goal, tuple[float, ...]] = {
     "suppress": (-1.0, -2.0, -3.0),
@@ -37,6 +38,12 @@ class EvaluateSettings:
 
     draws: CountOrZero = 3
     "Draws of each random control."
+
+    controls: ControlStrength = "same-damage"
+    (
+        "Strength of the controls: same-damage (each where its KL on neutral text equals that of "
+        "the edits) or same-strength (that of the edits)."
+    )
 
     instruction: str | None = None
     "Instruction for the prompt-only control. Default: that control is not measured."

@@ -1,153 +1,101 @@
 """What results show, in words: whether edits work, why they may not, and what they cost.
 
-The failure modes have names: capability lost, detection without control, several features needed,
-another mechanism, and not specific if a control does the same. Figures alone decide.
+Figures alone decide, by numbered rules. docs/evaluate.md lists them in the same order.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.controls import MEANS
-from saescope.control.evaluation.effects import Baseline, percent
+from saescope.control.evaluation.effects import Baseline, kl_text, percent
+from saescope.control.evaluation.evidence import (
+    WHOLE,
+    Evidence,
+    Finding,
+    are_apart,
+    rate,
+    rate_at_kl,
+)
 
-WHOLE = 0.8  # share of the largest possible change from which an effect is whole
-SAME = 0.5  # share of the edits' change from which a control does the same
-UNSPECIFIC = ("zero", "minus", "random feature", "random direction")
-Name = Literal[
-    "effect",
-    "nothing applied",
-    "nothing scored",
-    "partial",
-    "detection without control",
-    "several features needed",
-    "another mechanism",
-    "not specific",
-    "some draws",
-    "difference of means",
-    "prompt alone",
-    "capability lost",
-    "unfinished",
-    "judge error",
-]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the figures show: its name, and a sentence with the figures."""
-
-    name: Name
-    text: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The results that a verdict rests on."""
-
-    baseline: Baseline
-    tried: Sequence[ArmResult]
-    "The edits at every strength."
-
-    controls: Sequence[ArmResult]
-    edited: str
-    "How many features and directions are edited, in words."
-
-    @property
-    def chosen(self) -> ArmResult:
-        """The strength that a verdict is about."""
-        return choose(self.baseline, self.tried)
-
-    @property
-    def means(self) -> list[ArmResult]:
-        """Results of the difference of means."""
-        return [arm for arm in self.controls if arm.name.startswith(MEANS)]
-
-    @property
-    def prompt_only(self) -> ArmResult | None:
-        """Result of the prompt-only control."""
-        return next((arm for arm in self.controls if arm.name == "prompt only"), None)
+_AT_DAMAGE = {
+    "matched": " at the same damage",
+    "milder": " at less damage",
+    "costlier": " at more damage",
+    None: "",
+}
+Rule = Callable[[Evidence], Iterator[Finding]]
 
 
 def verdict(evidence: Evidence) -> list[Finding]:
     """What may be concluded of the chosen strength."""
-    chosen, unedited = evidence.chosen, evidence.baseline.unedited
-    for arm, which in ((unedited, "without edits"), (chosen, "with the edits")):
-        if arm.behaviour_rate is None:
-            text = f"Nothing can be said: no reply {which} could be judged."
-            return [Finding("nothing scored", text), *_unfinished(evidence)]
-    findings = [_effect(evidence)]
-    if not chosen.applied:
-        text = (
-            "Nothing was changed: no edited feature fired. "
-            "Detection and control may lie at different sites."
-        )
-        return [*findings, Finding("nothing applied", text), *_unfinished(evidence)]
-    findings += _reasons(evidence)
-    findings += _same_as_controls(evidence)
-    findings += _same_as_prompt(evidence)
-    losses = evidence.baseline.losses(chosen)
-    if losses:
-        findings.append(Finding("capability lost", f"Capability is lost: {'; '.join(losses)}."))
-    return [*findings, *_unfinished(evidence)]
+    if _nothing_scored(evidence):
+        rules: Sequence[Rule] = (_scored, _unfinished)
+    elif not evidence.chosen.applied:
+        rules = (_effect, _applied, _unfinished)
+    else:
+        rules = _RULES
+    return [finding for rule in rules for finding in rule(evidence)]
 
 
-def choose(baseline: Baseline, tried: Sequence[ArmResult]) -> ArmResult:
-    """The best strength: a clear effect without losses, then the largest effect, then least KL."""
-
-    def merit(arm: ArmResult) -> tuple[bool, bool, float, float]:
-        clear = baseline.is_clear(arm)
-        kl = arm.damage.kl_mean if arm.damage else 0.0
-        return clear and not baseline.losses(arm), clear, abs(baseline.change(arm)), -kl
-
-    return max(tried, key=merit)
+def _nothing_scored(evidence: Evidence) -> str:
+    """Which arm has no scored reply; empty if both have."""
+    if evidence.baseline.unedited.behaviour_rate is None:
+        return "without edits"
+    if evidence.chosen.behaviour_rate is None:
+        return "with the edits"
+    return ""
 
 
-def rate(arm: ArmResult) -> str:
-    """The arm's rate with its interval, in percent."""
-    if arm.behaviour_rate is None:
-        return "unknown"
-    low, high = arm.ci
-    return f"{percent(arm.behaviour_rate)} ({100 * low:.0f}-{100 * high:.0f})"
+def _scored(evidence: Evidence) -> Iterator[Finding]:
+    which = _nothing_scored(evidence)
+    text = f"Nothing can be said: no reply {which} could be judged."
+    yield Finding("nothing scored", text)
 
 
-def _effect(evidence: Evidence) -> Finding:
+def _effect(evidence: Evidence) -> Iterator[Finding]:
     chosen = evidence.chosen
     change = f"from {rate(evidence.baseline.unedited)} to {rate(chosen)}"
     how = f"with {evidence.edited} at {chosen.strength:g} times the strength"
-    return Finding("effect", f"The behaviour goes {change} {how}.")
+    cost = ""
+    if chosen.kl_mean is not None:
+        cost = f", at KL {kl_text(chosen.kl_mean)}"
+    yield Finding("effect", f"The behaviour goes {change} {how}{cost}.")
 
 
-def _reasons(evidence: Evidence) -> list[Finding]:
-    """Why an effect is not whole, as far as the difference of means can tell.
-
-    If the effect is whole: what the difference of means does.
-    """
-    baseline, chosen = evidence.baseline, evidence.chosen
-    direction = baseline.change(chosen)
-    if not baseline.is_clear(chosen):
-        text = (
-            "That is no clear effect: detection without control. The features fire where the "
-            "behaviour shows, and changing them does not change it."
-        )
-        direction = -1.0 if baseline.rate >= 0.5 else 1.0
-        return [Finding("detection without control", text), _mechanism(evidence, direction, "it")]
-    effect = baseline.effect(chosen, direction)
-    if effect >= WHOLE:
-        return _means(evidence, direction)
-    partial = Finding("partial", f"The effect is partial: {percent(effect)} of the way.")
-    return [partial, _mechanism(evidence, direction, "the rest")]
+def _applied(_evidence: Evidence) -> Iterator[Finding]:
+    text = (
+        "Nothing was changed: no edited feature fired. "
+        "Detection and control may lie at different sites."
+    )
+    yield Finding("nothing applied", text)
 
 
-def _mechanism(evidence: Evidence, direction: float, missing: str) -> Finding:
-    """Where the missing effect may be found: in more features of the layer, or elsewhere."""
-    baseline = evidence.baseline
+def _no_clear_effect(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.has_effect:
+        return
+    text = (
+        "That is no clear effect: the two intervals overlap. Either the prompts are too few, or "
+        "this is detection without control: the features are active where the behaviour shows, "
+        "and do not decide it."
+    )
+    yield Finding("detection without control", text)
+
+
+def _partial(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.has_effect and not evidence.is_whole:
+        share = evidence.baseline.effect(evidence.chosen, evidence.direction)
+        yield Finding("partial", f"The effect is partial: {percent(share)} of the way.")
+
+
+def _mechanism(evidence: Evidence) -> Iterator[Finding]:
+    """Where a missing effect may be found: in more features of the layer, or elsewhere."""
+    if evidence.is_whole:
+        return
+    baseline, direction = evidence.baseline, evidence.direction
     if not evidence.means:
-        text = (
-            "Several features may be needed, or another mechanism is at work: "
-            "difference of means was not measured."
-        )
-        return Finding("several features needed", text)
+        yield _unknown_mechanism(evidence)
+        return
 
     def merit(arm: ArmResult) -> tuple[bool, float]:
         return _is_whole(baseline, arm, direction), baseline.effect(arm, direction)
@@ -155,17 +103,31 @@ def _mechanism(evidence: Evidence, direction: float, missing: str) -> Finding:
     best = max(evidence.means, key=merit)
     losses = baseline.losses(best)
     harm = f", and loses capability ({'; '.join(losses)})" if losses else ""
-    figures = f"({rate(best)}{harm})"
+    where = f"{best.name}, at the same layer,"
+    figures = f"({rate_at_kl(best)}{harm})"
     if _is_whole(baseline, best, direction):
-        text = (
-            f"Several features are needed: {best.name}, at the same layer, does it whole {figures}."
-        )
-        return Finding("several features needed", text)
+        text = f"Several features are needed: {where} does it whole {figures}."
+        yield Finding("several features needed", text)
+        return
+    missing = "the rest" if evidence.has_effect else "it"
+    elsewhere = f"Another mechanism carries {missing}, or another layer"
+    if all(abs(arm.strength or 0.0) < 1 for arm in evidence.means):
+        elsewhere += ", or it takes more damage"
+    lacks = "does not do it whole either"
+    if baseline.is_clear(best) and baseline.effect(best, direction) >= WHOLE:
+        lacks = "does it only at a loss"
+    yield Finding("another mechanism", f"{elsewhere}: {where} {lacks} {figures}.")
+
+
+def _unknown_mechanism(evidence: Evidence) -> Finding:
+    why = "was not measured"
+    if any(arm.name.startswith(MEANS) for arm in evidence.wrecked):
+        why = "wrecks the model, so it cannot tell"
     text = (
-        f"Another mechanism carries {missing}, or another layer: {best.name}, at the same layer, "
-        f"does not do it either {figures}."
+        "Several features may be needed, or another mechanism is at work: "
+        f"difference of means {why}."
     )
-    return Finding("another mechanism", text)
+    return Finding("several features needed", text)
 
 
 def _is_whole(baseline: Baseline, arm: ArmResult, direction: float) -> bool:
@@ -177,77 +139,167 @@ def _is_whole(baseline: Baseline, arm: ArmResult, direction: float) -> bool:
     return whole and (direction > 0 or not baseline.losses(arm))
 
 
-def _means(evidence: Evidence, direction: float) -> list[Finding]:
-    """What the difference of means does beside edits that work."""
-    clauses = [_means_clause(evidence.baseline, arm, direction) for arm in evidence.means]
-    if not clauses:
-        return []
-    text = "; ".join(clauses)
-    return [Finding("difference of means", f"{text[0].upper()}{text[1:]}.")]
+def _not_specific(evidence: Evidence) -> Iterator[Finding]:
+    """Controls that change the behaviour the same way, more than half as far, at no more damage."""
+    moved = [
+        clause
+        for arm in evidence.unspecific
+        if arm.match != "costlier" and (clause := _moved(evidence, arm))
+    ]
+    if moved:
+        text = f"It is not specific: {' and '.join(moved)} moved it more than half as far."
+        yield Finding("not specific", text)
 
 
-def _means_clause(baseline: Baseline, arm: ArmResult, direction: float) -> str:
-    works = baseline.is_clear(arm) and baseline.effect(arm, direction) >= WHOLE
-    does = "does it too" if works else "does not do it"
-    kl = f", KL {arm.damage.kl_mean:.2g}" if arm.damage else ""
-    losses = baseline.losses(arm)
-    cost = f" and loses capability ({'; '.join(losses)})" if losses else ""
-    return f"{arm.name}, {does} ({rate(arm)}{kl}){cost}"
+def _moved(evidence: Evidence, control: ArmResult) -> str:
+    """The control, if it or at least half of its draws moved the rate half as far; else empty."""
+    if not evidence.has_effect:
+        return ""
+    if evidence.goes_half_as_far(evidence.baseline.change(control)):
+        return f"{control.name} ({rate_at_kl(control)})"
+    similar = _similar_draws(evidence, control)
+    if 2 * len(similar) >= len(control.each) > 0:
+        return _draws_clause(control, similar)
+    return ""
 
 
-def _same_as_controls(evidence: Evidence) -> Iterator[Finding]:
-    """Controls that change the behaviour the same way, more than half as far.
+def _similar_draws(evidence: Evidence, control: ArmResult) -> list[Mapping[str, Any]]:
+    """The draws that moved the rate more than half as far as the edits, the furthest last."""
+    base = evidence.baseline.rate
+    known = [draw for draw in control.each if draw["behaviour_rate"] is not None]
+    similar = [draw for draw in known if evidence.goes_half_as_far(draw["behaviour_rate"] - base)]
+    return sorted(similar, key=lambda draw: abs(float(draw["behaviour_rate"]) - base))
 
-    On average or in half of the draws, the edits are not specific; in fewer draws, that is said.
-    """
-    baseline = evidence.baseline
-    if not baseline.is_clear(evidence.chosen):
-        return
-    change = baseline.change(evidence.chosen)
 
-    def is_similar(other: float) -> bool:
-        return other * change > 0 and abs(other) > SAME * abs(change)
+def _draws_clause(control: ArmResult, similar: Sequence[Mapping[str, Any]]) -> str:
+    furthest = percent(similar[-1]["behaviour_rate"])
+    return f"{len(similar)} of {len(control.each)} draws of a {control.name} (to {furthest})"
 
-    same, some_draws = [], []
-    for control in evidence.controls:
-        if control.name not in UNSPECIFIC:
-            continue
-        draws = _draw_changes(baseline, control)
-        similar = [draw for draw in draws if is_similar(draw)]
-        if 2 * len(similar) >= len(draws) or is_similar(baseline.change(control)):
-            same.append(f"{control.name} ({rate(control)})")
-        elif similar:
-            furthest = percent(baseline.rate + max(similar, key=abs))
-            count = f"{len(similar)} of {len(draws)} draws of a {control.name}"
-            some_draws.append(f"{count} (to {furthest})")
-    if same:
-        yield Finding("not specific", f"It is not specific: {_moved(same)}.")
-    if some_draws:
-        text = f"Not every change of this size leaves it alone: {_moved(some_draws)}."
+
+def _some_draws(evidence: Evidence) -> Iterator[Finding]:
+    """Controls of which less than half of the draws move the rate half as far."""
+    moved = []
+    for control in evidence.unspecific:
+        similar = _similar_draws(evidence, control)
+        counts = evidence.has_effect and control.match != "costlier"
+        if counts and similar and not _moved(evidence, control):
+            moved.append(_draws_clause(control, similar))
+    if moved:
+        text = (
+            "Not every change of this size leaves it alone: "
+            f"{' and '.join(moved)} moved it more than half as far."
+        )
         yield Finding("some draws", text)
 
 
-def _moved(controls: Sequence[str]) -> str:
-    return f"{' and '.join(controls)} moved it more than half as far"
+def _equal_or_better(evidence: Evidence) -> Iterator[Finding]:
+    """Controls that go as far as the edits at no more damage, and lose nothing else."""
+    for arm in evidence.counted:
+        if _is_equal_way(evidence, arm):
+            how = "a better" if _is_better(evidence, arm) else "an equal"
+            figures = f"{rate_at_kl(arm)}; the edits {rate_at_kl(evidence.chosen)}"
+            name = arm.name + "," * ("," in arm.name)
+            text = f"{_capital(name)} is {how} way ({figures})."
+            yield Finding("equal or better way", text)
 
 
-def _draw_changes(baseline: Baseline, control: ArmResult) -> list[float]:
-    """How far each draw of a control changes the rate; 0 if its rate is unknown."""
-    if not control.each:
-        return [baseline.change(control)]
-    rates = [draw.get("behaviour_rate") for draw in control.each]
-    return [0.0 if rate is None else rate - baseline.rate for rate in rates]
+def _is_equal_way(evidence: Evidence, arm: ArmResult) -> bool:
+    if not evidence.has_effect or arm.match not in ("matched", "milder"):
+        return False
+    return evidence.goes_as_far(arm) and not evidence.baseline.loses_more(arm, evidence.chosen)
 
 
-def _same_as_prompt(evidence: Evidence) -> Iterator[Finding]:
-    """Whether an instruction in the prompt has the whole effect."""
-    baseline, prompt_only = evidence.baseline, evidence.prompt_only
-    change = baseline.change(evidence.chosen)
-    if prompt_only is None or change == 0 or not baseline.is_clear(prompt_only):
+def _is_better(evidence: Evidence, arm: ArmResult) -> bool:
+    """Whether it goes at least as far at less damage, or clearly further at the same."""
+    chosen = evidence.chosen
+    further = abs(evidence.baseline.change(arm)) - abs(evidence.baseline.change(chosen))
+    if arm.match == "milder":
+        return further >= 0
+    return further > 0 and are_apart(arm, chosen)
+
+
+def _means(evidence: Evidence) -> Iterator[Finding]:
+    """What the difference of means does, where it is no equal or better way."""
+    if not evidence.has_effect:
         return
-    if baseline.effect(prompt_only, change) >= WHOLE:
-        text = f"An instruction in the prompt does it too, without any edit ({rate(prompt_only)})."
-        yield Finding("prompt alone", text)
+    others = [arm for arm in evidence.means if not _is_equal_way(evidence, arm)]
+    if others:
+        text = "; ".join(_means_clause(evidence, arm) for arm in others)
+        yield Finding("difference of means", f"{_capital(text)}.")
+
+
+def _means_clause(evidence: Evidence, arm: ArmResult) -> str:
+    does = "has no clear effect"
+    if evidence.goes_as_far(arm):
+        does = "does it too"
+    elif evidence.has_clear_part(arm):
+        does = "does part of it"
+    elif evidence.baseline.is_clear(arm):
+        does = "does the opposite"
+    losses = evidence.baseline.losses(arm)
+    cost = f" and loses capability ({'; '.join(losses)})" if losses else ""
+    return f"{arm.name}, {does}{_AT_DAMAGE[arm.match]} ({rate_at_kl(arm)}){cost}"
+
+
+def _costlier(evidence: Evidence) -> Iterator[Finding]:
+    """Controls that move the rate too, but at more damage than the edits."""
+    moved = [
+        clause
+        for arm in evidence.unspecific
+        if arm.match == "costlier" and (clause := _moved(evidence, arm))
+    ]
+    if moved:
+        text = f"{' and '.join(moved)} moved it more than half as far, at more damage."
+        yield Finding("costlier control", _capital(text))
+
+
+def _milder(evidence: Evidence) -> Iterator[Finding]:
+    """Controls that leave the rate alone, but could not be brought to the edits' damage."""
+    weak = [
+        f"{arm.name} ({rate_at_kl(arm)})"
+        for arm in evidence.unspecific
+        if arm.match == "milder" and evidence.has_effect and not _moved(evidence, arm)
+    ]
+    if weak:
+        text = f"Weak evidence, at less damage than the edits: {' and '.join(weak)}."
+        yield Finding("milder control", text)
+
+
+def _prompt_alone(evidence: Evidence) -> Iterator[Finding]:
+    """Whether an instruction in the prompt has the effect."""
+    baseline = evidence.baseline
+    for arm in evidence.counted:
+        if arm.name != "prompt only":
+            continue
+        if evidence.has_effect and evidence.goes_as_far(arm):
+            text = f"An instruction in the prompt does it too, without any edit ({rate(arm)})."
+            yield Finding("prompt alone", text)
+        elif not evidence.has_effect and _is_whole(baseline, arm, evidence.direction):
+            text = f"An instruction in the prompt does it, without any edit ({rate(arm)})."
+            yield Finding("prompt alone", text)
+
+
+def _wrecked(evidence: Evidence) -> Iterator[Finding]:
+    """Controls that are left out."""
+    clauses = []
+    for arm in evidence.wrecked:
+        losses = evidence.baseline.losses(arm) or [rate_at_kl(arm)]
+        clauses.append(f"{_draws_of(arm)} ({'; '.join(losses)})")
+    if clauses:
+        text = f"Left out as no evidence, since the model is wrecked: {' and '.join(clauses)}."
+        yield Finding("wrecked control", text)
+
+
+def _draws_of(arm: ArmResult) -> str:
+    if not arm.each:
+        return arm.name
+    return f"{arm.draws} {'draws'[: 4 + (arm.draws != 1)]} of a {arm.name}"
+
+
+def _capability(evidence: Evidence) -> Iterator[Finding]:
+    losses = evidence.baseline.losses(evidence.chosen)
+    if losses:
+        yield Finding("capability lost", f"Capability is lost: {'; '.join(losses)}.")
 
 
 def _unfinished(evidence: Evidence) -> Iterator[Finding]:
@@ -259,3 +311,25 @@ def _unfinished(evidence: Evidence) -> Iterator[Finding]:
             f"edits, {chosen.unfinished} with them. Raise max_new_tokens, or turn thinking off."
         )
         yield Finding("unfinished", text)
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
+_RULES: tuple[Rule, ...] = (
+    _effect,
+    _no_clear_effect,
+    _partial,
+    _mechanism,
+    _not_specific,
+    _some_draws,
+    _equal_or_better,
+    _means,
+    _costlier,
+    _milder,
+    _prompt_alone,
+    _wrecked,
+    _capability,
+    _unfinished,
+)

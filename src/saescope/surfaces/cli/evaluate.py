@@ -37,6 +37,18 @@ _EXPLANATION = (
     "the residual. On neutral text: KL in nats per token, flips of the likeliest token, ratio of "
     "perplexities (ppl)."
 )
+_CONTROLS_AT = {
+    "same-damage": "Controls run where their KL is that of the edits, within {tolerance:.0f} %.",
+    "same-strength": "Controls run at the strength of the edits.",
+}
+_MATCHES = {
+    "milder": "milder: less KL than the edits.",
+    "costlier": "costlier: more KL than the edits.",
+    "wrecked": (
+        "wrecked, so no evidence: KL above {kl:g} and {factor:g} times the edits', or broken "
+        "replies."
+    ),
+}
 
 
 @command
@@ -98,10 +110,20 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
             "text): for reliable figures, run it without --quick.",
         )
     _arms(result).print(console)
-    print_line(console, _EXPLANATION)
+    print_line(console, f"{_EXPLANATION} {_controls_sentence(result)}")
     _sets(console, result.arms)
     for line in result.controls_left_out:
         note(f"not measured: {line}")
+
+
+def _controls_sentence(result: "Evaluation") -> str:
+    """Say at which strength the controls run, and what the words beside their names mean."""
+    from saescope.control.evaluation.matching import TOLERANCE, WRECKED_FACTOR, WRECKED_KL
+
+    matches = {arm.match for arm in result.arms}
+    words = [text for match, text in _MATCHES.items() if match in matches]
+    sentences = " ".join([_CONTROLS_AT[result.controls], *words])
+    return sentences.format(tolerance=100 * TOLERANCE, kl=WRECKED_KL, factor=WRECKED_FACTOR)
 
 
 def _arms(result: "Evaluation") -> ResultTable:
@@ -137,7 +159,10 @@ def _arms(result: "Evaluation") -> ResultTable:
 
 
 def _name(arm: "ArmResult") -> str:
-    return arm.name.removeprefix("difference of ")
+    name = arm.name.removeprefix("difference of ")
+    if arm.match in (None, "matched"):
+        return name
+    return f"{name}, {arm.match}"
 
 
 def _reply_cells(arm: "ArmResult") -> list[str]:

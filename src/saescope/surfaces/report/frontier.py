@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PAGE_SIZE = (7.0, 3.6)  # inches of 72 units
 _FILE_SIZE = (8.0, 4.8)
 _EDITS, _INSTRUCTION = "edits", "prompt only"
+_OPACITY = {False: 1.0, True: 0.35}  # of marks, pale if the control is wrecked
 _DASHED, _DOTTED = (0, (4, 3)), (0, (1, 2))
 Format = Literal["svg", "png"]
 Arm = Mapping[str, Any]
@@ -53,7 +54,7 @@ class Mark:
 MARKS: Mapping[str, Mark] = {
     _EDITS: Mark("edits, by strength", "o", "●", "later"),
     "random feature": Mark("random firing feature, each draw", "x", "×", "quiet"),
-    "random direction": Mark("random direction of equal norm, each draw", "+", "+", "quiet"),
+    "random direction": Mark("random direction, each draw", "+", "+", "quiet"),
     "minus": Mark("opposite sign", "v", "▼", "quiet"),
     "difference of means, project": Mark("difference of means, projected out", "s", "■", "first"),
     "difference of means, add": Mark("difference of means, added", "D", "◆", "first"),
@@ -96,6 +97,7 @@ class _Point:
     arm: str
     kl: float
     rate: float
+    wrecked: bool = False
 
 
 def _draw(
@@ -109,6 +111,7 @@ def _draw(
     floor = min(kls) / 3  # where a logarithmic scale shows no damage at all
     figure, axes = _empty_plot(palette, size)
     _draw_levels(axes, arms, palette)
+    _draw_matched_damage(axes, document, palette)
     _draw_controls(axes, points, palette, floor)
     _draw_edits(axes, document, palette, floor)
     _set_scales(axes, floor, max(*kls, HARMLESS_KL / 2), palette)
@@ -120,7 +123,7 @@ def _points(arm: Arm) -> Iterator[_Point]:
     for draw in arm["each"] or [arm]:
         kl, rate = draw["kl_mean"], draw["behaviour_rate"]
         if kl is not None and rate is not None:
-            yield _Point(arm["name"], kl, rate)
+            yield _Point(arm["name"].removesuffix(" in full"), kl, rate, bool(arm["wrecked"]))
 
 
 def _empty_plot(palette: Palette, size: tuple[float, float]) -> "tuple[Figure, Axes]":
@@ -158,18 +161,36 @@ def _draw_levels(axes: "Axes", arms: Sequence[Arm], palette: Palette) -> None:
             )
 
 
+def _draw_matched_damage(axes: "Axes", document: Mapping[str, Any], palette: Palette) -> None:
+    """Shade the damage that controls were brought to."""
+    controls = document["controls"]
+    if controls["at"] == "same-damage":
+        kl, tolerance = controls["kl_mean"], controls["tolerance"]
+        axes.axvspan(
+            kl * (1 - tolerance),
+            kl * (1 + tolerance),
+            color=palette.later,
+            alpha=0.12,
+            linewidth=0,
+            label="damage that controls are brought to",
+        )
+
+
 def _draw_controls(axes: "Axes", points: Sequence[_Point], palette: Palette, floor: float) -> None:
     for name, mark in MARKS.items():
         shown = [point for point in points if point.arm == name and name != _EDITS]
-        if shown:
-            axes.plot(
-                [max(point.kl, floor) for point in shown],
-                [point.rate for point in shown],
-                mark.marker,
-                color=getattr(palette, mark.colour),
-                linestyle="none",
-                label=mark.label,
-            )
+        for wrecked in (False, True):
+            drawn = [point for point in shown if point.wrecked == wrecked]
+            if drawn:
+                axes.plot(
+                    [max(point.kl, floor) for point in drawn],
+                    [point.rate for point in drawn],
+                    mark.marker,
+                    color=getattr(palette, mark.colour),
+                    alpha=_OPACITY[wrecked],
+                    linestyle="none",
+                    label=mark.label + ", wrecked" * wrecked,
+                )
 
 
 def _draw_edits(axes: "Axes", document: Mapping[str, Any], palette: Palette, floor: float) -> None:
