@@ -59,7 +59,7 @@ def test_arms_in_one_batch_reply_as_each_alone(
 ) -> None:
     lm, saes = load_pair(model, tmp_path)
     ends = set(range(0, 264, 7))
-    monkeypatch.setattr(generate, "_end_tokens", lambda _: ends)
+    monkeypatch.setattr(generate, "end_tokens", lambda _: ends)
     advanced: list[int] = []
     batches = ReplyBatches(lm, saes, prompts(), ReplyOptions(10, None), advanced.append)
     together = {arm.name: replies for arm, replies in batches.under(ARMS)}

@@ -38,7 +38,7 @@ def test_replies_that_go_on_are_those_generated_alone(
         keep_rows(cache, rows)
 
     monkeypatch.setattr(generate, "keep_rows", counting)
-    monkeypatch.setattr(generate, "_end_tokens", lambda lm: ENDS)
+    monkeypatch.setattr(generate, "end_tokens", lambda lm: ENDS)
     kinds.save(kinds.KINDS[model], tmp_path / "model")
     sae = tiny.save_sae(tmp_path / "sae", [1], d_model=kinds.D_MODEL, d_sae=64)
     lm, saes = load_lm(str(tmp_path / "model")), [load_sae(open_sae(str(sae)), 1)]

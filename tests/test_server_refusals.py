@@ -43,8 +43,8 @@ def refused(served: Served, change: dict[str, Any], path: str = "chat/completion
 @pytest.mark.parametrize(
     ("steering", "param", "says"),
     [
-        ({"edits": [{"feature": "2/99999"}]}, "steering", "512 features"),
-        ({"edits": [{"feature": "4/1"}]}, "steering", "layers 2"),
+        ({"edits": [{"feature": "2/99999"}]}, "steering.edits[0]", "512 features"),
+        ({"edits": [{"feature": "2/1"}, {"feature": "4/1"}]}, "steering.edits[1]", "layers 2"),
         ({"edits": [{"feature": "2/1", "op": "add"}]}, "steering.edits[0]", "needs a strength"),
         ({"edits": [{"feature": "2/1", "op": "remove"}]}, "steering.edits[0].op", "'add'"),
         ({"edits": [{"feature": "2/1", "strength": True}]}, "steering.edits[0].strength", "True"),

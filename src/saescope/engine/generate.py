@@ -192,7 +192,7 @@ def reads_padding(lm: LM, rows: Sequence[Sequence[int]]) -> bool:
 
 def _next_logits(lm: LM, rows: Sequence[Sequence[int]]) -> Float[Tensor, "vocab"]:
     """Return the logits after the first row, which is padded to the longest one."""
-    ids, mask = _left_padded(rows, lm.device)
+    ids, mask = left_padded(rows, lm.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     with torch.inference_mode():
         output = lm.whole(
@@ -210,19 +210,19 @@ def _continue(
     on_token: OnToken | None,
 ) -> list[_Reply]:
     batch = _Batch.start(lm, rows)
-    end_tokens = _end_tokens(lm)
+    ends = end_tokens(lm)
     replies = [_Reply() for _ in rows]
     head = lm.whole.get_output_embeddings()  # type: ignore[operator]
     for step in range(max_new_tokens):
         # The logits of a whole prompt could fill the memory.
-        with replace_outputs((), inputs=[(head, _last_position)]):
+        with replace_outputs((), inputs=[(head, last_position)]):
             output = batch.prefill(lm, rows) if step == 0 else batch.run(lm)
         chosen = sampler.choose(output.logits[:, -1], batch.prompts)
         for prompt_index, token in zip(batch.prompts, chosen.tolist(), strict=True):
             reply = replies[prompt_index]
             if reply.ended:
                 continue
-            reply.ended = token in end_tokens
+            reply.ended = token in ends
             if not reply.ended:
                 reply.ids.append(token)
                 if on_token:
@@ -247,7 +247,7 @@ class _Batch:
     @classmethod
     def start(cls, lm: LM, rows: Sequence[Sequence[int]]) -> "_Batch":
         """Return the batch of whole prompts."""
-        ids, mask = _left_padded(rows, lm.device)
+        ids, mask = left_padded(rows, lm.device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = growing_cache(text_config(lm.whole))
         return cls(list(range(len(rows))), ids, mask, positions, cache)
@@ -300,12 +300,13 @@ class _Batch:
         keep_rows(self.cache, kept)
 
 
-def _last_position(hidden: Tensor) -> Tensor:
+def last_position(hidden: Tensor) -> Tensor:
+    """Return the last position alone: logits of all others would be computed in vain."""
     # Contiguous: a matmul with a slice would copy the lm_head once per prompt.
     return hidden[:, -1:].contiguous()
 
 
-def _left_padded(
+def left_padded(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Return token ids, and a mask that is 1 at real tokens."""
@@ -319,7 +320,7 @@ def _left_padded(
     return ids.to(device), mask.to(device)
 
 
-def _end_tokens(lm: LM) -> set[int]:
+def end_tokens(lm: LM) -> set[int]:
     """Return the EOS token ids of the generation config and the tokenizer."""
     config = getattr(lm.whole, "generation_config", None)
     configured: Any = getattr(config, "eos_token_id", None)

@@ -7,19 +7,12 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from saescope.control.active_edits import activate
-from saescope.control.serving.row_edits import RowEdits, edited_rows, rows_of
+from saescope.control.serving.row_edits import RowEditing, RowEdits, rows_of
 from saescope.control.serving.work import End, NewToken, Ticket
-from saescope.engine.cache_rows import keep_rows
-from saescope.engine.generate import (
-    _end_tokens,
-    _last_position,
-    _left_padded,
-    reads_padding,
-)
-from saescope.engine.growing_cache import text_config
+from saescope.engine.generate import end_tokens, last_position, left_padded, reads_padding
+from saescope.engine.growing_cache import GrowingLayer, growing_cache, text_config
 from saescope.engine.lm import LM
 from saescope.engine.residual import replace_outputs
 from saescope.engine.sae import Sae
@@ -44,13 +37,14 @@ class _Row:
 class RowBatch:
     """A batch in generation. Rows leave when they end or are cancelled; batches can be joined."""
 
-    def __init__(self, lm: LM, rows: list[_Row]) -> None:
+    def __init__(self, lm: LM, editing: RowEditing, rows: list[_Row]) -> None:
         self._lm = lm
+        self._editing = editing
         self._rows = rows
-        self._end_tokens = _end_tokens(lm)
-        self._ids, self._mask = _left_padded([row.ticket.work.ids for row in rows], lm.device)
+        self._end_tokens = end_tokens(lm)
+        self._ids, self._mask = left_padded([row.ticket.work.ids for row in rows], lm.device)
         self._positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=text_config(lm.whole))
+        self._cache = growing_cache(text_config(lm.whole))
 
     @staticmethod
     def groups(lm: LM, tickets: Sequence[Ticket]) -> Iterator[Sequence[Ticket]]:
@@ -63,12 +57,14 @@ class RowBatch:
             yield tickets
 
     @classmethod
-    def start(cls, lm: LM, saes: Sequence[Sae], tickets: Sequence[Ticket]) -> "RowBatch":
+    def start(
+        cls, lm: LM, saes: Sequence[Sae], editing: RowEditing, tickets: Sequence[Ticket]
+    ) -> "RowBatch":
         """Return the batch of these replies, before their prompts are read.
 
         Raises EditError if edits do not fit the model.
         """
-        return cls(lm, [_row(lm, saes, ticket) for ticket in tickets])
+        return cls(lm, editing, [_row(lm, saes, ticket) for ticket in tickets])
 
     @property
     def tickets(self) -> list[Ticket]:
@@ -104,7 +100,7 @@ class RowBatch:
     def can_join(self, other: "RowBatch") -> bool:
         """Whether both caches keep all keys and values, so that rows can be put side by side."""
         layers = [*self._layers, *other._layers]
-        return self.begun and other.begun and all(type(layer) is DynamicLayer for layer in layers)
+        return self.begun and other.begun and all(type(layer) is GrowingLayer for layer in layers)
 
     @property
     def _layers(self) -> list[Any]:
@@ -140,7 +136,7 @@ class RowBatch:
         head = whole.get_output_embeddings()
         edits = rows_of([row.edits for row in self._rows])
         # The logits of a whole prompt could fill the memory.
-        with edited_rows(self._lm, edits), replace_outputs((), inputs=[(head, _last_position)]):
+        with self._editing.of_rows(edits), replace_outputs((), inputs=[(head, last_position)]):
             output = whole(
                 input_ids=self._ids,
                 attention_mask=self._mask,
@@ -183,7 +179,7 @@ class RowBatch:
         self._ids, self._mask = self._ids[index], self._mask[index]
         self._positions = self._positions[index]
         if kept and self.begun:
-            keep_rows(self._cache, index)
+            self._cache.reorder_cache(index)  # type: ignore[arg-type]
 
 
 def _row(lm: LM, saes: Sequence[Sae], ticket: Ticket) -> _Row:

@@ -7,7 +7,7 @@ pass has, and gets the pass edited.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from threading import get_ident
 from typing import final
 
 from jaxtyping import Float
@@ -49,43 +49,67 @@ class RowEdits:
         return EditedPass([self.active], positions)
 
 
-@contextmanager
-def edited_rows(lm: LM, rows: Mapping[int, RowEdits]) -> Iterator[None]:
-    """Within the context, passes of the whole model edit these rows of the batch, no others.
+@final
+class RowEditing:
+    """Lets the passes of one thread edit single rows of a batch. Other threads' are not affected.
 
-    It edits the passes of the thread that runs it alone; no other thread may run this model
-    meanwhile.
+    Hooks stay until `close`: torch does not allow them to come and go while another thread runs
+    the same model.
     """
-    passes: dict[int, EditedPass] = {}
 
-    def begin(forward: Pass) -> None:
-        passes.clear()
-        passes.update((row, edits.begin(forward, row)) for row, edits in rows.items())
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self._handles: list[RemovableHandle] = []
+        self._hooked: set[int] = set()
+        self._thread: int | None = None
+        self._rows: Mapping[int, RowEdits] = {}
+        self._running: dict[int, EditedPass] = {}
 
-    layers = sorted(set().union(*(edits.active.hooked_layers for edits in rows.values())))
-    handles: list[RemovableHandle] = []
-    blocks = {layer: lm.blocks[layer] for layer in layers}
-    try:
-        intervene(
-            handles, [decoder_of(lm.whole)], blocks, begin, partial(_change, passes), passes.clear
-        )
-        yield
-    finally:
-        for handle in handles:
+    @contextmanager
+    def of_rows(self, rows: Mapping[int, RowEdits]) -> Iterator[None]:
+        """Within the context, this thread's passes of the model edit these rows, no others."""
+        self._hook(set().union(*(edits.active.hooked_layers for edits in rows.values())))
+        self._rows, self._thread = rows, get_ident()
+        try:
+            yield
+        finally:
+            self._rows, self._thread, self._running = {}, None, {}
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        self._hooked.clear()
 
+    def _hook(self, layers: set[int]) -> None:
+        new = sorted(layers - self._hooked)
+        if not new:
+            return
+        decoders = [] if self._hooked else [decoder_of(self._lm.whole)]
+        blocks = {layer: self._lm.blocks[layer] for layer in new}
+        intervene(self._handles, decoders, blocks, self._begin, self._change, self._end)
+        self._hooked.update(new)
 
-def _change(
-    passes: Mapping[int, EditedPass], layer: int, resid: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_model"] | None:
-    changed = {}
-    for row, edited_pass in passes.items():
-        edited = edited_pass.change(layer, resid[row : row + 1])
-        if edited is not None:
-            changed[row] = edited
-    if not changed:
-        return None
-    return _with_rows(resid, changed)
+    def _begin(self, forward: Pass) -> None:
+        if get_ident() == self._thread:
+            self._running = {row: edits.begin(forward, row) for row, edits in self._rows.items()}
+
+    def _change(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"] | None:
+        if get_ident() != self._thread:
+            return None
+        edited = {
+            row: changed
+            for row, edited_pass in self._running.items()
+            if (changed := edited_pass.change(layer, resid[row : row + 1])) is not None
+        }
+        return _with_rows(resid, edited) if edited else None
+
+    def _end(self) -> None:
+        if get_ident() == self._thread:
+            self._running = {}
 
 
 def _with_rows(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from saescope.control.serving.row_batch import RowBatch
+from saescope.control.serving.row_edits import RowEditing
 from saescope.control.serving.work import End, Failure, Listener, Ticket, Work
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
@@ -46,6 +47,7 @@ class Scheduler:
         self.limits = limits or Limits()
         self._lm = lm
         self._saes = saes
+        self._editing = RowEditing(lm)
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -85,6 +87,7 @@ class Scheduler:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._editing.close()
 
     def _run(self) -> None:
         while True:
@@ -129,7 +132,7 @@ class Scheduler:
                 live.append(ticket)
         for group in RowBatch.groups(self._lm, live):
             try:
-                self._batches.append(RowBatch.start(self._lm, self._saes, group))
+                self._batches.append(RowBatch.start(self._lm, self._saes, self._editing, group))
             except Exception as error:
                 _fail(group, error)
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from saescope.errors import SaescopeError
 from saescope.surfaces.server.completions import completions_router
 from saescope.surfaces.server.guard import Guard
+from saescope.surfaces.server.page import page_router
 from saescope.surfaces.server.problems import Problem, from_validation
 from saescope.surfaces.server.service import Service
 from saescope.surfaces.server.steering_routes import steering_router
@@ -74,6 +75,7 @@ def build_app(service: Service) -> FastAPI:
     )
     app.include_router(completions_router(service))
     app.include_router(steering_router(service))
+    app.include_router(page_router())
 
     @app.get("/health", tags=["server"])
     def health() -> dict[str, str]:

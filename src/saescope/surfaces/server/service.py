@@ -77,21 +77,22 @@ class Service:
             for n, used in enumerate(body.use):
                 edits += self._stored(used, f"steering.use[{n}]")
             names += body.use
-            edits += edits_of(body.edits, "steering.edits")
-        self.check(tuple(edits), "steering")
+            given = edits_of(body.edits, "steering.edits")
+            self.check(given, "steering.edits")
+            edits += given
+        if len(edits) > MOST_EDITS:
+            raise Problem(400, f"{len(edits)} edits: at most {MOST_EDITS}", param="steering")
         return RequestSteering(tuple(edits), tuple(names))
 
     def check(self, edits: tuple[Edit, ...], param: str) -> None:
-        """Raise Problem if edits do not fit the model or its loaded SAEs."""
-        if len(edits) > MOST_EDITS:
-            raise Problem(400, f"{len(edits)} edits: at most {MOST_EDITS}", param=param)
-        try:
-            activate(self.lm, self.saes, edits, None)
-        except EditError as error:
-            loaded = ", ".join(str(sae.spec.layer) for sae in self.saes) or "none"
-            raise Problem(400, f"{error} (SAEs are loaded of layers {loaded})", param=param) from (
-                error
-            )
+        """Raise Problem for the first edit that does not fit the model or its loaded SAEs."""
+        for n, edit in enumerate(edits):
+            try:
+                activate(self.lm, self.saes, [edit], None)
+            except EditError as error:
+                loaded = ", ".join(str(sae.spec.layer) for sae in self.saes) or "none"
+                text = f"{error} (SAEs are loaded of layers {loaded})"
+                raise Problem(400, text, param=f"{param}[{n}]") from error
 
     def work_of(self, ids: Sequence[int], **options: Any) -> Work:
         """Return the work of one reply, refused if it cannot fit."""
@@ -136,7 +137,12 @@ class Service:
         }
 
     def _stored(self, name: str, param: str) -> tuple[Edit, ...]:
-        return self.edit_sets.get(name, param, status=400).edits
+        edits = self.edit_sets.get(name, param, status=400).edits
+        try:
+            activate(self.lm, self.saes, edits, None)
+        except EditError as error:
+            raise Problem(400, f"edit set {name!r}: {error}", param=param) from error
+        return edits
 
     def _edit_set_of(self, model: str) -> str | None:
         """Return the edit set that a model's name asks for; raises Problem for an unknown model."""
