@@ -219,6 +219,15 @@ GOALS = (
         ".2f",
         _generation("float32"),
     ),
+    Goal(
+        "13 conditions on SmolLM2-135M: CPU time relative to transformers with hooks",
+        0.5,
+        ".2f",
+        _ratio(
+            _main("conditions", "conditions", "saescope"),
+            _main("conditions", "conditions", "plain"),
+        ),
+    ),
     Goal("decoding with 8 edits (gate relu): cost, %", 2, ".1f", _steering_cost("relu")),
     Goal(
         "`saescope bake`: peak anonymous memory, GB",

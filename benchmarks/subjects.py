@@ -79,11 +79,20 @@ def _probes() -> Sequence[Subject]:
     encode = tasks.probe("encode", "encoding", 60, needs_model=False)
     steered = tasks.probe("steered", "steering", 240, needs_model=True, repeats_factor=2)
     generation = tasks.probe("generation", "generation", 150, needs_model=True)
+    conditions = tasks.probe("conditions", "conditions", 600, needs_model=False)
     return (
         Subject("prefix", (prefix,), tables.prefix, rounds=1),
         Subject("encode", (encode,), tables.encoding, rounds=1, needs_model=False),
         Subject("steered", (steered,), tables.steering, rounds=1),
         Subject("generation", (generation,), tables.generation, rounds=1, shape=SMALL),
+        Subject(
+            "conditions",
+            (conditions,),
+            tables.conditions,
+            rounds=1,
+            needs_model=False,
+            devices=("cpu",),
+        ),
     )
 
 

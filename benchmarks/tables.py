@@ -118,6 +118,24 @@ def generation(measured: SubjectResults) -> str:
     return table(head, rows)
 
 
+def conditions(measured: SubjectResults) -> str:
+    """The conditions of an evaluation beside transformers with hooks, on a real model."""
+    records = measured.records("conditions")
+    if not records:
+        return _not_measured(measured)
+    plain, ours = (values(records, name) for name in ("plain", "saescope"))
+    same = median(values(records, "same"))
+    n_conditions, prompts, texts = (
+        int(median(values(records, name))) for name in ("conditions", "prompts", "texts")
+    )
+    rows = [
+        ["transformers with hooks", spread(plain, ",.0f"), NONE, NONE],
+        ["**saescope**", spread(ours, ",.0f"), _ratio(ours, plain), f"{same:.0%}"],
+    ]
+    title = f"{n_conditions} conditions, {prompts} prompts, {texts} texts, SmolLM2-135M"
+    return table([title, "CPU s", "relative", "same replies"], rows)
+
+
 def whole_processes(measured: SubjectResults) -> str:
     """Commands run from the shell."""
     columns = [

@@ -16,6 +16,7 @@ from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.judge_check import check_judge
 from saescope.control.evaluation.output_score import OutputScore, output_scores
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
+from saescope.control.evaluation.screening import n_kept, screened
 from saescope.control.evaluation.selection import Candidate, Selection, Step
 from saescope.control.evaluation.settings import ReferenceData, SelectSettings
 from saescope.control.evaluation.trials import Trial, Trials
@@ -49,12 +50,12 @@ def select(
 ) -> Selection:
     """The detected features whose edits change the behaviour, as few as will do.
 
-    Each candidate is tried alone at every strength, then the best set so far with each other
-    candidate, as long as the effect grows. To suppress, an effect counts as far as answers are
-    right, where right ones are known; of equal effects, less KL wins. `prepare` maps a prompt of
-    the run to the one to reply to, such as its beginning. Edits in
-    `cache`, from an interrupted selection, are not tried again. Raises PromptError if nothing was
-    detected or there are too few prompts.
+    One pass per edit measures how much it changes the first token of replies. The half of the
+    candidates (at least 4) that change it most is tried alone at every strength, the others at one;
+    then the best set so far with each other one of that half, as long as the effect grows. To
+    suppress, an effect counts as far as answers are right, where right ones are known; of equal
+    effects, less KL wins. `prepare` maps a prompt of the run to the one to reply to. Edits in
+    `cache` are not tried again. Raises PromptError if nothing was detected or prompts are too few.
 
     >>> import tempfile
     >>> import saescope as ss
@@ -88,7 +89,8 @@ def select(
 
 def _planned_replies(parts: "_Parts", settings: SelectSettings, n_detected: int) -> int:
     """How many replies are written if one feature will do."""
-    n_trials = len(settings.edit_strengths) * n_detected
+    n_all_strengths = n_kept(n_detected)
+    n_trials = len(settings.edit_strengths) * n_all_strengths + n_detected - n_all_strengths
     return (n_trials + 1) * len(parts.choosing) + 2 * len(parts.judging)
 
 
@@ -108,7 +110,9 @@ def _select(
     settings = choosing.settings
     strongest = _strongest_acts(run, detected, detection.target)
     tries = {feature: _edits(feature, act, settings) for feature, act in strongest.items()}
+    tries, kept = screened(choosing.measurements.runner, tries)
     singles = _best_singles(choosing, tries)
+    further = {feature: edits for feature, edits in tries.items() if feature in kept}
     outputs = _output_scores(choosing.measurements.runner, strongest)
     return Selection(
         target=detection.target,
@@ -116,7 +120,7 @@ def _select(
         settings=settings,
         candidates=_candidates(detected, outputs, singles),
         unedited=Step((), choosing.baseline.unedited, judging.baseline.unedited),
-        steps=_steps(choosing, judging, tries, singles),
+        steps=_steps(choosing, judging, further, singles),
         n_chosen_on=len(choosing.prompts),
         n_judged_on=len(judging.prompts),
         judge_error=check_judge(choosing.measurements.judge, reference.known_replies),
