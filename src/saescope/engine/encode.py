@@ -10,7 +10,7 @@ from torch import Tensor
 from saescope.engine.magnitudes import finite_magnitudes
 from saescope.engine.sae import Sae
 from saescope.store.arrays import Bools, Indices
-from saescope.store.masking import Magnitudes, Masking
+from saescope.store.run_positions import scored_in_prompts
 from saescope.store.tables import LayerFeatures, PromptResids, id_type
 
 
@@ -27,7 +27,7 @@ def encode_batch(
     residual_indices = np.arange(len(resid)) if indices is None else indices.numpy()
     chunks = list(_feature_chunks(sae, resid, norms, peaks, keep_errors))
     features = LayerFeatures.joined(chunks).take(residual_indices)
-    is_scored = _scored_in_prompts(sae.spec.layer, features.magnitudes, lengths)
+    is_scored = scored_in_prompts(sae.spec.layer, features.magnitudes, lengths)
     return features, _resids_by_prompt(resid_float32, residual_indices, is_scored, lengths)
 
 
@@ -55,23 +55,6 @@ def _feature_chunks(
             peaks=peaks[start:end].cpu().numpy(),
         )
         start = end
-
-
-def _scored_in_prompts(layer: int, magnitudes: Magnitudes, lengths: Sequence[int]) -> Bools:
-    """Return which tokens count in a prompt's mean residual, (tokens,).
-
-    A batch is computed before other layers, other batches and the masking of any analysis are
-    known. So this is the default masking, for one prompt and one layer alone.
-    """
-    masking, scored = Masking(), []
-    norms, peaks = magnitudes
-    ends = np.cumsum(lengths)
-    for start, end in zip(ends - lengths, ends, strict=True):
-        pos = np.arange(end - start)
-        of_prompt = Magnitudes(norms[start:end], None if peaks is None else peaks[start:end])
-        sinks = masking.layer_sinks(layer, pos, of_prompt)
-        scored.append(masking.positions(pos, sinks).scored)
-    return np.concatenate(scored)
 
 
 def _resids_by_prompt(

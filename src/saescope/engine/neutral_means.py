@@ -16,14 +16,15 @@ from torch import Tensor
 from saescope.engine.batches import BATCH_TOKENS, plan_batches
 from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM
+from saescope.engine.magnitudes import finite_magnitudes
 from saescope.engine.residual import is_edited
 from saescope.engine.text_ids import special_ids
 from saescope.errors import PromptError, SourceError
 from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompt_sets import bundled_prompts
 from saescope.sources.prompts import Prompt
-from saescope.store.arrays import Bools, Float32s
-from saescope.store.masking import Masking
+from saescope.store.masking import Magnitudes
+from saescope.store.run_positions import scored_in_prompts
 
 
 def neutral_means(
@@ -111,24 +112,10 @@ def _sums(
         indices = plan.residual_indices(residuals.batch)
         if indices is not None:
             resid = resid[indices.to(resid.device)]
-        norms = resid.norm(dim=-1).cpu().numpy()
-        if not np.isfinite(norms).all():
-            raise SourceError(
-                f"the residual after layer {residuals.layer} is not finite: "
-                "the weights are damaged, or overflow in this dtype"
-            )
+        norms, peaks = finite_magnitudes(resid, residuals.layer)
+        magnitudes = Magnitudes(norms.cpu().numpy(), peaks.cpu().numpy())
         ids = [plan.token_ids[prompt] for prompt in plan.prompt_order(residuals.batch)]
-        counts = np.concatenate(_scored(ids, norms, special))
+        scored = scored_in_prompts(residuals.layer, magnitudes, [len(row) for row in ids])
+        counts = scored & np.isin(np.concatenate(ids), special, invert=True)
         sums[residuals.layer].add(resid[torch.from_numpy(counts).to(resid.device)])
     return sums
-
-
-def _scored(ids: Sequence[Sequence[int]], norms: Float32s, special: Sequence[int]) -> list[Bools]:
-    """Return the positions of each prompt that count; `norms` are those of all its tokens."""
-    masking, start, scored = Masking(), 0, []
-    for row in ids:
-        own = norms[start : start + len(row)]
-        positions = masking.apply(np.arange(len(row)), own)
-        scored.append(positions.scored & np.isin(row, special, invert=True))
-        start += len(row)
-    return scored

@@ -8,7 +8,7 @@ ask about show theirs too: what counts does not depend on the question.
 In runs of earlier versions each layer decides for itself, as it did when they were made.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import final
 
@@ -46,6 +46,23 @@ def any_layer(n_tokens: int, sinks_of_layers: Iterable[Ints]) -> Bools:
     for tokens in sinks_of_layers:
         sinks[tokens] = True
     return sinks
+
+
+def scored_in_prompts(layer: int, magnitudes: Magnitudes, lengths: Sequence[int]) -> Bools:
+    """Return which tokens of prompts of these lengths count, by one prompt and layer alone.
+
+    This is for what is computed before other layers, other prompts and the masking of a question
+    are known: means of residuals. It is the default masking.
+    """
+    masking, scored, start = Masking(), [np.zeros(0, bool)], 0
+    norms, peaks = magnitudes
+    for length in lengths:
+        of_prompt = slice(start, start + length)
+        pos = np.arange(length)
+        own = Magnitudes(norms[of_prompt], None if peaks is None else peaks[of_prompt])
+        scored.append(masking.positions(pos, masking.layer_sinks(layer, pos, own)).scored)
+        start += length
+    return np.concatenate(scored)
 
 
 @final
