@@ -11,6 +11,7 @@ from collections.abc import Sequence
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from packages
 
 from proof.folder import data_folder
+from proof.packages import FetchError
 from proof.page import write_page
 from proof.registry import STEPS
 from proof.steps import Progress, Step
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command to continue", file=sys.stderr)
         return 130
+    except FetchError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

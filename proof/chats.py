@@ -6,6 +6,7 @@ declines, and questions about the world. None of them is in the sets of `proof/r
 
 import json
 import random
+from dataclasses import dataclass
 from itertools import product
 
 from proof.folder import DataFolder
@@ -22,7 +23,7 @@ def patterns() -> list[str]:
     """All requests that the patterns make, in a random order that is always the same."""
     rng = random.Random(0)
     half = N_CHATS // 2
-    personal, others = _personal(**_words()), _about_the_world(**_words())
+    personal, others = _personal(_words()), _about_the_world(_words())
     chosen = rng.sample(personal, min(half, len(personal)))
     chosen += rng.sample(others, min(half, len(others)))
     rng.shuffle(chosen)
@@ -30,60 +31,64 @@ def patterns() -> list[str]:
     return [text for text in chosen if text not in known]
 
 
-def _words() -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class Words:
+    """What the gaps of the patterns are filled with."""
+
+    things: list[str]
+    acts: list[str]
+    states: list[str]
+    times: list[str]
+    people: list[str]
+    topics: list[str]
+
+
+def _words() -> Words:
     lines = (REQUESTS / "words.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split(": ", 1) for line in lines]
-    return {name: words.split(", ") for name, words in pairs}
+    return Words(**{name: words.split(", ") for name, words in pairs})
 
 
-def _personal(
-    things: list[str],
-    acts: list[str],
-    states: list[str],
-    times: list[str],
-    people: list[str],
-    topics: list[str],
-) -> list[str]:
+def _personal(words: Words) -> list[str]:
     return [
-        *(f"Did you {act} {time}?" for act, time in product(acts, times)),
-        *(f"Did your {who} {act} {when}?" for who, act, when in product(people, acts[:8], times)),
-        *(f"Are you {state} {time}?" for state, time in product(states, ("today", "right now"))),
-        *(f"How old is your {who}?" for who in people),
-        *(f"When did you last {act}?" for act in acts),
-        *(f"How often do you {act}?" for act in acts),
-        *(f"Do you have a {thing}?" for thing in things),
-        *(f"How many {thing}s do you own?" for thing in things),
-        *(f"Where did you buy your {thing}?" for thing in things),
-        *(f"What is your favorite {thing}?" for thing in things),
-        *(f"Do you like {topic}?" for topic in topics),
+        *(f"Did you {act} {time}?" for act, time in product(words.acts, words.times)),
+        *(
+            f"Did your {who} {act} {when}?"
+            for who, act, when in product(words.people, words.acts[:8], words.times)
+        ),
+        *(
+            f"Are you {state} {time}?"
+            for state, time in product(words.states, ("today", "right now"))
+        ),
+        *(f"How old is your {who}?" for who in words.people),
+        *(f"When did you last {act}?" for act in words.acts),
+        *(f"How often do you {act}?" for act in words.acts),
+        *(f"Do you have a {thing}?" for thing in words.things),
+        *(f"How many {thing}s do you own?" for thing in words.things),
+        *(f"Where did you buy your {thing}?" for thing in words.things),
+        *(f"What is your favorite {thing}?" for thing in words.things),
+        *(f"Do you like {topic}?" for topic in words.topics),
     ]
 
 
-def _about_the_world(
-    things: list[str],
-    acts: list[str],
-    states: list[str],
-    times: list[str],
-    people: list[str],
-    topics: list[str],
-) -> list[str]:
+def _about_the_world(words: Words) -> list[str]:
     return [
-        *(f"What is a {thing} used for?" for thing in things),
-        *(f"Write a sentence about a {thing}." for thing in things),
-        *(f"Who invented the {thing}?" for thing in things),
-        *(f"Describe a {thing} to a child." for thing in things),
-        *(f"What is the French word for {thing}?" for thing in things),
-        *(f"What is the plural of {thing}?" for thing in things),
-        *(f"How do people {act}?" for act in acts),
-        *(f"Give me three reasons to {act}." for act in acts),
-        *(f"What do I need to {act}?" for act in acts),
-        *(f"Why do people feel {state}?" for state in states),
-        *(f"What makes a good {who}?" for who in people),
-        *(f"Use the words '{time}' in a sentence." for time in times),
-        *(f"Explain {topic} in simple words." for topic in topics),
-        *(f"Name five facts about {topic}." for topic in topics),
-        *(f"Why is it good to know about {topic}?" for topic in topics),
-        *(f"Write a short story about {topic}." for topic in topics),
+        *(f"What is a {thing} used for?" for thing in words.things),
+        *(f"Write a sentence about a {thing}." for thing in words.things),
+        *(f"Who invented the {thing}?" for thing in words.things),
+        *(f"Describe a {thing} to a child." for thing in words.things),
+        *(f"What is the French word for {thing}?" for thing in words.things),
+        *(f"What is the plural of {thing}?" for thing in words.things),
+        *(f"How do people {act}?" for act in words.acts),
+        *(f"Give me three reasons to {act}." for act in words.acts),
+        *(f"What do I need to {act}?" for act in words.acts),
+        *(f"Why do people feel {state}?" for state in words.states),
+        *(f"What makes a good {who}?" for who in words.people),
+        *(f"Use the words '{time}' in a sentence." for time in words.times),
+        *(f"Explain {topic} in simple words." for topic in words.topics),
+        *(f"Name five facts about {topic}." for topic in words.topics),
+        *(f"Why is it good to know about {topic}?" for topic in words.topics),
+        *(f"Write a short story about {topic}." for topic in words.topics),
     ]
 
 

@@ -77,9 +77,11 @@ class Sae(nn.Module):
         super().__init__()
         d_model = data.resid.shape[1]
         self.recipe = recipe
-        mean = data.resid.float().mean(0)
-        varying = data.resid.float() - mean if recipe.centred else data.resid.float()
-        self.scale = float(varying.pow(2).mean().sqrt())
+        varying = data.resid.to(torch.float32, copy=True)  # changed in place: it may be large
+        mean = varying.mean(0)
+        if recipe.centred:
+            varying -= mean
+        self.scale = float(varying.pow_(2).mean().sqrt())
         self.mean = mean / self.scale
         self.b_dec = nn.Parameter(self.mean.clone())
         directions = nn.functional.normalize(torch.randn(d_model, recipe.d_sae), dim=0)
@@ -138,7 +140,9 @@ def train_sae(recipe: SaeRecipe, data: Residuals) -> Sae:
         sae.parameters(), lr=recipe.peak_lr, betas=(0.9, 0.99), fused=recipe.bfloat16
     )
     idle = torch.zeros(recipe.d_sae, dtype=torch.int64)
-    variance = (data.resid.float() / sae.scale).var(0).sum().item()
+    scaled = data.resid.to(torch.float32, copy=True).div_(sae.scale)
+    variance = scaled.var(0).sum().item()
+    del scaled
     for step, documents in enumerate(_batches(data.documents, recipe)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_lr * min(1.0, (step + 1) / 100, 3 * (1 - step / recipe.steps))
