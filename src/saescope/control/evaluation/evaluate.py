@@ -99,7 +99,7 @@ def _compare(
     baseline = Baseline(unedited, isinstance(judge, LanguageJudge), target)
     best = choose(baseline, tried)
     control_arms = _control_arms(measurements.runner, controls, baseline, best, reference)
-    results = measurements.add_each(control_arms)
+    results = measurements.add(control_arms)
     rows = control_rows(baseline, best, control_arms, results)
     judge_error = check_judge(judge, reference.known_replies)
     evidence = Evidence(baseline, tried, rows, _count(controls.edits))

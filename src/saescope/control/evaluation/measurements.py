@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from saescope.control.evaluation.arm_results import ArmResult, pooled
+from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.arms import Arm
 from saescope.control.evaluation.judge import Judge, Label, Reply, label_replies
 from saescope.control.evaluation.runner import ArmOutput, ArmRunner
@@ -25,22 +25,6 @@ class Measurements:
     "Replies without edits."
 
     def add(self, arms: Sequence[Arm]) -> list[ArmResult]:
-        """One result per arm, the draws of a control pooled to one."""
-        each = self.add_each(arms)
-        groups: dict[str, list[int]] = {}
-        for n, arm in enumerate(arms):
-            groups.setdefault(arm.name if arm.draw else arm.title, []).append(n)
-        results = []
-        for group in groups.values():
-            first = group[0]
-            if arms[first].draw:
-                draws = [arms[n].draw for n in group]
-                results.append(pooled([each[n] for n in group], draws))
-            else:
-                results.append(each[first])
-        return results
-
-    def add_each(self, arms: Sequence[Arm]) -> list[ArmResult]:
         """One result per arm."""
         outputs = self.runner.run(arms)
         return [self._result(arm, output) for arm, output in zip(arms, outputs, strict=True)]

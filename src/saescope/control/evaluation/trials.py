@@ -70,7 +70,7 @@ class Trials:
     def run(self, edit_sets: Sequence[tuple[Edit, ...]]) -> list[Trial]:
         """One trial per set of edits."""
         arms = [Arm("edits", edits=edits, draw=f"#{n}") for n, edits in enumerate(edit_sets)]
-        results = self.measurements.add_each(arms)
+        results = self.measurements.add(arms)
         return [self._trial(edits, one) for edits, one in zip(edit_sets, results, strict=True)]
 
     def _trial(self, edits: tuple[Edit, ...], result: ArmResult) -> Trial:
