@@ -6,7 +6,9 @@ from typing import Any
 
 def percent(share: float | None, digits: int = 0) -> str:
     """Return a share as percentage without its sign; `–` if it is not known."""
-    return "–" if share is None else f"{100 * share:.{digits}f}"
+    if share is None:
+        return "–"
+    return f"{round(100 * share, digits) + 0.0:.{digits}f}"  # no -0
 
 
 def share_ci(share: float | None, ci: Sequence[float]) -> str:

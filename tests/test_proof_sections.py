@@ -134,9 +134,9 @@ def test_detection_and_control_are_compared_by_their_intervals(
 ) -> None:
     text = " ".join(layers.section(_layers(detector, zero=1.6)).split())
     assert said in text
-    assert "That is 80 times less." in text
+    assert "That is 80 times as much" in text
     assert "No feature detects Japanese at layer 2." in text
-    assert "That is not less" in layers.section(_layers(detector, zero=0.01))
+    assert "makes little difference" in layers.section(_layers(detector, zero=0.01))
 
 
 def _task(feature: list[float], means: list[float], match: str | None) -> dict[str, Any]:
@@ -150,16 +150,22 @@ def _task(feature: list[float], means: list[float], match: str | None) -> dict[s
         "difference of means": way(means, "difference of means, add", match),
     }
     task = {"direction": "force", "language": "ja", "edit": "15/7 add 20"}
-    return {**task, "command": "saescope evaluate", "methods": methods}
+    evaluation = {"n_prompts": {"en": 24}}
+    return {**task, "command": "saescope", "methods": methods, "evaluation": evaluation}
 
 
 @pytest.mark.parametrize(
     ("feature", "means", "match", "said"),
     [
-        ([0.8, 0.7, 0.9], [0.4, 0.2, 0.5], "matched", "clearly higher in one (to Japanese)"),
+        (
+            [0.8, 0.7, 0.9],
+            [0.4, 0.2, 0.5],
+            "matched",
+            "the difference of means in one (to Japanese)",
+        ),
         ([0.2, 0.1, 0.3], [0.6, 0.5, 0.7], "matched", "clearly lower in one (to Japanese)"),
-        ([0.5, 0.3, 0.7], [0.6, 0.5, 0.7], "matched", "higher in none, clearly lower in none"),
-        ([0.8, 0.7, 0.9], [0.4, 0.2, 0.5], "wrecked", "Beside doing nothing, the feature"),
+        ([0.5, 0.3, 0.7], [0.6, 0.5, 0.7], "matched", "in none and clearly lower in none"),
+        ([0.8, 0.7, 0.9], [0.4, 0.2, 0.5], "wrecked", "higher than doing nothing in one"),
     ],
 )
 def test_ways_are_compared_by_intervals_and_wrecked_ones_left_out(
@@ -171,7 +177,7 @@ def test_ways_are_compared_by_intervals_and_wrecked_ones_left_out(
     }
     text = " ".join(forcing.section(results).split())
     assert said in text
-    assert ("Beside the difference of means" in text) == (match != "wrecked")
+    assert ("than the difference of means" in text) == (match != "wrecked")
 
 
 def test_a_continuation_is_recognised_after_its_own_beginning() -> None:

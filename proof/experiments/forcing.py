@@ -29,7 +29,7 @@ from proof.wording import (
 LANGUAGES, HOME = ("ja", "zh", "de"), "en"
 _CANDIDATES = (4, 2)
 _DISCOVERY, _HELD_OUT, _NEUTRAL_TEXTS, _TOKENS = 40, 24, 12, 16
-_STRENGTHS = {"force": (0.5, 1.0, 2.0), "suppress": (-1.0, -2.0, -4.0)}
+_STRENGTHS = {"force": (0.25, 0.5, 1.0), "suppress": (-1.0, -2.0, -4.0)}
 _GOALS: dict[str, Any] = {"force": "amplify", "suppress": "suppress"}
 _MARKS = (
     ("edits", COLOURS[0], "o"),
@@ -234,7 +234,7 @@ def section(results: dict[str, Any]) -> str:
             "base model, so it continues beginnings of paragraphs instead: English ones that "
             f"should go on in {listed(NAMES[name] for name in LANGUAGES)}, and ones in these "
             "languages that should not. The feature is chosen on discovery paragraphs, and "
-            f"everything is measured on {_HELD_OUT} held-out ones."
+            f"everything is measured on {_measured_on(tasks)} held-out ones."
         ),
         command_block([first["command"]]) if first else "",
         paragraph(
@@ -248,6 +248,12 @@ def section(results: dict[str, Any]) -> str:
         _compared(tasks),
         _limits(results),
     )
+
+
+def _measured_on(tasks: list[dict[str, Any]]) -> str:
+    """Return how many prompts a task has, or from how many to how many."""
+    counts = {sum(task["evaluation"]["n_prompts"].values()) for task in tasks if task["edit"]}
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "no"
 
 
 def _table(tasks: list[dict[str, Any]]) -> str:
@@ -302,8 +308,8 @@ def _compared(tasks: list[dict[str, Any]]) -> str:
             continue
         left_out = f" ({len(both) - len(fair)} more are wrecked)" if len(fair) < len(both) else ""
         sentences.append(
-            f"Beside {_BESIDE[other]}, the feature scores clearly higher in {_tasks(above)}, "
-            f"clearly lower in {_tasks(below)}, of {number(len(fair))} tasks{left_out}."
+            f"Of {number(len(fair))} tasks{left_out}, the feature scores clearly higher than "
+            f"{_BESIDE[other]} in {_tasks(above)} and clearly lower in {_tasks(below)}."
         )
     working = [t for t in measured if t["methods"]["edits"]["score"][1] > 0]
     sentences.append(

@@ -42,6 +42,7 @@ _ROLES = (
     ("detector", "best detector", COLOURS[1], "o-"),
     ("actor", "feature that acts most", COLOURS[0], "s--"),
 )
+_MUCH_MORE = 1.5
 _HELD_OUT, _DISCOVERY, _NEUTRAL_TEXTS = 40, 10, 2
 _EVALUATE = (
     "evaluate",
@@ -61,6 +62,8 @@ def run(folder: DataFolder) -> None:
     commands = {}
     for role in ("actor", "detector"):
         one = layers[best][role]
+        if role == "detector" and one["feature"] == layers[best]["actor"]["feature"]:
+            continue
         edit = f"{one['feature']} scale {one['strength']:g}"
         commands[role] = (*_EVALUATE, "--draws", "3", "--edit", edit, *GEMMA)
     evaluations = {role: arms_of(saescope(folder, *words)) for role, words in commands.items()}
@@ -152,6 +155,11 @@ def _draw(folder: DataFolder, results: dict[str, Any]) -> None:
             detection.plot(depth, margins, style, color=colour, label=label)
             scores = [layer[role]["output_score"] for layer in layers.values()]
             output.plot(depth, scores, style, color=colour)
+        lowest = min(
+            layer[role]["margin_ci"][0] for layer in layers.values() for role, *_ in _ROLES
+        )
+        detection.set_ylim(bottom=min(-0.02, lowest))
+        output.set_ylim(bottom=-0.005)
         _draw_effect(effect, layers)
         titles = ("detection: rate − elsewhere", "output score", "effect: still in Japanese")
         for one, title in zip(axes, titles, strict=True):
@@ -198,7 +206,7 @@ def section(results: dict[str, Any]) -> str:
         image("layers", "curves", "detection, output score and effect by layer"),
         _table(results),
         _by_layer(results),
-        f"### The two features of layer {results['best']}, held out",
+        f"### On held-out beginnings, layer {results['best']}",
         command_block(results["commands"]),
         _held_out(results),
         "### Removing a direction about the mean",
@@ -216,7 +224,7 @@ def _table(results: dict[str, Any]) -> str:
             f"{one['strength']:g}",
             f"{percent(one['behaviour_rate'])} %",
             nats(one["kl_mean"]),
-            " ".join(f"`{token.strip()}`" for token in one["tokens"] if "`" not in token),
+            " ".join(f"`{token.strip()}`" for token in one["tokens"] if not {"`", "\\"} & {*token}),
         ]
         for one in sorted(layer["candidates"], key=lambda one: -one["margin"])
     ]
@@ -246,9 +254,9 @@ def _by_layer(results: dict[str, Any]) -> str:
     best = layers[results["best"]]
     by_output = sum(_ranks_first(layer) for layer in layers.values())
     sentences = [
-        f"The effect is largest at layer {results['best']}: {best['actor']['feature']} leaves "
-        f"{share_ci(best['judged']['after'], best['judged']['ci'])} of the continuations in "
-        f"Japanese, of {percent(best['judged']['before'])} % without edits.",
+        f"The effect is largest at layer {results['best']}: with {best['actor']['feature']} "
+        f"suppressed, {share_ci(best['judged']['after'], best['judged']['ci'])} of the "
+        f"continuations are in Japanese, {percent(best['judged']['before'])} % without edits.",
         f"The best detector is the feature that acts most at {len(same)} of {len(layers)} layers.",
         f"The largest output score picks the feature that acts most at {by_output} of "
         f"{len(layers)}.",
@@ -264,11 +272,10 @@ def _ranks_first(layer: dict[str, Any]) -> bool:
 
 def _held_out(results: dict[str, Any]) -> str:
     parts = []
-    layer = results["layers"][str(results["best"])]
-    evaluations = dict(results["evaluations"])
-    if layer["actor"]["feature"] == layer["detector"]["feature"]:
-        evaluations.pop("detector")
+    layer, evaluations = results["layers"][str(results["best"])], results["evaluations"]
     names = {"actor": "The feature that acts most", "detector": "The best detector"}
+    if len(evaluations) == 1:
+        names["actor"] += ", the best detector too"
     for name, evaluation in evaluations.items():
         parts.append(
             paragraph(f"**{names[name]}, {layer[name]['feature']}.**", evaluation["verdict"])
@@ -307,11 +314,14 @@ def _compared(evaluations: dict[str, Any]) -> str:
 def _about_text(results: dict[str, Any]) -> str:
     about = results["about"]
     mean, zero = about["mean"]["kl_mean"], about["zero"]["kl_mean"]
-    compared = (
-        f"That is {zero / mean:.0f} times less."
-        if mean and zero > mean
-        else "That is not less: on this layer the mean has little of the direction."
-    )
+    if mean and zero >= _MUCH_MORE * mean:
+        compared = (
+            f"That is {zero / mean:.0f} times as much: the residuals of this layer have a common "
+            "mean with a large part along the direction, which belongs to no language, and about "
+            "zero that part is removed too."
+        )
+    else:
+        compared = "Here that makes little difference: the mean has little of this direction."
     return join(
         command_block([about["mean"]["command"], about["zero"]["command"]]),
         paragraph(
@@ -319,7 +329,5 @@ def _about_text(results: dict[str, Any]) -> str:
             f"{nats(mean)} nats per token on text in other languages; about zero, it costs "
             f"{nats(zero)}.",
             compared,
-            "Residuals of this layer have a large common mean. Setting their component along a "
-            "direction to zero removes the mean's part too, which belongs to no language.",
         ),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from proof.experiments import forcing, languages, large, layers
+from proof.experiments import forcing, languages, large, layers, speed
 from proof.folder import DataFolder
 from proof.steps import Step
 
@@ -48,5 +48,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "forcing", forcing.run, forcing.section, ("languages",), 6, "languages forced, suppressed"
     ),
-    Experiment("large", large.run, large.section, (), 0.2, "what Qwen3-8B would take"),
+    Experiment(
+        "speed", speed.run, speed.section, ("languages",), 3, "speed and memory beside a script"
+    ),
+    Experiment("large", large.run, large.section, ("sets",), 0.2, "what Qwen3-8B would take"),
 )
