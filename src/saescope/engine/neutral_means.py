@@ -18,7 +18,7 @@ from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.magnitudes import finite_magnitudes
 from saescope.engine.residual import is_edited
-from saescope.engine.text_ids import special_ids
+from saescope.engine.text_ids import special_ids, text_ids
 from saescope.errors import PromptError, SourceError
 from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompt_sets import bundled_prompts
@@ -36,8 +36,8 @@ def neutral_means(
 ) -> dict[int, NeutralMean]:
     """Return the mean residual after each of these layers over neutral text, in one pass.
 
-    `texts`: the neutral text; None takes the bundled sentences. `steered` never runs the model by
-    itself, so edits that act about the mean take it from here:
+    `texts`: the neutral text; None takes the bundled sentences that fit the model's context.
+    `steered` never runs the model by itself, so edits that act about the mean take it from here:
     `Edit(..., "project", about=means[layer])`. Raises PromptError if the texts have no position
     that counts, and SourceError inside a `steered` context or if a residual is not finite.
 
@@ -45,7 +45,7 @@ def neutral_means(
     >>> lm, sae = ss.load_lm("saescope-tiny", [2]), ss.load_sae("saescope-tiny-sae", 2)
     >>> mean = ss.neutral_means(lm, [2])[2]
     >>> mean.source, mean.positions > 1000
-    ('60 bundled sentences', True)
+    ('60 texts of neutral', True)
     >>> edit = ss.Edit("2/5", "project", about=mean)
     >>> with ss.steered(lm, [sae], [edit]) as receipt:
     ...     features = ss.scan(lm, [sae], ss.texts(["The red dog sleeps."])[0].prompts)
@@ -54,14 +54,17 @@ def neutral_means(
     """
     if is_edited(lm):
         raise SourceError("the neutral mean is of the unedited model: measure it before steered()")
-    source = ""
     if texts is None:
-        texts = bundled_prompts("neutral")[0].prompts
-        source = f"{len(texts)} bundled sentences"
+        bundled = bundled_prompts("neutral")[0].prompts
+        texts = [text for text in bundled if _fits(lm, text)]
     if not texts:
         raise PromptError("there is no neutral text to measure the mean residual on")
     sums = _sums(lm, sorted(set(layers)), texts, batch_tokens)
-    return {layer: total.mean(layer, source or _describe(texts)) for layer, total in sums.items()}
+    return {layer: total.mean(layer, _describe(texts)) for layer, total in sums.items()}
+
+
+def _fits(lm: LM, text: Prompt) -> bool:
+    return len(text_ids(lm.tokenizer, str(text.text)).text) < lm.max_length
 
 
 def _describe(texts: Sequence[Prompt]) -> str:

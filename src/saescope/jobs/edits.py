@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saescope.control.about import About
 from saescope.control.edits import EditSet, parse_edit
 from saescope.control.edits_file import read_edits
 from saescope.control.evaluation.behaviour import FeatureRule
@@ -32,6 +33,12 @@ class EditInputs:
         'An edit such as "17/23991 scale -1": feature, op, strength, then gate and scope. '
         'A direction file may replace the feature: "japanese.safetensors add 2"; add '
         "@LAYER to its name if the file stores no layer. Repeatable."
+    )
+
+    about: About | None = None
+    (
+        "What project edits, and baselines that remove a direction, act about: the mean residual "
+        "over neutral text, or zero. Default: mean; project edits in a file keep what it says."
     )
 
     def __bool__(self) -> bool:

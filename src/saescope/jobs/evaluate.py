@@ -1,13 +1,16 @@
 """The `evaluate` request: what edits do to a behaviour and to everything else, beside controls."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from saescope.control.about import about_name
 from saescope.control.edits import EditSet
 from saescope.control.evaluation.settings import EvaluateSettings, ReferenceData
+from saescope.control.means_file import means_of
 from saescope.errors import ArgumentError, PromptError
 from saescope.jobs.edits import EditInputs, load_for
 from saescope.jobs.inputs import ModelInputs
@@ -18,10 +21,12 @@ from saescope.jobs.judging import (
     keeping_arms,
     read_all_prompts,
 )
+from saescope.jobs.neutral import measured_means, with_means
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.write_once import request_key
 from saescope.sources.locks import claimed
+from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompts import Prompt
 from saescope.sources.splits import split_prompts
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -96,6 +101,7 @@ class EvaluateRequest(Request):
         known = self.judging.read_known()
         answers = self.replies.answers_of(prompts, self.prompts)
         lm, saes = load_for(edit_set, self.inputs, reporter, judge)
+        edit_set, means = self._with_means(lm, edit_set, neutral, reporter)
         from saescope.control.evaluation.evaluate import evaluate, quick_prompts
 
         prompts = shorten(lm, prompts, self.replies.cut)
@@ -114,11 +120,23 @@ class EvaluateRequest(Request):
                 measured,
                 bind_judge(judge, lm, saes, self.settings.thinking),
                 self.settings,
-                reference=ReferenceData(neutral, answers, parts.discovery, known),
+                reference=ReferenceData(neutral, answers, parts.discovery, known, means),
                 cache=cache,
                 progress=advance,
             )
-        return EvaluateAnswer(result, self._question(lm, saes, edit_set), cache)
+        return EvaluateAnswer(result, self._question(lm, saes, edit_set, means), cache)
+
+    def _with_means(
+        self, lm: "LM", edit_set: EditSet, neutral: Sequence[Prompt], reporter: Reporter
+    ) -> tuple[EditSet, dict[int, NeutralMean]]:
+        """Return the edits with what they act about, and what baselines act about, by layer."""
+        if self.edits.about == "zero":
+            return with_means(self.edits, edit_set, lambda _layers: {}, reporter), {}
+        measure = partial(measured_means, lm, texts=neutral, reporter=reporter)
+        edit_set = with_means(self.edits, edit_set, measure, reporter)
+        means = means_of(edit_set.edits)
+        missing = {edit.layer for edit in edit_set.edits} - means.keys()
+        return edit_set, means | measure(sorted(missing))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -182,7 +200,13 @@ class EvaluateRequest(Request):
         )
         return ResumeCache(Path("runs") / f".evaluate-{key[:12]}.jsonl")
 
-    def _question(self, lm: "LM", saes: "Sequence[Sae]", edit_set: EditSet) -> dict[str, Any]:
+    def _question(
+        self,
+        lm: "LM",
+        saes: "Sequence[Sae]",
+        edit_set: EditSet,
+        means: Mapping[int, NeutralMean],
+    ) -> dict[str, Any]:
         """Return what the JSON says was asked."""
         edits = [
             {
@@ -192,6 +216,7 @@ class EvaluateRequest(Request):
                 "gate": edit.gate,
                 "scope": edit.scope,
                 "when": None if edit.when is None else str(edit.when),
+                "about": about_name(edit),
             }
             for edit in edit_set.edits
         ]
@@ -199,6 +224,7 @@ class EvaluateRequest(Request):
             "model": lm.spec.repo,
             "sae": saes[0].spec.release if saes else None,
             "edits": edits,
+            "means": {str(layer): mean.to_dict() for layer, mean in means.items()},
             "part": "all" if self.every_prompt else "holdout",
             "cut": self.replies.cut,
             "seed": self.settings.seed,

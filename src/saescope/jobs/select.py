@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from saescope.analysis.detection import Detection, DetectSettings
 from saescope.arguments import Share
+from saescope.control.about import About
 from saescope.control.edits import EditSet
 from saescope.control.edits_file import write_edits
 from saescope.control.evaluation.behaviour import FeatureRule, LanguageJudge
@@ -21,6 +22,7 @@ from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.runs import beside_run
 from saescope.sources.file_names import file_name_part
+from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompts import Prompt
 from saescope.store.masking import Masking
 from saescope.store.resume_cache import ResumeCache, key_of
@@ -76,6 +78,8 @@ class SelectRequest(Request):
     max_other: Share = 0.2
     "Candidates fire on at most this share of any other set's discovery prompts."
     settings: SelectSettings = SelectSettings()
+    about: About = "mean"
+    "What project edits act about: the mean residual over neutral text, or zero."
     judging: JudgeInputs = JudgeInputs()
     replies: ReplyInputs = ReplyInputs()
     masking: Masking = Masking()
@@ -96,7 +100,8 @@ class SelectRequest(Request):
         run = detection_request.obtain(reporter, features)
         detection = detection_request.ask(run)
         answers = self.replies.answers_of(run.prompts, _sets_of(run))
-        reference = ReferenceData(neutral, answers, known_replies=known)
+        means: dict[int, NeutralMean] | None = {} if self.about == "zero" else None
+        reference = ReferenceData(neutral, answers, known_replies=known, means=means)
         result = self._select(run, detection, judge, reference, reporter)
         edits = self._write_edits(run, result)
         judged = result.unedited.chosen_on.right_rate is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from saescope.arguments import Count, Seed, Temperature
@@ -9,6 +10,8 @@ from saescope.control.edits import EditSet
 from saescope.errors import PromptError
 from saescope.jobs.edits import EditInputs, load_for
 from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.judging import read_all_prompts
+from saescope.jobs.neutral import measured_means, with_means
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.sources.chats import Message
@@ -58,13 +61,18 @@ class SteerRequest(Request):
     "0 takes the most likely token each time; above, tokens are sampled."
     seed: Seed = 0
     "Sampling seed."
+    neutral: str = "neutral"
+    "Prompt sets of plain text to measure the mean residual on. Default: the bundled sentences."
     inputs: ModelInputs = ModelInputs()
 
     def run(self, reporter: Reporter = SILENT, on_text: OnText | None = None) -> Steering:
         """Generate twice; `on_text` receives both texts while they grow."""
         prompt, edit_set = self._prompt(), self.edits.read()
+        neutral = read_all_prompts(self.neutral)
         lm, saes = load_for(edit_set, self.inputs, reporter)
         _note_mismatches(lm, prompt, edit_set, self.thinking, reporter)
+        measure = partial(measured_means, lm, texts=neutral, reporter=reporter)
+        edit_set = with_means(self.edits, edit_set, measure, reporter)
         from saescope.control.steer import steered
 
         with steered(lm, saes, edit_set.edits):

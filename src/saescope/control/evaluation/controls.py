@@ -1,7 +1,7 @@
 """Control arms: what a claim about edits has to be compared with."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError
 from saescope.sources.catalog import Feature
 from saescope.sources.directions import Direction
+from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompts import Prompt
 
 MEANS, IN_FULL = "difference of means", " in full"
@@ -42,6 +43,9 @@ class Controls:
     "Differences of means by layer."
 
     instruction: str | None
+
+    neutral_means: Mapping[int, NeutralMean] = field(default_factory=dict)
+    "Mean residuals by layer, about which the difference of means is projected out."
 
     def at(self, strength: float, *, removes: bool) -> list[Control]:
         """Every control at this strength of the edits; baselines of their own at 1.
@@ -93,6 +97,7 @@ class Controls:
             scope=first.scope,
             skip_sinks=first.skip_sinks,
             direction=direction,
+            about=self.neutral_means.get(direction.layer),
         )
 
     def _prompt_only(self) -> Iterator[Control]:

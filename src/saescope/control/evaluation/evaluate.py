@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from saescope.control.about import with_spreads
 from saescope.control.edits import Edit
 from saescope.control.evaluation.arm_results import ArmResult
 from saescope.control.evaluation.arms import Arm, times
@@ -23,6 +24,7 @@ from saescope.control.evaluation.judge_check import check_judge, error_sentence
 from saescope.control.evaluation.matching import LEAST_KL, at_matched_damage
 from saescope.control.evaluation.measurements import Measurements
 from saescope.control.evaluation.metrics import mean_known
+from saescope.control.evaluation.reference_means import with_means
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.scoring import EvalSet
 from saescope.control.evaluation.settings import (
@@ -73,7 +75,9 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
-    settings, reference = settings.sampled, reference or ReferenceData()
+    settings, layers = settings.sampled, {edit.layer for edit in edits}
+    reference = with_means(lm, layers, reference or ReferenceData(), edits)
+    edits = with_spreads(edits, reference.means or {})
     judge = as_judge(judge)
     target = _target_sets(prompts, settings)
     texts = reference.neutral
@@ -174,6 +178,7 @@ def _controls(
         direction_seeds=range(settings.seed, settings.seed + settings.draws),
         means=means,
         instruction=settings.instruction,
+        neutral_means=reference.means or {},
     )
 
 

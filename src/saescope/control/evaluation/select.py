@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from saescope.analysis.detection import DetectedFeature, Detection
+from saescope.control.about import about_means
 from saescope.control.edits import Edit
 from saescope.control.evaluation.function_judge import JudgeFunction, as_judge
 from saescope.control.evaluation.judge import Judge, describe_judge
 from saescope.control.evaluation.judge_check import check_judge
 from saescope.control.evaluation.output_score import OutputScore, output_scores
+from saescope.control.evaluation.reference_means import with_means
 from saescope.control.evaluation.runner import ArmRunner, Progress, ReplyCounter, neutral_texts
 from saescope.control.evaluation.screening import n_kept, screened
 from saescope.control.evaluation.selection import Candidate, Selection, Step
@@ -71,12 +73,12 @@ def select(
     >>> len(selection.candidates)
     2
     """
-    settings = settings or SelectSettings()
+    settings, judge = settings or SelectSettings(), as_judge(judge)
     settings.check()
     settings = settings.sampled
-    reference = reference or ReferenceData()
-    judge = as_judge(judge)
     detected = _best_detectors(detection, settings.candidates)
+    edited_layers = {one.feature.layer for one in detected if settings.edit_op == "project"}
+    reference = with_means(lm, edited_layers, reference or ReferenceData())
     parts = _discovery_parts(run, detection, settings).prepared(prepare)
     neutral = neutral_texts(lm, reference.neutral, [detection.target])[: settings.prompts]
     cache = ResumeCache() if cache is None else cache
@@ -109,7 +111,10 @@ def _select(
         raise PromptError(f"no reply could be judged{why}: nothing to choose by")
     settings = choosing.settings
     strongest = _strongest_acts(run, detected, detection.target)
-    tries = {feature: _edits(feature, act, settings) for feature, act in strongest.items()}
+    tries = {
+        feature: about_means(_edits(feature, act, settings), reference.means or {})
+        for feature, act in strongest.items()
+    }
     tries, kept = screened(choosing.measurements.runner, tries)
     singles = _best_singles(choosing, tries)
     further = {feature: edits for feature, edits in tries.items() if feature in kept}

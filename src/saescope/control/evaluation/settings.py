@@ -8,6 +8,7 @@ from saescope.arguments import Count, CountOrZero, Seed, Strength, check_argumen
 from saescope.control.edits import Op
 from saescope.control.evaluation.known_replies import KnownReplies
 from saescope.errors import ArgumentError
+from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompts import Prompt
 
 Goal = Literal["suppress", "amplify"]
@@ -179,3 +180,9 @@ class ReferenceData:
 
     known_replies: KnownReplies | None = None
     "Replies with known labels, on which the judge's own error is measured."
+
+    means: Mapping[int, NeutralMean] | None = None
+    (
+        "Mean residuals by layer, about which baselines remove a direction. None: measured on "
+        "`neutral`, or on the bundled sentences if that is empty. Empty: about zero."
+    )

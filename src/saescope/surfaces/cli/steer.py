@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from saescope.control.receipts import Receipt
 
 _INCOMPLETE = "\ufffd"  # the end of a text whose last character has only begun
-DEGRADES_ABOVE = 0.5  # changes of half a residual's norm usually degrade the text
+# Changes of half the spread of residuals about their mean usually degrade the text.
+DEGRADES_ABOVE = 0.5
+_UNITS = {"spread": "the spread of residuals about their mean", "|residual|": "the residual"}
 
 
 @command
@@ -73,18 +75,25 @@ def columns(base: str, steered: str) -> Table:
 def show_steering(console: Console, steering: Steering) -> None:
     """Print whether the text changed, both texts, and what the edits did to the residual."""
     receipt = steering.receipt
+    size = receipt.size
     print_finding(console, _sentence(steering))
     console.print(columns(visible(steering.base), visible(steering.steered)))
     _edits(receipt).print(console)
     print_line(
         console,
         f"targeted {receipt.positions} positions in {receipt.steps} forward passes, changed "
-        f"{receipt.changed}; change / residual: {percent(receipt.delta_norm_ratio)} on average, "
-        f"{percent(receipt.largest_ratio)} at most",
+        f"{receipt.changed}; change / {size.unit.strip('|')}: {percent(size.mean)} on average, "
+        f"{percent(size.largest)} at most",
     )
-    if receipt.largest_ratio > DEGRADES_ABOVE:
+    for layer, mean in receipt.means.items():
+        print_line(
+            console,
+            f"mean residual of layer {layer}: over {mean.positions:,} positions of {mean.source}, "
+            f"{mean.norm:.4g} long; spread about it {mean.spread:.4g}",
+        )
+    if size.largest > DEGRADES_ABOVE:
         limit = percent(DEGRADES_ABOVE)
-        note(f"changed over {limit} of the residual: generations usually degrade there")
+        note(f"changed over {limit} of {_UNITS[size.unit]}: generations usually degrade there")
 
 
 def _sentence(steering: Steering) -> str:
@@ -93,8 +102,10 @@ def _sentence(steering: Steering) -> str:
         return "Nothing was changed: no edited feature fired, or rounding lost what was added."
     if steering.base == steering.steered:
         return "Residuals were changed, the text was not."
-    share = percent(receipt.delta_norm_ratio)
-    return f"The text changes; the edits change the residual by {share} of its norm on average."
+    size = receipt.size
+    unit = "its norm" if size.unit == "|residual|" else "its spread about the mean"
+    share = percent(size.mean)
+    return f"The text changes; the edits change the residual by {share} of {unit} on average."
 
 
 def _edits(receipt: "Receipt") -> ResultTable:
@@ -118,6 +129,8 @@ def _edits(receipt: "Receipt") -> ResultTable:
 
 def _describe(edit: Mapping[str, Any]) -> str:
     text = f"{edit['edit']} {edit['op']} {edit['strength']:g} {edit['gate']} {edit['scope']}"
+    if edit["about"]:
+        text += f" about {edit['about']}"
     if not edit["when"]:
         return text
     return f"{text} when {edit['when']} (met on {edit['held']})"
