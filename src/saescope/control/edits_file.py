@@ -153,8 +153,8 @@ def _read_edit(
         return edit
     if edit.layer not in means:
         raise EditError(
-            f'edit {number}: about = "mean" needs a table [mean.{edit.layer}]: leave about out, '
-            "and let --about mean measure it"
+            f'edit {number}: about = "mean" needs a table [mean.{edit.layer}]: leave it out of the '
+            "file, and pass about='mean' to have the mean measured"
         )
     return replace(edit, about=means[edit.layer])
 

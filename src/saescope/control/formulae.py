@@ -231,13 +231,18 @@ def _coefficient_readout(
         if edit.op == "project":
             unit = d[row].double() / d[row].double().norm()
             w[row] = unit
-            b[row] = 0 if edit.about is None else -(unit @ _mean_of(edit).to(unit))
+            b[row] = 0 if edit.about is None else -(unit @ _mean_of(edit, len(unit)).to(unit))
     if torch.equal(w, readout.w) and torch.equal(b, readout.b):
         return readout
     return Readout(w, b)
 
 
-def _mean_of(edit: Edit) -> Float[Tensor, "d_model"]:
+def _mean_of(edit: Edit, d_model: int) -> Float[Tensor, "d_model"]:
     """Return the mean that an edit acts about."""
     assert edit.about is not None
+    if len(edit.about.values) != d_model:
+        raise EditError(
+            f"edit of {edit.name}: the mean it acts about has width {len(edit.about.values)}, but "
+            f"its direction has {d_model}"
+        )
     return torch.tensor(edit.about.values)

@@ -12,6 +12,7 @@ from saescope.errors import PromptError
 from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import read_all_prompts
+from saescope.jobs.neutral import with_means_for_weights
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.write_once import write_once
@@ -38,7 +39,10 @@ class BakeRequest(Request):
     edits: EditInputs = EditInputs()
     settings: BakeSettings = BakeSettings()
     neutral: str = "neutral"
-    "Prompt sets of plain text to measure distances on. Default: the bundled sentences."
+    (
+        "Prompt sets of plain text to measure distances and the mean residual on. Default: the "
+        "bundled sentences."
+    )
     inputs: ModelInputs = ModelInputs()
     out: Path
     "Folder to write; it must not exist."
@@ -54,6 +58,7 @@ class BakeRequest(Request):
         edit_set = self.edits.read()
         inputs = inputs_for(edit_set, self.inputs)
         neutral = self._neutral_texts()
+        edit_set = with_means_for_weights(self.edits, edit_set, inputs, self.neutral, reporter)
         saes = load_saes_for(edit_set, inputs, reporter)
         from saescope.control.baking.bake import bake
 

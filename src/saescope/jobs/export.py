@@ -10,6 +10,7 @@ from saescope.errors import EditError, RunError
 from saescope.jobs.edits import EditInputs, inputs_for, load_saes_for
 from saescope.jobs.inputs import ModelInputs, show_licence
 from saescope.jobs.judging import read_all_prompts
+from saescope.jobs.neutral import with_means_for_weights
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
 from saescope.jobs.write_once import write_once
@@ -105,6 +106,8 @@ class ExportRequest(Request):
         edit_set = self.edits.read()
         inputs = inputs_for(edit_set, self.inputs)
         settings = self._settings(inputs)
+        if self.format == "lora":
+            edit_set = with_means_for_weights(self.edits, edit_set, inputs, self.neutral, reporter)
         saes = load_saes_for(edit_set, inputs, reporter)
         from saescope.control.exports.gguf import export_gguf
         from saescope.control.exports.lora import export_lora

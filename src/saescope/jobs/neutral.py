@@ -15,6 +15,8 @@ from saescope.control.edits import Edit, EditSet
 from saescope.control.means_file import means_of
 from saescope.errors import SourceError
 from saescope.jobs.edits import EditInputs
+from saescope.jobs.inputs import ModelInputs
+from saescope.jobs.judging import read_all_prompts
 from saescope.jobs.reporter import Reporter
 from saescope.sources.file_cache import recall, remember
 from saescope.sources.neutral_mean import NeutralMean
@@ -89,6 +91,27 @@ def with_means(
         means |= measure(sorted(missing))
     edits = [about_means([edit], means)[0] if is_chosen else edit for edit, is_chosen in pairs]
     return replace(edit_set, edits=tuple(edits))
+
+
+def with_means_for_weights(
+    inputs: EditInputs,
+    edit_set: EditSet,
+    models: ModelInputs,
+    neutral: str,
+    reporter: Reporter,
+) -> EditSet:
+    """Return the edits with the means that weights need: those of projections.
+
+    An edit by activation needs one too, since the nearest edit of weights is a projection. The
+    model is loaded only if a mean is missing.
+    """
+
+    def measure(layers: Sequence[int]) -> Mapping[int, NeutralMean]:
+        lm = models.load_model(layers, reporter)
+        return measured_means(lm, layers, read_all_prompts(neutral), reporter)
+
+    by_activation = any(edit.op in ("scale", "clamp") for edit in edit_set.edits)
+    return with_means(inputs, edit_set, measure, reporter, every_op=by_activation)
 
 
 def _is_about_zero(edit: Edit) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,6 +27,12 @@ class EditVectors:
     def layer(self) -> int:
         """The layer after which the edit acts."""
         return self.edit.layer
+
+    @property
+    def mean(self) -> Float[Tensor, "d_model"] | None:
+        """The mean residual that the edit acts about; None for zero."""
+        about = self.edit.about
+        return None if about is None else torch.tensor(about.values, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.bake_plan import BakePlan, EditVectors, NewParameter
-from saescope.control.baking.methods import constant_intervention, summed_constants
+from saescope.control.baking.constants import constant_intervention, summed_constants
 from saescope.control.baking.residual_map import ResidualMap
 from saescope.control.baking.weight_update import WeightUpdate
 from saescope.engine.anatomy import Anatomy, Port

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from saescope.control.about import about_name
 from saescope.control.baking.bake_plan import BakePlan
 from saescope.control.baking.bake_result import BakeResult
 from saescope.control.edits import Edit
@@ -44,6 +45,10 @@ def describe_edit(edit: Edit) -> dict[str, Any]:
         "scope": edit.scope,
         "skip_sinks": edit.skip_sinks,
     }
+    if edit.op == "project":
+        row["about"] = about_name(edit)
+    if edit.about is not None:
+        row["mean"] = edit.about.to_dict()
     if edit.condition is not None:
         row["when"] = str(edit.condition)
     if edit.direction is not None:
@@ -124,7 +129,8 @@ def _card_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "| edit | op | strength | after layer |", "|---|---|---|---|")
     for edit in bake["edits"]:
         cell = edit["edit"].replace("|", "\\|")
-        yield f"| {cell} | {edit['op']} | {edit['strength']:g} | {edit['layer']} |"
+        op = f"{edit['op']} about the mean" if edit.get("about") == "mean" else edit["op"]
+        yield f"| {cell} | {op} | {edit['strength']:g} | {edit['layer']} |"
     yield from ("", "## Measured", *_distance_lines(bake), *_rounding_lines(bake), "")
     yield from (f"- {note}" for note in bake["notes"])
     yield from ("- The licence of the model it was made from applies.", "")

@@ -4,7 +4,8 @@ method         parameters changed                reference intervention        e
 every-write    all that write to the residual    linear part at every write,   unless a norm
                                                  constant at the embedding     follows a write
 readers-above  all that read the residual above  projection after every norm   unless a norm's
-               the edit's layer, and lm_head     above the edit's layer        γ holds zeros
+               the edit's layer, and lm_head     above the edit's layer        γ holds zeros, or
+                                                                               it is about a mean
 next-layer     all that read the residual in     projection after the edit's   never
                the next layer                    layer
 writers-up-to  all that write to the residual    projection after the edit's   never
@@ -12,8 +13,10 @@ writers-up-to  all that write to the residual    projection after the edit's   n
 bias           an MLP output bias, or else the   add a constant after the      if it is an MLP
                next attention output bias        edit's layer                  output bias
 
-The parts of every-write are those of an affine map (`residual_map.py`): a projection, which is
-linear, or a read-out clamp, which has a constant too. A write is what the embedding, an
+The parts of every-write are those of an affine map (`residual_map.py`). A projection about zero is
+linear; a projection about a mean and a read-out clamp have a constant too, which enters once, with
+the embedding. Weights that read the residual hold no constant: there the residual's own component
+along the mean stands for it. A write is what the embedding, an
 attention or an MLP adds to the residual. Interventions act at every position. "Exact" means that
 the checkpoint equals the reference intervention up to rounding. It does not mean that it equals the
 edit as steered: every-write, for example, projects at every write, not only after the edit's layer.
@@ -23,7 +26,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from saescope.control.baking.bake_plan import BakePlan, EditVectors, ReferenceIntervention
@@ -33,7 +35,6 @@ from saescope.control.baking.residual_map import (
     at_zeros,
     projection,
     readout_clamp,
-    shift,
 )
 from saescope.control.baking.settings import Method
 from saescope.control.baking.weight_update import WeightUpdate
@@ -52,6 +53,10 @@ DEFAULT_METHODS: Mapping[str, Method] = {
     "readout_clamp": "every-write",
     "add": "bias",
 }
+_NO_CONSTANT = (
+    "weights that read the residual hold no constant, so its own component along the mean stands "
+    "for the mean's part"
+)
 _NORM_FOLLOWS = "a following norm rescales each write, so only its direction can be projected"
 
 
@@ -94,7 +99,7 @@ def plan_projection(
         case "next-layer":
             return _next_layer(anatomy, gains, edits)
         case "writers-up-to":
-            return _writers_up_to(anatomy, gains, edits)
+            return _writers_up_to(anatomy, gains, edits, embedding_scale)
         case "bias":
             raise ValueError("biases.plan_biases plans the method 'bias'")
 
@@ -108,14 +113,9 @@ def _every_write(
     combined = _combined_map(edits)
     maps = dict.fromkeys(range(EMBEDDING, anatomy.n_layers), combined)
     changes = _write_updates(anatomy.writes, maps, gains)
-    if combined.k is not None:
-        # The constant enters the residual once, with the token embedding, which the model scales.
-        stored_map = replace(combined, k=combined.k / embedding_scale)
-        for name in anatomy.embedding.stored:
-            changes[name] = WeightUpdate(-1, stored_map)
-    op = edits[0].edit.op
+    changes |= _constant_in_embedding(anatomy, combined, embedding_scale)
     reference = ReferenceIntervention(
-        f"{op} at every write: the embedding and what every attention and MLP adds",
+        f"{_op_name(edits)} at every write: the embedding and what every attention and MLP adds",
         module_outputs={site: combined.linear for _, site in anatomy.sites},
         first_input=combined,
     )
@@ -127,26 +127,49 @@ def _every_write(
     )
 
 
+def _constant_in_embedding(
+    anatomy: Anatomy, residual_map: ResidualMap, embedding_scale: float
+) -> dict[str, WeightUpdate]:
+    """Return the updates that let a map's constant enter once, with the token embedding.
+
+    The model multiplies stored embeddings by `embedding_scale`.
+    """
+    if residual_map.k is None:
+        return {}
+    stored_map = replace(residual_map, k=residual_map.k / embedding_scale)
+    return dict.fromkeys(anatomy.embedding.stored, WeightUpdate(-1, stored_map))
+
+
+def _op_name(edits: Sequence[EditVectors]) -> str:
+    op = edits[0].edit.op
+    about = any(vectors.edit.about is not None for vectors in edits)
+    return f"{op} about the mean" if op == "project" and about else op
+
+
 def _readers_above(
     anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
 ) -> BakePlan:
     head = anatomy.head
     layers = range(head.layer + 1)
     # What a layer reads is mapped by the edits of all layers below it.
-    maps = _maps_by_layer({layer: [v for v in edits if v.layer < layer] for layer in layers})
+    edits_below = {layer: [v for v in edits if v.layer < layer] for layer in layers}
+    maps, read_maps = _maps_by_layer(edits_below), _maps_by_layer(edits_below, constant=False)
     ports = [port for port in (*anatomy.reads, head) if port.layer in maps]
     return BakePlan(
         "readers-above",
-        _read_updates(anatomy.reads, maps, gains),
-        _projection_after_norms(ports, maps, gains),
-        _lost_at_zeros(ports, maps, gains),
-        head=read_update(head, maps[head.layer], gains),
+        _read_updates(anatomy.reads, read_maps, gains),
+        _projection_after_norms(ports, maps, gains, _op_name(edits)),
+        _lost_constant(maps) or _lost_at_zeros(ports, maps, gains),
+        head=read_update(head, read_maps[head.layer], gains),
         untie_lm_head=anatomy.tied,
     )
 
 
 def _projection_after_norms(
-    ports: Iterable[Port], maps: Mapping[int, ResidualMap], gains: Mapping[str, Tensor]
+    ports: Iterable[Port],
+    maps: Mapping[int, ResidualMap],
+    gains: Mapping[str, Tensor],
+    op_name: str,
 ) -> ReferenceIntervention:
     """Return the intervention that projects what these ports read, before γ of their norms."""
     outputs, inputs, norms = {}, {}, {}
@@ -154,12 +177,17 @@ def _projection_after_norms(
         residual_map = maps[port.layer]
         if port.norm is None:
             inputs[port.name.rpartition(".")[0]] = residual_map
-        elif residual_map.share_at_zeros(gains[port.norm]):
+        elif residual_map.k is not None or residual_map.share_at_zeros(gains[port.norm]):
             norms[port.norm] = NormProjection(residual_map, gains[port.norm])
         else:
             outputs[port.norm] = residual_map.after_norm(gains[port.norm])
-    description = "project after every norm above the layer, the final one included"
+    description = f"{op_name} after every norm above the layer, the final one included"
     return ReferenceIntervention(description, outputs, inputs, norms)
+
+
+def _lost_constant(maps: Mapping[int, ResidualMap]) -> str | None:
+    has_constant = any(residual_map.k is not None for residual_map in maps.values())
+    return _NO_CONSTANT if has_constant else None
 
 
 def _lost_at_zeros(
@@ -195,7 +223,8 @@ def _next_layer(
             )
     layers = range(anatomy.n_layers)
     # What a layer reads is mapped by the edits of the layer just below it.
-    maps = _maps_by_layer({layer: [v for v in edits if v.layer + 1 == layer] for layer in layers})
+    edits_below = {layer: [v for v in edits if v.layer + 1 == layer] for layer in layers}
+    maps = _maps_by_layer(edits_below, constant=False)
     return BakePlan(
         "next-layer",
         _read_updates(anatomy.reads, maps, gains),
@@ -205,29 +234,54 @@ def _next_layer(
 
 
 def _writers_up_to(
-    anatomy: Anatomy, gains: Mapping[str, Tensor], edits: Sequence[EditVectors]
+    anatomy: Anatomy,
+    gains: Mapping[str, Tensor],
+    edits: Sequence[EditVectors],
+    embedding_scale: float,
 ) -> BakePlan:
     layers = range(EMBEDDING, anatomy.n_layers)
     # What a layer writes is mapped by its own edits and those of all layers above it.
     maps = _maps_by_layer({layer: [v for v in edits if v.layer >= layer] for layer in layers})
+    changes = _write_updates(anatomy.writes, maps, gains)
+    changes |= _constant_in_embedding(anatomy, maps[EMBEDDING], embedding_scale)
     return BakePlan(
         "writers-up-to",
-        _write_updates(anatomy.writes, maps, gains),
+        changes,
         _projection_after_layers(edits),
         approximation_reason="earlier layers also read the edited residual",
         untie_lm_head=anatomy.tied,
     )
 
 
-def _maps_by_layer(active_edits: Mapping[int, Sequence[EditVectors]]) -> dict[int, ResidualMap]:
-    """Return the combined map of each layer's active edits, for layers that have any."""
-    return {layer: _combined_map(edits) for layer, edits in active_edits.items() if edits}
+def _maps_by_layer(
+    active_edits: Mapping[int, Sequence[EditVectors]], *, constant: bool = True
+) -> dict[int, ResidualMap]:
+    """Return the combined map of each layer's active edits, for layers that have any.
+
+    Without `constant`, the residual's own component along the mean stands for a map's constant.
+    """
+    combined = _combined_map if constant else _map_without_constant
+    return {layer: combined(edits) for layer, edits in active_edits.items() if edits}
+
+
+def _map_without_constant(edits: Sequence[EditVectors]) -> ResidualMap:
+    """Return the linear map near the edits': it reads the mean of their highest layer."""
+    residual_map = _combined_map(edits)
+    if residual_map.k is None:
+        return residual_map
+    highest = max(
+        (vectors.edit for vectors in edits if vectors.edit.about is not None),
+        key=lambda edit: edit.layer,
+    )
+    assert highest.about is not None
+    return residual_map.without_constant(torch.tensor(highest.about.values), highest.about.spread)
 
 
 def _combined_map(edits: Sequence[EditVectors]) -> ResidualMap:
     amounts = [vectors.edit.amount for vectors in edits]
     if edits[0].edit.op != "readout_clamp":
-        return projection([vectors.d for vectors in edits], amounts)
+        means = [vectors.mean for vectors in edits]
+        return projection([vectors.d for vectors in edits], amounts, means)
     return readout_clamp(
         w=torch.stack([vectors.w for vectors in edits]),
         b=torch.stack([vectors.b for vectors in edits]),
@@ -282,21 +336,5 @@ def _projection_after_layers(edits: Sequence[EditVectors]) -> ReferenceIntervent
     """Return the intervention that projects after each edit's layer."""
     layers = sorted({vectors.layer for vectors in edits})
     maps = _maps_by_layer({layer: [v for v in edits if v.layer == layer] for layer in layers})
-    description = f"project after layer {', '.join(map(str, layers))}"
+    description = f"{_op_name(edits)} after layer {', '.join(map(str, layers))}"
     return ReferenceIntervention(description, block_outputs=maps)
-
-
-def summed_constants(edits: Sequence[EditVectors]) -> dict[int, Float[Tensor, "d_model"]]:
-    """Return the sum of what `add` edits add, by layer."""
-    total: dict[int, Tensor] = {}
-    for vectors in edits:
-        constant = vectors.edit.amount * vectors.d
-        total[vectors.layer] = total.get(vectors.layer, torch.zeros_like(constant)) + constant
-    return total
-
-
-def constant_intervention(constants: Mapping[int, Tensor]) -> ReferenceIntervention:
-    """Return the intervention that adds a constant after each layer."""
-    layers = ", ".join(map(str, sorted(constants)))
-    maps = {layer: shift(vector) for layer, vector in constants.items()}
-    return ReferenceIntervention(f"add after layer {layers}", block_outputs=maps)

@@ -44,6 +44,22 @@ class ResidualMap:
         return replace(self, k=None)
 
     @property
+    def fixed_components(self) -> Float[Tensor, "n"]:
+        """Components along U that the map leaves as they are; for orthonormal U and s > 0."""
+        if self.k is None:
+            return torch.zeros_like(self.s)
+        return (self.U.T @ self.k) / self.s
+
+    def without_constant(self, mean: Float[Tensor, "d_model"], spread: float) -> "ResidualMap":
+        """Return a linear map near this one for residuals with this mean and spread.
+
+        The constant k is multiplied by v·h, the best linear guess of 1: v = μ / (|μ|² + spread² /
+        d_model), if the spread is equal in all dimensions. It is good if the mean is long.
+        """
+        v = mean.double() / (mean.double().pow(2).sum() + spread**2 / len(mean))
+        return ResidualMap(self.U, self.V - torch.outer(v, self.fixed_components), self.s)
+
+    @property
     def transposed(self) -> "ResidualMap":
         """The transposed linear part: h ↦ h − V·diag(s)·Uᵀh."""
         return ResidualMap(self.V, self.U, self.s)
@@ -112,7 +128,10 @@ class NormProjection:
         scaled = gain * h
         # The norm's own factor, whatever its epsilon is.
         factor = (out * scaled).sum(-1, keepdim=True) / scaled.pow(2).sum(-1, keepdim=True)
-        return (out - factor * ((h @ V) * s) @ (gain[:, None] * U).T).to(normed.dtype)
+        change = -((h @ V) * s) @ U.T
+        if self.map.k is not None:
+            change = change + self.map.k.to(h)
+        return (out + factor * gain * change).to(normed.dtype)
 
 
 def at_zeros(gain: Float[Tensor, "d_model"]) -> Bool[Tensor, "d_model"]:
@@ -121,13 +140,16 @@ def at_zeros(gain: Float[Tensor, "d_model"]) -> Bool[Tensor, "d_model"]:
 
 
 def projection(
-    directions: Sequence[Float[Tensor, "d_model"]], strengths: Sequence[float]
+    directions: Sequence[Float[Tensor, "d_model"]],
+    strengths: Sequence[float],
+    means: Sequence[Float[Tensor, "d_model"] | None] = (),
 ) -> ResidualMap:
     """Return the map that removes a share of the component along each direction.
 
     U = V = D(DᵀD)^(−½) is the orthonormal set closest to the unit directions D (Löwdin 1950), so
-    their order does not matter. Raises EditError for dependent directions with different strengths,
-    for which the result would be ambiguous.
+    their order does not matter. With means, the map acts about them: h ↦ h − U·diag(s)·Uᵀ(h − m),
+    where m has along each direction the component of its mean (None: 0). Raises EditError for
+    dependent directions with different strengths, for which the result would be ambiguous.
     """
     unit_directions = [d.double() / d.double().norm() for d in directions]
     D = torch.stack(unit_directions, dim=1)
@@ -140,7 +162,15 @@ def projection(
         )
     E, scale = E[:, independent], eigenvalues[independent].rsqrt()
     orthonormal = D @ (E * scale) @ E.T
-    return ResidualMap(orthonormal, orthonormal, s)
+    linear = ResidualMap(orthonormal, orthonormal, s)
+    if all(mean is None for mean in means):
+        return linear
+    components = [
+        0.0 if mean is None else float(unit @ mean.double())
+        for unit, mean in zip(unit_directions, means, strict=True)
+    ]
+    m = torch.linalg.pinv(D.T) @ torch.tensor(components, dtype=torch.float64)
+    return replace(linear, k=orthonormal @ (s * (orthonormal.T @ m)))
 
 
 def readout_clamp(

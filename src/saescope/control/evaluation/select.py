@@ -112,7 +112,7 @@ def _select(
     settings = choosing.settings
     strongest = _strongest_acts(run, detected, detection.target)
     tries = {
-        feature: about_means(_edits(feature, act, settings), reference.means or {})
+        feature: list(about_means(_edits(feature, act, settings), reference.means or {}))
         for feature, act in strongest.items()
     }
     tries, kept = screened(choosing.measurements.runner, tries)

@@ -110,7 +110,10 @@ def _kind(port: Port, A: Tensor) -> Kind:
 
 
 def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank width"]:
-    """Return diag(s)·Vᵀ·W, with the axis of W that lies along the residual contracted."""
+    """Return diag(s)·Vᵀ·W, with the axis of W that lies along the residual contracted.
+
+    A constant k, which only a token embedding gets, is subtracted from every token's column.
+    """
     scaled_V = (update.map.V * update.map.s).float()
     if W.ndim == 3 and update.axis == -1:
         A = torch.stack([(expert.float() @ scaled_V).T for expert in W])
@@ -123,6 +126,8 @@ def _compute_A(W: Tensor, update: WeightUpdate) -> Float[Tensor, "*experts rank 
         chunks = W.split(max(1, _CHUNK // W.shape[0]), dim=1)
         A = torch.cat([scaled_V.T @ chunk.float() for chunk in chunks], dim=1)
     release_pages(mapped_pages([W]))
+    if update.map.k is not None:  # an embedding's: U is orthonormal, and k lies in its span
+        A = A - (update.map.U.T @ update.map.k).float()[:, None]
     return A
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from saescope.control.baking.constants import constant_intervention, summed_constants
 from saescope.control.baking.distance import distance
 from saescope.control.baking.eligibility import edit_vectors
-from saescope.control.baking.methods import constant_intervention, summed_constants
 from saescope.control.edits import Edit
 from saescope.control.exports.export_result import ExportResult
 from saescope.control.exports.measuring import OutputRecorder, Progress, State

@@ -3,7 +3,8 @@
 The base model with the adapter is the model with the projection at every write. Every weight W that
 writes to the residual gets B·A, with A = s·Vᵀ W and B = −U: this removes the share s of what W
 writes along the directions. For a plain projection U = V, orthonormal directions; past a norm, see
-`residual_map.py`. The rank is the number of directions, and alpha = rank, so the scaling is 1.
+`residual_map.py`. The constant of a projection about a mean is in A of the embedding. The rank is
+the number of directions, and alpha = rank, so the scaling is 1.
 
 The names in the files are those of one model class (`peft_format.py`): the result and the config
 say of which. In another class an adapter would load and do nothing.
@@ -141,8 +142,8 @@ def _plan(base: _BaseModel, saes: Sequence[Sae], edits: Sequence[Edit]) -> BakeP
         streamed=True,
     )
     check_anatomy(lm, anatomy, gains, reads=False)
-    embedding_scale(lm, anatomy)  # raises if a norm stands between the embedding and block 0
-    return plan_projection("every-write", anatomy, gains, bound)
+    scale = embedding_scale(lm, anatomy)  # raises if a norm stands before block 0
+    return plan_projection("every-write", anatomy, gains, bound, scale)
 
 
 def _facts(plan: BakePlan, adapter: LoraAdapter, names: PeftNames) -> dict[str, Any]:
@@ -168,7 +169,9 @@ def _limits(plan: BakePlan, adapter: LoraAdapter, settings: ExportSettings) -> t
     limits = []
     if not settings.embedding:
         distance = "measured below" if extent(settings.measure) != "none" else "not measured"
-        limits.append(f"what the embedding writes along the directions stays ({distance})")
+        constant = ", and the mean's part, which it would hold, is missing"
+        missing = constant if _has_constant(plan) else ""
+        limits.append(f"what the embedding writes along the directions stays{missing} ({distance})")
     if plan.approximation_reason:
         limits.append(plan.approximation_reason)
     if adapter.n_biases:
@@ -177,6 +180,10 @@ def _limits(plan: BakePlan, adapter: LoraAdapter, settings: ExportSettings) -> t
             f"{adapter.n_biases} of them write along the directions stays"
         )
     return tuple(limits)
+
+
+def _has_constant(plan: BakePlan) -> bool:
+    return plan.reference.first_input is not None and plan.reference.first_input.k is not None
 
 
 @dataclass(frozen=True)
@@ -224,9 +231,13 @@ def _measure(
 def _component_left(
     plan: BakePlan, before: Float[Tensor, "tokens d_model"], after: Float[Tensor, "tokens d_model"]
 ) -> float:
-    """Return the size of the component along the directions, as a share of what it was before."""
+    """Return the size of the component along the directions, as a share of what it was before.
+
+    Of a projection about the mean: of what differs from the mean's component.
+    """
     assert plan.reference.first_input is not None
     Q = plan.reference.first_input.V.float()
-    size_before = float((before.float() @ Q).norm(dim=-1).sum())
-    size_after = float((after.float() @ Q).norm(dim=-1).sum())
+    fixed = plan.reference.first_input.fixed_components.float()
+    size_before = float((before.float() @ Q - fixed).norm(dim=-1).sum())
+    size_after = float((after.float() @ Q - fixed).norm(dim=-1).sum())
     return size_after / max(size_before, 1e-30)
