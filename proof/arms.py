@@ -45,7 +45,7 @@ def arm_table(evaluation: dict[str, Any], shown: str) -> str:
 def _rate(arm: dict[str, Any]) -> str:
     if arm["behaviour_rate"] is None:
         return "–"
-    if arm["spread"]:
+    if arm["spread"] and arm["draws"] > 1:
         low, high = (f"{100 * bound:.0f}" for bound in arm["spread"])
         return f"{100 * arm['behaviour_rate']:.0f} % ({low}-{high} in {arm['draws']} draws)"
     return share_ci(arm["behaviour_rate"], arm["ci"])

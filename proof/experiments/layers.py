@@ -37,10 +37,10 @@ _SELECT = ss.SelectSettings(
     prompts=12,
     max_new_tokens=12,
 )
-# Who is drawn how: the best detector, and the feature whose edit changes most.
+# Who is drawn how: the best detector, and the feature that `select` takes.
 _ROLES = (
     ("detector", "best detector", COLOURS[1], "o-"),
-    ("actor", "feature that acts most", COLOURS[0], "s--"),
+    ("actor", "feature that select takes", COLOURS[0], "s--"),
 )
 _MUCH_MORE = 1.5
 _HELD_OUT, _DISCOVERY, _NEUTRAL_TEXTS = 40, 10, 2
@@ -101,7 +101,7 @@ def _of_layer(trials: Trials, layer: int, neutral: tuple[Prompt, ...]) -> dict[s
     return {
         "candidates": candidates,
         "detector": max(candidates, key=lambda one: one["margin"]),
-        "actor": max(candidates, key=lambda one: one["effect"]),
+        "actor": candidates[0],  # best by effect without losses, then by effect
         "judged": _judged(selection),
         "prompts": selection.n_judged_on,
     }
@@ -200,8 +200,8 @@ def section(results: dict[str, Any]) -> str:
             f"layer up to {number(sum(_CANDIDATES))} detectors of Japanese are suppressed, one at "
             "a time, while the model continues beginnings of Japanese paragraphs. The *output "
             "score* says beforehand how likely a feature's own promoted tokens become when it is "
-            "amplified. Strengths and the feature that acts most are chosen on some beginnings, "
-            "its effect is drawn as it is on others."
+            "amplified. `select` takes the feature whose edit changes most without a loss, and its "
+            "strength, on some beginnings; its effect is drawn as it is on others."
         ),
         image("layers", "curves", "detection, output score and effect by layer"),
         _table(results),
@@ -257,9 +257,9 @@ def _by_layer(results: dict[str, Any]) -> str:
         f"The effect is largest at layer {results['best']}: with {best['actor']['feature']} "
         f"suppressed, {share_ci(best['judged']['after'], best['judged']['ci'])} of the "
         f"continuations are in Japanese, {percent(best['judged']['before'])} % without edits.",
-        f"The best detector is the feature that acts most at {len(same)} of {len(layers)} layers.",
-        f"The largest output score picks the feature that acts most at {by_output} of "
-        f"{len(layers)}.",
+        f"The best detector is the feature that `select` takes at {len(same)} of {len(layers)} "
+        "layers.",
+        f"The largest output score is that of this feature at {by_output} of {len(layers)}.",
         f"No feature detects Japanese at layer {', '.join(missing)}." if missing else "",
     ]
     return paragraph(*sentences)
@@ -273,7 +273,7 @@ def _ranks_first(layer: dict[str, Any]) -> bool:
 def _held_out(results: dict[str, Any]) -> str:
     parts = []
     layer, evaluations = results["layers"][str(results["best"])], results["evaluations"]
-    names = {"actor": "The feature that acts most", "detector": "The best detector"}
+    names = {"actor": "The feature that `select` takes", "detector": "The best detector"}
     if len(evaluations) == 1:
         names["actor"] += ", the best detector too"
     for name, evaluation in evaluations.items():

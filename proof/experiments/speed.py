@@ -79,7 +79,8 @@ def _words(step: str, feature: str) -> tuple[str, ...]:
         "evaluate",
         *("--prompts", _PROMPTS, "--every-prompt", "--behaviour", "language:ja"),
         *("--neutral", _NEUTRAL, "--edit", f"{feature} scale -1", "--sweep", "1,2,3"),
-        *("--draws", str(_ORDINARY_FEATURES // 2), "--max-new-tokens", str(_TOKENS), *GEMMA),
+        *("--draws", str(_ORDINARY_FEATURES // 2), "--controls", "same-strength"),
+        *("--max-new-tokens", str(_TOKENS), *GEMMA),
     )
 
 
