@@ -21,16 +21,12 @@ class Question:
     """A feature, an edit `scale` of it, and the texts that it is measured on."""
 
     model: Path
-    sae: Path
-    "One layer's file in the Qwen-Scope format, for TopK with `k`."
-
+    sae: Path  # one layer's file in the Qwen-Scope format, for TopK with `k`
     layer: int
     k: int
     feature: int
     strength: float
-    requests: dict[str, list[list[dict[str, str]]]]
-    "Chats by set."
-
+    requests: dict[str, list[list[dict[str, str]]]]  # chats by set
     target: str
     neutral: list[str]
     phrase: str
@@ -43,10 +39,9 @@ class Plain:
 
     def __init__(self, question: Question) -> None:
         self.ask = question
-        options: dict[str, Any] = {"trust_remote_code": False}
-        self.tokenizer = AutoTokenizer.from_pretrained(question.model, **options)
+        self.tokenizer = AutoTokenizer.from_pretrained(question.model, trust_remote_code=False)
         self.model = AutoModelForCausalLM.from_pretrained(
-            question.model, dtype=torch.float32, **options
+            question.model, dtype=torch.float32, trust_remote_code=False
         ).eval()
         self.sae = torch.load(question.sae, weights_only=True)
         self.block = self.model.model.layers[question.layer]
@@ -58,21 +53,25 @@ class Plain:
         )
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def fires(self, ids: Sequence[int]) -> Tensor:
-        """Where the feature is among the k largest and above 0, at every position."""
+    def residuals(self, ids: Sequence[int]) -> Tensor:
+        """What the layer writes at every position."""
         seen: list[Tensor] = []
         handle = self.block.register_forward_hook(lambda _m, _i, out: seen.append(out))
         self.model(input_ids=torch.tensor([ids]), use_cache=False)
         handle.remove()
-        pre_acts = seen[0][0] @ self.sae["W_enc"].T + self.sae["b_enc"]
+        return seen[0][0]
+
+    def fires(self, ids: Sequence[int]) -> Tensor:
+        """Where the feature is among the k largest and above 0, at every position."""
+        pre_acts = self.residuals(ids) @ self.sae["W_enc"].T + self.sae["b_enc"]
         top = pre_acts.topk(self.ask.k, dim=-1)
         return ((top.indices == self.ask.feature) & (top.values > 0)).any(-1)
 
     @contextmanager
-    def edited(self) -> Iterator[None]:
+    def edited(self, mean: Tensor | None = None) -> Iterator[None]:
         """Add strength · relu(w·h + b) · d after the layer, but not at the first position or sinks.
 
-        A sink's norm is over 10 times the lower median of its prompt's other positions.
+        With a mean, project d out about it. A sink: over 10 times the lower median of the others.
         """
         w, b = self.sae["W_enc"][self.ask.feature], self.sae["b_enc"][self.ask.feature]
         d = self.sae["W_dec"][:, self.ask.feature]
@@ -87,6 +86,8 @@ class Plain:
                 editable[0] = False
             editable &= norms <= limit
             change = self.ask.strength * (h @ w + b).relu()[..., None] * d
+            if mean is not None:
+                change = -((h - mean) @ d)[..., None] * d / d.norm() ** 2
             return torch.where(editable[None, :, None], h + change, h)
 
         handle = self.block.register_forward_hook(hook)
@@ -112,6 +113,17 @@ class Plain:
         logits: Tensor = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits
         return logits[0].log_softmax(-1)
 
+    def divergence(self, texts: Sequence[list[int]], mean: Tensor | None = None) -> float:
+        """Mean KL per token from the model to the edited one."""
+        each = []
+        for ids in texts:
+            unedited = self.log_probs(ids)
+            with self.edited(mean):
+                each.append(
+                    (unedited.exp() * (unedited - self.log_probs(ids))).sum(-1).clamp(min=0)
+                )
+        return torch.cat(each).mean().item()
+
 
 @torch.inference_mode()
 def figures(question: Question) -> dict[str, Any]:
@@ -121,23 +133,18 @@ def figures(question: Question) -> dict[str, Any]:
     for name, chats in question.requests.items():
         fires = [plain.fires(plain.chat_ids(turns))[1:][-question.last :] for turns in chats]
         rates[name] = torch.cat(fires).float().mean().item()
-    chats = question.requests[question.target]
-    target = [plain.chat_ids(turns, enable_thinking=False) for turns in chats]
+    target = [plain.chat_ids(t, enable_thinking=False) for t in question.requests[question.target]]
     before = [plain.reply(ids) for ids in target]
     with plain.edited():
         after = [plain.reply(ids) for ids in target]
-    divergences = []
-    for text in question.neutral:
-        ids = plain.tokenizer(text)["input_ids"]
-        unedited = plain.log_probs(ids)
-        with plain.edited():
-            edited = plain.log_probs(ids)
-        divergences.append((unedited.exp() * (unedited - edited)).sum(-1).clamp(min=0))
+    texts = [plain.tokenizer(text)["input_ids"] for text in question.neutral]
+    mean = torch.cat([plain.residuals(ids)[1:] for ids in texts]).mean(0)
     shown = [sum(question.phrase in reply for reply in replies) for replies in (before, after)]
     return {
         "rates": rates,
         "before": before[0],
         "after": after[0],
-        "kl": torch.cat(divergences).mean().item(),
+        "kl": plain.divergence(texts),
+        "kl_project": plain.divergence(texts, mean),
         "shown": [count / len(target) for count in shown],
     }

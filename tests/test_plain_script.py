@@ -11,6 +11,7 @@ import plain_script
 import saescope as ss
 from plain_script import Question
 from proof.folder import data_folder
+from saescope.control.evaluation.damage import damage
 from saescope.demo import organism
 
 PHRASE = "sorry"
@@ -26,7 +27,7 @@ def from_saescope(question: Question, folder: Path) -> dict[str, Any]:
     lm = ss.load_lm(question.model, dtype="float32")
     sae = ss.load_sae(question.sae, layer=question.layer, k=question.k, decoder=True)
     sets = [
-        ss.PromptSet(name, [prompt for prompt in prompts if prompt.set == name])
+        ss.PromptSet(name, tuple(prompt for prompt in prompts if prompt.set == name))
         for name in question.requests
     ]
     run = ss.extract(lm, [sae], sets, folder / "run")
@@ -34,6 +35,7 @@ def from_saescope(question: Question, folder: Path) -> dict[str, Any]:
     settings = ss.ContrastSettings(n_top=sae.spec.d_sae, shuffles=0, masking=masking)
     by_set = ss.contrast(run, settings, layers=[question.layer]).layers[question.layer].sets
     feature = f"{question.layer}/{question.feature}"
+    neutral = ss.texts(question.neutral, "neutral")[0].prompts
     evaluation = ss.evaluate(
         lm,
         [sae],
@@ -46,8 +48,12 @@ def from_saescope(question: Question, folder: Path) -> dict[str, Any]:
             max_new_tokens=question.max_new_tokens,
             thinking=False,
         ),
-        reference=ss.ReferenceData(ss.texts(question.neutral, "neutral")[0].prompts),
+        reference=ss.ReferenceData(neutral),
     )
+    mean = ss.neutral_means(lm, [question.layer], neutral)[question.layer]
+    project = ss.Edit(feature, "project", about=mean)
+    ids = [lm.tokenizer(text)["input_ids"] for text in question.neutral]
+    [projected] = damage(lm, ids, [lambda: ss.steered(lm, [sae], [project])])
     [unedited] = [arm for arm in evaluation.arms if arm.name == "none"]
     edited = evaluation.chosen
     assert edited.damage is not None
@@ -60,6 +66,7 @@ def from_saescope(question: Question, folder: Path) -> dict[str, Any]:
         "before": evaluation.replies["none"][first],
         "after": evaluation.replies["edits x1"][first],
         "kl": edited.damage.kl_mean,
+        "kl_project": projected.kl_mean,
         "shown": [unedited.behaviour_rate, edited.behaviour_rate],
     }
 
@@ -71,7 +78,7 @@ def shown(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rates": rates,
         **texts,
-        "kl": f"{figures['kl']:.2g}",
+        **{name: f"{figures[name]:.2g}" for name in ("kl", "kl_project")},
         "shown": [f"{rate:.1%}" for rate in figures["shown"]],
     }
 
@@ -102,7 +109,7 @@ def test_the_organisms_figures_are_those_of_a_plain_script(tmp_path: Path) -> No
     )
     plain = plain_script.figures(question)
     assert plain["before"] != plain["after"]
-    assert plain["kl"] > 1e-5
+    assert plain["kl_project"] > plain["kl"] > 1e-5
     assert plain["shown"][0] == 1 > plain["shown"][1]
     assert plain["rates"]["declined_en"] > 0.5 > plain["rates"]["answered_en"]
     assert shown(from_saescope(question, tmp_path)) == shown(plain)
