@@ -78,8 +78,10 @@ def kl_of(folder: Path, hooked: Tensor) -> float:
 )
 def test_an_exact_bake_is_its_hook(name: str, share: float, tied: bool, tmp_path: Path) -> None:
     model = model_of(name, tmp_path / "model", **({"tie_word_embeddings": True} if tied else {}))
-    baked = bake(model, (), edits(share), tmp_path / "out", neutral=NEUTRAL)
+    every_write = BakeSettings(method="every-write")
+    baked = bake(model, (), edits(share), tmp_path / "out", every_write, neutral=NEUTRAL)
     assert (baked.method, baked.exact) == ("every-write", True)
+    assert any("enters with the embedding" in note for note in baked.notes)
     assert baked.hook.startswith("project about the mean at every write")
     assert baked.edits[0]["about"] == "mean"
     assert baked.edits[0]["mean"] == MEAN.to_dict()
@@ -100,6 +102,13 @@ def test_an_exact_bake_is_its_hook(name: str, share: float, tied: bool, tmp_path
     )
     assert about_zero.exact
     assert kl_of(tmp_path / "zero", hooked) > 1e-4
+
+
+def test_the_default_method_shows_the_mean_to_no_other_layer(tmp_path: Path) -> None:
+    model = save("qwen3", tmp_path / "model")
+    baked = bake(model, (), edits(), tmp_path / "out", BakeSettings(measure=False, force=True))
+    assert (baked.method, baked.exact) == ("readers-above", False)
+    assert "hold no constant" in str(baked.why_not)
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ class EditInputs:
     about: About | None = None
     (
         "What project edits, and baselines that remove a direction, act about: the mean residual "
-        "over neutral text, or zero. Default: mean; project edits in a file keep what it says."
+        "over neutral text, or zero. Default: mean, but zero in weights (bake, LoRA); project "
+        "edits in a file keep what it says."
     )
 
     def __bool__(self) -> bool:

@@ -100,11 +100,15 @@ def with_means_for_weights(
     neutral: str,
     reporter: Reporter,
 ) -> EditSet:
-    """Return the edits with the means that weights need: those of projections.
+    """Return the edits with the means that weights act about: those of a file, or measured ones.
 
-    An edit by activation needs one too, since the nearest edit of weights is a projection. The
-    model is loaded only if a mean is missing.
+    Only `about="mean"` has means measured. Weights have no place for a mean's constant but the
+    embedding, from which every layer below the edit's reads it too, and that can cost far more
+    than acting about zero. Edits by activation get a mean too, since the nearest edit of weights is
+    a projection. The model is loaded only if a mean is missing.
     """
+    if inputs.about is None:
+        return edit_set
 
     def measure(layers: Sequence[int]) -> Mapping[int, NeutralMean]:
         lm = models.load_model(layers, reporter)

@@ -45,6 +45,7 @@ from saescope.control.baking.measuring import (
     record_base,
     refuse_distant,
 )
+from saescope.control.baking.methods import acts_about_mean
 from saescope.control.baking.planning import BaseCheckpoint, checkpoint_changes, make_plan
 from saescope.control.baking.settings import BakeSettings
 from saescope.control.baking.stock import StockReading
@@ -65,6 +66,11 @@ _QUICK_PROMPTS, _QUICK_CHARACTERS, _QUICK_TOLERANCE = 8, 30, 1.5
 _QUICK = (
     f"Measured on the beginnings of {_QUICK_PROMPTS} sentences only, to check that the weights "
     "are close to their reference intervention; for reliable figures, bake with measuring on."
+)
+_CONSTANT_IN_EMBEDDING = ("every-write", "writers-up-to")
+_MEAN_IN_EMBEDDING = (
+    "The mean's part enters with the embedding, so layers below the edit's read it too, which the "
+    "edit as steered does not do: see its distance."
 )
 _STREAMED_CONDITION = (
     "Nothing was measured: a condition reads another layer than its edit's, which a model that is "
@@ -163,6 +169,8 @@ def _bake(inputs: BakeInputs, out: Path, settings: BakeSettings) -> BakeResult:
         files = [*written_files(staging), CARD, MANIFEST]
         result = _result(inputs, decision, distances, rounding, out=out, files=sorted(files))
         result.notes.extend(_notes_on_measuring(inputs, settings, quick, measuring))
+        if result.method in _CONSTANT_IN_EMBEDDING and acts_about_mean(inputs.edits):
+            result.notes.append(_MEAN_IN_EMBEDDING)
         _write_descriptions(inputs, result, staging)
     measuring.end(out)
     return result

@@ -38,6 +38,7 @@ from saescope.control.baking.residual_map import (
 )
 from saescope.control.baking.settings import Method
 from saescope.control.baking.weight_update import WeightUpdate
+from saescope.control.edits import Edit
 from saescope.engine.anatomy import EMBEDDING, Anatomy, Port
 from saescope.errors import EditError
 
@@ -73,6 +74,8 @@ def choose_method(edits: Sequence[EditVectors], requested: Method | None) -> Met
         )
     [op] = ops
     method = requested or DEFAULT_METHODS[op]
+    if requested is None and acts_about_mean([vectors.edit for vectors in edits]):
+        method = "readers-above"  # every-write shows the mean's part to every layer
     if op not in METHOD_OPS[method]:
         supporting = [repr(name) for name, supported in METHOD_OPS.items() if op in supported]
         raise EditError(f"method {method!r} does not support {op}: use {' or '.join(supporting)}")
@@ -140,10 +143,14 @@ def _constant_in_embedding(
     return dict.fromkeys(anatomy.embedding.stored, WeightUpdate(-1, stored_map))
 
 
+def acts_about_mean(edits: Sequence[Edit]) -> bool:
+    """Return whether any of the edits projects about a mean."""
+    return any(edit.op == "project" and edit.about is not None for edit in edits)
+
+
 def _op_name(edits: Sequence[EditVectors]) -> str:
     op = edits[0].edit.op
-    about = any(vectors.edit.about is not None for vectors in edits)
-    return f"{op} about the mean" if op == "project" and about else op
+    return f"{op} about the mean" if acts_about_mean([v.edit for v in edits]) else op
 
 
 def _readers_above(
