@@ -172,10 +172,14 @@ def _methods(lm: ss.LM, task: _Task, document: dict[str, Any]) -> dict[str, Any]
         figures = score_ci(success.astype(float), relevance(lm, beginnings, replies))
         kept = {key: arm.get(key) for key in ("strength", "kl_mean", "match", "repetition")}
         one = {"arm": arm["name"], **figures, **kept, "example": [beginnings[0], replies[0]]}
-        # Of the two forms of the difference of means the better one counts.
-        if method not in methods or one["score"][0] > methods[method]["score"][0]:
+        # Of the two forms of the difference of means the better one counts, if it is not wrecked.
+        if method not in methods or _rank(one) > _rank(methods[method]):
             methods[method] = one
     return methods
+
+
+def _rank(one: dict[str, Any]) -> tuple[bool, float]:
+    return not _wrecked(one), one["score"][0]
 
 
 def _translations(folder: DataFolder, lm: ss.LM, language: str) -> dict[str, Any] | None:
@@ -306,7 +310,8 @@ def _compared(tasks: list[dict[str, Any]]) -> str:
         below = [t for t in fair if _above(t["methods"][other], t["methods"]["edits"])]
         if not fair:
             continue
-        left_out = f" ({len(both) - len(fair)} more are wrecked)" if len(fair) < len(both) else ""
+        n_wrecked = len(both) - len(fair)
+        left_out = f" ({number(n_wrecked)} left out, with a wrecked model)" if n_wrecked else ""
         sentences.append(
             f"Of {number(len(fair))} tasks{left_out}, the feature scores clearly higher than "
             f"{_BESIDE[other]} in {_tasks(above)} and clearly lower in {_tasks(below)}."
