@@ -117,6 +117,8 @@ def plan() -> dict[str, Any]:
     return {
         "contrast": {"9": {"feature": "9/1", "holdout_rate": 0.9, "holdout_other_rate": 0.1}},
         "detect": {"passing": 2, "by_layer": {"9": 2}},
+        "strict": {"passing": 2, "by_layer": {"9": 2}},
+        "against": ["yes"],
         "select": [candidate, {**candidate, "detect_rank": 2, "effect_rank": 1, "effect": 0.8}],
         "commands": ["saescope contrast"],
         "chosen": [["9/1", -4.0]],
@@ -154,9 +156,12 @@ def test_the_plans_aim_is_judged_by_its_figures() -> None:
     worse = copy.deepcopy(results)
     worse["conditions"][1]["rate"] = 0.25
     worse["stock"][1]["forced"] = True
+    worse["strict"]["passing"] = 0
+    assert "Against yes alone" not in text
     text = " ".join(refusal_section(worse).split())
     assert "is not met: the features leave at best 25 %" in text
     assert "*Forced* means" in text
+    assert "none passes. Against yes alone 2 pass (2 at layer 9)" in text
 
 
 def language(per_text: float, characters: float, fragments: float = 0.0) -> dict[str, Any]:

@@ -42,10 +42,9 @@ class Subject:
         """Options that name model and SAEs."""
         return ("--model", self.model, "--sae", self.sae)
 
-    @property
-    def rule(self) -> tuple[str, ...]:
+    def rule(self, answered: Sequence[str]) -> tuple[str, ...]:
         """Options that say which sets and positions are compared."""
-        against = ",".join(self.answered)
+        against = ",".join(answered)
         return ("--target", self.declined, "--against", against, "--last", str(self.last))
 
 
@@ -67,15 +66,19 @@ def run(folder: DataFolder, subject: Subject = SMOLLM2) -> None:
     for old in folder.runs.glob("refusal-*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     edits, means = f"{RUN}-edits.toml", f"{RUN}-means.safetensors"
-    contrast, detect, select, evaluate = _commands(subject, edits)
+    contrast, evaluate = _commands(subject, edits)
+    detect = ("detect", RUN, *subject.rule(subject.answered))
     scanned = contrast
     if (folder.root / RUN).exists():
         scanned = ("contrast", RUN, "--last", str(subject.last), "--n-top", "1")
-    results: dict[str, Any] = {
-        "contrast": _contrast(saescope(folder, *scanned), subject),
-        "detect": _detection(saescope(folder, *detect)),
-        "select": _selection(saescope(folder, *select)),
-    }
+    results: dict[str, Any] = {"contrast": _contrast(saescope(folder, *scanned), subject)}
+    strict = _detection(saescope(folder, *detect))
+    # If no feature passes against all answered sets, candidates are those against the last one.
+    against = subject.answered if strict["passing"] else subject.answered[-1:]
+    looser = saescope(folder, "detect", RUN, *subject.rule(against))
+    results |= {"strict": strict, "detect": _detection(looser), "against": list(against)}
+    select = _select(subject, against, edits)
+    results["select"] = _selection(saescope(folder, *select))
     chosen = _chosen(folder.root / edits)
     layer = int(chosen[0][0].split("/")[0])
     at_layer = ("--layers", str(layer), "--position", "last", "--direction", means)
@@ -94,16 +97,10 @@ def run(folder: DataFolder, subject: Subject = SMOLLM2) -> None:
 
 
 def _commands(subject: Subject, edits: str) -> tuple[tuple[str, ...], ...]:
-    """The commands of the plan up to the evaluation, as a reader types them."""
+    """The first and the main command of the plan, as a reader types them."""
     contrast = (
         *("contrast", subject.sets, *subject.pair, "--layers", "all"),
         *("--last", str(subject.last), "--n-top", "1", "--out", RUN),
-    )
-    detect = ("detect", RUN, *subject.rule)
-    select = (
-        *("select", RUN, *subject.rule, *subject.pair, "--layers", "all", "--no-thinking"),
-        *("--candidates", "24", "--strengths", subject.strengths, "--neutral", subject.neutral),
-        *("--max-new-tokens", str(N_TOKENS), "--edits", edits),
     )
     evaluate = (
         *("evaluate", "--prompts", subject.sets, *subject.pair, "--edits", edits, "--no-thinking"),
@@ -111,7 +108,16 @@ def _commands(subject: Subject, edits: str) -> tuple[tuple[str, ...], ...]:
         *("--instruction", subject.instruction, "--neutral", subject.neutral),
         *("--max-new-tokens", str(N_TOKENS)),
     )
-    return contrast, detect, select, evaluate
+    return contrast, evaluate
+
+
+def _select(subject: Subject, against: Sequence[str], edits: str) -> tuple[str, ...]:
+    rule = subject.rule(against)
+    return (
+        *("select", RUN, *rule, *subject.pair, "--layers", "all", "--no-thinking"),
+        *("--candidates", "24", "--strengths", subject.strengths, "--neutral", subject.neutral),
+        *("--max-new-tokens", str(N_TOKENS), "--edits", edits),
+    )
 
 
 def _measured(

@@ -44,13 +44,18 @@ def _detect_text(results: dict[str, Any]) -> str:
         f"{percent(one['holdout_other_rate'])} %"
         for layer, one in results["contrast"].items()
     ]
-    passing = results["detect"]["passing"]
-    found = f"{passing} features pass ({counts})" if passing else "No feature passes"
+    passing, strict = results["detect"]["passing"], results["strict"]["passing"]
+    found = f"{passing} pass ({counts})" if strict else "none passes"
+    looser = (
+        f"Against {listed(results['against'])} alone {passing} pass ({counts}): so they may detect "
+        "what the declined requests are about instead of declining. They are the candidates."
+    )
     return paragraph(
         "Of the positions after each request, the feature that sets declined requests apart best "
         f"fires on these shares of held-out positions, own / elsewhere: {'; '.join(best)}.",
         "The article's rule asks for features on at least 80 % of the declined prompts and at most "
-        f"20 % of the others: {found}.",
+        f"20 % of each other set's: {found}.",
+        "" if strict else looser,
     )
 
 
