@@ -176,9 +176,7 @@ def test_page_agrees_with_the_analysis(embedded: Run, text: str) -> None:
             assert f"{best.feature}{rate:.1f} / {other_rate:.1f} %" in words, name
     best_layer = max(
         LAYERS,
-        key=lambda n: sum(
-            s.features[0].discovery_score for s in contrasted.layers[n].sets.values()
-        ),
+        key=lambda n: sum(s.features[0].holdout_score for s in contrasted.layers[n].sets.values()),
     )
     for set_result in contrasted.layers[best_layer].sets.values():
         best = next(f for f in set_result.features if f.confirmed)
@@ -330,7 +328,8 @@ def test_one_set_is_profiled_without_a_contrast(tmp_path: Path) -> None:
 def test_page_says_if_nothing_is_confirmed(tmp_path: Path) -> None:
     fires = np.random.default_rng(1).random((20 * 8, 6)) < 0.3
     text = page_of(write_run(tmp_path / "run", {"a": [8] * 10, "b": [8] * 10}, {2: fires}))
-    assert "No set has a feature that is confirmed" in text
+    assert "No set has a feature in layer 2 that is confirmed" in text
+    assert "None has the minimum effect (0 confirmed). The best one," in text
     page = page_of(write_run(tmp_path / "few", {"a": [8] * 2, "b": [8] * 2}, {2: fires[: 4 * 8]}))
     assert "too few held-out prompts" in page
 

@@ -184,8 +184,8 @@ def _depth(results: dict[str, Any]) -> str:
     if as_good:
         compared = f"{listed(f'layer {n}' for n in as_good).capitalize()} cannot be told from it."
     return paragraph(
-        f"Layer {results['best']} separates the languages best on discovery documents: "
-        f"{number_ci(best['separation'], best['ci'])} on held-out ones.",
+        f"Layer {results['best']} separates the languages best: "
+        f"{number_ci(best['separation'], best['ci'])} on held-out documents.",
         compared,
         f"The lowest is layer {worst} with {number_ci(lowest['separation'], lowest['ci'])}."
         if int(worst) != results["best"]

@@ -19,11 +19,8 @@ import numpy as np
 
 from saescope.analysis.contrast_figures import LayerEvidence
 from saescope.analysis.counts import count_fires, mean_acts, refuse_unscored
-from saescope.analysis.search import (
-    power_warnings,
-    search,
-    shuffled_confirmed,
-)
+from saescope.analysis.headline import Headline
+from saescope.analysis.search import power_warnings, search, shuffled_confirmed
 from saescope.analysis.stats import Interval
 from saescope.arguments import Count, CountOrZero, Part, Seed, check_arguments
 from saescope.errors import PromptError
@@ -57,6 +54,9 @@ class ContrastSettings:
 
     seed: Seed = 0
     "Seed of the discovery/held-out split and of the shuffles."
+
+    headline: Headline = field(default_factory=Headline)
+    "The minimum effect size of what the headline names."
 
     masking: Masking = field(default_factory=Masking)
     "Which positions count."
@@ -150,6 +150,7 @@ class Contrast(Table):
             "settings": {
                 "alpha": self.settings.alpha,
                 "seed": self.settings.seed,
+                **vars(self.settings.headline),
                 **vars(self.settings.masking),
             },
             "sae_fit": self.sae_fits.to_dict(),
@@ -206,11 +207,32 @@ class SetContrast:
         "The feature with the largest margin in the share of discovery prompts it fires on, which "
         "is how `detect` ranks."
     )
+    headline: "FeatureContrast | None"
+    (
+        "Of the confirmed features with the minimum effect on held-out prompts, the best on "
+        "discovery prompts; it may stand below those in `features`."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""
-        features = [feature.to_dict() for feature in self.features]
-        return {**vars(self), "features": features, "first_by_prompts": str(self.first_by_prompts)}
+        return {
+            **vars(self),
+            "features": [feature.to_dict() for feature in self.features],
+            "first_by_prompts": str(self.first_by_prompts),
+            "headline": self.headline and self.headline.to_dict(),
+        }
+
+    @property
+    def best(self) -> "FeatureContrast | None":
+        """The headline's feature; without one, the best on discovery prompts, if any fires."""
+        return self.headline or next(iter(self.features), None)
+
+    def shown(self, n_top: int | None = None) -> list["FeatureContrast"]:
+        """Return the best features, confirmed ones first, and always the headline's."""
+        best = self.features[:n_top]
+        if self.headline is not None and self.headline not in best:
+            best = [self.headline, *best]
+        return sorted(best, key=lambda feature: not feature.confirmed)
 
 
 @dataclass(frozen=True)
@@ -278,7 +300,7 @@ def _contrast_layer(
     evidence = LayerEvidence(counts, discovery, holdout, search_result, means)
     rng = np.random.default_rng(settings.seed)
     return LayerContrast(
-        sets=_set_contrasts(run, layer, evidence, settings.n_top),
+        sets=_set_contrasts(run, layer, evidence, settings),
         masked_pos0=positions.masked_pos0,
         masked_sinks=positions.masked_sinks,
         tested=int(search_result.tested.sum()),
@@ -289,17 +311,22 @@ def _contrast_layer(
 
 
 def _set_contrasts(
-    run: Run, layer: int, evidence: LayerEvidence, n_top: int
+    run: Run, layer: int, evidence: LayerEvidence, settings: ContrastSettings
 ) -> dict[str, SetContrast]:
     """Return the top features of every set."""
     counts, result = evidence.counts, evidence.search_result
-    features: dict[str, list[FeatureContrast]] = {name: [] for name in run.sets}
-    shown_sets, columns = evidence.shown(n_top)
-    field_arrays = evidence.field_arrays(run.sets, shown_sets, columns)
-    for row, (set_index, column) in enumerate(zip(shown_sets, columns, strict=True)):
-        feature = Feature(layer, int(counts.features[column]))
+    top, headlines = evidence.shown(settings.n_top), evidence.headlines(settings.headline)
+    sets, columns = (np.concatenate(both) for both in zip(top, headlines, strict=True))
+    field_arrays = evidence.field_arrays(run.sets, sets, columns)
+    rows = []
+    for row, column in enumerate(columns.tolist()):
         values = {name: _element(array, row) for name, array in field_arrays.items()}
-        features[run.sets[set_index]].append(FeatureContrast(feature=feature, **values))
+        rows.append(FeatureContrast(Feature(layer, int(counts.features[column])), **values))
+    features: dict[str, list[FeatureContrast]] = {name: [] for name in run.sets}
+    n_top = len(top[0])
+    for set_index, feature in zip(sets[:n_top].tolist(), rows, strict=False):
+        features[run.sets[set_index]].append(feature)
+    headline_of = dict(zip(sets[n_top:].tolist(), rows[n_top:], strict=True))
     by_prompts = evidence.first_by_prompts()
     n_tokens = np.bincount(counts.labels, weights=counts.n, minlength=counts.n_sets)
     return {
@@ -310,6 +337,7 @@ def _set_contrasts(
             confirmed=int(result.confirmed[i].sum()),
             features=features[name],
             first_by_prompts=Feature(layer, int(counts.features[by_prompts[i]])),
+            headline=headline_of.get(i),
         )
         for i, name in enumerate(run.sets)
     }

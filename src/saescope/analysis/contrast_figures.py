@@ -8,6 +8,7 @@ import numpy as np
 
 from saescope.analysis import stats
 from saescope.analysis.counts import FiringCounts, Leaders
+from saescope.analysis.headline import Headline
 from saescope.analysis.pairs import max_pairwise_p
 from saescope.analysis.rates import margin_intervals, rate_intervals
 from saescope.analysis.search import SearchResult
@@ -30,14 +31,34 @@ class LayerEvidence:
         Features are ranked on discovery prompts, so held-out figures of the top features are not
         biased by selection.
         """
-        rates, discovery = self.counts.rates(), self.discovery
+        rates = self.counts.rates()
         columns = []
         for i in range(self.counts.n_sets):
-            margins = discovery.rates()[i] - discovery.leaders.largest_other(i)
-            ranked = np.argsort(-margins, kind="stable")[:n_top]
+            ranked = np.argsort(-self._discovery_margins(i), kind="stable")[:n_top]
             columns.append(ranked[rates[i, ranked] > 0])
         sets = np.repeat(np.arange(len(columns)), [len(of_set) for of_set in columns])
         return sets, np.concatenate(columns)
+
+    def headlines(self, headline: Headline) -> tuple[Ints, Ints]:
+        """Return the sets that a headline has a feature for, and the columns of these features.
+
+        Of the confirmed features with a headline's effect on held-out prompts, it is the best on
+        discovery prompts.
+        """
+        sets, columns = np.nonzero(self.search_result.confirmed)
+        rates = self.holdout.rates()[sets, columns]
+        allowed = headline.allowed(rates, self.holdout.leaders.largest_other(sets, columns))
+        sets, columns = sets[allowed], columns[allowed]
+        present = np.unique(sets)
+        best = []
+        for i in present.tolist():
+            of_set = columns[sets == i]
+            best.append(of_set[np.argmax(self._discovery_margins(i)[of_set])])
+        return present, np.array(best, np.int64)
+
+    def _discovery_margins(self, i: int) -> Floats:
+        rates = self.discovery.rates()[i]
+        return np.asarray(rates - self.discovery.leaders.largest_other(i))
 
     def first_by_prompts(self) -> list[int]:
         """Return per set the column with the largest margin, which is how `detect` ranks.

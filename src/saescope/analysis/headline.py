@@ -13,6 +13,7 @@ import numpy as np
 from saescope.arguments import Ratio, Share
 from saescope.store.arrays import Bools
 
+_ROUNDING = 1e-12
 _NAMED = 3  # sets or features that a sentence names before it counts the others
 
 
@@ -38,8 +39,8 @@ class Headline:
 
     def allowed(self, rates: Any, other_rates: Any) -> Bools:
         """Return which of several pairs of rates a headline may name; 0 elsewhere is no limit."""
-        large = np.asarray(rates) >= self.headline_rate
-        return np.asarray(large & (np.asarray(rates) >= self.headline_ratio * other_rates))
+        own = np.asarray(rates) + _ROUNDING
+        return np.asarray((own >= self.headline_rate) & (own >= self.headline_ratio * other_rates))
 
     @property
     def words(self) -> str:

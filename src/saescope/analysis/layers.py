@@ -9,6 +9,8 @@ import numpy as np
 from saescope.analysis.contrast import Contrast, ContrastSettings, FeatureContrast, contrast
 from saescope.analysis.counts import FiringCounts, count_fires
 from saescope.analysis.follow import Cosines, Match, ScoredLayers, follow
+from saescope.analysis.headline import Headline
+from saescope.analysis.separation import best_features, best_layer, gain_of_choice, separation
 from saescope.sources.catalog import Feature
 from saescope.sources.splits import split_key, split_prompts
 from saescope.store.arrays import Bools, Floats
@@ -48,7 +50,9 @@ def layers(
     numbers = tuple(layers or run.layers)
     contrasts = contrast(run, settings, layers=numbers)
     stored = ScoredLayers(run, settings.masking)
-    separations, best = _separations(run, contrasts, stored, settings.seed)
+    best = best_layer(contrasts)
+    drawn = _drawn(run, contrasts, stored, settings.seed)
+    separations = _separations(contrasts, drawn, best)
     followed = None
     origins = [top.feature for top in separations[best].sets.values()]
     if feature is not None:
@@ -62,18 +66,21 @@ def layers(
         best=best,
         feature=followed,
         matches=follow(stored, origins, path, cosines),
-        masked={
-            n: MaskedCounts(layer.masked_pos0, layer.masked_sinks)
-            for n, layer in contrasts.layers.items()
-        },
+        masked=_masked(contrasts),
         sae_fits=contrasts.sae_fits,
+        headline=settings.headline,
+        gain_of_choice=gain_of_choice(drawn),
     )
 
 
 @final
 @dataclass(frozen=True, repr=False)
 class Layers(Table):
-    """The result of `layers`; `best` is chosen on discovery prompts."""
+    """The result of `layers`.
+
+    `best` is the layer with the largest separation on held-out prompts; `gain_of_choice` is how
+    much that choice raises its separation by chance.
+    """
 
     shown = "layer separation set feature holdout_rate other_set holdout_score confirmed"
 
@@ -84,6 +91,8 @@ class Layers(Table):
     matches: list[Match]
     masked: dict[int, MaskedCounts]
     sae_fits: SaeFits
+    headline: Headline = Headline()
+    gain_of_choice: float = 0.0
 
     @property
     def top_warnings(self) -> list[str]:
@@ -98,6 +107,8 @@ class Layers(Table):
         return {
             "layers": layers,
             "best": self.best,
+            "gain_of_choice": self.gain_of_choice,
+            "settings": vars(self.headline),
             "feature": self.feature and self.feature.to_dict(),
             "matches": [match.to_dict() for match in self.matches],
             "sae_fit": self.sae_fits.to_dict(),
@@ -118,14 +129,16 @@ class Layers(Table):
 class LayerSeparation:
     """One layer: the mean over sets of the best feature's held-out score, and those features.
 
-    Features are chosen on discovery prompts. `as_good` says that the best layer is not
-    distinguishably better.
+    Features are chosen on discovery prompts; a set without any counts as 0. `as_good` says that the
+    best layer is not distinguishably better. `headlines` has each set's confirmed feature with the
+    minimum effect of a headline, None for sets that have none.
     """
 
     separation: float
     ci: tuple[float, float]
     as_good: bool
     sets: dict[str, FeatureContrast]
+    headlines: dict[str, FeatureContrast | None]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""
@@ -134,6 +147,7 @@ class LayerSeparation:
             "ci": list(self.ci),
             "as_good_as_best": self.as_good,
             "sets": {name: feature.to_dict() for name, feature in self.sets.items()},
+            "headlines": {name: one and one.to_dict() for name, one in self.headlines.items()},
         }
 
 
@@ -150,34 +164,39 @@ class FollowedFeature:
         return {"feature": str(self.feature), "rates": rates}
 
 
-def _separations(
-    run: Run, contrasts: Contrast, stored: ScoredLayers, seed: int
-) -> tuple[dict[int, LayerSeparation], int]:
-    """Return every layer's separation, and the best layer on discovery prompts."""
+def _masked(contrasts: Contrast) -> dict[int, MaskedCounts]:
+    """Return how many positions of each layer do not count."""
+    return {
+        n: MaskedCounts(layer.masked_pos0, layer.masked_sinks)
+        for n, layer in contrasts.layers.items()
+    }
+
+
+def _drawn(run: Run, contrasts: Contrast, stored: ScoredLayers, seed: int) -> dict[int, Floats]:
+    """Return every layer's separation in every bootstrap draw, (draws,) each."""
     weights = _bootstrap_weights(run, seed)
-    tops = {n: _best_features(layer.sets) for n, layer in contrasts.layers.items()}
-    drawn = {n: _drawn_separations(run, stored, n, top, weights) for n, top in tops.items()}
-    discovery = {n: _mean([f.discovery_score for f in top.values()]) for n, top in tops.items()}
-    best = max(discovery, key=lambda n: discovery[n])
+    return {
+        n: _drawn_separations(run, stored, n, best_features(layer.sets), weights)
+        for n, layer in contrasts.layers.items()
+    }
+
+
+def _separations(
+    contrasts: Contrast, drawn: Mapping[int, Floats], best: int
+) -> dict[int, LayerSeparation]:
+    """Return every layer's separation with its interval, compared with the best layer."""
     separations = {}
-    for n, top in tops.items():
+    for n, layer in contrasts.layers.items():
         lead_of_best = np.quantile(drawn[best] - drawn[n], 0.025)
         low, high = np.quantile(drawn[n], [0.025, 0.975])
         separations[n] = LayerSeparation(
-            separation=_mean([feature.holdout_score for feature in top.values()]),
+            separation=separation(layer.sets),
             ci=(float(low), float(high)),
             as_good=bool(lead_of_best <= 0),
-            sets=top,
+            sets=best_features(layer.sets),
+            headlines={name: one.headline for name, one in layer.sets.items()},
         )
-    return separations, best
-
-
-def _best_features(sets: Mapping[str, Any]) -> dict[str, FeatureContrast]:
-    return {name: result.features[0] for name, result in sets.items() if result.features}
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return float(np.mean(scores)) if scores else 0.0
+    return separations
 
 
 def _bootstrap_weights(run: Run, seed: int) -> Floats:
@@ -219,7 +238,7 @@ def _drawn_separations(
         _drawn_margin(counts, run.sets.index(name), column, weights, np.maximum(positions, 1))
         for name, column in zip(top, columns.tolist(), strict=True)
     ]
-    return np.asarray(np.mean(margins, axis=0))
+    return np.asarray(np.sum(margins, axis=0) / len(run.sets))
 
 
 def _drawn_margin(

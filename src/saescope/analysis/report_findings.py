@@ -14,7 +14,8 @@ from saescope.analysis.contrast import (
 )
 from saescope.analysis.examples import Example, Examples, TokenAct, examples
 from saescope.analysis.profile import Profile, Sink, profile
-from saescope.analysis.sentences import best_layer, contrast_sentence, first_confirmed
+from saescope.analysis.sentences import contrast_sentence
+from saescope.analysis.separation import best_layer
 from saescope.errors import PromptError
 from saescope.store.masking import Masking
 from saescope.store.runs import Run
@@ -134,10 +135,9 @@ def _best_features(
     n_prompts = max(1, min(_MAX_PROMPTS_PER_SET, _MAX_PROMPTS // len(sets)))
     best_features = []
     for name in list(sets)[:_MAX_PROMPTS]:
-        features = sets[name].features
-        if not features:
+        best = sets[name].best
+        if best is None:
             continue
-        best = first_confirmed(sets[name]) or features[0]
         shown = examples(run, best.feature, masking, n=n_prompts)
         excerpts = tuple(map(_excerpt, shown.examples))
         best_features.append(BestFeature(name, best, shown, excerpts))

@@ -1,33 +1,30 @@
 """The finding of a result as one sentence: the first line of a command and of a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast, SetContrast
+from saescope.analysis.contrast import Contrast, FeatureContrast
 from saescope.analysis.detection import Detection
-from saescope.analysis.headline import rates_in_words
+from saescope.analysis.headline import Headline, listed, rates_in_words
 from saescope.analysis.layers import Layers
 from saescope.analysis.profile import Profile
+from saescope.analysis.separation import best_features, best_layer
+
+_SHOWN_GAIN = 0.005
 
 
 def contrast_sentence(result: Contrast) -> str:
-    """Say in how many sets a feature is confirmed, in the layer that separates them most."""
+    """Say which sets have a feature with an effect in the layer that separates them most."""
     layer = best_layer(result)
-    sets = result.layers[layer].sets
-    n_confirmed = sum(one.confirmed > 0 for one in sets.values())
-    if n_confirmed == 0:
-        subject = "No set has"
-    elif n_confirmed == len(sets):
-        subject = "Both sets have" if n_confirmed == 2 else f"All {n_confirmed} sets have"
-    else:
-        subject = f"{n_confirmed} of {len(sets)} sets {'has' if n_confirmed == 1 else 'have'}"
     where = f"in layer {layer}"
     if len(result.layers) > 1:
-        where += ", the layer whose best features separate the sets most"
-    return f"{subject} a feature that is confirmed on held-out prompts {where}."
+        where += ", which separates the sets best,"
+    sets, headline = result.layers[layer].sets, result.settings.headline
+    headlines = {name: one.headline for name, one in sets.items()}
+    return _headline_sentence(headlines, best_features(sets), headline, where)
 
 
 def layers_sentence(result: Layers) -> str:
-    """Say which layer separates the sets best, and which are as good."""
+    """Say which layer separates the sets best, which are as good, and what its features do."""
     best = result.best if result.best is not None else next(iter(result.layers))
     figures = result.layers[best]
     low, high = figures.ci
@@ -37,10 +34,43 @@ def layers_sentence(result: Layers) -> str:
         as_good = "" if len(result.layers) == 1 else "; no other layer is as good"
     else:
         as_good = f"; {layer_list(others)} {'is' if len(others) == 1 else 'are'} as good"
+    chosen = ""
+    if result.gain_of_choice >= _SHOWN_GAIN:
+        chosen = f", about {result.gain_of_choice:.2f} of it by the choice among the layers"
+    there = _headline_sentence(figures.headlines, figures.sets, result.headline, "there")
     return (
         f"The sets separate best in layer {best}: separation {separation} on held-out "
-        f"prompts{as_good}."
+        f"prompts{chosen}{as_good}. {there}"
     )
+
+
+def _headline_sentence(
+    headlines: Mapping[str, FeatureContrast | None],
+    best: Mapping[str, FeatureContrast],
+    headline: Headline,
+    where: str,
+) -> str:
+    """Say how many sets have a headline's feature, and name the others' best with its rates."""
+    without = [name for name, feature in headlines.items() if feature is None]
+    n = len(headlines) - len(without)
+    if n == 0:
+        subject = "No set has"
+    elif not without:
+        subject = "Both sets have" if n == 2 else f"All {n} sets have"
+    else:
+        subject = f"{n} of {len(headlines)} sets {'has' if n == 1 else 'have'}"
+    found = f"{subject} a feature {where} that is confirmed on held-out prompts at {headline.words}"
+    if not without:
+        return f"{found}."
+    bests = listed([f"{name} ({_best_in_words(best.get(name))})" for name in without])
+    return f"{found}; without one: {bests}."
+
+
+def _best_in_words(best: FeatureContrast | None) -> str:
+    if best is None:
+        return "no feature fires"
+    rates = rates_in_words(best.holdout_rate, best.holdout_other_rate)
+    return f"best {best.feature}: {rates}{'' if best.confirmed else ', not confirmed'}"
 
 
 def detection_sentence(result: Detection) -> str:
@@ -100,26 +130,3 @@ def layer_list(layers: Sequence[int]) -> str:
         return f"layer {layers[0]}"
     *first, last = map(str, layers)
     return f"layers {', '.join(first)} and {last}"
-
-
-def best_layer(result: Contrast) -> int:
-    """Return the layer whose best features separate the sets most.
-
-    Discovery prompts alone decide, so the held-out figures of that layer stay unbiased.
-    """
-    return max(result.layers, key=lambda n: _separation(result.layers[n]))
-
-
-def _separation(layer: LayerContrast) -> float:
-    best = (one.features[0] for one in layer.sets.values() if one.features)
-    return sum(feature.discovery_score for feature in best)
-
-
-def first_confirmed(one: SetContrast) -> FeatureContrast | None:
-    """Return the confirmed feature that is best on the discovery prompts."""
-    return next((feature for feature in one.features if feature.confirmed), None)
-
-
-def confirmed_first(features: Sequence[FeatureContrast]) -> list[FeatureContrast]:
-    """Return the features with the confirmed ones first, in their order otherwise."""
-    return sorted(features, key=lambda feature: not feature.confirmed)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from saescope.analysis.contrast import ContrastSettings
+from saescope.analysis.headline import Headline
 from saescope.analysis.layers import Layers, layers
 from saescope.arguments import Seed
 from saescope.errors import SourceError
@@ -36,6 +37,7 @@ class LayersRequest(Request):
     )
     seed: Seed = 0
     "Seed of the held-out split and of the bootstrap."
+    headline: Headline = Headline()
     inputs: ModelInputs = ModelInputs()
     masking: Masking = Masking()
     out: Path | None = None
@@ -65,7 +67,7 @@ class LayersRequest(Request):
         """Answer from a stored run; without cosines if its SAEs cannot be opened."""
         from saescope.engine.decoders import decoder_cosines
 
-        settings = ContrastSettings(seed=self.seed, masking=self.masking)
+        settings = ContrastSettings(seed=self.seed, headline=self.headline, masking=self.masking)
         feature = Feature.parse(self.feature) if self.feature else None
         requested = self.inputs.layer_list
         cosines = decoder_cosines(run, offline=self.inputs.offline)

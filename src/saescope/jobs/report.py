@@ -43,15 +43,22 @@ def report_findings(run: Run) -> ReportFindings:
 def report_settings(run: Run) -> ContrastSettings:
     """Return the settings of the contrast that made the run, so that its page says what that said.
 
-    After another command they are the default settings under that command's masking. Raises
+    After another command they are the default settings under that command's seed, masking and
+    minimum effect. Raises
     RunError if the manifest's command cannot be read.
     """
     match read_command(run.manifest["command"], run.path):
         case ContrastRequest(settings=settings):
             return settings
         case DetectRequest(settings=settings):
-            return ContrastSettings(masking=settings.masking)
-        case ProfileRequest() | LayersRequest() | PrecisionRequest() as question:
+            return ContrastSettings(
+                seed=settings.seed, headline=settings.headline, masking=settings.masking
+            )
+        case LayersRequest() as question:
+            return ContrastSettings(
+                seed=question.seed, headline=question.headline, masking=question.masking
+            )
+        case ProfileRequest() | PrecisionRequest() as question:
             return ContrastSettings(masking=question.masking)
         case _:
             return ContrastSettings()

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from saescope.analysis.contrast import Contrast, FeatureContrast, LayerContrast
 from saescope.analysis.ranking import why_ranks_differ
-from saescope.analysis.sentences import confirmed_first, contrast_sentence
+from saescope.analysis.sentences import contrast_sentence
 from saescope.jobs.contrast import ContrastRequest
 from saescope.surfaces.cli.lines import print_line
 from saescope.surfaces.cli.options import Output, command
@@ -67,7 +67,7 @@ def _features(layer: int, found: LayerContrast, n_top: int | None) -> ResultTabl
     )
     for name, in_set in found.sets.items():
         label = cell(name)
-        for feature in confirmed_first(in_set.features[:n_top]):
+        for feature in in_set.shown(n_top):
             table.add(label, *_cells(feature))
             label = ""
         table.end_section()

@@ -35,7 +35,7 @@ def show_layers(console: Console, result: Layers) -> None:
     print_sae_fits(console, result.sae_fits, result.run)
     print_finding(console, layers_sentence(result))
     first_layer = next(iter(result.layers.values()))
-    names = list(first_layer.sets)
+    names = list(first_layer.headlines)
     shown, hidden = names[:_SETS_SHOWN], names[_SETS_SHOWN:]
     _best_features(result, shown).print(console)
     if not all(best.confirmed for one in result.layers.values() for best in one.sets.values()):
@@ -61,7 +61,10 @@ def _best_features(result: Layers, names: Sequence[str]) -> ResultTable:
         low, high = figures.ci
         cells = []
         for name in names:
-            best = figures.sets[name]
+            best = figures.sets.get(name)
+            if best is None:
+                cells.append("none fires")
+                continue
             rate, other_rate = 100 * best.holdout_rate, 100 * best.holdout_other_rate
             doubt = "" if best.confirmed else "?"
             cells.append(f"{best.feature}{doubt} {rate:.0f} / {other_rate:.0f}")

@@ -3,7 +3,6 @@
 import shlex
 
 from saescope.analysis.report_findings import MAX_SINKS, ReportFindings
-from saescope.analysis.sentences import confirmed_first, first_confirmed
 from saescope.surfaces.report import plots
 from saescope.surfaces.report.heat_map import heat_map
 from saescope.surfaces.report.templates import css, load_template
@@ -14,10 +13,8 @@ def render(findings: ReportFindings) -> str:
     run = findings.run
     template = load_template("page.html")
     html = template.render(
-        confirmed_first=confirmed_first,
         css=css(),
         findings=findings,
-        first_confirmed=first_confirmed,
         heat_maps=[heat_map(best) for best in findings.best_features],
         max_sinks=MAX_SINKS,
         name=run.path.resolve().name,
