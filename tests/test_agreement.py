@@ -43,7 +43,8 @@ def test_agreement_by_hand(tmp_path: Path) -> None:
         ("x:0", pytest.approx(2 / 3)),
         ("y:0", 1.0),
     ]
-    assert "not safe" in agreement(a, b).verdicts[4]
+    unsafe = "it is not safe for rates (differ by at most 50.0 points; limit 5 points)"
+    assert unsafe in agreement(a, b).verdicts[4]
 
 
 def test_run_agrees_with_itself(pair: Pair, tmp_path: Path) -> None:
@@ -218,7 +219,8 @@ def test_precision_command_says_what_bfloat16_does(
     assert layer_precision["topk_jaccard"] > 0.95
     assert layer_precision["ties"] == 0 < layer_precision["ties_bfloat16"] < 0.5
     assert layer_precision["rate_diff"] < 0.05
-    assert "bfloat16 is safe here" in layer_precision["verdict"]
+    assert layer_precision["verdict"].startswith("bfloat16 is safe for rates (differ by at most 0.")
+    assert layer_precision["safe_for"]["rates"]["limit"] == 0.05
     assert cli(["precision", result["b"]["run"], result["a"]["run"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layers"] == result["layers"]
     assert cli(["rerun", result["b"]["run"], "--json"]) == 0

@@ -13,6 +13,14 @@ import numpy as np
 
 from saescope.analysis.contrast import ContrastSettings, contrast
 from saescope.analysis.counts import count_fires
+from saescope.analysis.safety import (
+    LARGEST_RATE_DIFF,
+    LARGEST_VALUE_DIFF,
+    SafeUse,
+    at_least,
+    at_most,
+    verdict,
+)
 from saescope.analysis.token_agreement import (
     TINY,
     Overlap,
@@ -28,7 +36,6 @@ from saescope.store.run_positions import run_positions
 from saescope.store.runs import Run
 from saescope.table import Table
 
-SAFE_TOP5, SAFE_RATE = 0.9, 0.05
 _N_CONFIRMED = 1000  # features per set whose confirmation is compared
 
 
@@ -146,31 +153,37 @@ class LayerAgreement:
     worst: list["WorstPrompt"]
 
     @property
-    def rates_agree(self) -> bool:
-        """Whether no rate differs by more than 5 points."""
-        return self.rate_diff <= SAFE_RATE
-
-    @property
-    def tokens_agree(self) -> bool:
-        """Whether nine tokens in ten have the same five strongest features."""
-        return self.top5_equal >= SAFE_TOP5
+    def uses(self) -> list[SafeUse]:
+        """What the second run may be used for, each with the measured figure and its limit."""
+        points, value = 100 * self.rate_diff, 100 * self.act_rel_diff
+        rates = f"rates (differ by at most {points:.1f} points"
+        values = f"values (activations differ by {value:.2g} % in the median"
+        uses = [at_most("rates", rates, self.rate_diff, LARGEST_RATE_DIFF, " points")]
+        if self.found_either:
+            both = f"best features ({self.found_both} of {self.found_either} confirmed by both"
+            uses.append(at_least("best_features", both, self.found_both / self.found_either))
+        uses.append(at_most("values", values, self.act_rel_diff, LARGEST_VALUE_DIFF))
+        top5 = f"the five strongest features of a token (the same on {_percent(self.top5_equal)}"
+        topk = f"the whole top k of a token (the same on {_percent(self.topk_equal)}"
+        uses.append(at_least("top5", top5, self.top5_equal))
+        uses.append(at_least("topk", topk, self.topk_equal))
+        return uses
 
     def verdict(self, what: str) -> str:
         """Return what the second run, which differs by `what`, allows to conclude."""
-        rates = f"rates differ by at most {100 * self.rate_diff:.1f} points"
-        tokens = f"{100 * self.top5_equal:.0f} % of tokens have the same five strongest features"
-        if not self.rates_agree:
-            return f"{what} is not safe here: {rates}, {tokens}"
-        if not self.tokens_agree:
-            return f"{what} is safe for rates, not for single tokens: {rates}, but only {tokens}"
-        return f"{what} is safe here: {rates}, {tokens}"
+        return verdict(what, self.uses)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-compatible dict."""
         values = dict(vars(self))
         values["masked"] = {"pos0": values.pop("masked_pos0"), "sinks": values.pop("masked_sinks")}
         values["worst"] = [vars(prompt) for prompt in values.pop("worst")]
+        values["safe_for"] = {use.name: use.to_dict() for use in self.uses}
         return values
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} % of tokens"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 from saescope.analysis.agreement import Agreement, agreement
+from saescope.errors import ArgumentError
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.reporter import SILENT, Reporter
 from saescope.jobs.request import Request
@@ -39,7 +40,13 @@ class PrecisionRequest(Request):
     def run(self, reporter: Reporter = SILENT) -> Answer[Agreement]:
         """Extract both runs unless they exist, and compare them."""
         self.masking.check()
-        if self.reference is not None and is_run(self.sets):
+        if self.reference is not None and not is_run(self.sets):
+            raise ArgumentError(
+                "reference",
+                f"is a second run to judge a first one by, and {self.sets} is no run: give two "
+                "runs, or prompt sets alone",
+            )
+        if self.reference is not None:
             run = Run.open(self.sets)
             return Answer(run, self.ask(run))
         judged = replace(self.inputs, dtype=self._judged_dtype())
