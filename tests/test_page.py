@@ -66,7 +66,7 @@ def open_page(page: Any, url: str) -> None:
 
 def settled(page: Any) -> None:
     """Wait until both texts are whole."""
-    page.wait_for_timeout(450)  # the page waits for the last key press
+    page.wait_for_timeout(50)  # the page notices a change at its next frame
     page.wait_for_selector("section.columns[aria-busy=false]")
 
 

@@ -53,8 +53,12 @@ class PlainScript:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         auto: Any = AutoModelForCausalLM
-        self.model = auto.from_pretrained(folder, dtype="auto").eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.model = auto.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False, use_safetensors=True
+        ).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=False
+        )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.block = self.model.model.layers[layer]

@@ -102,14 +102,14 @@ def at_matched_damage(
     return [searches[n].best if n in searches else one.arm for n, one in enumerate(controls)]
 
 
-class _Point(NamedTuple):
+class _Tried(NamedTuple):
     """A multiple of a control's strength, and the KL there."""
 
     multiple: float
     kl: float
 
 
-def _power(one: _Point, other: _Point | None = None) -> float:
+def _power(one: _Tried, other: _Tried | None = None) -> float:
     """With which power of the strength KL grows, here between two points."""
     if other is None or min(one.kl, other.kl) <= 0:
         return _QUADRATIC
@@ -159,12 +159,12 @@ class _Search:
         return min(largest, nearest.multiple * min(_FURTHEST, max(1 / _FURTHEST, factor)))
 
     @property
-    def _points(self) -> list["_Point"]:
+    def _points(self) -> list["_Tried"]:
         """What was measured, by strength."""
         start = abs(self.control.arm.strength or 1.0)
-        return sorted(_Point(size / start, kl) for size, (_, kl) in self.tried.items())
+        return sorted(_Tried(size / start, kl) for size, (_, kl) in self.tried.items())
 
-    def _between(self, low: "_Point", high: "_Point") -> float:
+    def _between(self, low: "_Tried", high: "_Tried") -> float:
         """A multiple between one with less KL and one with more, by their logarithms."""
         share = 0.5
         if low.kl > 0:

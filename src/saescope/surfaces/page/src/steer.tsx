@@ -163,6 +163,7 @@ function useTexts(model: string, state: SteerState): Texts {
         show({ problem: { text: (error as Error).message, param }, running: false, steered: "" });
       }
     };
+    show({ running: true });
     const timer = setTimeout(() => void generate(), DELAY);
     return () => {
       clearTimeout(timer);
