@@ -20,8 +20,10 @@ class Plain:
     """A model, its tokenizer, and one layer's SAE."""
 
     def __init__(self, model: str, sae: str, layer: int) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype="auto", trust_remote_code=False, use_safetensors=True
+        ).eval()
         self.layer = layer
         tensors = torch.load(Path(sae) / f"layer{layer}.sae.pt", weights_only=True)
         self.encoder: torch.Tensor = tensors["W_enc"].float()

@@ -18,7 +18,8 @@ from saescope.engine.forward import compute_residuals
 from saescope.engine.lm import LM
 from saescope.engine.magnitudes import finite_magnitudes
 from saescope.engine.residual import is_edited
-from saescope.engine.text_ids import special_ids, text_ids
+from saescope.engine.text_ids import special_ids
+from saescope.engine.tokens import prompt_ids
 from saescope.errors import PromptError, SourceError
 from saescope.sources.neutral_mean import NeutralMean
 from saescope.sources.prompt_sets import bundled_prompts
@@ -36,7 +37,8 @@ def neutral_means(
 ) -> dict[int, NeutralMean]:
     """Return the mean residual after each of these layers over neutral text, in one pass.
 
-    `texts`: the neutral text; None takes the bundled sentences that fit the model's context.
+    `texts`: the neutral text; None takes the bundled sentences. Those that do not fit the model's
+    context are left out.
     `steered` never runs the model by itself, so edits that act about the mean take it from here:
     `Edit(..., "project", about=means[layer])`. Raises PromptError if the texts have no position
     that counts, and SourceError inside a `steered` context or if a residual is not finite.
@@ -55,16 +57,22 @@ def neutral_means(
     if is_edited(lm):
         raise SourceError("the neutral mean is of the unedited model: measure it before steered()")
     if texts is None:
-        bundled = bundled_prompts("neutral")[0].prompts
-        texts = [text for text in bundled if _fits(lm, text)]
+        texts = bundled_prompts("neutral")[0].prompts
+    texts = [text for text in texts if _fits(lm, text)]
     if not texts:
-        raise PromptError("there is no neutral text to measure the mean residual on")
+        raise PromptError(
+            f"no neutral text fits the {lm.max_length:,} tokens of {lm.spec.repo}: "
+            "give shorter texts to measure the mean residual on"
+        )
     sums = _sums(lm, sorted(set(layers)), texts, batch_tokens)
     return {layer: total.mean(layer, _describe(texts)) for layer, total in sums.items()}
 
 
 def _fits(lm: LM, text: Prompt) -> bool:
-    return len(text_ids(lm.tokenizer, str(text.text)).text) < lm.max_length
+    try:
+        return bool(prompt_ids(lm, text))
+    except PromptError:
+        return False
 
 
 def _describe(texts: Sequence[Prompt]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from saescope.control.about import about_means
 from saescope.control.edits import Edit, EditSet
 from saescope.control.means_file import means_of
-from saescope.errors import SourceError
+from saescope.errors import PromptError, SourceError
 from saescope.jobs.edits import EditInputs
 from saescope.jobs.inputs import ModelInputs
 from saescope.jobs.judging import read_all_prompts
@@ -87,10 +87,23 @@ def with_means(
     means = dict(means_of(edit_set.edits))
     pairs = list(zip(edit_set.edits, chosen, strict=True))
     missing = {edit.layer for edit, is_chosen in pairs if is_chosen} - means.keys()
+    needed = any(is_chosen and edit.op == "project" for edit, is_chosen in pairs)
     if missing:
-        means |= measure(sorted(missing))
+        means |= _measured(measure, sorted(missing), needed=needed)
     edits = [about_means([edit], means)[0] if is_chosen else edit for edit, is_chosen in pairs]
     return replace(edit_set, edits=tuple(edits))
+
+
+def _measured(
+    measure: MeasureMeans, layers: Sequence[int], *, needed: bool
+) -> Mapping[int, NeutralMean]:
+    """Return the means; none if they only serve to compare sizes and no text can give them."""
+    try:
+        return measure(layers)
+    except PromptError:
+        if needed:
+            raise
+        return {}
 
 
 def with_means_for_weights(
