@@ -35,6 +35,7 @@ def row(name: str, rate: float | None, half: float = 0.05, **fields: Any) -> Arm
         "language_flip": 0.0,
         "off_language": 0.0,
         "delta_norm_ratio": 0.1,
+        "spread_ratio": 0.2,
         "applied": True,
         "damage": SMALL,
         "sets": {},

@@ -54,6 +54,7 @@ def result(name: str, shown: int, kl: float | None, repetition: float = 0.0) -> 
         language_flip=None,
         off_language=None,
         delta_norm_ratio=0.1,
+        spread_ratio=0.2,
         applied=True,
         damage=damage,
         sets={},

@@ -59,6 +59,9 @@ class ArmResult:
     off_language: float | None
     "Share of replies in another language than their prompts, if both can be told."
     delta_norm_ratio: float
+    "Mean of |change| / |residual| over the positions that the edits target."
+    spread_ratio: float | None
+    "Mean of |change| / spread of the residuals about their mean; None if that is not known."
     applied: bool
     damage: Damage | None
     sets: dict[str, SetResult]
@@ -72,6 +75,11 @@ class ArmResult:
     "Figures of every draw."
     match: Match | None = None
     "A control's damage beside the edits': `matched`, less, more, or so much that it is wrecked."
+
+    @property
+    def relative_change(self) -> float:
+        """Size of the change beside the spread if that is known, else beside the residual."""
+        return self.delta_norm_ratio if self.spread_ratio is None else self.spread_ratio
 
     @property
     def kl_mean(self) -> float | None:
@@ -106,6 +114,7 @@ _AVERAGED = (
     "language_flip",
     "off_language",
     "delta_norm_ratio",
+    "spread_ratio",
 )
 
 
@@ -173,4 +182,5 @@ def _draw_figures(draw: str, result: ArmResult) -> dict[str, Any]:
         "kl_mean": result.kl_mean,
         "match": result.match,
         "delta_norm_ratio": result.delta_norm_ratio,
+        "spread_ratio": result.spread_ratio,
     }

@@ -32,6 +32,7 @@ class ArmReplies:
     applied: bool = False
     _positions: int = 0
     _ratio_sum: float = 0.0
+    _spread_ratio_sum: float | None = 0.0
 
     @property
     def generations(self) -> list[Generation]:
@@ -43,6 +44,13 @@ class ArmReplies:
         """Mean of |change| / |residual| over the positions that the edits target."""
         return self._ratio_sum / max(self._positions, 1)
 
+    @property
+    def spread_ratio(self) -> float | None:
+        """The same beside the spread of the residuals about their mean; None if it is not known."""
+        if self._spread_ratio_sum is None:
+            return None
+        return self._spread_ratio_sum / max(self._positions, 1)
+
     def add(
         self, prompts: Sequence[int], replies: Sequence[Generation], receipt: Receipt | None
     ) -> None:
@@ -52,6 +60,11 @@ class ArmReplies:
             self.applied |= receipt.applied
             self._positions += receipt.positions
             self._ratio_sum += receipt.delta_norm_ratio * receipt.positions
+            ratio = receipt.spread_ratio
+            if ratio is None or self._spread_ratio_sum is None:
+                self._spread_ratio_sum = None
+            else:
+                self._spread_ratio_sum += ratio * receipt.positions
 
 
 @final

@@ -36,6 +36,7 @@ class ArmOutput:
     replies: list[Generation]
     applied: bool
     delta_norm_ratio: float
+    spread_ratio: float | None
     damage: Damage | None
 
     def to_plain(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class ArmOutput:
         """The output that `to_plain` was called on."""
         replies = [Generation(**reply) for reply in plain["replies"]]
         damage = Damage(**plain["damage"]) if plain["damage"] else None
-        return cls(replies, bool(plain["applied"]), float(plain["delta_norm_ratio"]), damage)
+        return cls(**{**plain, "replies": replies, "damage": damage})
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,11 @@ class ArmRunner:
         for arm, replies in self._replies.under(list(missing.values())):
             key = key_of_arm[id(arm)]
             output = ArmOutput(
-                replies.generations, replies.applied, replies.delta_norm_ratio, damages[key]
+                replies.generations,
+                replies.applied,
+                replies.delta_norm_ratio,
+                replies.spread_ratio,
+                damages[key],
             )
             self.cache.put(key, output.to_plain())
         return [ArmOutput.from_plain(self.cache[key]) for key in keys]
@@ -112,7 +117,7 @@ class ArmRunner:
     def _key(self, arm: Arm) -> str:
         prompts = fingerprint([PromptSet("", tuple(self.prompts))])
         replies = [self.settings.max_new_tokens, self.settings.thinking]
-        return key_of("arm 3", *self._computed_on, arm.key_parts, prompts, self._texts, replies)
+        return key_of("arm 4", *self._computed_on, arm.key_parts, prompts, self._texts, replies)
 
     def _damage_key(self, arm: Arm) -> str:
         return key_of("damage", *self._computed_on, arm.key_parts, self._texts)

@@ -87,6 +87,7 @@ def score(
         language_flip=_language_flip(unedited, target),
         off_language=_off_language(target),
         delta_norm_ratio=output.delta_norm_ratio,
+        spread_ratio=output.spread_ratio,
         applied=output.applied,
         damage=output.damage,
         sets=_set_results(replies, eval_set),

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _EXPLANATION = (
     "shown: share of replies with the behaviour. p: McNemar's, against no edit. lang.: replies in "
-    "another language. rep.: repetition in replies. change: norm of what the edits add / norm of "
-    "the residual. On neutral text: KL in nats per token, flips of the likeliest token, ratio of "
-    "perplexities (ppl)."
+    "another language. rep.: repetition in replies. change: norm of what the edits add / spread "
+    "of the residuals about their mean. On neutral text: KL in nats per token, flips of the "
+    "likeliest token, ratio of perplexities (ppl)."
 )
 _CONTROLS_AT = {
     "same-damage": "Controls run where their KL is that of the edits, within {tolerance:.0f} %.",
@@ -177,7 +177,7 @@ def _reply_cells(arm: "ArmResult") -> list[str]:
         f"{arm.repetition:.2f}",
         f"{arm.mean_tokens:.0f}",
         f"{100 * arm.ended:.0f} %",
-        percent(arm.delta_norm_ratio) if arm.applied else "nothing",
+        percent(arm.relative_change) if arm.applied else "nothing",
     ]
 
 
