@@ -10,7 +10,7 @@ import saescope as ss
 from benchmarks.shapes import SHAPES
 from proof.arms import find_arm
 from proof.commands import typed
-from proof.experiments import forcing, languages, large, layers
+from proof.experiments import forcing, languages, large, layers, removal
 from proof.folder import DataFolder
 from proof.relevance import harmonic_mean, relevance, score_ci
 from proof.wording import listed, nats, number, paragraph, share_ci
@@ -220,3 +220,25 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
         drawn.append([path.read_bytes() for path in sorted(folder.results.glob("*.svg"))])
     assert len(drawn[0]) == 2
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("costs", [(1.6, 0.02), (0.01, 0.4), (0.06, 0.05)])
+def test_removal_says_for_which_languages_it_is_cheap(costs: tuple[float, float]) -> None:
+    zero, mean = costs
+    one = {"feature": "15/7", "rates": [0.8, 0.02], "zero": zero, "mean": mean}
+    results = {
+        "layer": 15,
+        "mean_norm": 22786.0,
+        "spread": 8115.0,
+        "positions": 900,
+        "texts": 64,
+        "features": {"ja": one, "en": {**one, "mean": 0.01}},
+        "random": {"zero": 0.07, "mean": 0.06},
+    }
+    text = " ".join(removal.section(results).split())
+    cheap, _, dear = (
+        text.partition("0.05 nats per token for ")[2].partition(".")[0].partition(", and more for ")
+    )
+    assert ("Japanese" in cheap) == (mean < 0.05)
+    assert ("Japanese" in dear) == (mean >= 0.05)
+    assert "English" in cheap

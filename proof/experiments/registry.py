@@ -15,6 +15,7 @@ from proof.experiments import (
     large,
     layers,
     refusal,
+    removal,
     selectivity,
     speed,
     tokens,
@@ -50,6 +51,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         ("gemma3", "sets", "gemma3-saes"),
         2,
         "features of languages over depth",
+    ),
+    Experiment(
+        "removal",
+        removal.run,
+        removal.section,
+        ("languages",),
+        0.5,
+        "a direction projected out, about zero and about the mean",
     ),
     Experiment(
         "layers", layers.run, layers.section, ("languages",), 4, "detection, output score, effect"
