@@ -12,6 +12,7 @@ import pytest
 from saescope.control.edits import Edit, parse_edit
 from saescope.control.steer import steered
 from saescope.engine.generate import generate_batch
+from saescope.engine.neutral_means import neutral_means
 from saescope.sources.chats import Message
 from saescope.sources.prompts import Prompt
 from served import Served, serving, tiny_chat
@@ -49,7 +50,14 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 
 def body_of(edit: Edit) -> dict[str, Any]:
     """An edit as the API takes it."""
-    shown = {"op": edit.op, "strength": edit.strength, "gate": edit.gate, "scope": edit.scope}
+    about = {"about": "zero"} if edit.op == "project" else {}
+    shown = {
+        **about,
+        "op": edit.op,
+        "strength": edit.strength,
+        "gate": edit.gate,
+        "scope": edit.scope,
+    }
     return {"feature": edit.name, **shown}
 
 
@@ -159,6 +167,22 @@ def test_many_clients_with_different_edits_get_what_each_would_get_alone(
     wrong = [n for n, text in enumerate(replies) if text not in (None, expected[jobs[n]])]
     assert wrong == []
     assert sum(text is None for text in replies) == 4
+
+
+@pytest.mark.parametrize("about", ["mean", "zero"])
+def test_project_acts_about_the_mean_or_about_zero(
+    about: str, served: Served, client: openai.OpenAI
+) -> None:
+    edits = [{"feature": "2/412", "op": "project", "strength": 1, "about": about}]
+    reply = ask(client, QUESTIONS[0], extra_body={"steering": {"edits": edits}})
+    service = served.service
+    mean = neutral_means(service.lm, [2])[2] if about == "mean" else None
+    edit = Edit("2/412", "project", 1.0, about=mean)
+    prompt = Prompt("p", "s", messages=(Message("user", QUESTIONS[0]),))
+    with steered(service.lm, service.saes, [edit]):
+        [expected] = generate_batch(service.lm, [prompt], max_new_tokens=24)
+    assert reply.choices[0].message.content == expected.text
+    assert reply.model_extra["steering_receipt"]["edits"][0]["about"] == about
 
 
 def test_a_stored_edit_set_is_a_model_of_its_own(served: Served, client: openai.OpenAI) -> None:

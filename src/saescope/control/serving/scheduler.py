@@ -2,9 +2,11 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import final
+from functools import partial
+from typing import TypeVar, final
 
 from saescope.control.serving.row_batch import RowBatch
 from saescope.control.serving.row_edits import RowEditing
@@ -12,6 +14,8 @@ from saescope.control.serving.work import End, Failure, Listener, Ticket, Work
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import ResourceError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Scheduler:
         self._saes = saes
         self._editing = RowEditing(lm)
         self._waiting: deque[Ticket] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._batches: list[RowBatch] = []
@@ -81,6 +86,19 @@ class Scheduler:
             self._wake.notify()
         return tickets
 
+    def call(self, function: Callable[[], T]) -> T:
+        """Return what a function returns that runs in the device's thread, between two steps.
+
+        Raises what it raises, and Closing after `close`.
+        """
+        future: Future[T] = Future()
+        with self._wake:
+            if self._closing:
+                raise Closing("the server is stopping")
+            self._calls.append(partial(_settle, future, function))
+            self._wake.notify()
+        return future.result()
+
     def close(self) -> None:
         """Finish what was taken and end the thread; a second call changes nothing."""
         with self._wake:
@@ -92,6 +110,8 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             arrivals = self._next_arrivals()
+            while self._calls:
+                self._calls.popleft()()
             if arrivals is None:
                 return
             if arrivals:
@@ -103,7 +123,7 @@ class Scheduler:
     def _next_arrivals(self) -> list[Ticket] | None:
         """Take what has a place now, oldest first; wait if nothing runs. None: all is done."""
         with self._wake:
-            while not self._waiting and not self._batches:
+            while not (self._waiting or self._batches or self._calls):
                 if self._closing:
                     return None
                 self._wake.wait()
@@ -142,6 +162,13 @@ class Scheduler:
         except Exception as error:  # such as too little memory: only these replies are lost
             _fail(batch.tickets, error)
             batch.drop_all()
+
+
+def _settle(future: "Future[T]", function: Callable[[], T]) -> None:
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _joined(batches: Sequence[RowBatch]) -> list[RowBatch]:

@@ -1,24 +1,28 @@
 """What the server's routes share: the model, its SAEs, the stored edit sets, the scheduler."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, final, get_args
 
 from saescope.control.active_edits import activate
 from saescope.control.edits import DEFAULT_STRENGTHS, DIRECTION_OPS, Edit, Gate, Op, Scope
-from saescope.control.serving.scheduler import Scheduler
+from saescope.control.serving.scheduler import Closing, Scheduler
 from saescope.control.serving.work import Work
 from saescope.engine.lm import LM
 from saescope.engine.sae import Sae
 from saescope.errors import EditError
+from saescope.jobs.neutral import measured_means
+from saescope.jobs.reporter import SILENT
+from saescope.sources.neutral_mean import NeutralMean
+from saescope.sources.prompt_sets import bundled_prompts
 from saescope.surfaces.server.edit_sets import EditSets, fingerprint_of
 from saescope.surfaces.server.problems import Problem
 from saescope.surfaces.server.steering_body import (
     MOST_EDITS,
     VERSION,
+    EditBody,
     SteeringBody,
-    edits_of,
     plain_edit,
 )
 from saescope.version import __version__
@@ -77,12 +81,37 @@ class Service:
             for n, used in enumerate(body.use):
                 edits += self._stored(used, f"steering.use[{n}]")
             names += body.use
-            given = edits_of(body.edits, "steering.edits")
-            self.check(given, "steering.edits")
-            edits += given
+            edits += self.edits_of(body.edits, "steering.edits")
         if len(edits) > MOST_EDITS:
             raise Problem(400, f"{len(edits)} edits: at most {MOST_EDITS}", param="steering")
         return RequestSteering(tuple(edits), tuple(names))
+
+    def edits_of(self, bodies: Sequence[EditBody], where: str) -> tuple[Edit, ...]:
+        """Return the edits of a request. Raises Problem, with its path, for the first invalid one.
+
+        `project` acts about the mean residual, which is measured when it is first needed.
+        """
+        edits = tuple(body.edit(f"{where}[{n}]") for n, body in enumerate(bodies))
+        self.check(edits, where)
+        about = [
+            edit.op == "project" and body.about == "mean"
+            for edit, body in zip(edits, bodies, strict=True)
+        ]
+        layers = {edit.layer for edit, by_mean in zip(edits, about, strict=True) if by_mean}
+        means = self._means(sorted(layers)) if layers else {}
+        return tuple(
+            replace(edit, about=means[edit.layer]) if by_mean else edit
+            for edit, by_mean in zip(edits, about, strict=True)
+        )
+
+    def _means(self, layers: Sequence[int]) -> dict[int, NeutralMean]:
+        [neutral] = bundled_prompts("neutral")
+        try:
+            return self.scheduler.call(
+                lambda: measured_means(self.lm, layers, neutral.prompts, SILENT)
+            )
+        except Closing as error:
+            raise Problem(503, str(error), kind="server_error") from error
 
     def check(self, edits: tuple[Edit, ...], param: str) -> None:
         """Raise Problem for the first edit that does not fit the model or its loaded SAEs."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from saescope.control.about import About, about_name
 from saescope.control.edits import Edit, Gate, Op, Scope, edit_from_values
 from saescope.errors import EditError, SourceError
 from saescope.surfaces.server.problems import Problem
@@ -31,6 +32,11 @@ class EditBody(_Strict):
     gate: Gate = Field("relu", description="Which rule decides whether the feature is active.")
     scope: Scope = Field("all", description="Positions to edit.")
     skip_sinks: bool = Field(True, description="Leave attention sinks unedited.")
+    about: About = Field(
+        "mean",
+        description="project only: remove what differs from the mean residual over neutral text, "
+        "or all of the direction's component (zero).",
+    )
     when: str | None = Field(
         None,
         description="Edit only positions where another feature is active.",
@@ -38,9 +44,9 @@ class EditBody(_Strict):
     )
 
     def edit(self, path: str) -> Edit:
-        """Return the edit. Raises Problem that names `path` if it has an invalid value."""
+        """Return the edit, about zero. Raises Problem naming `path` if it has an invalid value."""
         try:
-            return edit_from_values(self.model_dump())
+            return edit_from_values(self.model_dump(exclude={"about"}))
         except (EditError, SourceError) as error:
             raise Problem(400, str(error), param=path) from error
 
@@ -67,11 +73,6 @@ class EditSetBody(_Strict):
     edits: Annotated[list[EditBody], Field(min_length=1, max_length=MOST_EDITS)]
 
 
-def edits_of(bodies: Sequence[EditBody], where: str) -> tuple[Edit, ...]:
-    """Return the edits; raises Problem that names the first invalid one."""
-    return tuple(body.edit(f"{where}[{n}]") for n, body in enumerate(bodies))
-
-
 def plain_edit(edit: Edit) -> dict[str, Any]:
     """Return an edit as it is applied, defaults filled in."""
     return {
@@ -81,6 +82,7 @@ def plain_edit(edit: Edit) -> dict[str, Any]:
         "gate": edit.gate,
         "scope": edit.scope,
         "skip_sinks": edit.skip_sinks,
+        "about": about_name(edit),
         "when": None if edit.condition is None else str(edit.condition),
     }
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from saescope.surfaces.server.service import Service
-from saescope.surfaces.server.steering_body import NAME, EditSetBody, edits_of
+from saescope.surfaces.server.steering_body import NAME, EditSetBody
 
 _Name = Annotated[str, Path(pattern=NAME, description="Name of an edit set.")]
 
@@ -64,8 +64,7 @@ def steering_router(service: Service) -> APIRouter:
     @router.put("/v1/steering/{name}")
     async def put_edit_set(name: _Name, body: EditSetBody) -> StoredEdits:
         """Store an edit set; one of this name is replaced."""
-        edits = edits_of(body.edits, "edits")
-        await asyncio.to_thread(service.check, edits, "edits")
+        edits = await asyncio.to_thread(service.edits_of, body.edits, "edits")
         stored = await asyncio.to_thread(service.edit_sets.put, name, edits)
         return StoredEdits(**stored.to_dict())
 
