@@ -201,6 +201,17 @@ def test_gguf_is_not_compared(
     assert "is a GGUF model, and only safetensors can be compared" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_sae_is_not_compared(
+    swapped: bool, pair: Pair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(pair.model), str(pair.sae)]
+    assert run(["diff", *(given[::-1] if swapped else given)]) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.endswith("holds SAEs, not a model: diff compares the weights of two models")
+    assert mistaken.why_not_compared(["model.safetensors", "layer1.sae.pt"]) is None
+
+
 def test_strict_json_reads_what_is_right() -> None:
     assert from_json('{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
     with pytest.raises(ValueError, match="Expecting value"):

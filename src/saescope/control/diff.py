@@ -19,6 +19,7 @@ from saescope.engine.pages import mapped_pages, release_pages
 from saescope.engine.shards import WIDTHS, Shards
 from saescope.errors import SourceError
 from saescope.sources.files import open_files
+from saescope.sources.mistaken import why_not_compared
 
 
 def diff(
@@ -72,7 +73,10 @@ class _DiffSide:
 
 
 def _open(ref: str | Path, *, offline: bool) -> _DiffSide:
-    shards = Shards.open(open_files(str(ref), offline=offline))
+    files = open_files(str(ref), offline=offline)
+    if reason := why_not_compared(files.names()):
+        raise SourceError(f"{files.name} {reason}")
+    shards = Shards.open(files)
     try:
         return _DiffSide(shards, read_anatomy(shards.files))
     except SourceError:

@@ -89,12 +89,23 @@ def why_no_model(names: Collection[str]) -> str | None:
             "is an adapter, not a whole model: load it with peft on its base model, "
             "merge_and_unload() it, and give the folder that save_pretrained then writes"
         )
-    if any(name.endswith(".sae.pt") or name in _SAE_FILES for name in names):
+    if _holds_saes(names):
         return "holds SAEs, not a model: give it as sae=, and as model= what they were trained on"
     archives = sorted(name for name in names if name.endswith(_ARCHIVES))
     if archives:
         return f"holds the archive {archives[0]}, not a model: unpack it and give the folder"
     return None
+
+
+def why_not_compared(names: Collection[str]) -> str | None:
+    """Why `diff` cannot compare a folder with these files; None if that cannot be told."""
+    if _holds_saes(names) and not any(name.startswith("model.safetensors") for name in names):
+        return "holds SAEs, not a model: diff compares the weights of two models"
+    return None
+
+
+def _holds_saes(names: Collection[str]) -> bool:
+    return any(name.endswith(".sae.pt") or name in _SAE_FILES for name in names)
 
 
 def why_no_weights(names: Collection[str]) -> str | None:
