@@ -272,7 +272,7 @@ def test_unfinished_replies_are_counted_apart(
     unedited = result.arms[0]
     assert (unedited.scored, unedited.unfinished, unedited.empty) == (2, 1, 1)
     assert unedited.behaviour_rate == 0.5
-    assert unedited.languages == {"en": 2, "unscored": 2}
+    assert unedited.languages == {"en": 2, "unfinished": 1, "empty": 1}
     assert result.labels["none"] == [None, "en: i'm sorry", UNFINISHED, EMPTY]
     assert "1 without edits, 1 with them" in result.verdict[-2]
     document = json.loads(json.dumps(result.to_dict()))

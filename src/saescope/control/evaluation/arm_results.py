@@ -68,6 +68,10 @@ class ArmResult:
     unfinished: int = 0
     "Replies that end inside their thinking, before an answer."
     languages: dict[str, int] = field(default_factory=dict)
+    (
+        "How many replies are in each language; others under `empty`, `unfinished`, `unscored` or "
+        "`unknown` (judged, but in no language that can be told)."
+    )
     draws: int = 1
     spread: tuple[float, float] | None = None
     "The smallest and the largest rate of several draws."
@@ -75,6 +79,10 @@ class ArmResult:
     "Figures of every draw."
     match: Match | None = None
     "A control's damage beside the edits': `matched`, less, more, or so much that it is wrecked."
+
+    def per_draw(self, count: int) -> float:
+        """A count of all draws as the mean per draw, to stand beside arms with one draw."""
+        return count / self.draws
 
     @property
     def relative_change(self) -> float:

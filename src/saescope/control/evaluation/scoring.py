@@ -55,6 +55,15 @@ class JudgedReply:
         """The answer's language; None if it cannot be told."""
         return detect_language(self.generation.answer)
 
+    @property
+    def counted_as(self) -> str:
+        """The answer's language, else why it has none: `empty`, `unfinished`, ..., or `unknown`."""
+        if self.language is not None:
+            return self.language
+        if self.label in (EMPTY, UNFINISHED, UNSCORED):
+            return str(self.label)
+        return "unknown"
+
 
 def score(
     arm: Arm,
@@ -69,7 +78,7 @@ def score(
     labels = [reply.label for reply in target]
     behaviour = behaviour_rate(target)
     generations = [reply.generation for reply in replies]
-    languages = Counter(reply.language or UNSCORED for reply in target)
+    languages = Counter(reply.counted_as for reply in target)
     return ArmResult(
         name=arm.name,
         strength=arm.strength,

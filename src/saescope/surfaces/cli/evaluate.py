@@ -109,7 +109,8 @@ def show_evaluation(console: Console, result: "Evaluation") -> None:
             f"quick: measured on a sample ({counts}; {result.neutral_tokens} tokens of neutral "
             "text): for reliable figures, run it without --quick.",
         )
-    _arms(result).print(console)
+    title = f"{cell(str(result.behaviour['name']))} on {', '.join(map(cell, result.target))}"
+    arm_table(title, result.arms, result.chosen).print(console)
     print_line(console, f"{_EXPLANATION} {_controls_sentence(result)}")
     _sets(console, result.arms)
     for line in result.controls_left_out:
@@ -126,17 +127,22 @@ def _controls_sentence(result: "Evaluation") -> str:
     return sentences.format(tolerance=100 * TOLERANCE, kl=WRECKED_KL, factor=WRECKED_FACTOR)
 
 
-def _arms(result: "Evaluation") -> ResultTable:
-    # Only some models think, and few columns fit.
-    unfinished = ["unfinished"] if any(arm.unfinished for arm in result.arms) else []
-    targets = ", ".join(map(cell, result.target))
+def arm_table(
+    title: str, arms: "Sequence[ArmResult]", chosen: "ArmResult | None" = None
+) -> ResultTable:
+    """Return the table of arms, the chosen one in bold; counts of replies are per draw."""
+    # Only some models think or reply with nothing, and few columns fit.
+    unfinished = ["unfinished"] if any(arm.unfinished for arm in arms) else []
+    empty = ["empty"] if any(arm.empty for arm in arms) else []
+    optional = ("unscored", "flips", "lang.", "rep.", "change", "p")
     table = ResultTable(
-        f"{cell(str(result.behaviour['name']))} on {targets}",
+        title,
         text=("arm", "strength"),
         numbers=(
             "shown, 95 % CI",
             "p",
             *unfinished,
+            *empty,
             "unscored",
             "lang.",
             "rep.",
@@ -148,14 +154,19 @@ def _arms(result: "Evaluation") -> ResultTable:
             "flips",
             "ppl",
         ),
-        optional=("tokens", "ended", "p99", "unscored", "flips", "lang.", "rep.", "change", "p"),
+        optional=("tokens", "ended", "p99", *empty, *optional),
     )
-    for arm in result.arms:
-        name = f"[bold]{_name(arm)}[/]" if arm is result.chosen else _name(arm)
+    for arm in arms:
+        name = f"[bold]{_name(arm)}[/]" if arm is chosen else _name(arm)
         rate, p, *others = _reply_cells(arm)
-        counts = [str(arm.unfinished) for _ in unfinished]
+        counts = [_count(arm, name) for name in (*unfinished, *empty)]
         table.add(name, number(arm.strength, "g"), rate, p, *counts, *others, *_damage_cells(arm))
     return table
+
+
+def _count(arm: "ArmResult", name: str) -> str:
+    """Format a count of replies; of several draws, the mean per draw."""
+    return f"{round(arm.per_draw(getattr(arm, name)), 1):g}"
 
 
 def _name(arm: "ArmResult") -> str:
@@ -172,7 +183,7 @@ def _reply_cells(arm: "ArmResult") -> list[str]:
     return [
         _rate_with_range(arm),
         p_value(arm.mcnemar_p),
-        str(arm.empty + arm.unscored),
+        _count(arm, "unscored"),
         flips,
         f"{arm.repetition:.2f}",
         f"{arm.mean_tokens:.0f}",
