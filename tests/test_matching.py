@@ -56,7 +56,15 @@ def test_search_finds_the_strength_of_any_power_that_saturates(
     reachable = model.kl(0.15) < edits_kl < min(model.kl(60), 0.7 * ceiling)
     if reachable:
         assert damage_match(model.kl(arm.strength), edits_kl) == "matched"
-    assert len(model.rounds) <= 8
+    assert len(model.rounds) <= 16
+
+
+def test_rounding_that_costs_more_than_the_edits_leaves_a_strength_that_means_something() -> None:
+    model = Model(lambda s: 0.0012 + 0.05 * s * s if s else 0.0)
+    [arm] = at_matched_damage([control(strength=1.0)], 0.0009, model.measure)
+    assert arm.strength is not None
+    assert model.kl(arm.strength) == pytest.approx(0.0024, rel=0.15)
+    assert damage_match(model.kl(arm.strength), 0.0009) == "costlier"
 
 
 def test_search_of_a_quadratic_takes_two_rounds_for_all_controls_at_once() -> None:

@@ -5,7 +5,7 @@ are enough; every round measures all controls at once.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ _LARGEST_AMOUNT = 999_999.0  # of an edit
 _ROUNDS = 8
 _QUADRATIC, _LEAST_POWER, _LARGEST_POWER = 2.0, 0.3, 6.0  # KL grows with strength to this
 _CLAMPS = ("clamp", "readout_clamp")
+# Rounding: half the strength has nearly the same KL. Controls that it keeps from the edits' damage
+# run where the KL is twice that of rounding, at a strength that means something.
+_FLAT_STRENGTHS, _FLAT_KL, _ABOVE_ROUNDING = 2.0, 1.25, 2.0
 MeasureDamages = Callable[[Sequence[Arm]], Sequence[Damage | None]]
 
 
@@ -90,8 +93,22 @@ def at_matched_damage(
 
     The search of a control ends when its KL is within the tolerance, or when no strength comes
     nearer. Controls that have no other strength stay as they are.
+
+    In bfloat16 a change of every position costs some KL by rounding, however small it is. If that
+    is more than the edits cost, no strength matches: the control runs at twice that KL.
     """
     searches = {n: _Search(one, edits_kl) for n, one in enumerate(controls) if one.adjustable}
+    _search(searches, measure)
+    for search in searches.values():
+        rounding = search.rounding_kl
+        if rounding is not None:
+            search.target_kl = _ABOVE_ROUNDING * rounding
+    _search(searches, measure)
+    return [searches[n].best if n in searches else one.arm for n, one in enumerate(controls)]
+
+
+def _search(searches: Mapping[int, "_Search"], measure: MeasureDamages) -> None:
+    """Measure strengths, one of each search per round, until all searches have ended."""
     for _ in range(_ROUNDS):
         arms = {n: arm for n, search in searches.items() if (arm := search.next_arm()) is not None}
         if not arms:
@@ -99,7 +116,6 @@ def at_matched_damage(
         for n, damage in zip(arms, measure(list(arms.values())), strict=True):
             assert damage is not None
             searches[n].add(arms[n], damage.kl_mean)
-    return [searches[n].best if n in searches else one.arm for n, one in enumerate(controls)]
 
 
 class _Tried(NamedTuple):
@@ -122,7 +138,7 @@ class _Search:
     """The search for the strength of one control."""
 
     control: Control
-    edits_kl: float
+    target_kl: float
     tried: dict[float, tuple[Arm, float]] = field(default_factory=dict)
     "Arms and their KL, by the size of their strength."
 
@@ -132,12 +148,28 @@ class _Search:
 
     @property
     def best(self) -> Arm:
-        """The arm whose KL is nearest to the edits'."""
+        """The arm whose KL is nearest to the target."""
         return min(self.tried.values(), key=lambda one: self._distance(one[1]))[0]
+
+    @property
+    def _has_match(self) -> bool:
+        return any(damage_match(kl, self.target_kl) == "matched" for _, kl in self.tried.values())
+
+    @property
+    def rounding_kl(self) -> float | None:
+        """The KL above the target that smaller strengths do not go below; None if there is none."""
+        if len(self.tried) < 2 or self._has_match:
+            return None
+        least, next_least = self._points[:2]
+        is_flat = (
+            next_least.multiple >= _FLAT_STRENGTHS * least.multiple
+            and next_least.kl <= _FLAT_KL * least.kl
+        )
+        return least.kl if is_flat and least.kl > self.target_kl else None
 
     def next_arm(self) -> Arm | None:
         """The arm to measure next; None if the search has ended."""
-        if any(damage_match(kl, self.edits_kl) == "matched" for _, kl in self.tried.values()):
+        if self._has_match:
             return None
         arm = self.control.at(self._next_multiple())
         return None if abs(arm.strength or 0.0) in self.tried else arm
@@ -146,8 +178,8 @@ class _Search:
         largest = self.control.largest
         if not self.tried:
             return min(1.0, largest)
-        below = [point for point in self._points if point.kl < self.edits_kl]
-        above = [point for point in self._points if point.kl >= self.edits_kl]
+        below = [point for point in self._points if point.kl < self.target_kl]
+        above = [point for point in self._points if point.kl >= self.target_kl]
         if below and above:
             return self._between(below[-1], above[0])
         nearest = [*above[:1], *below][-1]
@@ -155,7 +187,7 @@ class _Search:
             return min(largest, nearest.multiple * _FURTHEST)
         others = below[:-1] or above[1:2]
         power = _power(nearest, *others[-1:])
-        factor = math.pow(self.edits_kl / nearest.kl, 1 / power)
+        factor = math.pow(self.target_kl / nearest.kl, 1 / power)
         return min(largest, nearest.multiple * min(_FURTHEST, max(1 / _FURTHEST, factor)))
 
     @property
@@ -168,9 +200,9 @@ class _Search:
         """A multiple between one with less KL and one with more, by their logarithms."""
         share = 0.5
         if low.kl > 0:
-            share = math.log(self.edits_kl / low.kl) / math.log(high.kl / low.kl)
+            share = math.log(self.target_kl / low.kl) / math.log(high.kl / low.kl)
         share = min(0.9, max(0.1, share))
         return math.exp((1 - share) * math.log(low.multiple) + share * math.log(high.multiple))
 
     def _distance(self, kl: float) -> float:
-        return abs(math.log(max(kl, LEAST_KL * 1e-3) / self.edits_kl))
+        return abs(math.log(max(kl, LEAST_KL * 1e-3) / self.target_kl))
