@@ -232,6 +232,7 @@ def test_removal_says_for_which_languages_it_is_cheap(costs: tuple[float, float]
         "spread": 8115.0,
         "positions": 900,
         "texts": 64,
+        "measured_on": 16,
         "features": {"ja": one, "en": {**one, "mean": 0.01}},
         "random": {"zero": 0.07, "mean": 0.06},
     }

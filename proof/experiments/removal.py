@@ -19,6 +19,7 @@ LAYER = 15
 CHEAP = 0.05  # nats per token
 _MUCH_MORE = 3.0
 _RANDOM = 3
+_PER_LANGUAGE = 2  # texts that KL is measured on: each token has 262,144 logits
 
 
 def run(folder: DataFolder) -> None:
@@ -28,15 +29,17 @@ def run(folder: DataFolder) -> None:
     sae = ss.load_sae(folder.saes / "gemma3", LAYER)
     [neutral] = ss.read_prompts(folder.sets / "neutral-gemma3")
     mean = ss.neutral_means(lm, [LAYER], neutral.prompts)[LAYER]
-    rows = {name: _row(lm, sae, mean, neutral.prompts, name, sets[name]) for name in sets}
+    texts = [text for text in neutral.prompts if int(text.id[-2:]) < _PER_LANGUAGE]
+    rows = {name: _row(lm, sae, mean, texts, name, sets[name]) for name in sets}
     results = {
         "layer": LAYER,
         "mean_norm": mean.norm,
         "spread": mean.spread,
         "positions": mean.positions,
         "texts": len(neutral.prompts),
+        "measured_on": len(texts),
         "features": rows,
-        "random": _random(lm, mean, neutral.prompts),
+        "random": _random(lm, mean, texts),
     }
     folder.write_result("removal", results)
 
@@ -104,8 +107,8 @@ def section(results: dict[str, Any]) -> str:
             f"{results['mean_norm']:,.0f} long, and residuals lie {results['spread']:,.0f} from it "
             "(root mean square). `project` therefore removes what differs from the mean along a "
             "direction; about zero, it would take the mean's own part away too. The table has the "
-            "KL of projecting out each language's best feature there, on neutral text in the "
-            "other languages."
+            "KL of projecting out each language's best feature there, on those of "
+            f"{results['measured_on']} neutral texts that are in other languages."
         ),
         table(("language", "feature", "about zero", "about the mean"), rows),
         paragraph(
