@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def main(args: argparse.Namespace) -> None:
     replies: dict[str, Any] = {}
     for way in args.only:
         run = job.saescope if way == "saescope" else job.plain
+        if way == "plain":
+            _ = job.script  # loading the model does not count
         start, wall = time.process_time(), time.perf_counter()
         replies[way] = run()
         figures[way] = time.process_time() - start
@@ -123,13 +126,17 @@ class Job:
             results.append(([reply.ids for reply in output.replies], kl))
         return results
 
+    @cached_property
+    def script(self) -> PlainScript:
+        """The script, with its model loaded."""
+        return PlainScript(self._folder, LAYER)
+
     def plain(self) -> list[tuple[list[list[int]], float | None]]:
-        """The same with transformers alone; loading the model does not count."""
+        """The same with transformers alone."""
         instructed = with_instruction(self._lm, self.prompts, INSTRUCTION)
         rows = [prompt_ids(self._lm, prompt) for prompt in self.prompts]
         rows_with = [prompt_ids(self._lm, prompt) for prompt in instructed]
-        script = PlainScript(self._folder, LAYER)
-        return script.run(self._conditions, rows, rows_with, self.texts, self._tokens)
+        return self.script.run(self._conditions, rows, rows_with, self.texts, self._tokens)
 
 
 def _random_sae(real: Path, d_model: int) -> Any:
