@@ -1,7 +1,10 @@
 """Figures as the page writes them, and Markdown around them."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_COLUMNS = 100
 
 
 def percent(share: float | None, digits: int = 0) -> str:
@@ -44,7 +47,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def command_block(commands: Sequence[str], why: str = "needs the models of scripts/real") -> str:
     """Return commands as a block that tests check and do not run."""
-    return "\n".join([f"<!-- not run: {why} -->", "```bash", *commands, "```"])
+    lines = [line for command in commands for line in command.splitlines()]
+    return "\n".join([f"<!-- not run: {why} -->", "```bash", *map(_fitted, lines), "```"])
+
+
+def _fitted(line: str) -> str:
+    """Return a line of a command; if it is too long, an option and its value on one each."""
+    option, _, value = line.strip().partition(" ")
+    if len(line) <= _COLUMNS or not option.startswith("--"):
+        return line
+    return f"    {option} \\\n    {value}"
 
 
 def image(experiment: str, part: str, description: str) -> str:
@@ -54,10 +66,17 @@ def image(experiment: str, part: str, description: str) -> str:
 
 def paragraph(*sentences: str) -> str:
     """Return sentences as a paragraph of lines of at most 100 columns."""
-    import textwrap
+    return "\n".join(_folded(sentences, _COLUMNS))
 
+
+def quotation(*sentences: str) -> str:
+    """Return sentences as a block quotation."""
+    return "\n".join(f"> {line}" for line in _folded(sentences, _COLUMNS - 2))
+
+
+def _folded(sentences: Sequence[str], width: int) -> list[str]:
     text = " ".join(" ".join(sentence.split()) for sentence in sentences if sentence)
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def join(*parts: str) -> str:

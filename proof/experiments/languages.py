@@ -35,6 +35,7 @@ NAMES = {
 _LAYERS = ("layers", SETS, *GEMMA, "--layers", "all", "--out", RUN)
 _CONTRAST = ("contrast", RUN, "--n-top", "1")
 _EVERY_FEATURE = 100_000
+_STYLES = ("-", "--", ":")  # of lines that share a colour
 # The least that a feature of a language does: as `contrast` says it of headlines.
 LEAST_RATE, LEAST_RATIO = 0.5, 5.0
 
@@ -122,9 +123,18 @@ def _draw_depth(folder: DataFolder, results: dict[str, Any]) -> None:
     layers = {int(n): layer for n, layer in results["layers"].items()}
     depth = list(layers)
     with picture(folder, "languages-depth", (7.6, 4.2)) as (_, [axes]):
-        for colour, name in zip(COLOURS[1:], results["features"], strict=False):
+        for n, name in enumerate(results["features"]):
+            colour, style = COLOURS[1 + n % (len(COLOURS) - 1)], _STYLES[n // (len(COLOURS) - 1)]
             scores = [layer["sets"][name]["holdout_score"] for layer in layers.values()]
-            axes.plot(depth, scores, color=colour, linewidth=1.1, alpha=0.75, label=NAMES[name])
+            axes.plot(
+                depth,
+                scores,
+                style,
+                color=colour,
+                linewidth=1.1,
+                alpha=0.75,
+                label=NAMES[name],
+            )
         low = [layer["ci"][0] for layer in layers.values()]
         high = [layer["ci"][1] for layer in layers.values()]
         separation = [layer["separation"] for layer in layers.values()]

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from proof.wording import command_block, join, listed, nats, paragraph, percent, share_ci, table
+from proof.wording import (
+    command_block,
+    join,
+    listed,
+    nats,
+    paragraph,
+    percent,
+    quotation,
+    share_ci,
+    table,
+)
 from saescope.analysis.stats import wilson
 
 WHOLE, STILL = 0.95, 0.10  # the article's aim: from at least 95 % to under 10 %
@@ -27,7 +37,7 @@ def section(results: dict[str, Any]) -> str:
         _select_text(results),
         _conditions_table(results),
         "The verdict, as `evaluate` gives it:",
-        "> " + " ".join(results["verdict"].split()),
+        quotation(results["verdict"]),
         _aim_text(results),
         _stock_table(results),
         _stock_text(results),
