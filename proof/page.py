@@ -6,7 +6,7 @@ from pathlib import Path
 
 from proof.experiments.registry import EXPERIMENTS, Experiment
 from proof.folder import REPOSITORY, DataFolder, read_json
-from proof.wording import join, paragraph, percent, table
+from proof.wording import join, listed, paragraph, percent, table
 
 PAGE = REPOSITORY / "docs" / "real-models.md"
 IMAGES = REPOSITORY / "docs" / "images" / "real"
@@ -58,8 +58,17 @@ def write_page(folder: DataFolder, page: Path = PAGE, images: Path = IMAGES) -> 
         if (folder.results / f"{experiment.name}.json").exists():
             parts.append(_section(experiment, folder))
             _copy_pictures(experiment, folder, images)
+    parts += _missing(folder)
     text = "\n".join(part.rstrip("\n") + "\n" for part in [*parts, _REPEAT])
     page.write_text(text, encoding="utf-8")
+
+
+def _missing(folder: DataFolder) -> Iterator[str]:
+    """Yield which experiments have no results, if there are any."""
+    missing = [one for one in EXPERIMENTS if not (folder.results / f"{one.name}.json").exists()]
+    if missing:
+        named = listed(f"`{one.name}` ({one.about})" for one in missing)
+        yield paragraph(f"Not measured for this page: {named}. `scripts/real` runs them.")
 
 
 def _saes(folder: DataFolder) -> Iterator[str]:
