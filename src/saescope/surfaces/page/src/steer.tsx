@@ -26,11 +26,12 @@ interface Texts {
   base: string;
   steered: string;
   receipt: Receipt | null;
-  running: boolean;
+  /** The state that the whole texts belong to; while others are written, it is another one. */
+  of: string;
   problem: { text: string; param: string | null } | null;
 }
 
-const EMPTY: Texts = { base: "", steered: "", receipt: null, running: false, problem: null };
+const EMPTY: Texts = { base: "", steered: "", receipt: null, of: "", problem: null };
 
 export function Steer({ server }: { server: Capabilities }) {
   const [state, setState] = useState(() => readState(location.search, { ...FIRST, chat: server.chat }));
@@ -133,8 +134,9 @@ function useEditSets(): EditSet[] {
 }
 
 /** Generate both texts at once, so that the server runs them in one batch. */
-function useTexts(model: string, state: SteerState): Texts {
+function useTexts(model: string, state: SteerState): Texts & { running: boolean } {
   const [texts, setTexts] = useState(EMPTY);
+  const key = JSON.stringify([model, state]);
   const latest = useRef(0);
   useEffect(() => {
     const run = ++latest.current;
@@ -144,10 +146,10 @@ function useTexts(model: string, state: SteerState): Texts {
     };
     const generate = async () => {
       if (!state.prompt.trim()) {
-        show(EMPTY);
+        show({ ...EMPTY, of: key });
         return;
       }
-      show({ running: true, problem: null, receipt: null });
+      show({ problem: null, receipt: null });
       const body = { ...requestOf(model, state), stream: true };
       const base = { ...body, steering: undefined };
       const path = pathOf(state);
@@ -156,24 +158,23 @@ function useTexts(model: string, state: SteerState): Texts {
           stream(path, base, stopping.signal, (text) => show({ base: text })),
           stream(path, body, stopping.signal, (text) => show({ steered: text })),
         ]);
-        show({ receipt: steered.receipt, running: false });
+        show({ receipt: steered.receipt, of: key });
       } catch (error) {
         if (stopping.signal.aborted) return;
         const param = error instanceof Refusal ? error.param : null;
-        show({ problem: { text: (error as Error).message, param }, running: false, steered: "" });
+        show({ problem: { text: (error as Error).message, param }, of: key, steered: "" });
       }
     };
-    show({ running: true });
     const timer = setTimeout(() => void generate(), DELAY);
     return () => {
       clearTimeout(timer);
       stopping.abort();
     };
-  }, [model, JSON.stringify(state)]);
-  return texts;
+  }, [key]);
+  return { ...texts, running: texts.of !== key };
 }
 
-function Columns({ state, texts }: { state: SteerState; texts: Texts }) {
+function Columns({ state, texts }: { state: SteerState; texts: Texts & { running: boolean } }) {
   const shown = marked(texts.steered, texts.base);
   return (
     <section class="columns" aria-label="Texts" aria-busy={texts.running}>
