@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from saescope.control.edits import parse_edit
+from saescope.control.serving.row_batch import RowBatch
 from saescope.control.serving.scheduler import Closing, Limits, QueueFull, Scheduler
 from saescope.control.serving.work import End, Event, Failure, NewToken, Ticket, Work
 from saescope.control.steer import steered
@@ -131,6 +132,24 @@ def test_what_does_not_fit_fails_alone(tiny_chat: tuple[LM, Sae], scheduler: Sch
     assert isinstance(wrong.wait(), Failure)
     _, right = submit(scheduler, work_of(lm, TEXTS[0], "", 4))
     assert isinstance(right.wait(), End)
+
+
+def test_a_failed_join_ends_its_replies_and_no_others(
+    tiny_chat: tuple[LM, Sae], scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_mine: RowBatch, _other: RowBatch) -> None:
+        raise MemoryError("no memory")
+
+    lm, _ = tiny_chat
+    with monkeypatch.context() as patched:
+        patched.setattr(RowBatch, "join", no_memory)
+        _, first = submit(scheduler, work_of(lm, TEXTS[1], "", 60))
+        first.wait(1)
+        _, second = submit(scheduler, work_of(lm, TEXTS[2], "", 60))
+        assert isinstance(first.wait(), Failure)
+        assert isinstance(second.wait(), Failure)
+    _, later = submit(scheduler, work_of(lm, TEXTS[0], "", 4))
+    assert isinstance(later.wait(), End)
 
 
 def test_a_full_queue_and_a_closed_scheduler_take_nothing(tiny_chat: tuple[LM, Sae]) -> None:

@@ -272,9 +272,15 @@ def _sign_claims(signed: dict[str, Any]) -> list[Claim]:
     if not signed["signs"]:
         return [one]
     share = signed["divided"] / signed["signs"]
-    verdict = "in part" if 0.05 < share <= 0.5 else ("right" if share > 0.5 else "wrong")
+    verdict = _in_words(wholly=share > 0.5, partly=share > 0.05)
     shown = f"{signed['divided']:,} of {signed['signs']:,} signs ({100 * share:.0f} %) are"
     return [one, Claim("Hindi's combining signs are divided into bytes", shown, verdict)]
+
+
+def _in_words(*, wholly: bool, partly: bool) -> str:
+    if wholly:
+        return "right"
+    return "in part" if partly else "wrong"
 
 
 def _language_claims(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
@@ -327,7 +333,7 @@ def _order_claim(
     if not held:
         return None
     means = ", ".join(f"{NAMES[name]} {statistics.mean(v):.3g}" for name, v in shown.items())
-    verdict = "right" if all(held) else ("in part" if any(held) else "wrong")
+    verdict = _in_words(wholly=all(held), partly=any(held))
     return Claim(claim, f"{FIGURES[figure]}: {means}", verdict)
 
 

@@ -150,7 +150,12 @@ class Scheduler:
                 ticket.tell(End("cancelled", None))
             else:
                 live.append(ticket)
-        for group in RowBatch.groups(self._lm, live):
+        try:
+            groups = list(RowBatch.groups(self._lm, live))
+        except Exception as error:
+            _fail(live, error)
+            return
+        for group in groups:
             try:
                 self._batches.append(RowBatch.start(self._lm, self._saes, self._editing, group))
             except Exception as error:
@@ -175,10 +180,15 @@ def _joined(batches: Sequence[RowBatch]) -> list[RowBatch]:
     """Put rows of several batches into one where their caches allow it."""
     joined: list[RowBatch] = []
     for batch in batches:
-        if joined and joined[-1].can_join(batch):
-            joined[-1].join(batch)
-        else:
+        if not joined or not joined[-1].can_join(batch):
             joined.append(batch)
+            continue
+        try:
+            joined[-1].join(batch)
+        except Exception as error:  # the thread lives on; these replies have no cache any more
+            for lost in (joined.pop(), batch):
+                _fail(lost.tickets, error)
+                lost.drop_all()
     return joined
 
 
